@@ -1,0 +1,102 @@
+"""Strict files: YAML is read once, on entry, into frozen pydantic models; a fault becomes one sentence for people."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, ValidationError
+from yaml import YAMLError
+
+from efface.errors import UserError, did_you_mean
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+class Strict(BaseModel):
+    """A frozen model that refuses unknown fields, numbers out of range, NaN and infinities."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_yaml(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """The mapping in a YAML file, `${…}` resolved and `key=value` overrides laid over it.
+
+    Raises UserError where the file cannot be read, is not YAML, or is not a mapping.
+    """
+    try:
+        tree = OmegaConf.load(path)
+        if overrides:
+            tree = OmegaConf.merge(tree, OmegaConf.from_dotlist(overrides))
+        data = OmegaConf.to_container(tree, resolve=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})") from None
+    except (YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: holds a {type(data).__name__}, should be a mapping of keys to values")
+    return {str(key): value for key, value in data.items()}
+
+
+def parse(model: type[Model], data: Any, where: str) -> Model:
+    """`data` as a `model`; the first fault raises UserError with the place, the key and what would be right."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_sentence(model, error)}") from None
+
+
+def read_strict(model: type[Model], path: Path, overrides: list[str] | None = None) -> Model:
+    """A YAML file as a `model`: `read_yaml`, then `parse`."""
+    return parse(model, read_yaml(path, overrides), str(path))
+
+
+def shipped(folder: str) -> list[str]:
+    """Names of the YAML files shipped in `configs/<folder>/`, sorted."""
+    return sorted(path.stem for path in (CONFIGS / folder).glob("*.yaml"))
+
+
+def find_config(folder: str, name: str | Path) -> Path:
+    """The YAML file meant by `name`: a path that exists, or a name shipped in `configs/<folder>/`."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    if (CONFIGS / folder / f"{name}.yaml").is_file():
+        return CONFIGS / folder / f"{name}.yaml"
+    what = {"bases": "base", "campaigns": "campaign"}.get(folder, folder.removesuffix("s"))
+    raise UserError(f"unknown {what} '{name}': {did_you_mean(str(name), shipped(folder))}")
+
+
+def _sentence(model: type[BaseModel], error: ValidationError) -> str:
+    fault = error.errors()[0]
+    place = [part for part in fault["loc"] if not (isinstance(part, str) and "[" in part)]
+    key = ".".join(map(str, place))
+    if fault["type"] == "extra_forbidden":
+        return f"unknown key '{key}', {did_you_mean(str(place[-1]), _fields_at(model, place[:-1]))}"
+    if fault["type"] == "missing":
+        return f"key '{key}' is missing"
+    message = fault["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    return f"{key}: {message}, not {fault['input']!r}" if key and fault["type"] != "value_error" else (
+        f"{key}: {message}" if key else message
+    )
+
+
+def _fields_at(model: type[BaseModel], place: list[Any]) -> list[str]:
+    """Field names of the model nested in `model` at `place` (list positions are passed over)."""
+    for part in place:
+        if not isinstance(part, str) or part not in model.model_fields:
+            continue
+        nested = _models_in(model.model_fields[part].annotation)
+        if nested:
+            model = nested[0]
+    return list(model.model_fields)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for inner in getattr(annotation, "__args__", ()) for found in _models_in(inner)]

@@ -1,0 +1,52 @@
+"""Metadata and packages of efface. The rooms at the root are packaged through the links in `efface/`."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="efface",
+    version="0.1.0",
+    description="Makes text-to-image diffusion models forget named concepts, and proves what was forgotten and kept",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["efface", "efface.*"]),
+    package_data={
+        "efface": [
+            "configs/**/*.yaml",
+            "configs/**/*.json",
+            "configs/**/*.txt",
+            "concepts/data/*",
+            "miniature/model/**/*",
+            "miniature/judge/*",
+            "miniature/*.md",
+            "miniature/*.json",
+            "cluster/deploy/*",
+        ]
+    },
+    install_requires=[
+        "torch>=2.10",
+        "diffusers>=0.36",
+        "transformers>=4.56",
+        "accelerate>=1.10",
+        "deepspeed>=0.18",
+        "ray[default]>=2.52",
+        "safetensors>=0.6",
+        "peft>=0.17",
+        "pydantic>=2.8",
+        "omegaconf>=2.3",
+        "typer>=0.15",
+        "rich>=13",
+        "pyarrow>=17",
+        "pillow>=10",
+        "numpy>=1.26",
+    ],
+    extras_require={
+        "xformers": ["xformers>=0.0.34"],
+        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.12", "mypy>=1.15", "import-linter>=2.3"],
+    },
+    entry_points={"console_scripts": ["efface = efface.launch.cli:main"]},
+)
