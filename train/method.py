@@ -1,0 +1,251 @@
+"""What a method is: a strict config, a parameter group, and either a solution in closed form or a loss with its data.
+
+A method is one file in `train/methods/`, named like the method and read like the paper's algorithm; a package of
+somebody else's adds one through the entry point group `efface.methods`. `@register("name")` makes it known:
+
+    @register("esd")
+    class ESD(GradientMethod):
+        Config = ESDConfig
+        …
+
+The frozen original is `task.base`, which is also every method's teacher: a method reads it and never writes to it.
+"""
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from efface.concepts.concept import Concept, ConceptSet
+from efface.errors import UserError, did_you_mean
+from efface.models.base import Base
+from efface.models.groups import select
+from efface.models.predictor import NoisePredictor, predictor
+from efface.strict import CONFIGS, Strict, parse, read_yaml
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+Strategy = Literal["single", "multi", "continual"]
+"""One model per concept; one model for all of them; a chain of requests."""
+
+Policy = Literal["on", "off", "either", "none"]
+"""Whose trajectories a method trains on: the edited model's, the frozen one's, by its config, or nobody's."""
+
+DeltaKind = Literal["weights", "adapter", "hook"]
+
+
+class MethodConfig(Strict):
+    """The settings of a method. Every field has a description that gives its unit and its source."""
+
+
+class TrainingConfig(MethodConfig):
+    """How a loss is minimised, but for how long and how fast: the part that all gradient methods share.
+
+    One optimiser step takes `gradient_accumulation_steps` batches of `batch_size`, whatever number of processes
+    they are spread over, so that a job means the same on one GPU and on eight.
+    """
+
+    batch_size: int = Field(1, ge=1, description="samples in one forward pass")
+    gradient_accumulation_steps: int = Field(
+        1, ge=1, description="batches whose mean gradient makes one optimiser step; several processes share them"
+    )
+    optimizer: Literal["adam", "adamw", "sgd"] = Field(
+        "adam", description="torch.optim's Adam, AdamW or SGD (no momentum), with their default betas"
+    )
+    weight_decay: float = Field(0.0, ge=0, description="weight decay, per step and unit of learning rate")
+    max_grad_norm: float = Field(0.0, ge=0, description="global L2 norm the gradient is clipped to; 0: no clipping")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="the learning rate after the warm-up: kept, or lowered to 0 at the last step"
+    )
+    warmup_steps: int = Field(0, ge=0, description="optimiser steps in which the learning rate rises linearly from 0")
+
+
+class GradientConfig(TrainingConfig):
+    """The settings of a gradient method whose length and speed are set as optimiser steps and learning rate."""
+
+    steps: int = Field(ge=1, description="optimiser steps")
+    learning_rate: float = Field(gt=0, description="learning rate of the optimiser, never scaled by anything")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method is asked to do."""
+
+    base: Base
+    """The frozen original, which is the teacher."""
+    concepts: tuple[Concept, ...]
+    """The concepts to forget, in the order asked; one for the strategy `single`."""
+    concept_set: ConceptSet
+    """Where the concepts' anchors, adjacent and retained concepts are found."""
+    seed: int
+    cache: Path | None = None
+    """A folder for costly data that is a function of its key (anchor images, say); None: nothing is kept."""
+
+
+@dataclass
+class Student:
+    """The deep copy of the base's UNet that is being edited: fp32, in eval mode, itself a noise predictor."""
+
+    unet: "UNet2DConditionModel"
+
+    @cached_property
+    def _predict(self) -> NoisePredictor:
+        return predictor(self.unet)
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The edited modules by the first part of their parameters' full names."""
+        return {"unet": self.unet}
+
+    def __call__(self, latents: Tensor, timestep: Tensor | int, encoder_hidden_states: Tensor) -> Tensor:
+        return self._predict(latents, timestep, encoder_hidden_states)
+
+
+class Method(ABC):
+    """A config applied to a task."""
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    """Goes up when the same config would give other weights; part of every job's id."""
+    Config: ClassVar[type[MethodConfig]]
+    strategies: ClassVar[frozenset[Strategy]] = frozenset({"single"})
+    policy: ClassVar[Policy] = "none"
+    delta_kind: ClassVar[DeltaKind] = "weights"
+
+    def __init__(self, config: MethodConfig) -> None:
+        self.config: Any = config
+
+    @property
+    @abstractmethod
+    def group(self) -> str:
+        """The parameter group (`models/groups.py`) that this config changes; nothing else is touched."""
+
+
+class ClosedFormMethod(Method):
+    """A method whose new weights are the solution of equations."""
+
+    @abstractmethod
+    def solve(self, task: Task) -> dict[str, Tensor]:
+        """New values, fp32, of the changed parameters by full name."""
+
+
+class GradientMethod(Method):
+    """A method that minimises a loss by gradient steps, in the loop of `train/loop.py`.
+
+    `prepare` comes once, then `batch` and `loss` in turns. All chance in a batch is a function of the task's seed
+    and the batch's index (`train/seeds.py`), so that a run can be cut and continued at any step.
+    """
+
+    @abstractmethod
+    def prepare(self, task: Task, student: Student) -> None:
+        """Encode prompts, make data, and hang processors or adapters on the student."""
+
+    @abstractmethod
+    def batch(self, index: int) -> Any:
+        """The data of batch `index` (0, 1, …), made without gradient: roll-outs, noise, teacher predictions."""
+
+    @abstractmethod
+    def loss(self, student: NoisePredictor, batch: Any) -> Tensor:
+        """The scalar to be minimised, fp32: a pure function of the student's predictions and the batch."""
+
+    def trained(self, student: Student) -> dict[str, nn.Parameter]:
+        """The trained tensors by full name, asked for once after `prepare`; an adapter method gives its adapters'."""
+        return select(student.modules, self.group)
+
+    def saved(self, student: Student) -> dict[str, Tensor]:
+        """The tensors of the delta, asked for once after the last step."""
+        return {name: value.detach() for name, value in self.trained(student).items()}
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+        return self.config.steps
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of the optimiser after the warm-up."""
+        return self.config.learning_rate
+
+
+_registered: dict[str, type[Method]] = {}
+
+AnyMethod = TypeVar("AnyMethod", bound=type[Method])
+
+
+def register(name: str) -> Callable[[AnyMethod], AnyMethod]:
+    """The class decorator that makes a method known by `name`; in `train/methods/` that is the file's name."""
+
+    def decorate(method: AnyMethod) -> AnyMethod:
+        method.name = name
+        _registered[name] = method
+        return method
+
+    return decorate
+
+
+def method_names() -> list[str]:
+    """Every known method, sorted: built-in, from entry points, or registered in this process. Imports none."""
+    return sorted({*_built_in(), *_entry_points(), *_registered})
+
+
+def get_method(name: str) -> type[Method]:
+    """The method called `name`, imported when first asked for. Raises UserError where there is none."""
+    if name not in _registered:
+        if name in _built_in():
+            importlib.import_module(f"efface.train.methods.{_built_in()[name]}")
+        elif name in _entry_points():
+            _load_entry_point(_entry_points()[name])
+        else:
+            raise UserError(f"unknown method '{name}': {did_you_mean(name, method_names())}")
+    return _registered[name]
+
+
+def parse_config(method_name: str, config: dict[str, Any], preset: str | None = None) -> MethodConfig:
+    """The method's defaults, a preset (a shipped name or a YAML file) laid over them, and `config` over that.
+
+    Raises UserError for an unknown method, preset or field, and for a value out of range.
+    """
+    method = get_method(method_name)
+    settings = {**read_yaml(_preset_file(method_name, preset)), **config} if preset else config
+    return parse(method.Config, settings, f"config of method '{method_name}'")
+
+
+def preset_names(method_name: str) -> list[str]:
+    """Presets shipped for a method in `configs/methods/<method>/`, sorted."""
+    return sorted(path.stem for path in (CONFIGS / "methods" / method_name).glob("*.yaml"))
+
+
+def _preset_file(method_name: str, preset: str) -> Path:
+    if preset in preset_names(method_name):
+        return CONFIGS / "methods" / method_name / f"{preset}.yaml"
+    if Path(preset).is_file():
+        return Path(preset)
+    known = did_you_mean(preset, preset_names(method_name))
+    raise UserError(f"unknown preset '{preset}' of method '{method_name}': {known}")
+
+
+def _built_in() -> dict[str, str]:
+    """Method name -> module name, of the files in `train/methods/`."""
+    files = Path(__file__).parent.joinpath("methods").glob("[!_]*.py")
+    return {path.stem.replace("_", "-"): path.stem for path in files}
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group="efface.methods")}
+
+
+def _load_entry_point(entry: EntryPoint) -> None:
+    try:
+        entry.load()
+    except Exception as error:
+        raise UserError(f"method '{entry.name}' cannot be loaded from {entry.value}: {error}") from error
+    if entry.name not in _registered:
+        raise UserError(f"{entry.value} should register a method called '{entry.name}' and does not")

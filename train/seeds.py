@@ -1,0 +1,31 @@
+"""Chance as a function of content: every draw comes from a generator made of the job's seed and the draw's purpose.
+
+So a draw depends neither on the device nor on what was drawn before it, and any step can be repeated by itself.
+"""
+
+import hashlib
+import json
+
+import torch
+from torch import Tensor
+
+
+def generator(seed: int, *purpose: str | int) -> torch.Generator:
+    """A CPU generator for one purpose, for instance `generator(seed, "noise", index)`."""
+    digest = hashlib.sha256(json.dumps([seed, *purpose]).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def normal(shape: tuple[int, ...], source: torch.Generator, device: torch.device) -> Tensor:
+    """Standard normal numbers, fp32, drawn on the CPU and moved."""
+    return torch.randn(shape, generator=source).to(device)
+
+
+def integer(below: int, source: torch.Generator) -> int:
+    """One uniform integer in [0, below)."""
+    return int(torch.randint(below, (1,), generator=source))
+
+
+def integers(below: int, count: int, source: torch.Generator) -> Tensor:
+    """`count` uniform integers in [0, below), int64, on the CPU."""
+    return torch.randint(below, (count,), generator=source)
