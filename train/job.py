@@ -1,4 +1,4 @@
-"""A job: one method with one config, applied to one base for some concepts, with one seed. Its result is a delta.
+"""A job: one method with one config, applied to one base for some concepts, with one seed. It makes a delta.
 
 The same job gives the same delta, byte for byte: neither time nor place goes into it.
 """
@@ -18,7 +18,15 @@ from efface.models.base import Base
 from efface.models.delta import Delta
 from efface.strict import Strict
 from efface.train.loop import train
-from efface.train.method import ClosedFormMethod, GradientMethod, Method, Strategy, Task, get_method, parse_config
+from efface.train.method import (
+    ClosedFormMethod,
+    GradientMethod,
+    Method,
+    Strategy,
+    Task,
+    get_method,
+    parse_config,
+)
 
 
 class Job(Strict):
@@ -29,7 +37,9 @@ class Job(Strict):
     method: str
     method_version: int
     config: dict[str, Any] = Field(description="every field of the method's config, resolved")
-    concepts: tuple[str, ...] = Field(min_length=1, description="names in the concept set, in the order asked")
+    concepts: tuple[str, ...] = Field(
+        min_length=1, description="names in the concept set, in the order asked"
+    )
     concept_set: str
     concept_set_sha256: str
     strategy: Strategy
@@ -87,8 +97,8 @@ def run_job(
 ) -> tuple[Delta, dict[str, Any]]:
     """The job's delta, and its metrics `{"losses": […], "seconds": …, "samples_seen": …}`.
 
-    `on_step(done, steps, loss)` is called after every optimiser step. Raises UserError where the job does not fit
-    what it is run with, and JobFailure where training goes wrong.
+    `on_step(done, steps, loss)` is called after every optimiser step. Raises UserError where the job does
+    not fit what it is run with, and JobFailure where training goes wrong.
     """
     method = _method(job, base, concept_set)
     concepts = tuple(concept_set.find(name) for name in job.concepts)
@@ -103,7 +113,9 @@ def run_job(
         assert isinstance(method, ClosedFormMethod)
         tensors = method.solve(task)
     provenance = {"job": job.model_dump(mode="json"), "job_id": job.id}
-    delta = Delta(method.delta_kind, {name: _own(value) for name, value in sorted(tensors.items())}, provenance)
+    delta = Delta(
+        method.delta_kind, {name: _own(value) for name, value in sorted(tensors.items())}, provenance
+    )
     seconds = time.perf_counter() - start
     return delta, {"losses": losses, "seconds": seconds, "samples_seen": samples_seen}
 
@@ -112,14 +124,18 @@ def _method(job: Job, base: Base, concept_set: ConceptSet) -> Method:
     method_class = get_method(job.method)
     if job.method_version != method_class.version:
         is_now = f"this efface has version {method_class.version}"
-        raise UserError(f"job {job.id} asks for version {job.method_version} of method '{job.method}', {is_now}")
+        raise UserError(
+            f"job {job.id} asks for version {job.method_version} of method '{job.method}', {is_now}"
+        )
     if job.strategy not in method_class.strategies:
         known = ", ".join(sorted(method_class.strategies))
         raise UserError(f"method '{job.method}' does not support the strategy '{job.strategy}', only {known}")
     if job.base_id != base.fingerprint:
         raise UserError(f"job {job.id} is for a base with fingerprint {job.base_id}, not {base.fingerprint}")
     if job.concept_set_sha256 != concept_set.sha256:
-        raise UserError(f"job {job.id} is for another version of concept set '{job.concept_set}' than the one given")
+        raise UserError(
+            f"job {job.id} is for another version of concept set '{job.concept_set}' than the one given"
+        )
     return method_class(parse_config(job.method, job.config))
 
 

@@ -1,14 +1,16 @@
-"""What a method is: a strict config, a parameter group, and either a solution in closed form or a loss with its data.
+"""What a method is: a strict config, a parameter group, and a closed form or a loss with its data.
 
-A method is one file in `train/methods/`, named like the method and read like the paper's algorithm; a package of
-somebody else's adds one through the entry point group `efface.methods`. `@register("name")` makes it known:
+A method is one file in `train/methods/`, named like the method and read like the paper's algorithm; a
+package of somebody else's adds one through the entry point group `efface.methods`. `@register("name")`
+makes it known:
 
     @register("esd")
     class ESD(GradientMethod):
         Config = ESDConfig
         …
 
-The frozen original is `task.base`, which is also every method's teacher: a method reads it and never writes to it.
+The frozen original is `task.base`, which is also every method's teacher: a method reads it and never writes
+to it.
 """
 
 import importlib
@@ -49,27 +51,33 @@ class MethodConfig(Strict):
 class TrainingConfig(MethodConfig):
     """How a loss is minimised, but for how long and how fast: the part that all gradient methods share.
 
-    One optimiser step takes `gradient_accumulation_steps` batches of `batch_size`, whatever number of processes
-    they are spread over, so that a job means the same on one GPU and on eight.
+    One optimiser step takes `gradient_accumulation_steps` batches of `batch_size`, whatever number of
+    processes they are spread over, so that a job means the same on one GPU and on eight.
     """
 
     batch_size: int = Field(1, ge=1, description="samples in one forward pass")
     gradient_accumulation_steps: int = Field(
-        1, ge=1, description="batches whose mean gradient makes one optimiser step; several processes share them"
+        1,
+        ge=1,
+        description="batches whose mean gradient makes one optimiser step; several processes share them",
     )
     optimizer: Literal["adam", "adamw", "sgd"] = Field(
         "adam", description="torch.optim's Adam, AdamW or SGD (no momentum), with their default betas"
     )
     weight_decay: float = Field(0.0, ge=0, description="weight decay, per step and unit of learning rate")
-    max_grad_norm: float = Field(0.0, ge=0, description="global L2 norm the gradient is clipped to; 0: no clipping")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="the learning rate after the warm-up: kept, or lowered to 0 at the last step"
+    max_grad_norm: float = Field(
+        0.0, ge=0, description="global L2 norm the gradient is clipped to; 0: no clipping"
     )
-    warmup_steps: int = Field(0, ge=0, description="optimiser steps in which the learning rate rises linearly from 0")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="the learning rate after the warm-up: kept, or lowered towards 0 at the end"
+    )
+    warmup_steps: int = Field(
+        0, ge=0, description="optimiser steps in which the learning rate rises linearly from 0"
+    )
 
 
 class GradientConfig(TrainingConfig):
-    """The settings of a gradient method whose length and speed are set as optimiser steps and learning rate."""
+    """The settings of a gradient method that takes its length as optimiser steps, and a learning rate."""
 
     steps: int = Field(ge=1, description="optimiser steps")
     learning_rate: float = Field(gt=0, description="learning rate of the optimiser, never scaled by anything")
@@ -140,8 +148,9 @@ class ClosedFormMethod(Method):
 class GradientMethod(Method):
     """A method that minimises a loss by gradient steps, in the loop of `train/loop.py`.
 
-    `prepare` comes once, then `batch` and `loss` in turns. All chance in a batch is a function of the task's seed
-    and the batch's index (`train/seeds.py`), so that a run can be cut and continued at any step.
+    `prepare` comes once, then `batch` and `loss` in turns. All chance in a batch is a function of the
+    task's seed and the batch's index (`train/seeds.py`), so that a run can be cut and continued at any
+    step.
     """
 
     @abstractmethod
@@ -150,14 +159,14 @@ class GradientMethod(Method):
 
     @abstractmethod
     def batch(self, index: int) -> Any:
-        """The data of batch `index` (0, 1, …), made without gradient: roll-outs, noise, teacher predictions."""
+        """The data of batch `index` (0, 1, …), made without gradient: roll-outs, teacher predictions."""
 
     @abstractmethod
     def loss(self, student: NoisePredictor, batch: Any) -> Tensor:
         """The scalar to be minimised, fp32: a pure function of the student's predictions and the batch."""
 
     def trained(self, student: Student) -> dict[str, nn.Parameter]:
-        """The trained tensors by full name, asked for once after `prepare`; an adapter method gives its adapters'."""
+        """The trained tensors by full name, known after `prepare`; an adapter method gives its adapters'."""
         return select(student.modules, self.group)
 
     def saved(self, student: Student) -> dict[str, Tensor]:
@@ -181,7 +190,7 @@ AnyMethod = TypeVar("AnyMethod", bound=type[Method])
 
 
 def register(name: str) -> Callable[[AnyMethod], AnyMethod]:
-    """The class decorator that makes a method known by `name`; in `train/methods/` that is the file's name."""
+    """Class decorator that makes a method known by `name`; in `train/methods/` that is the file's name."""
 
     def decorate(method: AnyMethod) -> AnyMethod:
         method.name = name
@@ -192,7 +201,7 @@ def register(name: str) -> Callable[[AnyMethod], AnyMethod]:
 
 
 def method_names() -> list[str]:
-    """Every known method, sorted: built-in, from entry points, or registered in this process. Imports none."""
+    """Every known method, sorted: built-in, of entry points, registered in this process. Imports none."""
     return sorted({*_built_in(), *_entry_points(), *_registered})
 
 

@@ -1,6 +1,7 @@
-"""Chance as a function of content: every draw comes from a generator made of the job's seed and the draw's purpose.
+"""Chance as a function of content: every draw comes from a generator made of the job's seed and its purpose.
 
-So a draw depends neither on the device nor on what was drawn before it, and any step can be repeated by itself.
+So a draw depends neither on the device nor on what was drawn before it, and any step can be repeated by
+itself.
 """
 
 import hashlib
