@@ -1,0 +1,179 @@
+"""The base: the unedited model, whose deltas are put in place and taken out again without a trace.
+
+`read_base` knows what a name means and `base_id` which tensors it stands for; neither needs torch.
+`load_base` brings the modules into memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from efface.errors import UserError, did_you_mean
+from efface.models.fingerprint import fingerprint
+from efface.models.locate import DIFFUSERS_FILES, locate
+from efface.models.recipe import load_recipe
+from efface.strict import CONFIGS, Strict, find_config, read_strict, shipped
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from torch import Tensor, nn
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    from efface.models.delta import Delta
+
+SINGLE_FILE = (".safetensors", ".ckpt")
+RANDOM = "random:"
+RANDOM_SEED = 0
+
+
+class BaseSpec(Strict):
+    """A YAML file of `configs/bases/`."""
+
+    name: str
+    source: str = Field(
+        description="a diffusers folder, 'package:FOLDER' shipped with efface, a hub id, one .safetensors "
+        "or .ckpt file, or 'random:ARCHITECTURE'"
+    )
+    image_size: int = Field(512, ge=8, description="pixels; the side of the images the model was trained on")
+    recipe: str = Field("reference", description="the recipe its images are made by")
+    judge: str | None = Field(None, description="the judge that knows its concepts")
+    concepts: str | None = Field(None, description="a concept set it knows")
+    prompts: str | None = Field(None, description="a prompt set for these concepts")
+    image_encoder: str | None = Field(None, description="what `load_image_encoder` takes, for image features")
+    architecture: str | None = Field(
+        None, description="for one file: a folder of configs, by path or in configs/bases/"
+    )
+
+
+@dataclass
+class Base:
+    """A loaded base. All modules are in eval mode, need no gradient, and are fp32."""
+
+    spec: BaseSpec
+    fingerprint: str
+    unet: UNet2DConditionModel
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    vae: AutoencoderKL
+    scheduler_config: dict[str, Any]
+    device: torch.device
+    applied: Delta | None = None
+    _originals: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        return {"unet": self.unet, "text_encoder": self.text_encoder, "vae": self.vae}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every parameter by its full name ("unet.conv_in.weight"), as it is now; not copied."""
+        return {name: parameter.data for name, parameter in named_parameters(self.modules).items()}
+
+    def originals(self) -> dict[str, Tensor]:
+        """Every parameter as it is without any delta; not copied."""
+        return self.tensors() | self._originals
+
+    def swap(self, delta: Delta | None, force: bool = False) -> None:
+        """Put the tensors of `delta` in place of those of the delta before it; None leaves the base, bit for
+        bit.
+
+        Raises UserError, and changes nothing, where `delta` was made from another base (unless `force`) or
+        does not fit this one.
+        """
+        edited = delta.edited(self, force) if delta else {}
+        tensors = self.tensors()
+        for name, value in self._originals.items():
+            tensors[name].copy_(value)
+        self._originals = {name: tensors[name].clone() for name in edited}
+        for name, value in edited.items():
+            tensors[name].copy_(value)
+        self.applied = delta
+
+
+def named_parameters(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """The parameters of `modules` by full name: component, dot, name in the component.
+
+    Releases of transformers differ in a `text_model.` before the text encoder's names; full names go without
+    it.
+    """
+    return {
+        f"{component}.{name.removeprefix('text_model.')}": parameter
+        for component, module in modules.items()
+        for name, parameter in module.named_parameters()
+    }
+
+
+def read_base(name_or_path: str | Path) -> BaseSpec:
+    """What a name means: a base of `configs/bases/`, a YAML file, a diffusers folder, one file, or a hub id.
+
+    Raises UserError where it is none of these. A hub id is not asked for yet.
+    """
+    name = str(name_or_path)
+    path = Path(name)
+    if name in shipped("bases") or (path.is_file() and path.suffix in (".yaml", ".yml")):
+        return read_strict(BaseSpec, find_config("bases", name))
+    if path.is_dir() or (path.is_file() and path.suffix in SINGLE_FILE):
+        image_size = _image_size(path)
+        return BaseSpec(
+            name=path.stem, source=str(path.resolve()), image_size=image_size, recipe=_recipe_for(image_size)
+        )
+    if name.startswith((RANDOM, "package:")) or (
+        re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not path.exists()
+    ):
+        return BaseSpec(name=name.split(":")[-1].split("/")[-1], source=name)
+    raise UserError(
+        f"unknown base '{name}': {did_you_mean(name, shipped('bases'))}; "
+        "a diffusers folder, a .safetensors or .ckpt file, or a hub id would do too"
+    )
+
+
+def load_base(name_or_path: str | Path | BaseSpec, device: str | torch.device = "cpu") -> Base:
+    """The base in memory on `device`. Raises UserError where its files are missing, broken, or another kind's."""
+    from efface.models.loading import load
+
+    spec = name_or_path if isinstance(name_or_path, BaseSpec) else read_base(name_or_path)
+    return load(spec, device)
+
+
+def base_id(spec: BaseSpec) -> str:
+    """The fingerprint `load_base(spec)` will have, without loading it: 64 hex digits."""
+    if not spec.source.startswith(RANDOM):
+        return fingerprint(locate(spec.source, DIFFUSERS_FILES))
+    folder = architecture(spec.source.removeprefix(RANDOM))
+    digest = hashlib.sha256(f"random, seed {RANDOM_SEED}\n".encode())
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def architecture(name_or_path: str) -> Path:
+    """The folder of component configs (and a tokenizer) named by `BaseSpec.architecture`."""
+    known = sorted(path.parent.name for path in (CONFIGS / "bases").glob("*/model_index.json"))
+    for folder in (Path(name_or_path), CONFIGS / "bases" / name_or_path):
+        if (folder / "unet" / "config.json").is_file():
+            return folder
+    raise UserError(f"unknown architecture '{name_or_path}': {did_you_mean(name_or_path, known)}")
+
+
+def _image_size(path: Path) -> int:
+    """The latents' side times the VAE's factor, from the folder's configs; 512 where they are silent."""
+    try:
+        latents = json.loads((path / "unet" / "config.json").read_text())["sample_size"]
+        return int(latents) * 2 ** (
+            len(json.loads((path / "vae" / "config.json").read_text())["block_out_channels"]) - 1
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return 512
+
+
+def _recipe_for(image_size: int) -> str:
+    fitting = [name for name in ("reference", "miniature") if load_recipe(name).height == image_size]
+    return fitting[0] if fitting else "reference"

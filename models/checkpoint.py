@@ -1,0 +1,36 @@
+"""One checkpoint file as a dictionary of tensors. Code in a pickle is refused, not run."""
+
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from efface.errors import UserError
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Tensor by name, from a .safetensors, or from a .ckpt (with `weights_only=True`, its `state_dict` where
+    it has one).
+
+    Raises UserError where the file is broken, or a .ckpt holds anything but tensors and plain values.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error) or "Unsupported" in str(error):
+            raise UserError(
+                f"{path}: holds more than tensors, which could run code when read; a .safetensors file cannot"
+            ) from None
+        raise UserError(f"{path}: not a whole checkpoint") from None
+    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError):
+        raise UserError(f"{path}: not a whole checkpoint") from None
+    while isinstance(content, dict) and "state_dict" in content:
+        content = content["state_dict"]
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, should be a dictionary of tensors")
+    return {name: value for name, value in content.items() if isinstance(value, Tensor)}

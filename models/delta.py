@@ -1,0 +1,201 @@
+"""A delta: what a job changed, and nothing else, in one safetensors file that carries its own provenance.
+
+Three kinds. `weights`: new values of whole tensors, by full name. `adapter`: for a module M of rank r,
+`M.down` (r, in, …), `M.up` (out, r, …) and the scalar `M.alpha`; merged, its weight is W + alpha / r * up @
+down. `hook`: no tensor at all; the provenance names what acts at sampling time.
+
+The same content gives the same bytes, and those bytes are checked by their own hash when read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from efface.errors import UserError, did_you_mean
+from efface.files import write_atomic
+
+if TYPE_CHECKING:
+    from efface.models.base import Base
+
+Kind = Literal["weights", "adapter", "hook"]
+HEADER = (
+    "efface"  # the one key of the file's metadata: with several, safetensors would write them in any order
+)
+COMPONENTS = ("unet", "text_encoder", "vae")
+
+
+@dataclass
+class Delta:
+    """fp32 tensors on the CPU, and JSON that names the base's fingerprint as `base_id`, or in its `job`."""
+
+    kind: Kind
+    tensors: dict[str, Tensor]
+    provenance: dict[str, Any]
+
+    @property
+    def base_id(self) -> str:
+        """The fingerprint of the base it was made from."""
+        return _base_id(self.provenance)
+
+    @property
+    def id(self) -> str:
+        """16 hex digits of the hash of everything in it."""
+        return _sha256(self)[:16]
+
+    def save(self, path: str | Path) -> None:
+        """Write it to `path`, atomically. Raises UserError where that cannot be done."""
+        header = {"kind": self.kind, "provenance": self.provenance, "sha256": _sha256(self)}
+        write_atomic(Path(path), safetensors.torch.save(self.tensors, metadata={HEADER: _canonical(header)}))
+
+    @staticmethod
+    def load(path: str | Path) -> Delta:
+        """The delta in a file. Raises UserError where it is missing, broken, changed, or something else."""
+        tensors, header = _read(Path(path))
+        try:
+            delta = Delta(header["kind"], tensors, header["provenance"])
+            fault = _fault(delta, header)
+        except (KeyError, TypeError, AttributeError):
+            fault = "its header is not one that efface wrote"
+        if fault:
+            raise UserError(f"{path}: not a usable delta, {fault}")
+        return delta
+
+    def edited(self, base: Base, force: bool = False) -> dict[str, Tensor]:
+        """The new value of every changed weight of `base`, by full name; adapters merged.
+
+        Raises UserError where the delta was made from another base (unless `force`), or does not fit this
+        one.
+        """
+        if not force and self.base_id != base.fingerprint:
+            raise UserError(
+                f"delta {self.id} was made from the base {self.base_id[:16]}, not from '{base.spec.name}' "
+                f"({base.fingerprint[:16]}); use the base it was made from"
+            )
+        originals = base.originals()
+        edited = merge(self.tensors, originals) if self.kind == "adapter" else self.tensors
+        for name, value in edited.items():
+            if name not in originals:
+                raise UserError(f"delta {self.id}: '{name}' is no tensor of the base '{base.spec.name}'")
+            if value.shape != originals[name].shape:
+                shapes = f"{tuple(value.shape)}, should be {tuple(originals[name].shape)}"
+                raise UserError(
+                    f"delta {self.id}: '{name}' has the shape {shapes} for the base '{base.spec.name}'"
+                )
+        return edited
+
+
+def merge(adapter: Mapping[str, Tensor], originals: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """W + alpha / r * up @ down of every module in `adapter`, by the full name of its weight.
+
+    down is (r, in) or (r, in, kh, kw), up is (out, r) or (out, r, 1, 1). Raises UserError for an unknown
+    module.
+    """
+    merged = {}
+    for module in sorted(name.removesuffix(".down") for name in adapter if name.endswith(".down")):
+        name = f"{module}.weight"
+        if name not in originals:
+            raise UserError(
+                f"'{module}' has an adapter but is no module of this base: {did_you_mean(name, originals)}"
+            )
+        weight = originals[name]
+        down, up = (adapter[f"{module}.{part}"].to(weight.device, torch.float32) for part in ("down", "up"))
+        change = (up.flatten(1) @ down.flatten(1)) * (adapter[f"{module}.alpha"].item() / down.shape[0])
+        if change.numel() != weight.numel():
+            raise UserError(
+                f"'{module}': an adapter of shape {tuple(change.shape)} for {tuple(weight.shape)}"
+            )
+        merged[name] = weight + change.view_as(weight)
+    return merged
+
+
+def combine(base: Base, deltas: Sequence[Delta], scales: Sequence[float]) -> Delta:
+    """W0 + sum_i s_i (W_i - W0) of every tensor any of them changed, as one `weights` delta; summed in fp64.
+
+    Ones add the deltas, one delta is scaled. A tensor that one delta alone changed, at scale 1, keeps its
+    very bits. Raises UserError where a delta is of another base, or has nothing to add.
+    """
+    changed: dict[str, list[tuple[float, Tensor]]] = {}
+    for delta, scale in zip(deltas, scales, strict=True):
+        if delta.kind == "hook":
+            raise UserError(
+                f"delta {delta.id} acts at sampling time and changes no weight: it cannot be combined"
+            )
+        for name, value in delta.edited(base).items():
+            changed.setdefault(name, []).append((scale, value))
+    originals = base.originals()
+    tensors = {name: _sum(originals[name], changed[name]) for name in sorted(changed)}
+    parts = [{"id": delta.id, "scale": scale} for delta, scale in zip(deltas, scales, strict=True)]
+    return Delta("weights", tensors, {"base_id": base.fingerprint, "combined": parts})
+
+
+def _sum(original: Tensor, parts: list[tuple[float, Tensor]]) -> Tensor:
+    if len(parts) == 1 and parts[0][0] == 1:
+        return parts[0][1].to("cpu", torch.float32, copy=True)
+    start = original.to("cpu", torch.float64)
+    return (start + sum(scale * (value.to("cpu", torch.float64) - start) for scale, value in parts)).float()
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and header of the file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if HEADER not in metadata:
+                raise UserError(f"{path}: a safetensors file, but not a delta written by efface")
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata[HEADER])  # noqa: SIM118
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"{path}: no such file; a delta is one .safetensors file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (SafetensorError, ValueError):
+        raise UserError(f"{path}: not a whole safetensors file") from None
+
+
+def _fault(delta: Delta, header: dict[str, Any]) -> str | None:
+    """What is wrong with a delta just read, or None."""
+    if set(header) != {"kind", "provenance", "sha256"} or delta.kind not in get_args(Kind):
+        return "its header is not one that efface wrote"
+    if _sha256(delta) != header["sha256"]:
+        return "its content was changed after it was written"
+    if not _base_id(delta.provenance):
+        return "its provenance names no base"
+    for name, tensor in delta.tensors.items():
+        if name.split(".")[0] not in COMPONENTS or tensor.dtype != torch.float32:
+            return f"'{name}' ({tensor.dtype}) is no fp32 tensor of {', '.join(COMPONENTS)}"
+        if not tensor.isfinite().all():
+            return f"'{name}' holds numbers that are not finite"
+    if delta.kind == "hook" and delta.tensors:
+        return "a hook holds no tensors"
+    if delta.kind == "adapter":
+        modules = {name.rpartition(".")[0] for name in delta.tensors}
+        if set(delta.tensors) != {
+            f"{module}.{part}" for module in modules for part in ("down", "up", "alpha")
+        }:
+            return "an adapter needs down, up and alpha of each module, and nothing else"
+    return None
+
+
+def _base_id(provenance: dict[str, Any]) -> str:
+    return str(provenance.get("base_id") or provenance.get("job", {}).get("base_id") or "")
+
+
+def _sha256(delta: Delta) -> str:
+    digest = hashlib.sha256(_canonical([delta.kind, delta.provenance]).encode())
+    for name, tensor in sorted(delta.tensors.items()):
+        digest.update(_canonical([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

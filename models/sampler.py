@@ -1,0 +1,101 @@
+"""The sampler: an image is a function of (model, prompt, seed, recipe), and of nothing else.
+
+So every image has its own CPU generator, every prompt is encoded by itself, and batches have one fixed shape,
+the last one padded. On a CPU in fp32 that holds bit for bit.
+"""
+
+import copy
+import inspect
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from efface.models.base import Base
+from efface.models.predictor import NoisePredictor, guided, predictor
+from efface.models.recipe import Recipe
+from efface.models.scheduler import make_scheduler
+from efface.models.text import encode_prompts
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    prompt: str
+    seed: int
+
+
+@torch.no_grad()
+def sample(
+    base: Base,
+    recipe: Recipe,
+    requests: Sequence[ImageRequest],
+    on_batch: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """One image a request: uint8 (N, H, W, 3).
+
+    `on_batch(n)` is called after every batch with the number of images done in it. Raises UserError for an
+    unknown scheduler.
+    """
+    embeddings = {
+        prompt: encode_prompts(base, [prompt]) for prompt in dict.fromkeys(r.prompt for r in requests)
+    }
+    uncond = encode_prompts(base, [recipe.negative_prompt])
+    predict = predictor(_unet(base, recipe))
+    images = []
+    for start in range(0, len(requests), recipe.batch_size):
+        batch = requests[start : start + recipe.batch_size]
+        padded = [*batch, *[batch[-1]] * (recipe.batch_size - len(batch))]
+        cond = torch.cat([embeddings[request.prompt] for request in padded])
+        generators = [torch.Generator().manual_seed(request.seed) for request in padded]
+        latents = denoise(base, recipe, predict, cond, uncond, generators)
+        images.append(decode(base, latents)[: len(batch)])
+        if on_batch:
+            on_batch(len(batch))
+    return np.concatenate(images) if images else np.zeros((0, recipe.height, recipe.width, 3), np.uint8)
+
+
+def denoise(
+    base: Base,
+    recipe: Recipe,
+    predict: NoisePredictor,
+    cond: Tensor,
+    uncond: Tensor,
+    generators: list[torch.Generator],
+) -> Tensor:
+    """Latents (B, 4, h, w), fp32, of one batch. An image's generator gives its noise, then the scheduler's."""
+    scheduler = make_scheduler(recipe.scheduler, base.scheduler_config, recipe.steps)
+    factor = 2 ** (len(base.vae.config.block_out_channels) - 1)
+    shape = (1, base.unet.config.in_channels, recipe.height // factor, recipe.width // factor)
+    noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+    latents = noise.to(base.device) * scheduler.init_noise_sigma
+    own_noise: dict[str, Any] = {}
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        own_noise["generator"] = generators
+    for timestep in scheduler.timesteps:
+        taken = scheduler.scale_model_input(latents, timestep)
+        noise_pred = guided(predict, taken, timestep.to(base.device), cond, uncond, recipe.guidance_scale)
+        latents = scheduler.step(noise_pred, timestep, latents, **own_noise).prev_sample
+    return latents
+
+
+def decode(base: Base, latents: Tensor) -> np.ndarray:
+    """Latents (B, 4, h, w) as images, uint8 (B, H, W, 3). What is not a number becomes grey, with a warning."""
+    pixels = base.vae.decode(latents / base.vae.config.scaling_factor).sample
+    if not pixels.isfinite().all():
+        warnings.warn(
+            "the model made images with values that are not numbers; they are shown as grey", stacklevel=2
+        )
+        pixels = pixels.nan_to_num(0.0, 1.0, -1.0)
+    levels = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round()
+    return levels.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
+
+
+def _unet(base: Base, recipe: Recipe) -> Any:
+    """The UNet in the recipe's dtype; where that is not fp32 it is a copy, as the base keeps its bits."""
+    if recipe.dtype == "float32":
+        return base.unet
+    return torch.nn.Module.to(copy.deepcopy(base.unet), getattr(torch, recipe.dtype))

@@ -1,0 +1,48 @@
+"""Schedulers by name. Always a new one: PNDM and its kin keep state from one trajectory to the next."""
+
+from typing import Any
+
+import diffusers
+from diffusers import SchedulerMixin
+
+from efface.errors import UserError, did_you_mean
+
+NAMES = {
+    "pndm": "PNDMScheduler",
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-a": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+# These draw their noise from a source of their own, so an image would not be a function of its seed.
+NOT_BY_SEED = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
+
+
+def make_scheduler(name: str, config: dict[str, Any], steps: int) -> SchedulerMixin:
+    """A new scheduler of `steps` inference steps, on the noise schedule of `config` (a base's
+    `scheduler_config`).
+
+    Raises UserError for a name neither in `NAMES` nor of a diffusers class, or a class that cannot be had
+    here.
+    """
+    class_name = NAMES.get(name, name)
+    known = getattr(diffusers, class_name, None) if class_name.endswith("Scheduler") else None
+    if known is None or class_name in NOT_BY_SEED:
+        raise UserError(f"unknown scheduler '{name}': {did_you_mean(name, NAMES)}")
+    try:
+        scheduler = known.from_config(config)
+    except ImportError as error:
+        raise UserError(f"scheduler '{name}': {' '.join(str(error).split())}") from None
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def renew(scheduler: SchedulerMixin) -> SchedulerMixin:
+    """Another scheduler of the same kind, config and number of steps, at its start."""
+    fresh = type(scheduler).from_config(scheduler.config)
+    fresh.set_timesteps(scheduler.num_inference_steps)
+    return fresh

@@ -1,0 +1,43 @@
+"""Prompts as the UNet sees them: 77 tokens, encoded by CLIP's text encoder after its last norm."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import CLIPTextModel
+
+from efface.models.base import Base
+
+
+@torch.no_grad()
+def encode_prompts(base: Base, prompts: Sequence[str]) -> Tensor:
+    """(B, 77, D) fp32 on the base's device: `last_hidden_state`, after the final layer norm.
+
+    Each prompt is encoded by itself, so that its bits do not depend on its neighbours.
+    """
+    return torch.cat([encode_ids(base.text_encoder, ids[None]) for ids in token_ids(base, prompts)])
+
+
+def encode_ids(text_encoder: CLIPTextModel, ids: Tensor) -> Tensor:
+    """(B, 77, D) fp32 from token ids (B, 77), with gradient where the encoder asks for one."""
+    return text_encoder(ids, attention_mask=None).last_hidden_state.float()
+
+
+def token_ids(base: Base, prompts: Sequence[str]) -> Tensor:
+    """(B, 77) int64 on the base's device: BOS, the prompt cut to 75 tokens, EOS, padding."""
+    return _tokenize(base, prompts)["input_ids"].to(base.device)
+
+
+def last_subject_token(base: Base, prompts: Sequence[str]) -> list[int]:
+    """For each prompt the index of the last token before EOS: 75 where it was cut, 0 (BOS) for an empty one."""
+    return [int(length) - 2 for length in _tokenize(base, prompts)["attention_mask"].sum(dim=1)]
+
+
+def _tokenize(base: Base, prompts: Sequence[str]) -> dict[str, Tensor]:
+    return base.tokenizer(
+        list(prompts),
+        padding="max_length",
+        max_length=base.tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    )
