@@ -14,8 +14,8 @@ VIEWS = (
     "a photo of {}", "a close-up photo of {}", "a wide shot of {}", "a picture of {}", "a snapshot of {}",
     "a bright photo of {}", "a dark photo of {}", "a black and white photo of {}", "a sharp photo of {}",
     "a blurry photo of {}", "a drawing of {}", "an oil painting of {}", "a watercolour of {}",
-    "a sketch of {}", "an illustration of {}", "a photo of {} from above", "a side view of {}", "a photo of {} from afar",
-    "a studio photo of {}", "a postcard with {}",
+    "a sketch of {}", "an illustration of {}", "a photo of {} from above", "a side view of {}",
+    "a photo of {} from afar",    "a studio photo of {}", "a postcard with {}",
 )  # fmt: skip
 SETTINGS: dict[Kind, tuple[str, ...]] = {
     "object": (

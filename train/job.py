@@ -4,7 +4,7 @@ The same job gives the same delta, byte for byte: neither time nor place goes in
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from efface.errors import UserError
 from efface.files import content_id, slug
 from efface.models.base import Base
 from efface.models.delta import Delta
-from efface.strict import Strict
+from efface.strict import Strict, parse
 from efface.train.loop import train
 from efface.train.method import (
     ClosedFormMethod,
@@ -63,29 +63,36 @@ class Job(Strict):
 
 
 def make_job(
-    base: Base,
-    method_name: str,
-    config: dict[str, Any],
+    base: str,
+    base_id: str,
+    method: str,
     concept_set: ConceptSet,
-    concepts: tuple[str, ...],
+    concepts: Sequence[str],
     *,
+    config: Mapping[str, Any] | None = None,
     preset: str | None = None,
     strategy: Strategy = "single",
     seed: int = 0,
 ) -> Job:
-    """The job meant by a user's words: names and aliases found, defaults and preset filled in."""
-    return Job(
-        base=base.spec.name,
-        base_id=base.fingerprint,
-        method=method_name,
-        method_version=get_method(method_name).version,
-        config=parse_config(method_name, config, preset).model_dump(mode="json"),
-        concepts=tuple(concept_set.find(name).name for name in concepts),
-        concept_set=concept_set.name,
-        concept_set_sha256=concept_set.sha256,
-        strategy=strategy,
-        seed=seed,
-    )
+    """The job meant by a user's words: names and aliases found, defaults and preset filled in.
+
+    Raises UserError for anything unknown, out of range, or not supported by the method.
+    """
+    method_class = get_method(method)
+    _check_strategy(method_class, strategy)
+    fields = {
+        "base": base,
+        "base_id": base_id,
+        "method": method,
+        "method_version": method_class.version,
+        "config": parse_config(method, dict(config or {}), preset).model_dump(mode="json"),
+        "concepts": [concept_set.find(name).name for name in concepts],
+        "concept_set": concept_set.name,
+        "concept_set_sha256": concept_set.sha256,
+        "strategy": strategy,
+        "seed": seed,
+    }
+    return parse(Job, fields, f"job of method '{method}'")
 
 
 def run_job(
@@ -100,6 +107,7 @@ def run_job(
     `on_step(done, steps, loss)` is called after every optimiser step. Raises UserError where the job does
     not fit what it is run with, and JobFailure where training goes wrong.
     """
+    assert base.applied is None, "a job starts from the unedited base"
     method = _method(job, base, concept_set)
     concepts = tuple(concept_set.find(name) for name in job.concepts)
     task = Task(base, concepts, concept_set, job.seed, cache)
@@ -127,9 +135,7 @@ def _method(job: Job, base: Base, concept_set: ConceptSet) -> Method:
         raise UserError(
             f"job {job.id} asks for version {job.method_version} of method '{job.method}', {is_now}"
         )
-    if job.strategy not in method_class.strategies:
-        known = ", ".join(sorted(method_class.strategies))
-        raise UserError(f"method '{job.method}' does not support the strategy '{job.strategy}', only {known}")
+    _check_strategy(method_class, job.strategy)
     if job.base_id != base.fingerprint:
         raise UserError(f"job {job.id} is for a base with fingerprint {job.base_id}, not {base.fingerprint}")
     if job.concept_set_sha256 != concept_set.sha256:
@@ -137,6 +143,12 @@ def _method(job: Job, base: Base, concept_set: ConceptSet) -> Method:
             f"job {job.id} is for another version of concept set '{job.concept_set}' than the one given"
         )
     return method_class(parse_config(job.method, job.config))
+
+
+def _check_strategy(method: type[Method], strategy: Strategy) -> None:
+    if strategy not in method.strategies:
+        known = ", ".join(sorted(method.strategies))
+        raise UserError(f"method '{method.name}' does not support the strategy '{strategy}', only {known}")
 
 
 def _own(value: Tensor) -> Tensor:

@@ -1,0 +1,137 @@
+"""What every registered method keeps to. A new method is tested here by being registered."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic.fields import FieldInfo
+
+from efface.concepts.concept import ConceptSet
+from efface.errors import UserError
+from efface.models.base import Base, load_base
+from efface.models.delta import Delta
+from efface.models.groups import select
+from efface.train.job import Job, run_job
+from efface.train.method import GradientMethod, get_method, method_names, parse_config
+
+QuickJob = Callable[..., Job]
+every_method = pytest.mark.parametrize("name", method_names())
+
+
+def checksum(base: Base) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in base.tensors().items():
+        digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def ranged(name: str) -> list[tuple[str, FieldInfo]]:
+    fields = get_method(name).Config.model_fields.items()
+    return [
+        (key, field)
+        for key, field in fields
+        if any(hasattr(m, "ge") or hasattr(m, "gt") for m in field.metadata)
+    ]
+
+
+@every_method
+def test_an_unknown_field_is_refused_with_the_nearest_known_one(name: str) -> None:
+    field = max(get_method(name).Config.model_fields, key=len)
+    with pytest.raises(UserError, match=rf"unknown key '{field}x', did you mean '{field}'\?"):
+        parse_config(name, {f"{field}x": 1})
+
+
+@every_method
+def test_every_field_says_what_it_is(name: str) -> None:
+    silent = [key for key, field in get_method(name).Config.model_fields.items() if not field.description]
+    assert silent == []
+
+
+@every_method
+def test_numbers_out_of_range_or_not_finite_are_refused_by_name(name: str, quick_job: QuickJob) -> None:
+    for key, field in ranged(name):
+        bound = next(m for m in field.metadata if hasattr(m, "ge") or hasattr(m, "gt"))
+        below = bound.ge - 1 if hasattr(bound, "ge") else bound.gt
+        for wrong in (below, float("nan")):
+            with pytest.raises(UserError, match=key):
+                quick_job(name, **{key: wrong})
+
+
+@every_method
+def test_the_same_job_gives_the_same_bytes(
+    name: str, quick_job: QuickJob, tiny_base_folder: Path, concept_set: ConceptSet, tmp_path: Path
+) -> None:
+    for file in ("first", "second"):
+        torch.manual_seed(len(file))  # what was drawn before does not matter
+        delta, _ = run_job(quick_job(name), load_base(tiny_base_folder), concept_set)
+        delta.save(tmp_path / file)
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+
+
+@every_method
+def test_another_seed_gives_other_weights_where_anything_is_drawn(
+    name: str, quick_job: QuickJob, tiny_base: Base, concept_set: ConceptSet
+) -> None:
+    one, other = (run_job(quick_job(name, seed), tiny_base, concept_set)[0].tensors for seed in (1, 2))
+    same = all(torch.equal(one[key], other[key]) for key in one)
+    assert same != issubclass(get_method(name), GradientMethod)
+
+
+@every_method
+def test_only_the_parameter_group_changes_and_the_teacher_not_at_all(
+    name: str, quick_job: QuickJob, tiny_base: Base, concept_set: ConceptSet
+) -> None:
+    before, originals = (
+        checksum(tiny_base),
+        {key: value.clone() for key, value in tiny_base.tensors().items()},
+    )
+    job = quick_job(name)
+    delta, _ = run_job(job, tiny_base, concept_set)
+    assert checksum(tiny_base) == before
+    assert not any(module.training for module in (tiny_base.unet, tiny_base.text_encoder, tiny_base.vae))
+    assert not any(parameter.requires_grad for parameter in tiny_base.unet.parameters())
+    allowed = set(select(tiny_base, get_method(name)(parse_config(name, job.config)).group))
+    tiny_base.swap(delta)
+    changed = {key for key, value in tiny_base.tensors().items() if not torch.equal(value, originals[key])}
+    assert changed and changed <= allowed
+
+
+@every_method
+def test_saved_read_applied_and_reverted_is_exact(
+    name: str, quick_job: QuickJob, tiny_base: Base, concept_set: ConceptSet, tmp_path: Path
+) -> None:
+    before = checksum(tiny_base)
+    delta, _ = run_job(quick_job(name), tiny_base, concept_set)
+    delta.save(tmp_path / "delta.safetensors")
+    read = Delta.load(tmp_path / "delta.safetensors")
+    assert read.id == delta.id and read.kind == delta.kind and read.provenance == delta.provenance
+    edited = {key: value.clone() for key, value in delta.edited(tiny_base).items()}
+    tiny_base.swap(read)
+    assert all(torch.equal(tiny_base.tensors()[key], value) for key, value in edited.items())
+    tiny_base.swap(None)
+    assert checksum(tiny_base) == before
+
+
+@every_method
+def test_the_metrics_tell_every_step(
+    name: str, quick_job: QuickJob, tiny_base: Base, concept_set: ConceptSet
+) -> None:
+    seen: list[tuple[int, int, float]] = []
+    _, metrics = run_job(quick_job(name), tiny_base, concept_set, lambda *step: seen.append(step))
+    assert [loss for _, _, loss in seen] == metrics["losses"]
+    assert [done for done, _, _ in seen] == list(range(1, len(seen) + 1))
+    assert all(steps == len(seen) for _, steps, _ in seen)
+    assert (metrics["samples_seen"] > 0) == issubclass(get_method(name), GradientMethod)
+    assert metrics["seconds"] > 0
+
+
+@every_method
+def test_a_job_can_be_made_again_from_its_delta(
+    name: str, quick_job: QuickJob, tiny_base: Base, concept_set: ConceptSet
+) -> None:
+    job = quick_job(name)
+    provenance: dict[str, Any] = run_job(job, tiny_base, concept_set)[0].provenance
+    assert Job.model_validate(provenance["job"]) == job and provenance["job_id"] == job.id
