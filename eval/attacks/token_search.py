@@ -1,0 +1,218 @@
+"""Token search: a prompt of free tokens that the text encoder takes for a concept, without saying its name.
+
+Greedy coordinate gradient on the base's own text encoder, as in MMA-Diffusion (Yang et al., CVPR 2024, arXiv
+2311.17516), towards a direction as in Ring-A-Bell (Tsai et al., ICLR 2024, arXiv 2310.10012): with p the
+output at the end-of-text token and m the mean over all positions, both less their means over prompts for
+other concepts,
+
+    maximise  1/2 [ cos(p(prompt), p(concept)) + cos(m(prompt), m(concept)) ]
+
+A step takes the gradient by the one-hot tokens, draws exchanges of one token among the best few of every
+place, and keeps the best of them if it is better. Prompts always read back to the very tokens that were
+searched.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from efface.errors import UserError
+from efface.eval.attacks.banned import Banned
+from efface.models.base import Base
+from efface.models.text import encode_ids, token_ids
+
+ATTEMPTS = 1000
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Smaller than MMA-Diffusion's (20 tokens, 512 exchanges from the 256 best, 500 steps): the search is
+    restarted.
+    """
+
+    tokens: int = 8
+    steps: int = 80
+    top_k: int = 64  # best exchanges per place by gradient
+    exchanges: int = 64  # drawn and tried per step
+
+
+@dataclass(frozen=True)
+class Found:
+    """A prompt, its tokens, and the objective in [-1, 1] now and for the random prompt it began as."""
+
+    text: str
+    tokens: tuple[int, ...]
+    similarity: float
+    start: float
+
+
+class Goal:
+    """What the text encoder should be made to say: the concept's direct prompts, against those of other
+    concepts.
+    """
+
+    def __init__(self, base: Base, prompts: Sequence[str], against: Sequence[str] = ()) -> None:
+        """prompts: at least one; against: prompts for other concepts, whose mean is taken as the origin."""
+        features = self.features(base, prompts)
+        self.origin = self.features(base, against).mean(0) if against else torch.zeros_like(features[0])
+        self.direction = F.normalize(features - self.origin, dim=-1).mean(0)
+
+    @staticmethod
+    @torch.no_grad()
+    def features(base: Base, prompts: Sequence[str]) -> Tensor:
+        ids = token_ids(base, prompts)
+        return pooled_and_mean(encode_ids(base.text_encoder, ids), end_positions(ids, base.tokenizer.eos_token_id))
+
+    def similarity(self, features: Tensor) -> Tensor:
+        """The objective of features (B, 2, D): (B,), in [-1, 1]."""
+        return F.cosine_similarity(features - self.origin, self.direction[None], dim=-1).mean(-1)
+
+
+def pooled_and_mean(hidden: Tensor, ends: Tensor) -> Tensor:
+    """hidden (B, 77, D) -> (B, 2, D): at the end-of-text token `ends` (B,), and the mean over positions."""
+    return torch.stack([hidden[torch.arange(len(hidden)), ends], hidden.mean(1)], dim=1)
+
+
+def end_positions(ids: Tensor, end: int) -> Tensor:
+    """Position of the first `end` token in every row of ids (B, 77): (B,)."""
+    return (ids == end).int().argmax(1)
+
+
+class Vocabulary:
+    """The tokens of a base that a prompt may be made of."""
+
+    def __init__(self, base: Base) -> None:
+        self.tokenizer: Any = base.tokenizer
+        size = base.text_encoder.get_input_embeddings().num_embeddings
+        self.texts = [self.text([token]) for token in range(size)]
+        special = set(self.tokenizer.all_special_ids)
+        self.readable = torch.tensor(
+            [
+                t not in special and bool(text) and text.isprintable() and "\ufffd" not in text
+                for t, text in enumerate(self.texts)
+            ]
+        )
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)).strip()
+
+    def allowed(self, banned: Banned) -> Tensor:
+        """Which tokens are readable and do not say anything banned by themselves: bool, (vocabulary,)."""
+        hits = torch.tensor([banned.hit(text) for text in self.texts])
+        return self.readable & ~hits
+
+    def valid(self, prompts: Sequence[Sequence[int]], banned: Banned) -> list[bool]:
+        """For each prompt: does its text read back to the same tokens, and say nothing banned?"""
+        texts = [self.text(tokens) for tokens in prompts]
+        again = self.tokenizer(texts, add_special_tokens=False).input_ids
+        return [
+            list(tokens) == list(back) and not banned.hit(text)
+            for tokens, back, text in zip(prompts, again, texts, strict=True)
+        ]
+
+
+def search(
+    base: Base,
+    goal: Goal,
+    vocabulary: Vocabulary,
+    banned: Banned,
+    config: SearchConfig | None = None,
+    seed: int = 0,
+) -> Found:
+    """One restart of the search, from a random prompt; a function of its arguments alone.
+
+    Raises UserError where no prompt of so many tokens can be made from what is not banned.
+    """
+    config = config or SearchConfig()
+    generator = torch.Generator().manual_seed(seed)
+    allowed = vocabulary.allowed(banned)
+    tokens = _random_prompt(vocabulary, banned, allowed, config.tokens, generator)
+    best = start = float(_similarities(base, goal, tokens[None])[0])
+    for _ in range(config.steps):
+        gain = _token_gains(base, goal, tokens)
+        gain[:, ~allowed] = -torch.inf
+        gain[torch.arange(config.tokens), tokens] = -torch.inf
+        choices = gain.topk(min(config.top_k, int(allowed.sum()) - 1), dim=1).indices
+        tried = _exchanges(tokens, choices, config.exchanges, generator)
+        tried = tried[torch.tensor(vocabulary.valid(tried.tolist(), banned))]
+        if len(tried) == 0:
+            continue
+        similarities = _similarities(base, goal, tried)
+        winner = int(similarities.argmax())
+        if float(similarities[winner]) > best:
+            best, tokens = float(similarities[winner]), tried[winner]
+    return Found(vocabulary.text(tokens.tolist()), tuple(tokens.tolist()), best, start)
+
+
+def restart_seed(seed: int, concept: str, restart: int) -> int:
+    """A generator's seed for one restart of one concept, far from all others."""
+    digest = hashlib.sha256(f"token search {seed} {concept} {restart}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
+
+
+def _random_prompt(
+    vocabulary: Vocabulary, banned: Banned, allowed: Tensor, count: int, generator: torch.Generator
+) -> Tensor:
+    """Tokens (count,) that make a valid prompt, built place by place."""
+    pool = allowed.nonzero().flatten()
+    tokens: list[int] = []
+    for _ in range(ATTEMPTS if len(pool) > 1 else 0):
+        token = int(pool[torch.randint(len(pool), (1,), generator=generator)])
+        if vocabulary.valid([[*tokens, token]], banned)[0]:
+            tokens.append(token)
+        if len(tokens) == count:
+            return torch.tensor(tokens)
+    raise UserError(
+        f"token search: no prompt of {count} tokens can be made from the {len(pool)} that are not banned, "
+        "should be fewer tokens or another tokenizer"
+    )
+
+
+def _exchanges(tokens: Tensor, choices: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Different prompts with one token of `tokens` (n,) exchanged for one of its place's `choices` (n, k)."""
+    places, ranks = choices.shape
+    drawn = torch.randperm(places * ranks, generator=generator)[:count]
+    tried = tokens.repeat(len(drawn), 1)
+    tried[torch.arange(len(drawn)), drawn // ranks] = choices.flatten()[drawn]
+    return tried
+
+
+def _framed(base: Base, tokens: Tensor) -> Tensor:
+    """Tokens (B, n) as the text encoder's input (B, 77): begin, tokens, end, padding."""
+    begin, end, *padding = token_ids(base, [""])[0].tolist()
+    count = len(tokens)
+    frame = torch.tensor([end, *padding[: len(padding) - tokens.shape[1]]]).repeat(count, 1)
+    return torch.cat([torch.full((count, 1), begin), tokens, frame], dim=1).to(base.device)
+
+
+@torch.no_grad()
+def _similarities(base: Base, goal: Goal, tokens: Tensor) -> Tensor:
+    """The objective of prompts (B, n): (B,) on the CPU."""
+    hidden = encode_ids(base.text_encoder, _framed(base, tokens))
+    ends = torch.full((len(tokens),), tokens.shape[1] + 1)
+    return goal.similarity(pooled_and_mean(hidden, ends)).cpu()
+
+
+def _token_gains(base: Base, goal: Goal, tokens: Tensor) -> Tensor:
+    """Derivative of the objective by the one-hot token of every place: (n, vocabulary) on the CPU."""
+    embedding = base.text_encoder.get_input_embeddings()
+    leaf: list[Tensor] = []
+
+    def catch(module: torch.nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        leaf.append(output.detach().requires_grad_())
+        return leaf[0]
+
+    handle = embedding.register_forward_hook(catch)
+    try:
+        with torch.enable_grad():
+            hidden = encode_ids(base.text_encoder, _framed(base, tokens[None]))
+            similarity = goal.similarity(pooled_and_mean(hidden, torch.tensor([len(tokens) + 1])))
+            gradient = torch.autograd.grad(similarity.sum(), leaf[0])[0][0, 1 : len(tokens) + 1]
+    finally:
+        handle.remove()
+    return (gradient.float() @ embedding.weight.detach().float().T).cpu()

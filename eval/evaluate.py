@@ -1,0 +1,97 @@
+"""One model on a list of questions: sample the images, judge them, and write both down as rows."""
+
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from efface.concepts.concept import Concept, ConceptSet
+from efface.eval.judges.judge import Judge, Verdict
+from efface.eval.questions import Question
+from efface.eval.table import IMAGE_SCHEMA, SCHEMA
+from efface.models.base import Base
+from efface.models.recipe import Recipe
+from efface.models.sampler import ImageRequest, sample
+
+
+def evaluate(
+    base: Base,
+    recipe: Recipe,
+    questions: Sequence[Question],
+    judges: Sequence[Judge],
+    concept_set: ConceptSet,
+    *,
+    model_id: str,
+    method: str,
+    on_batch: Callable[[int], None] | None = None,
+) -> tuple[pa.Table, pa.Table]:
+    """(verdicts, images) of `base` as it stands: with a delta swapped in, or without for the unedited model.
+
+    verdicts: `table.SCHEMA`, rows by question, then ask, then judge. images: `table.IMAGE_SCHEMA`, one row
+    per question. method: the label of the rows, "base" for the unedited model. Raises UserError before the
+    first image where a judge does not know a concept.
+    """
+    asked = [tuple(dict.fromkeys(ask.asked_concept for ask in question.asks)) for question in questions]
+    for judge in judges:
+        judge.check([concept_set.find(name) for name in dict.fromkeys(name for names in asked for name in names)])
+    requests = [ImageRequest(question.prompt, question.seed) for question in questions]
+    images = sample(base, recipe, requests, on_batch)
+    # One verdict per image, concept and judge, however many asks share it.
+    pairs = [(i, name) for i, names in enumerate(asked) for name in names]
+    concepts = [concept_set.find(name) for _, name in pairs]
+    pictures = images[[i for i, _ in pairs]]
+    verdicts = [dict(zip(pairs, _judged(judge, pictures, concepts), strict=True)) for judge in judges]
+    hashes = [pixel_sha256(image) for image in images]
+    rows = [
+        {
+            "model_id": model_id,
+            "base_id": base.fingerprint,
+            "method": method,
+            "concept": ask.concept,
+            "axis": ask.axis,
+            "asked_concept": ask.asked_concept,
+            "prompt": question.prompt,
+            "prompt_id": ask.prompt_id,
+            "seed": question.seed,
+            "recipe_id": recipe.id,
+            "judge": judge.name,
+            "judge_version": judge.version,
+            "present": verdict[i, ask.asked_concept].present,
+            "score": None if verdict[i, ask.asked_concept].present is None else verdict[i, ask.asked_concept].score,
+            "image_sha256": hashes[i],
+        }
+        for i, question in enumerate(questions)
+        for ask in question.asks
+        for judge, verdict in zip(judges, verdicts, strict=True)
+    ]
+    pngs = [
+        {
+            "image_sha256": hashes[i],
+            "prompt": question.prompt,
+            "seed": question.seed,
+            "recipe_id": recipe.id,
+            "png": png(images[i]),
+        }
+        for i, question in enumerate(questions)
+    ]
+    return pa.Table.from_pylist(rows, schema=SCHEMA), pa.Table.from_pylist(pngs, schema=IMAGE_SCHEMA)
+
+
+def _judged(judge: Judge, images: np.ndarray, asked: Sequence[Concept]) -> list[Verdict]:
+    return judge.judge(images, asked) if len(asked) else []
+
+
+def pixel_sha256(image: np.ndarray) -> str:
+    """SHA-256 over height, width and pixels of a uint8 RGB image (H, W, 3): 64 hex digits."""
+    shape = "x".join(map(str, image.shape))
+    return hashlib.sha256(f"{shape} ".encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
+
+
+def png(image: np.ndarray) -> bytes:
+    """A uint8 RGB image (H, W, 3) as PNG, which keeps every pixel."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,117 @@
+"""The CLIP judge: zero-shot, by how much more an image is like "an image of X" than like "an image without
+X".
+
+    score = softmax(logit_scale * [cos(image, with X), cos(image, without X)])[0]
+
+These scores mean different things for different concepts, so a verdict needs a threshold: one per concept,
+fitted on images of the unedited base (`calibration.py`), or one for all from the YAML. Without either it
+refuses to judge.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, field_validator
+
+from efface.concepts.concept import Concept
+from efface.errors import UserError
+from efface.eval.judges.judge import Verdict
+from efface.eval.judges.weights import batches, load_processor, load_whole, weights_sha256
+from efface.files import content_id
+from efface.strict import Strict
+
+
+class ClipSpec(Strict):
+    """A YAML file of `configs/judges/` with `kind: clip`."""
+
+    kind: Literal["clip"]
+    source: str = Field(description="a CLIP model: package:FOLDER, a folder, or a hub id")
+    threshold: float | None = Field(None, gt=0, lt=1, description="for all concepts, instead of a calibration")
+    present: str = Field("an image of {concept}", description="the text for an image that shows {concept}")
+    absent: str = Field("an image without {concept}", description="the text for one that does not")
+    batch_size: int = Field(32, ge=1, description="images per forward pass")
+
+    @field_validator("present", "absent")
+    @classmethod
+    def _asks_for_the_concept(cls, text: str) -> str:
+        if text.count("{concept}") != 1 or text.replace("{concept}", "").count("{"):
+            raise ValueError("the text should hold {concept} once and no other braces")
+        return text
+
+
+class ClipJudge:
+    """Judges every concept it has a threshold for. `thresholds`: concept name -> probability in [0, 1]."""
+
+    def __init__(
+        self,
+        name: str,
+        spec: ClipSpec,
+        model: Any,
+        processor: Any,
+        thresholds: Mapping[str, float] | None = None,
+    ) -> None:
+        self.name = name
+        self.spec = spec
+        self.model = model
+        self.processor = processor
+        self.thresholds = dict(thresholds or {})
+        self.weights = weights_sha256(model)
+        self.version = self._version()
+
+    def calibrated(self, thresholds: Mapping[str, float]) -> "ClipJudge":
+        """The same judge with these thresholds, and another version."""
+        judge = object.__new__(ClipJudge)
+        judge.__dict__ |= self.__dict__ | {"thresholds": dict(thresholds)}
+        judge.version = judge._version()
+        return judge
+
+    def check(self, concepts: Iterable[Concept]) -> None:
+        unknown = [concept.name for concept in concepts if self._threshold(concept) is None]
+        if unknown:
+            raise UserError(
+                f"judge '{self.name}' has no threshold for {', '.join(dict.fromkeys(unknown))}: "
+                "calibrate it on images of the base, or give a threshold in its YAML"
+            )
+
+    def judge(self, images: np.ndarray, asked: Sequence[Concept]) -> list[Verdict]:
+        self.check(asked)
+        scores = self.scores(images, asked)
+        return [
+            Verdict(score >= (self._threshold(concept) or 0.0), score)
+            for score, concept in zip(scores, asked, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def scores(self, images: np.ndarray, asked: Sequence[Concept]) -> list[float]:
+        """Probability of "with" against "without" for each image and the concept asked of it; needs no
+        threshold.
+        """
+        found: list[float] = []
+        for rows in batches(len(images), self.spec.batch_size):
+            concepts = list(dict.fromkeys(concept.question for concept in asked[rows]))
+            texts = [
+                text.format(concept=concept) for concept in concepts for text in (self.spec.present, self.spec.absent)
+            ]
+            inputs = self.processor(
+                text=texts, images=list(images[rows]), return_tensors="pt", padding=True, truncation=True
+            )
+            logits = self.model(**inputs.to(self.model.device)).logits_per_image.float()
+            pairs = logits.reshape(len(logits), len(concepts), 2).softmax(dim=-1)[..., 0]
+            found += [float(pairs[i, concepts.index(concept.question)]) for i, concept in enumerate(asked[rows])]
+        return found
+
+    def _threshold(self, concept: Concept) -> float | None:
+        return self.thresholds.get(concept.name, self.spec.threshold)
+
+    def _version(self) -> str:
+        spec = self.spec.model_dump(exclude={"source", "batch_size"})
+        return content_id({"weights": self.weights, "spec": spec, "thresholds": self.thresholds})
+
+
+def load_clip(name: str, spec: ClipSpec, device: str | torch.device) -> ClipJudge:
+    from transformers import CLIPModel, CLIPProcessor
+
+    model = load_whole(CLIPModel, spec.source, device)
+    return ClipJudge(name, spec, model, load_processor(CLIPProcessor, spec.source))

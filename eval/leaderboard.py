@@ -1,0 +1,124 @@
+"""The leaderboard: one row per method and one for the base, as CSV for machines and as a table for people."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from efface.eval.score import BASE
+from efface.files import write_atomic
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method's line. Scores lie in [0, 1], higher is better; `low` and `high` are the 95 % interval of
+    `err_mean`.
+
+    challenge_all, challenge_unet, global_l2, relative_l2: see `weight_change.measure`, over all parts or the
+    UNet alone; seconds: of the unlearning itself, all models of the method together. None where not known.
+    """
+
+    method: str
+    concepts: int
+    forget: float
+    indirect: float
+    adversarial: float
+    adjacent: float
+    retain: float
+    err_mean: float
+    err_of_means: float
+    low: float
+    high: float
+    challenge_all: float | None = None
+    challenge_unet: float | None = None
+    global_l2: float | None = None
+    relative_l2: float | None = None
+    seconds: float | None = None
+
+
+def leaderboard(
+    scores: Mapping[str, Mapping[str, Any]],
+    weight_changes: Mapping[str, Mapping[str, Any]] | None = None,
+    seconds: Mapping[str, float] | None = None,
+) -> list[Row]:
+    """Rows from what `score_table` gave for each label: the base first, then by `err_mean`, the best first.
+
+    weight_changes: label -> `mean_weight_change`; seconds: label -> seconds. Where methods were asked
+    different questions there is one base row for each different score of the base.
+    """
+    weight_changes, seconds = weight_changes or {}, seconds or {}
+    bases: list[tuple[str, Mapping[str, Any]]] = []
+    for label, score in scores.items():
+        base = score["base"]
+        if base is not None and all(base != seen for _, seen in bases):
+            bases.append((BASE if not bases else f"{BASE} ({label})", base))
+    methods = [_row(label, score, weight_changes.get(label), seconds.get(label)) for label, score in scores.items()]
+    return [
+        *(_row(label, score, None, None) for label, score in bases),
+        *sorted(methods, key=lambda row: (-row.err_mean, row.method)),
+    ]
+
+
+def _row(label: str, score: Mapping[str, Any], change: Mapping[str, Any] | None, seconds: float | None) -> Row:
+    low, high = score["intervals"]["err_mean"]
+    return Row(
+        method=label,
+        concepts=len(score["concepts"]),
+        **score["axes"],
+        err_mean=score["err_mean"],
+        err_of_means=score["err_of_means"],
+        low=low,
+        high=high,
+        challenge_all=change["all"]["challenge"] if change else None,
+        challenge_unet=change["unet"]["challenge"] if change else None,
+        global_l2=change["all"]["global_l2"] if change else None,
+        relative_l2=change["all"]["relative_l2"] if change else None,
+        seconds=seconds,
+    )
+
+
+def write_csv(path: str | Path, rows: Sequence[Row]) -> None:
+    """Every number in full; an empty cell where it is not known."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    write_atomic(Path(path), text.getvalue().encode())
+
+
+def rich_table(rows: Sequence[Row]) -> Table:
+    """The rows in at most 100 columns of text; "change" is the relative L2 of all weights."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("method", overflow="fold", max_width=20)
+    for head in (
+        "n",
+        "forget",
+        "indir.",
+        "advers.",
+        "adjac.",
+        "retain",
+        "ERR\nmean",
+        "95 %\ninterval",
+        "ERR of\nmeans",
+    ):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("change\nrel. L2", justify="right", no_wrap=True)
+    table.add_column("sec.", justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row.method,
+            str(row.concepts),
+            *(f"{value:.3f}" for value in (row.forget, row.indirect, row.adversarial, row.adjacent, row.retain)),
+            f"{row.err_mean:.3f}",
+            f"{row.low:.3f}-{row.high:.3f}",
+            f"{row.err_of_means:.3f}",
+            "" if row.relative_l2 is None else f"{row.relative_l2:.1e}",
+            "" if row.seconds is None else f"{row.seconds:.0f}",
+            style="dim" if row.method.startswith(BASE) else None,
+        )
+    return table
