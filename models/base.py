@@ -43,14 +43,14 @@ class BaseSpec(Strict):
         description="a diffusers folder, 'package:FOLDER' shipped with efface, a hub id, one .safetensors "
         "or .ckpt file, or 'random:ARCHITECTURE'"
     )
-    image_size: int = Field(512, ge=8, description="pixels; the side of the images the model was trained on")
-    recipe: str = Field("reference", description="the recipe its images are made by")
-    judge: str | None = Field(None, description="the judge that knows its concepts")
-    concepts: str | None = Field(None, description="a concept set it knows")
-    prompts: str | None = Field(None, description="a prompt set for these concepts")
-    image_encoder: str | None = Field(None, description="what `load_image_encoder` takes, for image features")
+    image_size: int = Field(default=512, ge=8, description="pixels; the side of the images the model was trained on")
+    recipe: str = Field(default="reference", description="the recipe its images are made by")
+    judge: str | None = Field(default=None, description="the judge that knows its concepts")
+    concepts: str | None = Field(default=None, description="a concept set it knows")
+    prompts: str | None = Field(default=None, description="a prompt set for these concepts")
+    image_encoder: str | None = Field(default=None, description="what `load_image_encoder` takes, for image features")
     architecture: str | None = Field(
-        None, description="for one file: a folder of configs, by path or in configs/bases/"
+        default=None, description="for one file: a folder of configs, by path or in configs/bases/"
     )
 
 
@@ -125,9 +125,7 @@ def read_base(name_or_path: str | Path) -> BaseSpec:
         return BaseSpec(
             name=path.stem, source=str(path.resolve()), image_size=image_size, recipe=_recipe_for(image_size)
         )
-    if name.startswith((RANDOM, "package:")) or (
-        re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not path.exists()
-    ):
+    if name.startswith((RANDOM, "package:")) or (re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not path.exists()):
         return BaseSpec(name=name.split(":")[-1].split("/")[-1], source=name)
     raise UserError(
         f"unknown base '{name}': {did_you_mean(name, shipped('bases'))}; "
@@ -136,7 +134,7 @@ def read_base(name_or_path: str | Path) -> BaseSpec:
 
 
 def load_base(name_or_path: str | Path | BaseSpec, device: str | torch.device = "cpu") -> Base:
-    """The base in memory on `device`. Raises UserError where its files are missing, broken, or another kind's."""
+    """The base in memory on `device`. Raises UserError where its files are missing or do not fit."""
     from efface.models.loading import load
 
     spec = name_or_path if isinstance(name_or_path, BaseSpec) else read_base(name_or_path)

@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     from efface.models.base import Base
 
 Kind = Literal["weights", "adapter", "hook"]
-HEADER = (
-    "efface"  # the one key of the file's metadata: with several, safetensors would write them in any order
-)
+HEADER = "efface"  # the one key of the file's metadata: with several, safetensors would write them in any order
 COMPONENTS = ("unet", "text_encoder", "vae")
 
 
@@ -88,9 +86,7 @@ class Delta:
                 raise UserError(f"delta {self.id}: '{name}' is no tensor of the base '{base.spec.name}'")
             if value.shape != originals[name].shape:
                 shapes = f"{tuple(value.shape)}, should be {tuple(originals[name].shape)}"
-                raise UserError(
-                    f"delta {self.id}: '{name}' has the shape {shapes} for the base '{base.spec.name}'"
-                )
+                raise UserError(f"delta {self.id}: '{name}' has the shape {shapes} for the base '{base.spec.name}'")
         return edited
 
 
@@ -104,16 +100,12 @@ def merge(adapter: Mapping[str, Tensor], originals: Mapping[str, Tensor]) -> dic
     for module in sorted(name.removesuffix(".down") for name in adapter if name.endswith(".down")):
         name = f"{module}.weight"
         if name not in originals:
-            raise UserError(
-                f"'{module}' has an adapter but is no module of this base: {did_you_mean(name, originals)}"
-            )
+            raise UserError(f"'{module}' has an adapter but is no module of this base: {did_you_mean(name, originals)}")
         weight = originals[name]
         down, up = (adapter[f"{module}.{part}"].to(weight.device, torch.float32) for part in ("down", "up"))
         change = (up.flatten(1) @ down.flatten(1)) * (adapter[f"{module}.alpha"].item() / down.shape[0])
         if change.numel() != weight.numel():
-            raise UserError(
-                f"'{module}': an adapter of shape {tuple(change.shape)} for {tuple(weight.shape)}"
-            )
+            raise UserError(f"'{module}': an adapter of shape {tuple(change.shape)} for {tuple(weight.shape)}")
         merged[name] = weight + change.view_as(weight)
     return merged
 
@@ -127,9 +119,7 @@ def combine(base: Base, deltas: Sequence[Delta], scales: Sequence[float]) -> Del
     changed: dict[str, list[tuple[float, Tensor]]] = {}
     for delta, scale in zip(deltas, scales, strict=True):
         if delta.kind == "hook":
-            raise UserError(
-                f"delta {delta.id} acts at sampling time and changes no weight: it cannot be combined"
-            )
+            raise UserError(f"delta {delta.id} acts at sampling time and changes no weight: it cannot be combined")
         for name, value in delta.edited(base).items():
             changed.setdefault(name, []).append((scale, value))
     originals = base.originals()
@@ -178,9 +168,7 @@ def _fault(delta: Delta, header: dict[str, Any]) -> str | None:
         return "a hook holds no tensors"
     if delta.kind == "adapter":
         modules = {name.rpartition(".")[0] for name in delta.tensors}
-        if set(delta.tensors) != {
-            f"{module}.{part}" for module in modules for part in ("down", "up", "alpha")
-        }:
+        if set(delta.tensors) != {f"{module}.{part}" for module in modules for part in ("down", "up", "alpha")}:
             return "an adapter needs down, up and alpha of each module, and nothing else"
     return None
 
@@ -193,7 +181,7 @@ def _sha256(delta: Delta) -> str:
     digest = hashlib.sha256(_canonical([delta.kind, delta.provenance]).encode())
     for name, tensor in sorted(delta.tensors.items()):
         digest.update(_canonical([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -59,11 +59,10 @@ def _from_folder(folder: Path) -> Components:
                     folder / name, use_safetensors=True, local_files_only=True, dtype=torch.float32
                 )
         except Exception as error:
-            raise UserError(
-                f"{folder / name}: cannot be loaded as a {kind.__name__} ({_first_line(error)})"
-            ) from None
+            raise UserError(f"{folder / name}: cannot be loaded as a {kind.__name__} ({_first_line(error)})") from None
         loaded.append(component)
-    return tuple(loaded)  # type: ignore[return-value]
+    unet, vae, text_encoder = loaded
+    return unet, vae, text_encoder
 
 
 def _from_single_file(path: Path, configs: Path) -> Components:
@@ -105,9 +104,7 @@ def empty_components(configs: Path) -> Components:
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(_json(configs / "unet" / "config.json"))
         vae = AutoencoderKL.from_config(_json(configs / "vae" / "config.json"))
-        text_encoder = CLIPTextModel(
-            CLIPTextConfig.from_dict(_json(configs / "text_encoder" / "config.json"))
-        )
+        text_encoder = CLIPTextModel(CLIPTextConfig.from_dict(_json(configs / "text_encoder" / "config.json")))
     return unet, vae, text_encoder
 
 
@@ -136,9 +133,7 @@ def random_components(configs: Path, seed: int) -> Components:
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
     """Loading and saving in silence; afterwards the bars of transformers and diffusers are as they were."""
-    shown = [
-        library for library in (transformers.utils.logging, diffusers.utils.logging) if _shows_bars(library)
-    ]
+    shown = [library for library in (transformers.utils.logging, diffusers.utils.logging) if _shows_bars(library)]
     for library in shown:
         library.disable_progress_bar()
     try:
@@ -156,9 +151,7 @@ def _tokenizer(folder: Path) -> CLIPTokenizer:
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     except Exception as error:
-        raise UserError(
-            f"{folder / 'tokenizer'}: cannot be loaded as a CLIPTokenizer ({_first_line(error)})"
-        ) from None
+        raise UserError(f"{folder / 'tokenizer'}: cannot be loaded as a CLIPTokenizer ({_first_line(error)})") from None
     return tokenizer
 
 

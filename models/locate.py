@@ -52,5 +52,5 @@ def _from_hub(repository: str, files: Sequence[str]) -> Path:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{repository}: no such file or folder, not whole in the hub's cache, and not to be had from it ({reason})"
+            f"{repository}: no such file or folder, not in the hub's cache, and not to be had ({reason})"
         ) from None

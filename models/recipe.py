@@ -18,17 +18,13 @@ class Recipe(Strict):
     name: str = Field(description="what people call it; no part of its id")
     scheduler: str = Field(description="pndm, ddim, dpm++ … or the name of any diffusers scheduler class")
     steps: int = Field(ge=1, le=1000, description="inference steps of the scheduler")
-    guidance_scale: float = Field(
-        ge=0, description="classifier-free guidance; up to 1: no unconditional half"
-    )
+    guidance_scale: float = Field(ge=0, description="classifier-free guidance; up to 1: no unconditional half")
     height: int = Field(ge=8, multiple_of=8, description="pixels")
     width: int = Field(ge=8, multiple_of=8, description="pixels")
-    dtype: Literal["float32", "float16", "bfloat16"] = Field(
-        "float32", description="of the UNet's forward pass"
-    )
-    negative_prompt: str = Field("", description="the prompt of the unconditional half")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="of the UNet's forward pass")
+    negative_prompt: str = Field(default="", description="the prompt of the unconditional half")
     batch_size: int = Field(
-        8, ge=1, description="images in every batch; part of what fixes an image's last bits"
+        default=8, ge=1, description="images in every batch; part of what fixes an image's last bits"
     )
 
     @cached_property

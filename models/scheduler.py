@@ -34,7 +34,8 @@ def make_scheduler(name: str, config: dict[str, Any], steps: int) -> SchedulerMi
     if known is None or class_name in NOT_BY_SEED:
         raise UserError(f"unknown scheduler '{name}': {did_you_mean(name, NAMES)}")
     try:
-        scheduler = known.from_config(config)
+        # Latents have no bounds; DDIM and DDPM would clip them to [-1, 1] where the config is silent.
+        scheduler = known.from_config({**config, "clip_sample": False})
     except ImportError as error:
         raise UserError(f"scheduler '{name}': {' '.join(str(error).split())}") from None
     scheduler.set_timesteps(steps)

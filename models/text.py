@@ -29,7 +29,7 @@ def token_ids(base: Base, prompts: Sequence[str]) -> Tensor:
 
 
 def last_subject_token(base: Base, prompts: Sequence[str]) -> list[int]:
-    """For each prompt the index of the last token before EOS: 75 where it was cut, 0 (BOS) for an empty one."""
+    """The index of each prompt's last token before EOS: 75 where it was cut, 0 (BOS) where it is empty."""
     return [int(length) - 2 for length in _tokenize(base, prompts)["attention_mask"].sum(dim=1)]
 
 

@@ -1,4 +1,4 @@
-"""What the tests of every room share: one thread, and a tiny random Stable Diffusion as a diffusers folder."""
+"""What the tests of every room share: one thread, and a tiny Stable Diffusion as a diffusers folder."""
 
 import json
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def write_tokenizer() -> Callable[[Path], int]:
-    """A function that writes a CLIP tokenizer of single bytes to a folder and returns the vocabulary's size."""
+    """A function that writes a CLIP tokenizer of single bytes to a folder; it gives the vocabulary's size."""
 
     def write(folder: Path) -> int:
         letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -59,9 +59,7 @@ def write_tokenizer() -> Callable[[Path], int]:
 
 
 @pytest.fixture(scope="session")
-def tiny_base_folder(
-    tmp_path_factory: pytest.TempPathFactory, write_tokenizer: Callable[[Path], int]
-) -> Path:
+def tiny_base_folder(tmp_path_factory: pytest.TempPathFactory, write_tokenizer: Callable[[Path], int]) -> Path:
     """A Stable Diffusion of 0.2 million seeded random weights: 16 px images, latents 4 x 8 x 8."""
     folder = tmp_path_factory.mktemp("tiny") / "model"
     vocabulary = write_tokenizer(folder / "tokenizer")

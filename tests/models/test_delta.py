@@ -1,0 +1,215 @@
+"""A delta: exact on the round trip, the same bytes for the same content, merged and added as the formulas say."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from diffusers import DiffusionPipeline, PNDMScheduler
+from safetensors import safe_open
+
+from efface.errors import UserError
+from efface.models.base import Base
+from efface.models.delta import Delta, combine
+from efface.models.export import export
+
+KEY = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+VALUE = KEY.replace("to_k", "to_v")
+PROJECTION = "unet.mid_block.attentions.0.proj_in.weight"  # a 1 x 1 convolution
+
+
+def delta_of(base: Base, tensors: dict[str, torch.Tensor], kind: Any = "weights", **provenance: Any) -> Delta:
+    return Delta(kind, tensors, {"base_id": base.fingerprint, **provenance})
+
+
+def moved(base: Base, seed: int, *names: str) -> Delta:
+    generator = torch.Generator().manual_seed(seed)
+    tensors = base.originals()
+    return delta_of(
+        base, {name: tensors[name] + torch.randn(tensors[name].shape, generator=generator) for name in names}
+    )
+
+
+def adapter(base: Base, weight: str, rank: int, alpha: float) -> Delta:
+    generator = torch.Generator().manual_seed(3)
+    d_out, d_in, *kernel = base.tensors()[weight].shape
+    module = weight.removesuffix(".weight")
+    down = torch.randn(rank, d_in, *kernel, generator=generator)
+    up = torch.randn(d_out, rank, *kernel, generator=generator)
+    tensors = {f"{module}.down": down, f"{module}.up": up, f"{module}.alpha": torch.tensor(alpha)}
+    return delta_of(base, tensors, "adapter")
+
+
+def test_the_round_trip_is_exact(tiny_base: Base, tmp_path: Path) -> None:
+    delta = delta_of(tiny_base, moved(tiny_base, 1, KEY, VALUE).tensors, concepts=["Van Gogh"], note="é")
+    delta.save(tmp_path / "d.safetensors")
+    loaded = Delta.load(tmp_path / "d.safetensors")
+    assert (loaded.kind, loaded.provenance, loaded.id) == (delta.kind, delta.provenance, delta.id)
+    assert loaded.tensors.keys() == delta.tensors.keys()
+    assert all(torch.equal(loaded.tensors[name], delta.tensors[name]) for name in delta.tensors)
+
+
+def test_bytes_are_a_function_of_content(tiny_base: Base, tmp_path: Path) -> None:
+    delta = moved(tiny_base, 1, KEY, VALUE)
+    other = Delta("weights", dict(reversed(delta.tensors.items())), dict(reversed(delta.provenance.items())))
+    files = []
+    for number, one in enumerate((delta, other, delta, other)):
+        one.save(tmp_path / str(number))
+        files.append((tmp_path / str(number)).read_bytes())
+    assert len(set(files)) == 1
+    assert delta.id == other.id
+
+
+def test_another_content_has_another_id(tiny_base: Base) -> None:
+    delta = moved(tiny_base, 1, KEY)
+    assert len({delta.id, moved(tiny_base, 2, KEY).id, delta_of(tiny_base, delta.tensors, seed=1).id}) == 3
+
+
+def test_the_header_tells_where_it_comes_from(tiny_base: Base, tmp_path: Path) -> None:
+    moved(tiny_base, 1, KEY).save(tmp_path / "d.safetensors")
+    with safe_open(tmp_path / "d.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["efface"])["provenance"] == {"base_id": tiny_base.fingerprint}
+
+
+def test_the_base_may_be_named_in_the_job(tiny_base: Base) -> None:
+    delta = Delta("weights", {}, {"job": {"base_id": tiny_base.fingerprint}})
+    assert delta.base_id == tiny_base.fingerprint
+
+
+def test_every_flipped_bit_and_every_cut_is_found(tiny_base: Base, tmp_path: Path) -> None:
+    file = tmp_path / "d.safetensors"
+    moved(tiny_base, 1, KEY).save(file)
+    whole = file.read_bytes()
+    for place in [*range(0, len(whole), 97), len(whole) - 1]:
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(UserError, match=r"d\.safetensors: "):
+            Delta.load(file)
+    for length in (0, 7, 8, 100, len(whole) - 1):
+        file.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"d\.safetensors: "):
+            Delta.load(file)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "provenance", "kind", "fault"),
+    [
+        ({KEY: torch.zeros(2)}, {}, "weights", "names no base"),
+        ({KEY: torch.zeros(2).half()}, {"base_id": "f"}, "weights", "no fp32 tensor"),
+        ({KEY: torch.tensor([torch.nan])}, {"base_id": "f"}, "weights", "not finite"),
+        ({"safety.x": torch.zeros(2)}, {"base_id": "f"}, "weights", "no fp32 tensor of unet"),
+        ({KEY: torch.zeros(2)}, {"base_id": "f"}, "hook", "holds no tensors"),
+        ({"unet.x.down": torch.zeros(2)}, {"base_id": "f"}, "adapter", "down, up and alpha"),
+        ({KEY: torch.zeros(2)}, {"base_id": "f"}, "patch", "header"),
+    ],
+)
+def test_what_is_no_delta_is_refused(
+    tensors: dict[str, torch.Tensor], provenance: dict[str, Any], kind: Any, fault: str, tmp_path: Path
+) -> None:
+    Delta(kind, tensors, provenance).save(tmp_path / "d.safetensors")
+    with pytest.raises(UserError, match=fault):
+        Delta.load(tmp_path / "d.safetensors")
+
+
+def test_a_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
+    (tmp_path / "header.safetensors").write_bytes(
+        safetensors.torch.save({"x": torch.zeros(1)}, metadata={"efface": "[]"})
+    )
+    torch.save({"x": torch.zeros(1)}, tmp_path / "x.pt")
+    for name in ("x.safetensors", "header.safetensors", "x.pt", "missing.safetensors", "."):
+        with pytest.raises(UserError):
+            Delta.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("weight", [KEY, PROJECTION])
+def test_an_adapter_is_merged_as_w_plus_alpha_over_rank_up_down(tiny_base: Base, weight: str) -> None:
+    delta = adapter(tiny_base, weight, rank=4, alpha=2.0)
+    module = weight.removesuffix(".weight")
+    original = tiny_base.tensors()[weight].clone()
+    down, up = delta.tensors[f"{module}.down"].squeeze(), delta.tensors[f"{module}.up"].squeeze()
+    expected = original.squeeze().double() + 2.0 / 4 * torch.einsum("or,ri->oi", up.double(), down.double())
+    tiny_base.swap(delta)
+    torch.testing.assert_close(tiny_base.tensors()[weight].squeeze().double(), expected, atol=1e-5, rtol=1e-5)
+    tiny_base.swap(None)
+    assert torch.equal(tiny_base.tensors()[weight], original)
+
+
+def test_an_adapter_of_a_3x3_convolution_merges_to_the_same_map(tiny_base: Base) -> None:
+    weight = tiny_base.unet.conv_in.weight
+    generator = torch.Generator().manual_seed(0)
+    down, up = torch.randn(2, 4, 3, 3, generator=generator), torch.randn(len(weight), 2, 1, 1, generator=generator)
+    name = "unet.conv_in"
+    delta = delta_of(tiny_base, {f"{name}.down": down, f"{name}.up": up, f"{name}.alpha": torch.tensor(2.0)}, "adapter")
+    x = torch.randn(1, 4, 8, 8, generator=generator)
+    conv = torch.nn.functional.conv2d
+    expected = conv(x, weight, padding=1) + conv(conv(x, down, padding=1), up)
+    merged = delta.edited(tiny_base)["unet.conv_in.weight"]
+    torch.testing.assert_close(conv(x, merged, padding=1), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["unet.no.such.weight", PROJECTION])
+def test_a_delta_that_does_not_fit_is_refused(tiny_base: Base, name: str) -> None:
+    with pytest.raises(UserError, match=name):
+        delta_of(tiny_base, {name: torch.zeros(3)}).edited(tiny_base)
+    with pytest.raises(UserError, match=name.removesuffix(".weight")):
+        module = name.removesuffix(".weight")
+        parts = {"down": torch.zeros(1, 5), "up": torch.zeros(7, 1), "alpha": torch.tensor(1.0)}
+        delta_of(tiny_base, {f"{module}.{k}": v for k, v in parts.items()}, "adapter").edited(tiny_base)
+
+
+def test_combining_adds_the_scaled_differences(tiny_base: Base) -> None:
+    original = tiny_base.tensors()[KEY].double()
+    one, two = moved(tiny_base, 1, KEY, VALUE), moved(tiny_base, 2, KEY)
+    both = combine(tiny_base, [one, two], [0.5, -2.0])
+    expected = original + 0.5 * (one.tensors[KEY] - original) - 2.0 * (two.tensors[KEY] - original)
+    torch.testing.assert_close(both.tensors[KEY].double(), expected, atol=1e-6, rtol=1e-6)
+    assert both.tensors.keys() == {KEY, VALUE}
+    assert both.provenance["combined"] == [{"id": one.id, "scale": 0.5}, {"id": two.id, "scale": -2.0}]
+
+
+def test_adding_deltas_of_different_tensors_keeps_their_bits(tiny_base: Base) -> None:
+    one, two = moved(tiny_base, 1, KEY), moved(tiny_base, 2, VALUE)
+    both = combine(tiny_base, [one, two], [1, 1])
+    assert torch.equal(both.tensors[KEY], one.tensors[KEY])
+    assert torch.equal(both.tensors[VALUE], two.tensors[VALUE])
+
+
+def test_scaling_to_zero_is_the_base(tiny_base: Base) -> None:
+    nothing = combine(tiny_base, [moved(tiny_base, 1, KEY)], [0])
+    assert torch.equal(nothing.tensors[KEY], tiny_base.tensors()[KEY])
+
+
+def test_combining_does_not_mind_what_is_applied(tiny_base: Base) -> None:
+    one, two = moved(tiny_base, 1, KEY), adapter(tiny_base, KEY, 2, 1.0)
+    expected = combine(tiny_base, [one, two], [1, 1]).tensors[KEY]
+    tiny_base.swap(moved(tiny_base, 5, KEY))
+    assert torch.equal(combine(tiny_base, [one, two], [1, 1]).tensors[KEY], expected)
+
+
+def test_a_hook_changes_nothing_and_cannot_be_combined(tiny_base: Base) -> None:
+    hook = delta_of(tiny_base, {}, "hook", hook={"name": "negative-prompt", "config": {"prompt": "x"}})
+    assert hook.edited(tiny_base) == {}
+    with pytest.raises(UserError, match="cannot be combined"):
+        combine(tiny_base, [hook], [1])
+
+
+def test_an_export_is_a_whole_pipeline_with_the_edited_weights(tiny_base: Base, tmp_path: Path) -> None:
+    applied, delta = moved(tiny_base, 1, VALUE), moved(tiny_base, 2, KEY)
+    tiny_base.swap(applied)
+    export(tiny_base, delta, tmp_path / "out")
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "out", local_files_only=True)
+    exported = dict(pipeline.unet.named_parameters())
+    assert torch.equal(exported[KEY.removeprefix("unet.")], delta.tensors[KEY])
+    assert torch.equal(exported[VALUE.removeprefix("unet.")], tiny_base.originals()[VALUE])
+    assert torch.equal(tiny_base.tensors()[VALUE], applied.tensors[VALUE])
+    assert isinstance(pipeline.scheduler, PNDMScheduler)
+    assert pipeline.safety_checker is None
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_export_never_writes_over_something(tiny_base: Base, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="out: exists already"):
+        export(tiny_base, None, tmp_path / "out")

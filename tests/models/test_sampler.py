@@ -1,0 +1,143 @@
+"""The sampler: an image is a function of model, prompt, seed and recipe, and it is the one diffusers makes."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from efface.errors import UserError
+from efface.models.base import Base
+from efface.models.delta import Delta
+from efface.models.recipe import Recipe
+from efface.models.sampler import ImageRequest, sample
+from efface.models.scheduler import make_scheduler
+
+REQUESTS = [ImageRequest(prompt, seed) for prompt in ("a red cat", "a dog, at night") for seed in (0, 7)]
+
+
+def recipe(**changes: object) -> Recipe:
+    fields = {"name": "t", "scheduler": "pndm", "steps": 4, "guidance_scale": 5.0, "height": 16, "width": 16}
+    return Recipe(**{**fields, "batch_size": 3, **changes})  # type: ignore[arg-type]
+
+
+def far(one: np.ndarray, other: np.ndarray) -> int:
+    """The largest difference of a pixel, in grey levels."""
+    return int(np.abs(one.astype(int) - other.astype(int)).max())
+
+
+def by_diffusers(base: Base, recipe: Recipe, request: ImageRequest) -> np.ndarray:
+    pipeline = StableDiffusionPipeline(
+        base.vae,
+        base.text_encoder,
+        base.tokenizer,
+        base.unet,
+        make_scheduler(recipe.scheduler, base.scheduler_config, recipe.steps),
+        None,
+        None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(request.seed)
+    made = pipeline(
+        request.prompt,
+        height=recipe.height,
+        width=recipe.width,
+        num_inference_steps=recipe.steps,
+        guidance_scale=recipe.guidance_scale,
+        negative_prompt=recipe.negative_prompt,
+        generator=generator,
+        output_type="np",
+    ).images[0]
+    return (made * 255).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("scheduler", ["pndm", "ddim", "dpm++", "euler", "euler-a", "ddpm", "UniPCMultistepScheduler"])
+def test_images_are_those_of_diffusers_own_pipeline(tiny_base: Base, scheduler: str) -> None:
+    asked = recipe(scheduler=scheduler, negative_prompt="ugly")
+    ours = sample(tiny_base, asked, REQUESTS)
+    theirs = np.stack([by_diffusers(tiny_base, asked, request) for request in REQUESTS])
+    assert theirs.std() > 10
+    assert far(ours, theirs) <= 1
+
+
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.0])
+def test_without_guidance_there_is_no_unconditional_half(
+    tiny_base: Base, guidance_scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = recipe(guidance_scale=guidance_scale, batch_size=1)
+    sizes = []
+    forward = tiny_base.unet.forward
+    monkeypatch.setattr(tiny_base.unet, "forward", lambda x, *a, **k: sizes.append(len(x)) or forward(x, *a, **k))
+    ours = sample(tiny_base, asked, REQUESTS[:1])[0]
+    assert set(sizes) == {1}
+    assert far(ours, by_diffusers(tiny_base, asked, REQUESTS[0])) <= 1
+
+
+@pytest.mark.parametrize("scheduler", ["pndm", "euler-a"])
+def test_bits_do_not_depend_on_order_neighbours_place_or_padding(tiny_base: Base, scheduler: str) -> None:
+    asked = recipe(scheduler=scheduler)
+    together = sample(tiny_base, asked, REQUESTS)
+    assert np.array_equal(sample(tiny_base, asked, REQUESTS[::-1]), together[::-1])
+    for request, image in zip(REQUESTS, together, strict=True):
+        assert np.array_equal(sample(tiny_base, asked, [request])[0], image)
+
+
+def test_another_batch_size_moves_no_pixel_by_more_than_one_level(tiny_base: Base) -> None:
+    images = [sample(tiny_base, recipe(batch_size=size), REQUESTS) for size in (1, 2, 4, 5)]
+    assert max(far(images[0], other) for other in images[1:]) <= 1
+
+
+def test_seeds_and_prompts_matter(tiny_base: Base) -> None:
+    images = sample(tiny_base, recipe(), REQUESTS)
+    assert len({image.tobytes() for image in images}) == 4
+
+
+def test_the_negative_prompt_matters(tiny_base: Base) -> None:
+    plain, negative = (sample(tiny_base, recipe(negative_prompt=text), REQUESTS[:1]) for text in ("", "ugly"))
+    assert not np.array_equal(plain, negative)
+
+
+def test_images_are_uint8_of_the_recipes_size(tiny_base: Base) -> None:
+    images = sample(tiny_base, recipe(height=24, width=16), REQUESTS[:1])
+    assert (images.dtype, images.shape) == (np.uint8, (1, 24, 16, 3))
+    assert sample(tiny_base, recipe(), []).shape == (0, 16, 16, 3)
+
+
+def test_progress_counts_images_without_padding(tiny_base: Base) -> None:
+    done: list[int] = []
+    sample(tiny_base, recipe(), REQUESTS, done.append)
+    assert done == [3, 1]
+
+
+def test_each_prompt_is_encoded_once(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = []
+    forward = tiny_base.text_encoder.forward
+    monkeypatch.setattr(tiny_base.text_encoder, "forward", lambda ids, **k: encoded.append(1) or forward(ids, **k))
+    sample(tiny_base, recipe(), REQUESTS)
+    assert len(encoded) == 3  # two prompts and the negative one
+
+
+def test_a_model_of_nans_gives_grey_images_and_a_warning(tiny_base: Base) -> None:
+    bias = tiny_base.unet.conv_out.bias
+    tiny_base.swap(Delta("weights", {"unet.conv_out.bias": bias * torch.nan}, {"base_id": tiny_base.fingerprint}))
+    with pytest.warns(UserWarning, match="not numbers"):
+        images = sample(tiny_base, recipe(), REQUESTS[:1])
+    assert set(np.unique(images)) == {128}
+
+
+def test_half_precision_changes_little_and_leaves_the_base_alone(tiny_base: Base) -> None:
+    before = {name: tensor.clone() for name, tensor in tiny_base.tensors().items()}
+    full = sample(tiny_base, recipe(), REQUESTS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        half = sample(tiny_base, recipe(dtype="bfloat16"), REQUESTS)
+    assert 0 < np.abs(full.astype(int) - half).mean() < 8
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tiny_base.tensors().items())
+
+
+@pytest.mark.parametrize("name", ["dpm", "UNet2DConditionModel", "DPMSolverSDEScheduler"])
+def test_an_unknown_scheduler_is_a_users_mistake(tiny_base: Base, name: str) -> None:
+    with pytest.raises(UserError, match=f"unknown scheduler '{name}'"):
+        sample(tiny_base, recipe(scheduler=name), REQUESTS[:1])
