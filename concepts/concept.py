@@ -1,0 +1,159 @@
+"""Concepts and concept sets: what can be forgotten, what lies near it, and what must stay.
+
+A concept set is a versioned YAML file, shipped in `concepts/data/` or given by its path. It is checked once,
+on reading; afterwards every name in it stands for a concept.
+"""
+
+import hashlib
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
+
+from efface.concepts.shipped import data_names, find_data
+from efface.errors import UserError, did_you_mean
+from efface.strict import Strict, read_strict
+
+Kind = Literal["object", "animal", "style", "scene", "action", "celebrity", "nsfw"]
+
+
+def fold(name: str) -> str:
+    """`name` without case, spaces and punctuation: "BlueJay", "blue_jay" and "Blue Jay" are one."""
+    text = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(character for character in text if unicodedata.category(character)[0] not in "ZPC")
+
+
+def _printable(name: str) -> str:
+    if not fold(name) or not name.isprintable():
+        raise ValueError("a name needs a letter or a digit, and stands on one line")
+    return name
+
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Name = Annotated[Text, AfterValidator(_printable)]
+
+
+class Concept(Strict):
+    """One concept: how it is named, how it is asked for in a prompt, and how a judge is asked about it."""
+
+    name: Name = Field(description="the one name it has in plans, tables and reports")
+    kind: Kind
+    phrase: Text = Field(description="how a prompt asks for it, with its article: 'a cat'")
+    question: Text = Field("", description="how a judge is asked: 'a Blue Jay bird'; the phrase where not given")
+    aliases: tuple[Name, ...] = Field((), description="other names and spellings it is found by")
+    anchor: Text | None = Field(None, description="what it is mapped to: a concept of the set, or a plain phrase")
+    adjacent: tuple[Name, ...] = Field((), description="concepts that look like it and must stay")
+    retained: Literal["others"] | tuple[Name, ...] = Field(
+        "others",
+        description="concepts that must stay; 'others': all other concepts of the set but no neighbour",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _question_is_the_phrase(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "phrase" in data:
+            return {"question": data["phrase"], **data}
+        return data
+
+
+class ConceptSet(Strict):
+    """A named, versioned list of concepts; beside it the neighbours that are only asked for as adjacent."""
+
+    name: Name
+    version: int = Field(ge=1)
+    concepts: tuple[Concept, ...] = Field(min_length=1)
+    neighbours: tuple[Concept, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_are_clear(self) -> Self:
+        owner: dict[str, int] = {}
+        for position, concept in enumerate(self.all):
+            for name in (concept.name, *concept.aliases):
+                first = owner.setdefault(fold(name), position)
+                if first != position:
+                    raise ValueError(
+                        f"concept '{concept.name}' is called '{name}', which already means "
+                        f"'{self.all[first].name}', names and aliases should be unique"
+                    )
+        for concept in self.all:
+            self._check_references(concept, "adjacent", concept.adjacent)
+            if concept.retained != "others":
+                self._check_references(concept, "retained", concept.retained)
+            if concept.anchor and self._by_name.get(fold(concept.anchor)) is concept:
+                raise ValueError(f"concept '{concept.name}' is its own anchor, should be something else")
+        return self
+
+    def _check_references(self, concept: Concept, key: str, names: Sequence[str]) -> None:
+        seen: set[str] = set()
+        for name in names:
+            other = self._by_name.get(fold(name))
+            where = f"concept '{concept.name}', {key}:"
+            if other is None:
+                known = [known.name for known in self.all]
+                raise ValueError(f"{where} '{name}' is not in this set, {did_you_mean(name, known)}")
+            if other is concept:
+                raise ValueError(f"{where} '{name}' is the concept itself, should be another one")
+            if other.name in seen:
+                raise ValueError(f"{where} '{name}' is listed twice")
+            seen.add(other.name)
+
+    @property
+    def all(self) -> tuple[Concept, ...]:
+        """The concepts, then the neighbours. Any of them can be a target."""
+        return self.concepts + self.neighbours
+
+    @cached_property
+    def _by_name(self) -> dict[str, Concept]:
+        return {fold(name): concept for concept in self.all for name in (concept.name, *concept.aliases)}
+
+    def find(self, name_or_alias: str) -> Concept:
+        """The concept or neighbour of that name or alias; case, spaces, underscores and hyphens do not count.
+
+        Raises UserError with the nearest name where there is none.
+        """
+        concept = self._by_name.get(fold(name_or_alias))
+        if concept is None:
+            names = [concept.name for concept in self.all]
+            nearest = did_you_mean(name_or_alias, names)
+            raise UserError(f"unknown concept '{name_or_alias}' in concept set {self.name}: {nearest}")
+        return concept
+
+    def anchor_phrase(self, concept: Concept) -> str:
+        """The prompt `concept` is mapped to: its anchor's phrase, or the anchor itself; "" without one."""
+        if concept.anchor is None:
+            return ""
+        anchor = self._by_name.get(fold(concept.anchor))
+        return anchor.phrase if anchor else concept.anchor
+
+    def adjacent_to(self, concept: Concept) -> tuple[Concept, ...]:
+        """The concepts listed as adjacent to `concept`, in the order of the file."""
+        return tuple(self._by_name[fold(name)] for name in concept.adjacent)
+
+    def retained_beside(self, concept: Concept) -> tuple[Concept, ...]:
+        """The concepts that must stay when `concept` goes; neighbours only where `retained` names them."""
+        if concept.retained == "others":
+            return tuple(other for other in self.concepts if other.name != concept.name)
+        return tuple(self._by_name[fold(name)] for name in concept.retained)
+
+    def kinds(self) -> dict[Kind, int]:
+        """How many of the concepts (neighbours not counted) are of each kind, in the order they appear."""
+        return dict(Counter(concept.kind for concept in self.concepts))
+
+    @property
+    def sha256(self) -> str:
+        """64 hex digits over all that the set says, defaults included: the YAML's layout does not count."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def concept_set_names() -> list[str]:
+    """Names of the shipped concept sets, sorted."""
+    return data_names(".yaml")
+
+
+def load_concept_set(name_or_path: str | Path) -> ConceptSet:
+    """The concept set of that name, or in that YAML file; any fault in it is a UserError."""
+    return read_strict(ConceptSet, find_data("concept set", name_or_path, ".yaml"))

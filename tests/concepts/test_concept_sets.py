@@ -1,0 +1,156 @@
+"""Concept sets: how a concept is found, what lies beside it, and what a faulty file is told."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from efface.concepts.concept import Concept, ConceptSet, concept_set_names, load_concept_set
+from efface.errors import UserError
+
+PETS = """
+name: pets
+version: 1
+concepts:
+  - {name: Blue Cat, kind: animal, phrase: a blue cat, aliases: [Bleu Cat], anchor: dog, adjacent: [Fox]}
+  - {name: Dog, kind: animal, phrase: a dog, question: a dog of any breed, anchor: a plain sofa, retained: [blue-cat]}
+  - {name: Bird, kind: animal, phrase: a bird}
+neighbours:
+  - {name: Fox, kind: animal, phrase: a fox}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "pets.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> ConceptSet:
+    return load_concept_set(write(tmp_path, PETS))
+
+
+@pytest.mark.parametrize("name", ["Blue Cat", "blue cat", "BlueCat", "blue_cat", "BLUE-CAT", " bleu  cat "])
+def test_a_concept_is_found_by_any_spelling_of_its_name_or_alias(pets: ConceptSet, name: str) -> None:
+    assert pets.find(name).name == "Blue Cat"
+
+
+def test_a_neighbour_is_found_like_a_concept(pets: ConceptSet) -> None:
+    assert pets.find("fox") in pets.neighbours
+
+
+def test_an_unknown_concept_is_answered_with_the_nearest_name(pets: ConceptSet) -> None:
+    with pytest.raises(UserError, match="unknown concept 'Blu Cat' in concept set pets: did you mean 'Blue Cat'"):
+        pets.find("Blu Cat")
+
+
+def test_the_question_is_the_phrase_unless_given(pets: ConceptSet) -> None:
+    assert [concept.question for concept in pets.concepts] == ["a blue cat", "a dog of any breed", "a bird"]
+
+
+def test_an_anchor_is_a_concept_of_the_set_or_a_plain_phrase_or_the_empty_prompt(pets: ConceptSet) -> None:
+    assert [pets.anchor_phrase(concept) for concept in pets.concepts] == ["a dog", "a plain sofa", ""]
+
+
+def test_the_others_are_retained_and_neighbours_are_not(pets: ConceptSet) -> None:
+    assert [concept.name for concept in pets.retained_beside(pets.find("Bird"))] == ["Blue Cat", "Dog"]
+
+
+def test_a_neighbour_as_target_retains_all_concepts(pets: ConceptSet) -> None:
+    assert pets.retained_beside(pets.find("Fox")) == pets.concepts
+
+
+def test_retained_concepts_can_be_named(pets: ConceptSet) -> None:
+    assert [concept.name for concept in pets.retained_beside(pets.find("Dog"))] == ["Blue Cat"]
+
+
+def test_adjacent_concepts_are_those_listed(pets: ConceptSet) -> None:
+    assert pets.adjacent_to(pets.find("Blue Cat")) == (pets.find("Fox"),)
+
+
+def test_kinds_are_counted_without_neighbours(pets: ConceptSet) -> None:
+    assert pets.kinds() == {"animal": 3}
+
+
+def test_the_hash_is_of_what_the_set_says_and_not_of_its_layout(pets: ConceptSet, tmp_path: Path) -> None:
+    laid_out = PETS.replace("phrase: a bird}", "phrase: a bird, question: a bird, aliases: []}  # the same")
+    assert load_concept_set(write(tmp_path, laid_out)).sha256 == pets.sha256
+    assert load_concept_set(write(tmp_path, PETS.replace("a fox", "a red fox"))).sha256 != pets.sha256
+    assert len(pets.sha256) == 64
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("name: Bird", "name: blue_cat", "'blue_cat' is called 'blue_cat', which already means 'Blue Cat'"),
+        ("[Bleu Cat]", "[Bird]", "'Bird' is called 'Bird', which already means 'Blue Cat'"),
+        ("[Fox]", "[Foxx]", "concept 'Blue Cat', adjacent: 'Foxx' is not in this set, did you mean 'Fox'"),
+        ("[Fox]", "[Bleu Cat]", "concept 'Blue Cat', adjacent: 'Bleu Cat' is the concept itself"),
+        ("[Fox]", "[Fox, fox]", "concept 'Blue Cat', adjacent: 'fox' is listed twice"),
+        ("[blue-cat]", "[Cow]", "concept 'Dog', retained: 'Cow' is not in this set"),
+        ("[blue-cat]", "other", "retained"),
+        ("anchor: dog", "anchor: BlueCat", "concept 'Blue Cat' is its own anchor"),
+        ("anchor: dog", "ancor: dog", "unknown key 'concepts.0.ancor', did you mean 'anchor'"),
+        ("kind: animal, phrase: a bird", "kind: pet, phrase: a bird", "concepts.2.kind: input should be 'object'"),
+        ("phrase: a bird", "", "key 'concepts.2.phrase' is missing"),
+        ("phrase: a bird", "phrase: ' '", "concepts.2.phrase"),
+        ("phrase: a bird", "phrase: 7", "concepts.2.phrase: input should be a valid string, not 7"),
+        ("name: Bird", "name: '--'", "concepts.2.name: a name needs a letter or a digit"),
+        ("name: Bird", 'name: "a\\nb"', "concepts.2.name: a name needs a letter or a digit, and stands on one line"),
+        ("version: 1", "version: 0", "version: input should be greater than or equal to 1"),
+        ("version: 1", "", "key 'version' is missing"),
+    ],
+)
+def test_a_fault_in_the_file_is_one_sentence(tmp_path: Path, old: str, new: str, sentence: str) -> None:
+    path = write(tmp_path, PETS.replace(old, new, 1))
+    with pytest.raises(UserError) as caught:
+        load_concept_set(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ") and sentence in message and "\n" not in message
+
+
+def test_a_set_without_concepts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="concepts"):
+        load_concept_set(write(tmp_path, "name: none\nversion: 1\nconcepts: []\n"))
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("genmu-2052", "unknown concept set 'genmu-2052': did you mean 'genmu-2025'"),
+        ("no/such/file.yaml", "no/such/file.yaml: no such file, should be a concept set"),
+        (".", "unknown concept set '.'"),
+        ("x" * 5000, "unknown concept set 'xxx"),
+    ],
+)
+def test_an_unknown_set_is_told_what_was_meant(name: str, sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_concept_set(name)
+    assert str(caught.value).startswith(sentence)
+
+
+def test_every_shipped_set_loads_and_bears_its_name() -> None:
+    assert "genmu-2025" in concept_set_names()
+    for name in concept_set_names():
+        assert load_concept_set(name).name == name
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_mutated_file_raises_nothing_but_a_user_error(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    lines = PETS.splitlines()
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, len(lines) - 1))
+        lines[place] = data.draw(st.sampled_from(["", "- ", lines[place] + "}", lines[0], "concepts: 3"]) | st.text())
+    path = tmp_path_factory.getbasetemp() / "mutated.yaml"
+    path.write_text("\n".join(lines), encoding="utf-8", errors="surrogatepass")
+    try:
+        concepts = load_concept_set(path)
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        assert all(isinstance(concepts.find(concept.name), Concept) for concept in concepts.all)
