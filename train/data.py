@@ -52,7 +52,7 @@ def _make(base: Base, recipe: Recipe, requests: Sequence[ImageRequest]) -> dict[
         requests[start : start + recipe.batch_size] for start in range(0, len(requests), recipe.batch_size)
     ]
     encoded = [_encode(base, sample(base, recipe, batch)) for batch in batches]
-    mean, std = (torch.cat(parts).cpu() for parts in zip(*encoded, strict=True))
+    mean, std = (torch.cat(parts).cpu().contiguous() for parts in zip(*encoded, strict=True))
     return {"mean": mean, "std": std}
 
 

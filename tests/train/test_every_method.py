@@ -30,11 +30,7 @@ def checksum(base: Base) -> str:
 
 def ranged(name: str) -> list[tuple[str, FieldInfo]]:
     fields = get_method(name).Config.model_fields.items()
-    return [
-        (key, field)
-        for key, field in fields
-        if any(hasattr(m, "ge") or hasattr(m, "gt") for m in field.metadata)
-    ]
+    return [(key, field) for key, field in fields if any(hasattr(m, "ge") or hasattr(m, "gt") for m in field.metadata)]
 
 
 @every_method
@@ -116,9 +112,7 @@ def test_saved_read_applied_and_reverted_is_exact(
 
 
 @every_method
-def test_the_metrics_tell_every_step(
-    name: str, quick_job: QuickJob, tiny_base: Base, concept_set: ConceptSet
-) -> None:
+def test_the_metrics_tell_every_step(name: str, quick_job: QuickJob, tiny_base: Base, concept_set: ConceptSet) -> None:
     seen: list[tuple[int, int, float]] = []
     _, metrics = run_job(quick_job(name), tiny_base, concept_set, lambda *step: seen.append(step))
     assert [loss for _, _, loss in seen] == metrics["losses"]

@@ -1,0 +1,144 @@
+"""CA against its paper: whose prediction is the target, what the gradient leaves out, and what is shown when."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+from efface.concepts.concept import Concept, ConceptSet
+from efface.errors import UserError
+from efface.models.base import Base
+from efface.train import data
+from efface.train.job import make_job, run_job
+from efface.train.method import get_method, parse_config
+from efface.train.methods.ca import detach_bos
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(Q K^T / sqrt(d)) V of one head."""
+    return torch.softmax(query @ key.T / query.shape[-1] ** 0.5, dim=-1) @ value
+
+
+def test_the_gradient_of_keys_and_values_gets_nothing_from_the_first_token() -> None:
+    draw = torch.Generator().manual_seed(0)
+    block: Any = nn.Module()
+    block.attn2 = Attention(query_dim=6, cross_attention_dim=5, heads=1, dim_head=4)
+    pixels, prompt, weight = (torch.randn(*shape, generator=draw) for shape in ((3, 6), (7, 5), (3, 6)))
+    detach_bos(block)
+    (block.attn2(pixels[None], prompt[None])[0] * weight).sum().backward()
+
+    # The formula, with the first token's key and value made by constants.
+    matrices = {name: getattr(block.attn2, name).weight.detach() for name in ("to_q", "to_k", "to_v")}
+    to_k, to_v = matrices["to_k"].clone().requires_grad_(), matrices["to_v"].clone().requires_grad_()
+    key = torch.cat([prompt[:1] @ matrices["to_k"].T, prompt[1:] @ to_k.T])
+    value = torch.cat([prompt[:1] @ matrices["to_v"].T, prompt[1:] @ to_v.T])
+    out = block.attn2.to_out[0]
+    attended = attend(pixels @ matrices["to_q"].T, key, value) @ out.weight.detach().T + out.bias.detach()
+    (attended * weight).sum().backward()
+
+    torch.testing.assert_close(block.attn2.to_k.weight.grad, to_k.grad)
+    torch.testing.assert_close(block.attn2.to_v.weight.grad, to_v.grad)
+
+
+@torch.no_grad()
+def test_detaching_the_first_token_keeps_every_prediction_bit_for_bit(prepare: Any, tiny_base: Base) -> None:
+    _, student = prepare("ca")
+    draw = torch.Generator().manual_seed(0)
+    latents, prompt = torch.randn(2, 4, 8, 8, generator=draw), torch.randn(2, 77, 16, generator=draw)
+    stock = tiny_base.unet(latents, 500, encoder_hidden_states=prompt).sample
+    assert torch.equal(student(latents, 500, prompt), stock)
+
+
+@torch.no_grad()
+def test_the_model_based_target_is_the_students_own_prediction_for_the_anchor(prepare: Any, shaken: Any) -> None:
+    ca, student = prepare("ca", anchor_prompts=1)
+    shaken(student)
+    ablate, prior = ca.batch(0)
+    anchor = prior.condition  # with one caption every sample of the prior has the anchor's
+    torch.testing.assert_close(ablate.target, student(ablate.latents, ablate.timesteps, anchor))
+
+
+def test_no_gradient_flows_through_the_target(prepare: Any) -> None:
+    ca, student = prepare("ca", prior_weight=0)
+    weight = next(value for name, value in student.unet.named_parameters() if name.endswith("attn2.to_v.weight"))
+    weight.requires_grad_(True)
+    with torch.no_grad():
+        ablate, _ = ca.batch(0)
+    (gradient,) = torch.autograd.grad(ca.loss(student, (ablate, None)), weight)
+
+    # d/dw mean((f(w) - y)^2) = 2/n (f - y) df/dw, with y a number.
+    predicted = student(ablate.latents, ablate.timesteps, ablate.condition)
+    pull = 2 / predicted.numel() * (predicted - ablate.target).detach()
+    (expected,) = torch.autograd.grad(predicted, weight, grad_outputs=pull)
+    torch.testing.assert_close(gradient, expected)
+
+
+@torch.no_grad()
+def test_the_noise_based_target_is_the_noise_on_an_image_of_the_anchor(prepare: Any, alphas_cumprod: Tensor) -> None:
+    ca, _ = prepare("ca", objective="noise", anchor_images=1)
+    ablate, _ = ca.batch(0)
+    alpha = alphas_cumprod[ablate.timesteps].view(-1, 1, 1, 1)
+    clean = (ablate.latents - (1 - alpha).sqrt() * ablate.target) / alpha.sqrt() / 0.18215
+    images = ca.data[0].images
+    assert ((clean - images.mean).abs() <= 5 * images.std + 1e-3 / alpha.sqrt()).all()
+
+
+@torch.no_grad()
+def test_the_loss_adds_the_weighted_prior(prepare: Any) -> None:
+    ca, student = prepare("ca", prior_weight=0.25)
+    ablate, prior = ca.batch(0)
+    errors = [((student(x.latents, x.timesteps, x.condition) - x.target) ** 2).mean() for x in (ablate, prior)]
+    torch.testing.assert_close(ca.loss(student, (ablate, prior)), errors[0] + 0.25 * errors[1])
+    assert prepare("ca", prior_weight=0)[0].batch(0)[1] is None
+
+
+@torch.no_grad()
+def test_timesteps_are_uniform_over_the_whole_schedule(prepare: Any) -> None:
+    ca, _ = prepare("ca", batch_size=64, objective="noise", prior_weight=0)
+    drawn = torch.cat([ca.batch(index)[0].timesteps for index in range(20)]).double()
+    # mean 499.5, standard deviation 288.7; four standard errors of 1280 draws are 32
+    assert abs(drawn.mean() - 499.5) < 32 and drawn.min() < 10 and drawn.max() > 989
+
+
+@torch.no_grad()
+def test_every_image_is_shown_once_a_round_and_concepts_take_turns(prepare: Any) -> None:
+    ca, _ = prepare("ca", "cat", "dog", anchor_images=3)
+    for turns in (range(3), range(3, 6)):
+        assert sorted(ca._shuffled("ablate", 0, turn) for turn in turns) == [0, 1, 2]
+    ablate, _ = ca.batch(0)
+    assert any(torch.equal(ablate.condition[0], row) for row in ca.data[0].target)
+    assert any(torch.equal(ablate.condition[1], row) for row in ca.data[1].target)
+
+
+def test_steps_follow_from_the_samples_seen() -> None:
+    def steps(**config: Any) -> int:
+        return get_method("ca")(parse_config("ca", config)).steps  # type: ignore[attr-defined]
+
+    assert steps() == 100  # the authors' 100 steps of 2 x 4
+    assert steps(samples_seen=10, batch_size=4) == 3
+    assert steps(samples_seen=800, batch_size=4, gradient_accumulation_steps=2) == 100
+
+
+def test_cached_images_are_not_made_again_and_give_the_same_delta(
+    quick_job: Any, tiny_base: Base, concept_set: ConceptSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without, _ = run_job(quick_job("ca"), tiny_base, concept_set)
+    run_job(quick_job("ca", seed=7), tiny_base, concept_set, cache=tmp_path)
+    monkeypatch.setattr(data, "sample", None)
+    cached, _ = run_job(quick_job("ca"), tiny_base, concept_set, cache=tmp_path)
+    assert cached.id == without.id
+
+
+def test_a_concept_without_an_anchor_is_refused(tiny_base: Base) -> None:
+    alone = ConceptSet(name="alone", version=1, concepts=(Concept(name="cat", kind="animal", phrase="a cat"),))
+    with pytest.raises(UserError, match=r"concept 'cat' has no anchor .* in the concept set alone"):
+        run_job(make_job("tiny", tiny_base.fingerprint, "ca", alone, ["cat"]), tiny_base, alone)
+
+
+@pytest.mark.parametrize("template", ["a photo", "{} and {}", "{} {x}"])
+def test_a_template_without_one_place_is_refused(template: str) -> None:
+    with pytest.raises(UserError, match=r"templates of animal should hold one \{\} each"):
+        parse_config("ca", {"templates": {"animal": [template]}})

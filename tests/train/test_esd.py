@@ -1,0 +1,157 @@
+"""ESD against its paper: the target's algebra, the trajectory, and whose predictions are used where."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from efface.models.base import Base
+from efface.models.groups import select
+from efface.models.predictor import predictor
+from efface.models.text import encode_prompts
+from efface.train.method import get_method, parse_config
+from efface.train.methods.esd import esd_target
+
+
+def ddim(predict: Any, cond: Tensor, uncond: Tensor, noise: Tensor, stop: int, alphas: Tensor) -> Tensor:
+    """The state before step `stop` of deterministic DDIM with guidance 3 (Song et al. 2021, eq. 12)."""
+    latents = noise
+    for here, there in pairwise(TIMESTEPS[: stop + 1]):
+        eps_cond, eps_uncond = predict(latents, here, cond), predict(latents, here, uncond)
+        eps = eps_uncond + 3 * (eps_cond - eps_uncond)
+        clean = (latents - (1 - alphas[here]).sqrt() * eps) / alphas[here].sqrt()
+        latents = alphas[there].sqrt() * clean + (1 - alphas[there]).sqrt() * eps
+    return latents
+
+
+def first_with_stop(method: Any, timestep: int) -> int:
+    return next(index for index in range(100) if int(method.batch(index).timestep) == timestep)
+
+
+# 3 of 1000 steps, spaced by 333 from the end of the schedule, offset 1.
+TIMESTEPS = [667, 334, 1]
+
+
+def test_eta_1_of_the_paper_is_2_of_the_newer_script() -> None:
+    concept, uncond = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    newer_script = concept - 2 * (concept - uncond)
+    torch.testing.assert_close(esd_target(uncond, concept, uncond, eta=1), newer_script)
+
+
+def test_erasing_from_a_wider_prompt_is_the_newer_script_with_the_same_eta() -> None:
+    origin, concept, uncond = (torch.tensor([value]) for value in (5.0, 3.0, 2.0))
+    assert esd_target(origin, concept, uncond, eta=2).item() == 5 - 2 * (3 - 2)
+
+
+@torch.no_grad()
+def test_with_eta_0_the_target_is_the_frozen_prediction_for_the_empty_prompt(
+    prepare: Any, shaken: Any, tiny_base: Base
+) -> None:
+    esd, student = prepare("esd", eta=0)
+    shaken(student)
+    roll_out = esd.batch(0)
+    empty = predictor(tiny_base.unet)(roll_out.latents, roll_out.timestep, encode_prompts(tiny_base, [""]))
+    torch.testing.assert_close(roll_out.target, empty)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stop", [0, 1, 2])
+@pytest.mark.parametrize("on_policy", [True, False])
+def test_the_trajectory_is_ddim_with_guidance_3_by_the_student_or_by_the_frozen_original(
+    on_policy: bool, stop: int, prepare: Any, shaken: Any, tiny_base: Base, alphas_cumprod: Tensor
+) -> None:
+    esd, student = prepare("esd", on_policy=on_policy)
+    shaken(student)
+    index = first_with_stop(esd, TIMESTEPS[stop])
+    cond, uncond = encode_prompts(tiny_base, ["a cat"]), encode_prompts(tiny_base, [""])
+    predict = student if on_policy else predictor(tiny_base.unet)
+    noise = first_latents(esd, index) if stop else esd.batch(index).latents
+    expected = ddim(predict, cond, uncond, noise, stop, alphas_cumprod)
+    assert abs(noise.std() - 1) < 0.2
+    torch.testing.assert_close(esd.batch(index).latents, expected, rtol=1e-4, atol=1e-4)
+
+
+def first_latents(esd: Any, index: int) -> Tensor:
+    """The noise batch `index` starts from, caught on its way into the first prediction."""
+    caught: list[Tensor] = []
+    sampler = esd.sampler
+
+    def catch(latents: Tensor, timestep: Any, condition: Tensor) -> Tensor:
+        caught.append(latents[:1])
+        return sampler(latents, timestep, condition)
+
+    esd.sampler = catch
+    esd.batch(index)
+    esd.sampler = sampler
+    return caught[0]
+
+
+@torch.no_grad()
+def test_the_target_steers_the_frozen_prediction_away_from_the_concept(
+    prepare: Any, shaken: Any, tiny_base: Base
+) -> None:
+    esd, student = prepare("esd", eta=3)
+    shaken(student)
+    roll_out, teacher = esd.batch(0), predictor(tiny_base.unet)
+    cat, empty = (teacher(roll_out.latents, roll_out.timestep, encode_prompts(tiny_base, [p])) for p in ("a cat", ""))
+    torch.testing.assert_close(roll_out.target, 4 * empty - 3 * cat, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(roll_out.condition, encode_prompts(tiny_base, ["a cat"]))
+
+
+@torch.no_grad()
+def test_erase_from_conditions_trajectory_and_student_on_the_wider_prompt(
+    prepare: Any, tiny_base: Base, alphas_cumprod: Tensor
+) -> None:
+    esd, student = prepare("esd", erase_from="an animal", eta=2)
+    index = first_with_stop(esd, TIMESTEPS[2])
+    roll_out = esd.batch(index)
+    wide, cat, empty = (encode_prompts(tiny_base, [prompt]) for prompt in ("an animal", "a cat", ""))
+    expected = ddim(student, wide, empty, first_latents(esd, index), 2, alphas_cumprod)
+    torch.testing.assert_close(roll_out.latents, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(roll_out.condition, wide)
+    eps = [predictor(tiny_base.unet)(roll_out.latents, roll_out.timestep, c) for c in (wide, cat, empty)]
+    torch.testing.assert_close(roll_out.target, eps[0] - 2 * (eps[1] - eps[2]), rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_is_the_mean_squared_error_of_the_unguided_student(prepare: Any) -> None:
+    esd, student = prepare("esd", batch_size=2)
+    roll_out = esd.batch(0)
+    error = student(roll_out.latents, roll_out.timestep, roll_out.condition) - roll_out.target
+    torch.testing.assert_close(esd.loss(student, roll_out), (error**2).mean())
+
+
+@torch.no_grad()
+def test_a_batch_shares_the_step_and_has_noise_of_its_own_for_each_sample(prepare: Any) -> None:
+    esd, _ = prepare("esd", batch_size=3)
+    roll_out = esd.batch(0)
+    assert roll_out.timestep.ndim == 0 and roll_out.latents.shape == (3, 4, 8, 8)
+    assert not torch.equal(roll_out.latents[0], roll_out.latents[1])
+
+
+@torch.no_grad()
+def test_every_step_of_the_trajectory_is_drawn_and_every_concept(prepare: Any, tiny_base: Base) -> None:
+    esd, _ = prepare("esd", "cat", "dog")
+    batches = [esd.batch(index) for index in range(30)]
+    assert {int(roll_out.timestep) for roll_out in batches} == set(TIMESTEPS)
+    cat, dog = encode_prompts(tiny_base, ["a cat", "a dog"])
+    asked = [[torch.equal(roll_out.condition[0], concept) for roll_out in batches] for concept in (cat, dog)]
+    assert any(asked[0]) and any(asked[1]) and all(a != b for a, b in zip(*asked, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("variant", "trains", "not_trains"),
+    [
+        ("x", "attn2.to_q.weight", "attn1.to_q.weight"),
+        ("u", "attn1.to_q.weight", "attn2.to_k.weight"),
+        ("x-strict", "attn2.to_v.weight", "attn2.to_q.weight"),
+        ("selfattn", "attn1.to_k.weight", "attn2.to_k.weight"),
+        ("full", "conv_out.weight", None),
+    ],
+)
+def test_each_variant_trains_its_group(variant: str, trains: str, not_trains: str | None, tiny_base: Base) -> None:
+    group = get_method("esd")(parse_config("esd", {"variant": variant})).group
+    names = select(tiny_base, group)
+    assert any(name.endswith(trains) for name in names)
+    assert not_trains is None or not any(name.endswith(not_trains) for name in names)

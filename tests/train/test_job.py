@@ -1,0 +1,89 @@
+"""What a job's id stands for, and what a job is refused for."""
+
+from typing import Any
+
+import pytest
+
+from efface.concepts.concept import ConceptSet
+from efface.errors import UserError
+from efface.files import content_id
+from efface.models.base import Base
+from efface.train.job import Job, make_job, run_job
+
+FIELDS: dict[str, Any] = {
+    "base": "tiny",
+    "base_id": "0" * 64,
+    "method": "esd",
+    "method_version": 1,
+    "config": {"steps": 2},
+    "concepts": ["cat"],
+    "concept_set": "tests",
+    "concept_set_sha256": "1" * 64,
+    "strategy": "single",
+    "seed": 0,
+}
+
+
+def test_the_id_is_the_hash_of_every_field_and_nothing_else() -> None:
+    assert Job(**FIELDS).id == content_id(FIELDS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"base_id": "2" * 64}, {"config": {"steps": 3}}, {"concepts": ["dog"]}, {"method_version": 2}],
+)
+def test_any_change_gives_another_id(change: dict[str, Any]) -> None:
+    assert Job(**{**FIELDS, **change}).id != Job(**FIELDS).id
+
+
+def test_the_folders_name_is_readable_and_ends_in_the_id() -> None:
+    job = Job(**{**FIELDS, "concepts": ["Van Gogh"]})
+    assert job.slug == f"esd-van-gogh-{job.id}"
+
+
+def test_names_are_found_and_the_config_is_filled_in(concept_set: ConceptSet) -> None:
+    job = make_job("tiny", "0" * 64, "esd", concept_set, ["CAT"], config={"eta": 2})
+    assert job.concepts == ("cat",) and job.config["eta"] == 2 and job.config["guidance_scale"] == 3
+    assert make_job("tiny", "0" * 64, "esd", concept_set, ["cat"], config={"eta": 2.0}).id == job.id
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"concepts": ["cta"]}, r"unknown concept 'cta' .*did you mean 'cat'\?"),
+        ({"concepts": []}, "concepts"),
+        ({"concepts": ["cat", "dog"]}, "strategy 'single' takes one concept a job, not cat, dog"),
+        ({"strategy": "continual"}, "method 'esd' does not support the strategy 'continual', only multi, single"),
+    ],
+)
+def test_a_wrong_request_is_refused_in_a_sentence(
+    arguments: dict[str, Any], message: str, concept_set: ConceptSet
+) -> None:
+    wanted = {"concepts": ["cat"], "strategy": "single", **arguments}
+    with pytest.raises(UserError, match=message):
+        make_job("tiny", "0" * 64, "esd", concept_set, **wanted)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"base_id": "f" * 64}, "is for a base with fingerprint ffff"),
+        ({"method_version": 99}, "asks for version 99 of method 'esd', this efface has version 1"),
+        ({"concept_set_sha256": "f" * 64}, "another version of concept set 'tests'"),
+        ({"config": {"stepz": 3}}, "unknown key 'stepz', did you mean 'steps'"),
+    ],
+)
+def test_a_job_that_does_not_fit_what_it_is_run_with_is_refused(
+    change: dict[str, Any], message: str, quick_job: Any, tiny_base: Base, concept_set: ConceptSet
+) -> None:
+    job = quick_job("esd").model_copy(update=change)
+    with pytest.raises(UserError, match=message):
+        run_job(job, tiny_base, concept_set)
+
+
+@pytest.mark.parametrize("method", ["ca", "esd"])
+def test_several_concepts_make_one_delta(method: str, tiny_base: Base, concept_set: ConceptSet, quick_job: Any) -> None:
+    config = quick_job(method).config
+    job = make_job("tiny", tiny_base.fingerprint, method, concept_set, ["cat", "fox"], config=config, strategy="multi")
+    delta, metrics = run_job(job, tiny_base, concept_set)
+    assert delta.provenance["job"]["concepts"] == ["cat", "fox"] and len(metrics["losses"]) == 2
