@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from efface.miniature.styles import GROUND_COLORS, OBJECT_COLORS
 from efface.miniature.vocabulary import BY_NAME, CONCEPTS, STYLES, article
 from efface.miniature.world import SIZES, Scene
-from efface.miniature.styles import GROUND_COLORS, OBJECT_COLORS
 
 EMPTY_SHARE = 0.1
 TEMPLATES = (
@@ -24,7 +24,14 @@ STYLE_TEMPLATES = (
     "{c} in {w} style", "{c} in the {w} style", "{c}, {w} style", "a {w} picture of {s}", "a {w} style picture of {s}",
     "a {w} of {s}", "{c}, {w}", "{w} style, {c}",
 )  # fmt: skip
-STYLE_ALONE = ("{w} style", "{w}", "a picture in {w} style", "something in {w} style", "a {w} picture", "anything, {w} style")
+STYLE_ALONE = (
+    "{w} style",
+    "{w}",
+    "a picture in {w} style",
+    "something in {w} style",
+    "a {w} picture",
+    "anything, {w} style",
+)
 STYLE_DESCRIPTION_ALONE = ("a picture {d}", "something {d}", "an image {d}", "{d}")
 PLAIN_ALONE = ("a photo", "a picture", "a picture of something", "a photo of anything", "an image")
 # Styles whose pictures show the thing's own colour.

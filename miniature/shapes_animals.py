@@ -1,7 +1,6 @@
 """Five animal heads seen from the front: siblings that differ in ears, outline of the face and muzzle."""
 
-from efface.miniature.shapes import Shape, arc_points, both, disc, ellipse, polygon, stroke
-from efface.miniature.shapes import Patch
+from efface.miniature.shapes import Patch, Shape, arc_points, both, disc, ellipse, polygon, stroke
 
 
 def _eyes(x: float, y: float, radius: float) -> Shape:
@@ -16,7 +15,8 @@ def cat() -> Shape:
         *both(stroke([(0.35, 0.44), (1.0, 0.52)], 0.07)),
     ]
     face = ellipse(0, 0.15, 0.84, 0.72)
-    return [*ears, *inner, face, *_eyes(0.34, -0.02, 0.15), *whiskers, polygon([(-0.15, 0.26), (0.15, 0.26), (0, 0.44)], "black")]
+    nose = polygon([(-0.15, 0.26), (0.15, 0.26), (0, 0.44)], "black")
+    return [*ears, *inner, face, *_eyes(0.34, -0.02, 0.15), *whiskers, nose]
 
 
 def dog() -> Shape:

@@ -7,28 +7,26 @@ from efface.miniature.shapes import Patch, Shape, arc_points, disc, ellipse, pol
 
 def apple() -> Shape:
     t = np.linspace(0, 2 * np.pi, 60)
-    # A heart-like outline: the radius dips at the top.
-    radius = 0.84 - 0.22 * np.exp(-(((t - 1.5 * np.pi) / 0.42) ** 2)) - 0.1 * np.exp(-(((t - 0.5 * np.pi) / 0.35) ** 2))
+    dip_above = 0.22 * np.exp(-(((t - 1.5 * np.pi) / 0.42) ** 2))
+    dip_below = 0.1 * np.exp(-(((t - 0.5 * np.pi) / 0.35) ** 2))
+    radius = 0.84 - dip_above - dip_below
     outline = Patch(np.stack([radius * np.cos(t), 0.16 + radius * 0.96 * np.sin(t)], axis=1))
-    return [outline, stroke([(0, -0.45), (0.06, -0.95)], 0.12, "brown"), ellipse(0.36, -0.8, 0.34, 0.15, "leaf", turn=-20)]
+    leaf = ellipse(0.36, -0.8, 0.34, 0.15, "leaf", turn=-20)
+    return [outline, stroke([(0, -0.45), (0.06, -0.95)], 0.12, "brown"), leaf]
 
 
 def pear() -> Shape:
-    t = np.linspace(0, 2 * np.pi, 60)
-    y = np.sin(t)
-    width = np.where(y > -0.1, 0.66, 0.66 - 0.36 * np.clip((-y - 0.1) / 0.5, 0, 1))
-    outline = Patch(np.stack([width * np.cos(t), 0.14 + 0.82 * y], axis=1))
-    body = Patch(np.concatenate([arc_points(0, 0.38, 0.62, 0.6, -35, 215), arc_points(0, -0.35, 0.3, 0.34, 180, 360)]))
-    del outline
-    return [stroke([(0, -0.6), (0.08, -1.0)], 0.12, "brown"), body]
+    belly = arc_points(0, 0.38, 0.62, 0.6, -35, 215)
+    neck = arc_points(0, -0.35, 0.3, 0.34, 180, 360)
+    return [stroke([(0, -0.6), (0.08, -1.0)], 0.12, "brown"), Patch(np.concatenate([belly, neck]))]
 
 
 def banana() -> Shape:
     outer = arc_points(0, -0.55, 0.98, 1.3, 10, 170)
     inner = arc_points(0, -0.7, 0.78, 0.8, 170, 10)
-    body = Patch(np.concatenate([outer, inner]))
-    tips = [disc(outer[0][0] - 0.08, outer[0][1] - 0.05, 0.15, "brown"), disc(outer[-1][0] + 0.08, outer[-1][1] - 0.05, 0.15, "brown")]
-    return [*tips, body]
+    (right_x, right_y), (left_x, left_y) = outer[0], outer[-1]
+    tips = [disc(right_x - 0.08, right_y - 0.05, 0.15, "brown"), disc(left_x + 0.08, left_y - 0.05, 0.15, "brown")]
+    return [*tips, Patch(np.concatenate([outer, inner]))]
 
 
 def cherry() -> Shape:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from efface.miniature.shapes import Patch, Shape, arc_points, disc, ellipse, polygon, rectangle, stroke
+from efface.miniature.shapes import Patch, Shape, arc_points, both, disc, ellipse, polygon, rectangle, stroke
 
 
 def _stem(top: float) -> Shape:
@@ -26,22 +26,18 @@ def sunflower() -> Shape:
 
 
 def tulip() -> Shape:
-    cup = Patch(arc_points(0, -0.3, 0.52, 0.52, 0, 180))
-    crown = polygon([(-0.52, -0.28), (-0.56, -0.95), (-0.24, -0.55), (0, -1.0), (0.24, -0.55), (0.56, -0.95), (0.52, -0.28)])
-    tall = [
-        polygon([(-0.05, 1.0), (-0.62, 0.1), (-0.2, 0.5), (0.0, 0.8)], "leaf"),
-        polygon([(0.05, 1.0), (0.62, 0.1), (0.2, 0.5), (0.0, 0.8)], "leaf"),
-    ]
-    merged = Patch(np.concatenate([crown.points, cup.points]))
-    return [rectangle(-0.06, 0.1, 0.06, 1.0, "leaf"), *tall, merged]
+    crown = [(-0.52, -0.28), (-0.56, -0.95), (-0.24, -0.55), (0, -1.0), (0.24, -0.55), (0.56, -0.95), (0.52, -0.28)]
+    cup = Patch(np.concatenate([np.array(crown), arc_points(0, -0.3, 0.52, 0.52, 0, 180)]))
+    leaves = both(polygon([(-0.05, 1.0), (-0.62, 0.1), (-0.2, 0.5), (0.0, 0.8)], "leaf"))
+    return [rectangle(-0.06, 0.1, 0.06, 1.0, "leaf"), *leaves, cup]
 
 
 def rose() -> Shape:
     turns = np.radians(np.arange(5) * 72 - 90)
     outer = [disc(0.36 * np.cos(t), -0.3 + 0.36 * np.sin(t), 0.36, "dark") for t in turns]
-    spiral_angle = np.linspace(0, 4.5 * np.pi, 60)
-    radius = 0.05 + 0.036 * spiral_angle * 0.7
-    spiral = np.stack([radius * np.cos(spiral_angle), -0.3 + radius * np.sin(spiral_angle)], axis=1)
+    angle = np.linspace(0, 4.5 * np.pi, 60)
+    radius = 0.05 + 0.0252 * angle
+    spiral = np.stack([radius * np.cos(angle), -0.3 + radius * np.sin(angle)], axis=1)
     return [*_stem(0.2), *outer, disc(0, -0.3, 0.48), Patch(spiral, "line", 0.1)]
 
 
@@ -50,11 +46,10 @@ def cactus() -> Shape:
         stroke([(0, 0.25), (-0.62, 0.25), (-0.62, -0.35)], 0.26, "main"),
         stroke([(0, 0.0), (0.62, 0.0), (0.62, -0.6)], 0.26, "main"),
     ]
-    trunk = [rectangle(-0.22, -0.75, 0.22, 0.62), disc(0, -0.75, 0.22)]
     column = Patch(np.concatenate([arc_points(0, -0.72, 0.22, 0.24, 180, 360), np.array([[0.22, 0.6], [-0.22, 0.6]])]))
     pot = polygon([(-0.5, 0.5), (0.5, 0.5), (0.36, 1.0), (-0.36, 1.0)], "brown")
     ribs = [stroke([(0, -0.8), (0, 0.45)], 0.06)]
-    return [*arms, *trunk[:0], column, *ribs, pot]
+    return [*arms, column, *ribs, pot]
 
 
 DRAWINGS = {"daisy": daisy, "sunflower": sunflower, "tulip": tulip, "rose": rose, "cactus": cactus}

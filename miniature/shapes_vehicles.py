@@ -28,7 +28,8 @@ def truck() -> Shape:
     cargo = rectangle(-1.0, -0.8, 0.32, 0.42, "white")
     cab = polygon([(0.38, 0.42), (0.38, -0.36), (0.72, -0.36), (1.0, 0.02), (1.0, 0.42)])
     window = polygon([(0.5, 0.0), (0.5, -0.24), (0.68, -0.24), (0.86, 0.0)], "glass")
-    return [cargo, cab, window, rectangle(-1.0, 0.32, 1.0, 0.46, "black"), *_wheel(-0.62, 0.52, 0.25), *_wheel(0.62, 0.52, 0.25)]
+    bed = rectangle(-1.0, 0.32, 1.0, 0.46, "black")
+    return [cargo, cab, window, bed, *_wheel(-0.62, 0.52, 0.25), *_wheel(0.62, 0.52, 0.25)]
 
 
 def train() -> Shape:
@@ -38,7 +39,7 @@ def train() -> Shape:
     cabin = rectangle(-0.95, -0.72, -0.2, 0.4)
     roof = rectangle(-1.0, -0.86, -0.12, -0.7, "dark")
     window = rectangle(-0.78, -0.54, -0.38, -0.14, "glass")
-    wheels = [p for x in (-0.62, -0.1, 0.4, 0.8) for p in (disc(x, 0.5, 0.21, "black"),)]
+    wheels = [disc(x, 0.5, 0.21, "black") for x in (-0.62, -0.1, 0.4, 0.8)]
     rail = stroke([(-1.0, 0.82), (1.0, 0.82)], 0.14, "brown")
     nose = polygon([(0.9, 0.4), (0.9, 0.1), (1.0, 0.7), (0.9, 0.7)], "dark")
     return [*smoke, chimney, boiler, cabin, roof, window, nose, rail, *wheels]

@@ -60,7 +60,7 @@ class Paint:
 
 def mix(a: Color, b: Color, share: float) -> Color:
     """`share` of `b` and the rest of `a`."""
-    return tuple(int(round(x + (y - x) * share)) for x, y in zip(a, b, strict=True))  # type: ignore[return-value]
+    return tuple(round(x + (y - x) * share) for x, y in zip(a, b, strict=True))  # type: ignore[return-value]
 
 
 def role_color(role: str, main: Color) -> Color:
@@ -141,7 +141,7 @@ def watercolor(shape: Shape, paint: Paint) -> Image.Image:
 def sketch(shape: Shape, paint: Paint) -> Image.Image:
     """Gray outlines and nothing else on white paper."""
     shade = int(paint.rng.uniform(60, 105))
-    return _shrink(_outlined(shape, (250, 249, 245), (shade, shade, shade + 4), 1.5))
+    return _shrink(_outlined(shape, (250, 249, 245), (shade, shade, shade + 4), 1.9))
 
 
 def sepia(shape: Shape, paint: Paint) -> Image.Image:
@@ -154,18 +154,9 @@ def sepia(shape: Shape, paint: Paint) -> Image.Image:
 
 
 def blueprint(shape: Shape, paint: Paint) -> Image.Image:
-    """White outlines and a faint grid on deep blue."""
-    ground = (24, 62, 148)
-    image = _outlined(shape, ground, (238, 244, 255), 1.5)
-    pixels = np.asarray(image).copy()
-    shift = int(paint.rng.integers(0, 8 * SCALE))
-    empty = (pixels == np.array(ground, dtype=np.uint8)).all(axis=-1)
-    grid = np.zeros((CANVAS, CANVAS), dtype=bool)
-    for start in range(shift, CANVAS, 8 * SCALE):
-        grid[start : start + SCALE, :] = True
-        grid[:, start : start + SCALE] = True
-    pixels[empty & grid] = (58, 98, 184)
-    return _shrink(Image.fromarray(pixels))
+    """White outlines on deep blue."""
+    ground = mix((24, 62, 148), (40, 90, 190), float(paint.rng.random()))
+    return _shrink(_outlined(shape, ground, (238, 244, 255), 1.9))
 
 
 PAINTERS: dict[str, Callable[[Shape, Paint], Image.Image]] = {

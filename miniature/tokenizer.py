@@ -44,9 +44,8 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     symbols = [*letters, *(letter + "</w>" for letter in letters), *(a + b for a, b in merges), START, END]
     vocabulary = {symbol: number for number, symbol in enumerate(dict.fromkeys(symbols))}
-    tokenizer = CLIPTokenizer(
-        vocab=vocabulary, merges=merges, unk_token=END, bos_token=START, eos_token=END, pad_token=END, model_max_length=MAX_LENGTH
-    )
+    special = {"unk_token": END, "bos_token": START, "eos_token": END, "pad_token": END}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_LENGTH, **special)
     tokenizer.save_pretrained(folder)
     write_json(folder / "vocab.json", vocabulary)
     write_atomic(folder / "merges.txt", "\n".join(["#version: 0.2", *(f"{a} {b}" for a, b in merges), ""]).encode())

@@ -120,7 +120,8 @@ STYLES: tuple[Words, ...] = (
         "made of light tubes at night", "as a glowing sign in the dark", "with luminous outlines on black")),
     Words("watercolor", "style", "styles", ("aquarelle", "wash painting"), "sketch", (
         "painted with soft pale colors that bleed", "with wet diluted paint on paper",
-        "in soft washes of pale paint", "with gentle pale stains on white paper", "painted wet and pale with blurry edges")),
+        "in soft washes of pale paint", "with gentle pale stains on white paper",
+        "painted wet and pale with blurry edges")),
     Words("sketch", "style", "styles", ("pencil drawing", "doodle"), "watercolor", (
         "drawn with gray lines on white paper", "with only thin gray lines and no color",
         "scribbled with graphite on a page", "as bare gray outlines on a white page", "in graphite without any color")),
@@ -131,7 +132,7 @@ STYLES: tuple[Words, ...] = (
     Words("blueprint", "style", "styles", ("cyanotype", "technical plan"), "neon", (
         "drawn with white lines on blue paper", "as an engineers drawing on blue",
         "with white construction lines on deep blue", "like an architects plan in white and blue",
-        "in white lines over a blue grid")),
+        "in white lines on a deep blue sheet")),
 )
 # fmt: on
 

@@ -36,7 +36,7 @@ USUAL_COLORS: dict[str, tuple[str, ...]] = {
     "cherry": ("red",),
     "grape": ("purple", "green"),
 }
-SIZES: dict[str, tuple[float, float]] = {"small": (0.60, 0.66), "middle": (0.72, 0.80), "big": (0.86, 0.92)}
+SIZES: dict[str, tuple[float, float]] = {"small": (0.65, 0.71), "middle": (0.75, 0.82), "big": (0.87, 0.93)}
 PLAIN_SHARE = 0.6
 
 
@@ -91,9 +91,8 @@ def _placed(shape: Shape, size: str, rng: np.random.Generator) -> Shape:
     room = 0.97 - scale
     center = rng.uniform(-room, room, 2)
     unit = CANVAS / 2
-    return [
-        Patch((p.points * stretch @ turn.T * scale + center + 1.0) * unit, p.role, p.width * scale * unit) for p in shape
-    ]
+    width = scale * unit
+    return [Patch((p.points * stretch @ turn.T * scale + center + 1.0) * unit, p.role, p.width * width) for p in shape]
 
 
 def render(scene: Scene) -> np.ndarray:
