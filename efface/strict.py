@@ -28,11 +28,13 @@ def read_yaml(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
     Raises UserError where the file cannot be read, is not YAML, or is not a mapping.
     """
     try:
-        tree = OmegaConf.load(path)
+        tree: Any = OmegaConf.load(path)
         if overrides:
             tree = OmegaConf.merge(tree, OmegaConf.from_dotlist(overrides))
         data = OmegaConf.to_container(tree, resolve=True)
     except (OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is None:  # OmegaConf's word for a lone number or text
+            raise UserError(f"{path}: holds no mapping of keys to values") from None
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})") from None
     except (YAMLError, OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
@@ -61,11 +63,12 @@ def shipped(folder: str) -> list[str]:
 
 def find_config(folder: str, name: str | Path) -> Path:
     """The YAML file meant by `name`: a path that exists, or a name shipped in `configs/<folder>/`."""
-    path = Path(name)
-    if path.is_file():
-        return path
-    if (CONFIGS / folder / f"{name}.yaml").is_file():
-        return CONFIGS / folder / f"{name}.yaml"
+    try:
+        for path in (Path(name), CONFIGS / folder / f"{name}.yaml"):
+            if path.is_file():
+                return path
+    except OSError:
+        pass  # a name too long for the file system is no file, and no shipped name either
     what = {"bases": "base", "campaigns": "campaign"}.get(folder, folder.removesuffix("s"))
     raise UserError(f"unknown {what} '{name}': {did_you_mean(str(name), shipped(folder))}")
 

@@ -11,18 +11,25 @@ from torch import Tensor
 from efface.errors import UserError
 
 
+class Inert:
+    """Stands in, without doing anything, for what the trainer of CompVis' checkpoints left in them."""
+
+
+LEFT_BEHIND = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
+
+
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Tensor by name, from a .safetensors, or from a .ckpt (with `weights_only=True`, its `state_dict` where
-    it has one).
+    """Tensor by name, from a .safetensors or a .ckpt (read with `weights_only=True`; its `state_dict` if any).
 
     Raises UserError where the file is broken, or a .ckpt holds anything but tensors and plain values.
     """
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(Inert, LEFT_BEHIND)]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error) or "Unsupported" in str(error):
+        if "GLOBAL" in str(error):
             raise UserError(
                 f"{path}: holds more than tensors, which could run code when read; a .safetensors file cannot"
             ) from None

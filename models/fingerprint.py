@@ -10,7 +10,6 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
-from contextlib import suppress
 from pathlib import Path
 
 from efface.errors import UserError

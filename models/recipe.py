@@ -21,7 +21,9 @@ class Recipe(Strict):
     guidance_scale: float = Field(ge=0, description="classifier-free guidance; up to 1: no unconditional half")
     height: int = Field(ge=8, multiple_of=8, description="pixels")
     width: int = Field(ge=8, multiple_of=8, description="pixels")
-    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="of the UNet's forward pass")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        default="float32", description="of the UNet's forward pass"
+    )
     negative_prompt: str = Field(default="", description="the prompt of the unconditional half")
     batch_size: int = Field(
         default=8, ge=1, description="images in every batch; part of what fixes an image's last bits"

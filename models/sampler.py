@@ -66,7 +66,7 @@ def denoise(
     uncond: Tensor,
     generators: list[torch.Generator],
 ) -> Tensor:
-    """Latents (B, 4, h, w), fp32, of one batch. An image's generator gives its noise, then the scheduler's."""
+    """Latents (B, 4, h, w), fp32, of a batch. An image's generator gives its noise, then the scheduler's."""
     scheduler = make_scheduler(recipe.scheduler, base.scheduler_config, recipe.steps)
     factor = 2 ** (len(base.vae.config.block_out_channels) - 1)
     shape = (1, base.unet.config.in_channels, recipe.height // factor, recipe.width // factor)
@@ -83,7 +83,7 @@ def denoise(
 
 
 def decode(base: Base, latents: Tensor) -> np.ndarray:
-    """Latents (B, 4, h, w) as images, uint8 (B, H, W, 3). What is not a number becomes grey, with a warning."""
+    """Latents (B, 4, h, w) as images, uint8 (B, H, W, 3). No number becomes grey, with a warning."""
     pixels = base.vae.decode(latents / base.vae.config.scaling_factor).sample
     if not pixels.isfinite().all():
         warnings.warn(

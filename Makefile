@@ -1,0 +1,33 @@
+# The two commands of the README are `make demo` and `make test`; each does its own set-up in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+ROOMS := train eval launch cluster models concepts miniature efface tests benchmarks setup.py
+MEMORY_KB := $(shell awk '/MemAvailable/ {print $$2}' /proc/meminfo 2>/dev/null || echo 0)
+
+.PHONY: demo test venv lint slow clean
+
+demo: venv
+	$(BIN)/efface run configs/campaigns/demo.yaml --out runs/demo
+
+test: venv lint
+	$(BIN)/python -m pytest -m "not slow"
+	@if [ $(MEMORY_KB) -ge 16777216 ]; then $(BIN)/python -m pytest -m slow; \
+	else echo "slow tests left out: less than 16 GiB of memory is free"; fi
+
+lint: venv
+	$(BIN)/ruff check $(ROOMS)
+	$(BIN)/ruff format --check $(ROOMS)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+venv: $(READY)
+
+$(READY): setup.py constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("efface needs Python 3.11 or newer; say make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+clean:
+	rm -rf .venv build dist *.egg-info runs

@@ -1,0 +1,104 @@
+"""A campaign: jobs × evaluations in one YAML file, read strictly.
+
+    name: demo
+    base: miniature
+    strategy: single
+    concepts: {targets: [cat, bus]}
+    methods:
+      - {method: uce, preset: miniature}
+      - {method: esd, preset: miniature, label: esd-x, config: {learning_rate: [1.0e-4, 3.0e-4]}}
+    seeds: [0]
+    evaluation: {images_per_prompt: 4}
+
+A config field given as a list is a sweep axis (of a field that is itself a list, a list of lists). What a base's own
+YAML says of concepts, prompts, recipe and judge holds where the campaign is silent.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from efface.concepts.prompts import Axis
+from efface.strict import Strict, find_config, read_strict
+
+
+class MethodChoice(Strict):
+    """A method with its settings, and the combinations of a sweep that are left out."""
+
+    method: str
+    preset: str | None = Field(None, description="a shipped preset of the method, or a YAML file")
+    label: str | None = Field(None, description="the name in tables; default: the method's name")
+    config: dict[str, Any] = Field({}, description="fields laid over the preset; a list is a sweep axis")
+    exclude: tuple[dict[str, Any], ...] = Field((), description="combinations of swept fields to leave out")
+
+
+class ConceptChoice(Strict):
+    """What is to be forgotten."""
+
+    set: str | None = Field(None, description="concept set by name or file; default: the base's own")
+    targets: Literal["all"] | tuple[str, ...] = Field("all", description="concepts or aliases of the set")
+
+
+class Evaluation(Strict):
+    """How each model, and the base, is judged."""
+
+    prompts: str | None = Field(None, description="prompt set by name or file; default: the base's own")
+    recipe: str | None = Field(None, description="recipe by name or file; default: the base's own")
+    judges: tuple[str, ...] = Field(
+        (), description="judges by name or file, the first for the headline; default: the base's own"
+    )
+    images_per_prompt: int = Field(4, ge=1, le=1000, description="images of each prompt, with seeds 0, 1, …")
+    prompts_per_concept: dict[Axis, int] = Field(
+        {}, description="at most so many prompts of each asked concept on an axis; default: all"
+    )
+    shard_size: int = Field(64, ge=1, le=1024, description="images in one unit of work")
+
+    @field_validator("prompts_per_concept")
+    @classmethod
+    def _positive(cls, limits: dict[Axis, int]) -> dict[Axis, int]:
+        if any(limit < 1 for limit in limits.values()):
+            raise ValueError("should be 1 or more on every axis")
+        return limits
+
+
+class Resources(Strict):
+    """What one worker holds of the cluster."""
+
+    cpus: int = Field(1, ge=1, description="CPU cores, and torch threads, of a worker")
+    gpus: float = Field(0, ge=0, le=1, description="GPUs of a worker, also a fraction; 0: it computes on the CPU")
+
+
+class Campaign(Strict):
+    """One YAML file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    base: str
+    strategy: Literal["single", "multi"] = "single"
+    concepts: ConceptChoice = ConceptChoice()
+    methods: tuple[MethodChoice, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    evaluation: Evaluation = Evaluation()
+    resources: Resources = Resources()
+
+    @field_validator("seeds")
+    @classmethod
+    def _each_once(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        doubled = next((seed for seed in seeds if seeds.count(seed) > 1), None)
+        if doubled is not None:
+            raise ValueError(f"names {doubled} twice, should name each seed once")
+        return seeds
+
+
+class DeltaEvaluation(Strict):
+    """The order to judge deltas that exist already."""
+
+    base: str
+    concepts: str | None = Field(None, description="concept set by name or file; default: the base's own")
+    evaluation: Evaluation = Evaluation()
+    resources: Resources = Resources()
+
+
+def read_campaign(name_or_path: str | Path, overrides: list[str] | None = None) -> Campaign:
+    """A campaign file, or a shipped one by name, with `key=value` overrides. Raises UserError."""
+    return read_strict(Campaign, find_config("campaigns", name_or_path), overrides)

@@ -1,0 +1,102 @@
+"""From what a user asks for, a campaign or some deltas, to the plan that does it."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from efface.cluster.campaign import Campaign, DeltaEvaluation, MethodChoice
+from efface.cluster.plan import BASE, Model, Plan, make_plan
+from efface.cluster.sweep import variants
+from efface.concepts.concept import Concept, ConceptSet, load_concept_set
+from efface.errors import UserError
+from efface.models.base import BaseSpec, read_base
+from efface.models.base import base_id as fingerprint_of
+from efface.models.delta import Delta
+from efface.strict import parse
+from efface.train.job import Job, make_job
+from efface.train.method import get_method
+
+
+def plan_campaign(campaign: Campaign) -> Plan:
+    """Expand a campaign. Raises UserError for whatever in it cannot be: names, config fields, missing prompts."""
+    base = read_base(campaign.base)
+    concept_set = load_concept_set(campaign.concepts.set or base.concepts or _no_concepts(base, "concepts.set"))
+    targets = _targets(campaign, concept_set)
+    models = list(_jobs(campaign, base, concept_set, targets))
+    return make_plan(campaign.name, base, concept_set, targets, models, campaign.evaluation, campaign.resources)
+
+
+def plan_deltas(deltas: Sequence[tuple[Path, Delta]], wanted: DeltaEvaluation) -> Plan:
+    """The plan that judges deltas which exist. Raises UserError where they fit neither base nor concept set."""
+    base = read_base(wanted.base)
+    base_id = fingerprint_of(base)
+    concept_set = load_concept_set(wanted.concepts or base.concepts or _no_concepts(base, "--concepts"))
+    models = []
+    for path, delta in deltas:
+        if "job" not in delta.provenance:
+            raise UserError(f"{path}: tells of no job, so it is not known which concepts it should have forgotten")
+        job = parse(Job, delta.provenance["job"], str(path))
+        if job.base_id != base_id:
+            raise UserError(f"{path}: was made from base '{job.base}' ({job.base_id[:16]}), not from '{base.name}'")
+        models.append(Model(job.method, job, base_id))
+    named = dict.fromkeys(name for model in models if model.job for name in model.job.concepts)
+    targets = tuple(map(concept_set.find, named))
+    return make_plan("evaluation", base, concept_set, targets, models, wanted.evaluation, wanted.resources)
+
+
+def _no_concepts(base: BaseSpec, field: str) -> str:
+    raise UserError(f"base '{base.name}' names no concept set, so {field} must be given")
+
+
+def _targets(campaign: Campaign, concept_set: ConceptSet) -> tuple[Concept, ...]:
+    if campaign.concepts.targets == "all":
+        return concept_set.concepts
+    targets = tuple(map(concept_set.find, campaign.concepts.targets))
+    if not targets:
+        raise UserError(
+            f"campaign '{campaign.name}': concepts.targets is empty, should name concepts of '{concept_set.name}'"
+        )
+    doubled = next((target.name for target in targets if targets.count(target) > 1), None)
+    if doubled:
+        raise UserError(f"campaign '{campaign.name}': concepts.targets names '{doubled}' twice")
+    return targets
+
+
+def _jobs(campaign: Campaign, base: BaseSpec, concept_set: ConceptSet, targets: tuple[Concept, ...]) -> Iterator[Model]:
+    base_id = fingerprint_of(base)
+    groups = [(target,) for target in targets] if campaign.strategy == "single" else [targets]
+    labels: set[str] = {BASE}
+    for choice in campaign.methods:
+        for config, swept in _variants(campaign, choice):
+            label = _label(choice.label or choice.method, swept)
+            if label in labels:
+                raise UserError(
+                    f"campaign '{campaign.name}': two methods are called '{label}', give one a label of its own"
+                )
+            labels.add(label)
+            for concepts in groups:
+                for seed in campaign.seeds:
+                    job = make_job(
+                        base.name,
+                        base_id,
+                        choice.method,
+                        concept_set,
+                        [concept.name for concept in concepts],
+                        config=config,
+                        preset=choice.preset,
+                        strategy=campaign.strategy,
+                        seed=seed,
+                    )
+                    yield Model(label, job, base_id)
+
+
+def _variants(campaign: Campaign, choice: MethodChoice) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    config_class = get_method(choice.method).Config
+    try:
+        return list(variants(choice.config, config_class, choice.exclude))
+    except UserError as fault:
+        raise UserError(f"campaign '{campaign.name}', method '{choice.label or choice.method}': {fault}") from None
+
+
+def _label(name: str, swept: dict[str, object]) -> str:
+    return name + "".join(f" {key}={value}" for key, value in swept.items())

@@ -1,0 +1,122 @@
+"""From finished shards to what people read: the image table, scores, the leaderboard and the contact sheets."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Console
+
+from efface.cluster.plan import BASE, Model, Plan
+from efface.cluster.run_folder import RunFolder
+from efface.errors import UserError
+from efface.eval.calibration import mean_accuracy, read_calibration
+from efface.eval.leaderboard import Row, leaderboard, rich_table, write_csv
+from efface.eval.score import score_table
+from efface.eval.sheet import write_sheets
+from efface.eval.table import read_images, read_table, write_table
+from efface.eval.weight_change import mean_weight_change
+from efface.files import write_json
+
+TRUSTED = 0.9
+"""Accuracy on the base's images below which a judge's verdicts come with a warning."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run came to."""
+
+    folder: RunFolder
+    rows: list[Row]
+    accuracy: dict[str, float | None]
+    """Of each judge on images of the unedited base."""
+    failures: list[str]
+    unscored: list[str]
+    """Why a method of the plan has no row."""
+
+    def show(self, console: Console) -> None:
+        """The leaderboard, and where the rest lies."""
+        if self.rows:
+            console.print(rich_table(self.rows))
+        for judge, accuracy in self.accuracy.items():
+            said = "unknown" if accuracy is None else f"{accuracy:.1%}"
+            console.print(f"judge {judge}: {said} right on images of the unedited base")
+            if accuracy is not None and accuracy < TRUSTED:
+                console.print("[yellow]read its scores with care: it is wrong too often[/yellow]")
+        for reason in self.unscored:
+            console.print(f"[yellow]not scored[/yellow]: {reason}")
+        for path in (self.folder.table, self.folder.scores, self.folder.leaderboard, self.folder.sheets):
+            if path.exists():
+                console.print(str(path), soft_wrap=True)
+
+
+def gather(plan: Plan, folder: RunFolder) -> Results:
+    """Put together all shards that are done, score them, and write the results into the run folder."""
+    failures = [
+        f"{model.folder} ({failure['stage']}): {failure['reason']}"
+        for model in plan.models
+        if (failure := folder.failure(model))
+    ]
+    whole = [model for model in plan.models if _judged(plan, folder, model)]
+    accuracy = {
+        trial.judge: mean_accuracy(read_calibration(folder.calibration(trial)).accuracy)
+        for trial in plan.calibrations
+        if folder.calibration(trial).is_file()
+    }
+    if not whole:
+        return Results(folder, [], accuracy, failures, [])
+    shards = [shard for model in whole for shard in plan.shards[model.id]]
+    table = pa.concat_tables([read_table(folder.verdicts(shard)) for shard in shards])
+    write_table(folder.table, table)
+    images = pa.concat_tables([read_images(folder.images(shard)) for shard in shards])
+
+    scores, unscored = _scores(plan, table)
+    by_label: dict[str, list[dict[str, Any]]] = {}
+    for model in whole:
+        record = folder.record(model) if model.job else None
+        if record:
+            by_label.setdefault(model.label, []).append(record)
+    changes = {label: mean_weight_change([r["weight_change"] for r in records]) for label, records in by_label.items()}
+    seconds = {
+        label: sum(r["metrics"]["seconds"] for r in records)
+        for label, records in by_label.items()
+        if all("seconds" in r["metrics"] for r in records)
+    }
+    rows = leaderboard(scores, changes, seconds)
+    write_json(folder.scores, {"methods": scores, "weight_change": changes, "seconds": seconds, "judges": accuracy})
+    write_csv(folder.leaderboard, rows)
+    write_sheets(folder.sheets, _of_first_judge(plan, table), images)
+    return Results(folder, rows, accuracy, failures, unscored)
+
+
+def _judged(plan: Plan, folder: RunFolder, model: Model) -> bool:
+    """Whether every image of the model has its verdicts."""
+    return all(folder.record(shard) for shard in plan.shards[model.id])
+
+
+def _scores(plan: Plan, table: pa.Table) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """What `score_table` says of each label by the headline judge, and why some have no score."""
+    table = _of_first_judge(plan, table)
+    scores, unscored = {}, []
+    present = set(table["method"].unique().to_pylist())
+    for label in dict.fromkeys(model.label for model in plan.jobs):
+        if label not in present:
+            unscored.append(f"method '{label}' has no model that was judged to the end")
+            continue
+        try:
+            scores[label] = score_table(table, method=label)
+        except UserError as error:
+            unscored.append(str(error))
+    if not scores and BASE in present:
+        scores[BASE] = score_table(table, method=BASE)
+    return scores, unscored
+
+
+def _of_first_judge(plan: Plan, table: pa.Table) -> pa.Table:
+    """The rows of the judge the headline goes by."""
+    judges = table["judge"].unique().to_pylist()
+    if len(judges) == 1:
+        return table
+    first = Path(plan.calibrations[0].judge).stem
+    return table.filter(pc.equal(table["judge"], first))

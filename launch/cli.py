@@ -1,0 +1,277 @@
+"""The command line `efface`: parse, then call one function. Nothing heavy is imported before it is needed."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from efface.errors import JobFailure, UserError
+
+app = typer.Typer(
+    name="efface",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=(
+        "Makes a text-to-image diffusion model forget named concepts, and proves what it forgot and what it kept.\n\n"
+        "Start with  [bold]efface run demo[/bold]  (minutes, no GPU, no download), or erase one concept:\n\n"
+        "[bold]efface unlearn esd --concept 'Van Gogh' --base sd-v1-4[/bold]"
+    ),
+)
+
+ERASE, JUDGE, CAMPAIGN, LOOK = "Erase", "Judge", "Campaigns", "Look up"
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+BaseName = Annotated[
+    str,
+    typer.Option(
+        "--base",
+        "-b",
+        help="A base of `efface bases`, a diffusers folder, a .safetensors or .ckpt file, or a hub id.",
+    ),
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes a GPU if there is one.")]
+
+Workers = Annotated[int | None, typer.Option(min=0, help="At most so many workers; 0: in this process, without Ray.")]
+
+
+@app.command(rich_help_panel=ERASE)
+def unlearn(
+    method: Annotated[str, typer.Argument(help="A method of `efface methods`.")],
+    concept: Annotated[
+        list[str], typer.Option("--concept", "-c", help="What to forget; repeat it for several in one model.")
+    ],
+    base: BaseName = "miniature",
+    concepts: Annotated[
+        str | None, typer.Option("--concepts", help="Concept set by name or file; default: the base's own.")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Settings shipped for the method, or a YAML file; default: one named like the base, if there is."
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="A field of the method's config; repeatable."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same delta.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The delta to write; default: METHOD-CONCEPT.safetensors."),
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Erase one concept, or several, with one method; the result is a delta file."""
+    from efface.launch import erase
+
+    erase.unlearn(method, tuple(concept), base, concepts, preset, set_ or [], seed, out, device)
+
+
+@app.command(rich_help_panel=ERASE)
+def export(
+    delta: Annotated[Path, typer.Argument(help="A delta file.")],
+    folder: Annotated[Path, typer.Argument(help="The diffusers folder to write.")],
+    base: BaseName = "miniature",
+) -> None:
+    """Write base and delta together as an ordinary diffusers folder."""
+    from efface.launch import erase
+
+    erase.export(delta, folder, base)
+
+
+@app.command(rich_help_panel=JUDGE)
+def evaluate(
+    deltas: Annotated[list[Path], typer.Argument(help="Delta files of one method.")],
+    base: BaseName = "miniature",
+    concepts: Annotated[
+        str | None, typer.Option("--concepts", help="Concept set by name or file; default: the base's own.")
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="Prompt set by name or CSV file; default: the base's own.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="How images are made; default: the base's own.")] = None,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(help="A judge of `efface judges`; repeatable; default: the base's own."),
+    ] = None,
+    images_per_prompt: Annotated[int, typer.Option(min=1, help="Images of each prompt.")] = 4,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The run folder to write; default: runs/evaluation-ID.")
+    ] = None,
+    workers: Workers = None,
+    device: Device = "auto",
+) -> None:
+    """Make images with edited models and the base, judge them, and write table, scores and contact sheets."""
+    from efface.launch import judging
+
+    judging.evaluate(deltas, base, concepts, prompts, recipe, judge or [], images_per_prompt, out, workers, device)
+
+
+@app.command(rich_help_panel=JUDGE)
+def score(
+    table: Annotated[Path, typer.Argument(help="An image table, or a folder of them.")],
+    method: Annotated[str | None, typer.Option(help="Score this method of the table alone.")] = None,
+    judge: Annotated[str | None, typer.Option(help="Take this judge's verdicts.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Recompute every score from an image table alone."""
+    from efface.launch import judging
+
+    judging.score(table, method, judge, as_json)
+
+
+@app.command(rich_help_panel=CAMPAIGN)
+def run(
+    campaign: Annotated[str, typer.Argument(help="A campaign YAML, or the name of a shipped one.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The run folder; default: runs/NAME.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Overrides a key of the campaign; repeatable."),
+    ] = None,
+    workers: Workers = None,
+    address: Annotated[
+        str | None, typer.Option(help="Join the Ray cluster there; default: $RAY_ADDRESS, or a local one.")
+    ] = None,
+) -> None:
+    """Run a campaign: train, judge and score many jobs at once. Typed again, it does only what is missing."""
+    from efface.launch import campaigns
+
+    campaigns.run(campaign, out, set_ or [], workers, address)
+
+
+@app.command(rich_help_panel=CAMPAIGN)
+def plan(
+    campaign: Annotated[str, typer.Argument(help="A campaign YAML, or the name of a shipped one.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The run folder, to see what is done already.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Overrides a key of the campaign; repeatable."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a campaign would do: jobs, shards, images, and what is done already."""
+    from efface.launch import campaigns
+
+    campaigns.plan(campaign, out, set_ or [], as_json)
+
+
+@app.command(rich_help_panel=CAMPAIGN)
+def status(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    as_json: Json = False,
+) -> None:
+    """Show how far a run is, while it runs or after."""
+    from efface.launch import campaigns
+
+    campaigns.status(folder, as_json)
+
+
+@app.command(rich_help_panel=CAMPAIGN)
+def retry(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    workers: Workers = None,
+    address: Annotated[str | None, typer.Option(help="Join the Ray cluster there.")] = None,
+) -> None:
+    """Try again the jobs of a run that failed."""
+    from efface.launch import campaigns
+
+    campaigns.retry(folder, workers, address)
+
+
+@app.command(rich_help_panel=LOOK)
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method, with every field of its config.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The unlearning methods and their settings."""
+    from efface.launch import listings
+
+    listings.methods(name, as_json)
+
+
+@app.command(rich_help_panel=LOOK)
+def judges(as_json: Json = False) -> None:
+    """The judges that decide whether a concept is in an image."""
+    from efface.launch import listings
+
+    listings.judges(as_json)
+
+
+@app.command(rich_help_panel=LOOK)
+def concepts(
+    name: Annotated[str | None, typer.Argument(help="One concept set by name or file, with its concepts.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The concept sets, or the concepts of one."""
+    from efface.launch import listings
+
+    listings.concepts(name, as_json)
+
+
+@app.command(rich_help_panel=LOOK)
+def prompts(
+    file: Annotated[str, typer.Argument(help="A prompt set by name, or a CSV file such as the challenge's.")],
+    concepts: Annotated[
+        str,
+        typer.Option("--concepts", help="The concept set its names belong to; default: found by the file's names."),
+    ] = "",
+    concept: Annotated[
+        str | None, typer.Option("--concept", "-c", help="Show every prompt this target is judged by.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Read, check and show a prompt file."""
+    from efface.launch import listings
+
+    listings.prompts(file, concepts, concept, as_json)
+
+
+@app.command(rich_help_panel=LOOK)
+def bases(as_json: Json = False) -> None:
+    """The bases known by name."""
+    from efface.launch import listings
+
+    listings.bases(as_json)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from efface import __version__
+
+        typer.echo(f"efface {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 a job failed, 2 a user's mistake, 130 interrupted."""
+    try:
+        app()
+    except UserError as error:
+        sys.exit(_complain(str(error), 2))
+    except JobFailure as error:
+        sys.exit(_complain(str(error), 1))
+    except KeyboardInterrupt:
+        sys.exit(_complain("interrupted; what is finished is kept, the same command goes on from there", 130))
+
+
+def _complain(sentence: str, code: int) -> int:
+    from rich.console import Console
+
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]efface:[/bold red] {_plain(sentence)}")
+    return code
+
+
+def _plain(text: str) -> str:
+    """`text` with brackets that rich would take for markup made literal."""
+    from rich.markup import escape
+
+    return escape(text)

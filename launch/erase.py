@@ -1,0 +1,119 @@
+"""`efface unlearn` and `efface export`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from efface.errors import UserError
+from efface.files import slug
+
+
+def unlearn(
+    method: str,
+    names: tuple[str, ...],
+    base_name: str,
+    concepts: str | None,
+    preset: str | None,
+    settings: list[str],
+    seed: int,
+    out: Path | None,
+    device: str,
+) -> None:
+    """One job in this process: the delta file, and what it changed."""
+    from efface.concepts.concept import load_concept_set
+    from efface.eval.weight_change import weight_change
+    from efface.launch.device import pick
+    from efface.models.base import base_id, load_base, read_base
+    from efface.models.fingerprint import cache_folder
+    from efface.train.job import make_job, run_job
+    from efface.train.method import preset_names
+
+    spec = read_base(base_name)
+    concept_set = load_concept_set(concepts or spec.concepts or _no_concepts(base_name))
+    if preset is None and spec.name in preset_names(method):
+        preset = spec.name
+    job = make_job(
+        spec.name,
+        base_id(spec),
+        method,
+        concept_set,
+        names,
+        config=key_values(settings),
+        preset=preset,
+        strategy="single" if len(names) == 1 else "multi",
+        seed=seed,
+    )
+    path = out or Path(f"{slug(' '.join((method, *job.concepts)))}.safetensors")
+    _check_writable(path)
+
+    console = Console(stderr=True)
+    base = load_base(spec, pick(device))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}"),
+    )
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+        bar = progress.add_task(f"{method}: {', '.join(job.concepts)}", total=None, loss="-")
+
+        def on_step(done: int, steps: int, loss: float) -> None:
+            progress.update(bar, completed=done, total=steps, loss=f"{loss:.4f}")
+
+        delta, metrics = run_job(job, base, concept_set, on_step, cache_folder())
+    delta.save(path)
+    change = weight_change(base, delta)
+    print(f"{path}: {len(delta.tensors)} tensors, {path.stat().st_size / 1e6:.2f} MB, {metrics['seconds']:.1f} s")
+    print(f"job {job.id}, {method} on {', '.join(job.concepts)}" + (f", preset {preset}" if preset else ""))
+    print(f"weight change: {_headline(change)}")
+
+
+def export(delta_path: Path, folder: Path, base_name: str) -> None:
+    """Base and delta as one diffusers folder."""
+    from efface.models.base import load_base
+    from efface.models.delta import Delta
+    from efface.models.export import export as write
+
+    delta = Delta.load(delta_path)
+    write(load_base(base_name), delta, folder)
+    print(f"{folder}: load it with diffusers.DiffusionPipeline.from_pretrained")
+
+
+def key_values(settings: list[str]) -> dict[str, Any]:
+    """`["eta=2", "variant=u"]` as a dict, values read as YAML. Raises UserError for one without '='."""
+    import yaml
+
+    pairs = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set '{setting}' should be KEY=VALUE")
+        try:
+            pairs[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--set '{setting}': the value is not valid YAML") from None
+    return pairs
+
+
+def _no_concepts(base: str) -> str:
+    raise UserError(
+        f"base '{base}' names no concept set, so --concepts must: a name of `efface concepts` or a YAML file"
+    )
+
+
+def _check_writable(path: Path) -> None:
+    """Before minutes of work, not after."""
+    if path.is_dir():
+        raise UserError(f"--out {path}: is a folder, should be a file")
+    parent = next((folder for folder in path.absolute().parents if folder.exists()), Path("/"))
+    import os
+
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"--out {path}: cannot be written, {parent} is not a writable folder")
+
+
+def _headline(change: dict[str, Any]) -> str:
+    return json.dumps({key: value for key, value in change.items() if isinstance(value, int | float)})

@@ -1,0 +1,142 @@
+"""UCE: Unified Concept Editing in Diffusion Models (Gandikota et al., WACV 2024, arXiv 2308.14761).
+
+    W = ( ridge W0 + sum_E s_e W0 c*_i c_i^T + sum_P s_p W0 c_j c_j^T )
+        ( ridge I  + sum_E s_e c_i c_i^T     + sum_P s_p c_j c_j^T )^-1                              (eq. 7)
+
+for every to_k and to_v of the text cross-attention. c_i are embeddings of the concepts to forget (E), c*_i of
+the guide each is mapped to, c_j of what is preserved (P). Nothing is trained and no image is made. All values
+are W0 times another embedding, so one (d, d) map of the embeddings serves every layer: W = W0 T.
+
+The authors' two implementations differ in the tokens that give the c's:
+
+- `last-subject` (the newer one): the last token of the prompt's own words;
+- `all` (the older one): from there to the end of the text window, concept and guide aligned at their last
+  words; of preserved prompts all 77 tokens, and the empty prompt is always preserved.
+
+Several concepts (`multi`) are one solve over the sum of their statistics.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from efface.concepts.concept import Concept
+from efface.models.groups import select
+from efface.models.text import encode_prompts, last_subject_token
+from efface.train.closed_form import Statistics, gather, ridge_solve
+from efface.train.method import ClosedFormMethod, MethodConfig, Task, register
+
+
+class UCEConfig(MethodConfig):
+    tokens: Literal["last-subject", "all"] = Field(
+        "last-subject", description="token positions edited: the authors' newer code, or their older one"
+    )
+    ridge: float = Field(0.5, gt=0, description="lambda of eq. 7, the price of change; authors: 0.5")
+    erase_scale: float = Field(1.0, gt=0, description="s_e of eq. 7; authors: 1")
+    preserve_scale: float | None = Field(
+        1.0,
+        ge=0,
+        description="s_p of eq. 7; authors' newer code: 1; the older: null, max(0.1, 1/n) of n",
+    )
+    guide: str | None = Field(
+        None,
+        description="prompt the concepts are mapped to; null: each concept's anchor. An empty prompt is read "
+        "at its end-of-text token (authors: at the start-of-text token, which all prompts share)",
+    )
+    preserve: Literal["retained", "none"] | tuple[str, ...] = Field(
+        "retained", description="P of eq. 7: the set's retained concepts, nothing, or these prompts"
+    )
+    erase_aliases: bool = Field(
+        False, description="also edit each concept's aliases, towards the same guide; paper: no"
+    )
+    templates: tuple[str, ...] = Field(
+        ("{}",),
+        min_length=1,
+        description="sentences for concept and guide, each of them a further edit; paper: the bare words",
+    )
+
+    @field_validator("templates")
+    @classmethod
+    def _has_a_place(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        if any(template.count("{}") != 1 for template in templates):
+            raise ValueError("every template should hold '{}' once, the place of the concept")
+        return templates
+
+
+@register("uce")
+class UCE(ClosedFormMethod):
+    """Cross-attention keys and values of a concept made those of another, in closed form and in seconds."""
+
+    Config = UCEConfig
+    config: UCEConfig
+    strategies = frozenset({"single", "multi"})
+
+    @property
+    def group(self) -> str:
+        return "kv-xattn"
+
+    def solve(self, task: Task) -> dict[str, Tensor]:
+        statistics = self.statistics(task)
+        identity = torch.eye(len(statistics.key_key), device=task.base.device)
+        transform = ridge_solve(identity, statistics, self.config.ridge)
+        return {name: (weight.double() @ transform).float() for name, weight in select(task.base, self.group).items()}
+
+    def statistics(self, task: Task) -> Statistics:
+        """Sums over all edited and preserved embeddings, values being embeddings too: (d, d) each, fp64."""
+        edits = [pair for concept in task.concepts for pair in self.edits(concept, task)]
+        preserved = self.preserved(task)
+        encoded = _encode(task, [*(prompt for pair in edits for prompt in pair), *preserved])
+        tokens, erase_scale, preserve_scale = (
+            self.config.tokens,
+            self.config.erase_scale,
+            self.config.preserve_scale,
+        )
+        if preserve_scale is None:
+            preserve_scale = max(0.1, 1 / max(1, len(preserved)))
+        parts = [gather(*aligned(*encoded[prompt], *encoded[guide], tokens), erase_scale) for prompt, guide in edits]
+        for prompt in preserved:
+            embedding, last = encoded[prompt]
+            keys = embedding if tokens == "all" else embedding[last : last + 1]
+            parts.append(gather(keys, keys, preserve_scale))
+        return sum(parts[1:], start=parts[0])
+
+    def edits(self, concept: Concept, task: Task) -> list[tuple[str, str]]:
+        """Prompts to edit, each with its guide."""
+        guide = self.config.guide
+        if guide is None:
+            guide = task.concept_set.anchor_phrase(concept)
+        names = (concept.phrase, *(concept.aliases if self.config.erase_aliases else ()))
+        return [(t.format(name), t.format(guide)) for name in names for t in self.config.templates]
+
+    def preserved(self, task: Task) -> list[str]:
+        """Prompts to preserve, each once; never one of the concepts to forget."""
+        empty = [""] if self.config.tokens == "all" else []
+        if self.config.preserve == "none":
+            return empty
+        if self.config.preserve != "retained":
+            return list(dict.fromkeys([*empty, *self.config.preserve]))
+        forgotten = {concept.name for concept in task.concepts}
+        retained = (kept for concept in task.concepts for kept in task.concept_set.retained_beside(concept))
+        return list(dict.fromkeys([*empty, *(kept.phrase for kept in retained if kept.name not in forgotten)]))
+
+
+def aligned(
+    embedding: Tensor, last: int, guide_embedding: Tensor, guide_last: int, tokens: str
+) -> tuple[Tensor, Tensor]:
+    """Keys and guides, (n, d) each, of a concept's (77, d) embedding and its guide's.
+
+    `last` and `guide_last` are the positions of their last words. n is 1 for `last-subject`; for `all` both
+    run from there as far as the later of the two can.
+    """
+    count = 1 if tokens == "last-subject" else len(embedding) - max(last, guide_last)
+    return embedding[last : last + count], guide_embedding[guide_last : guide_last + count]
+
+
+def _encode(task: Task, prompts: list[str]) -> dict[str, tuple[Tensor, int]]:
+    """Prompt -> its embedding (77, d) and the position of its last word."""
+    unique = list(dict.fromkeys(prompts))
+    # position 0 is the start-of-text token, which all prompts share: an empty prompt is read at its end, 1
+    places = [max(1, last) for last in last_subject_token(task.base, unique)]
+    return dict(zip(unique, zip(encode_prompts(task.base, unique), places, strict=True), strict=True))
