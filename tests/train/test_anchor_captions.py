@@ -10,12 +10,12 @@ from efface.train.captions import captions
 
 
 def made(
-    kind: str, phrase: str, anchor: str | None, own: Any = (), limit: int = 200, name: str = "X"
+    kind: Any, phrase: str, anchor: str | None, own: Any = (), limit: int = 200, name: str = "X"
 ) -> list[tuple[str, str]]:
-    concept = Concept(name=name, kind=kind, phrase=phrase, anchor=anchor)  # type: ignore[arg-type]
+    concept = Concept(name=name, kind=kind, phrase=phrase, anchor=anchor)
     monet = Concept(name="Monet", kind="style", phrase="Monet style")
     concept_set = ConceptSet(name="tests", version=1, concepts=(concept, monet))
-    return [(c.anchor, c.target) for c in captions(concept, concept_set, {kind: own} if own else {}, limit)]  # type: ignore[dict-item]
+    return [(c.anchor, c.target) for c in captions(concept, concept_set, {kind: own} if own else {}, limit)]
 
 
 @pytest.mark.parametrize("kind", get_args(Kind))

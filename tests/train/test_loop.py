@@ -26,7 +26,8 @@ class Pull(GradientMethod):
     def __init__(self, targets: list[float], **config: Any) -> None:
         settings = {"optimizer": "sgd", "learning_rate": 0.1, **config}
         super().__init__(GradientConfig(**settings))
-        self.targets, self.seen = targets, []
+        self.targets = targets
+        self.seen: list[int] = []
 
     def prepare(self, task: Task, student: Student) -> None:
         self.student = student
