@@ -93,8 +93,8 @@ def write_csv(path: str | Path, rows: Sequence[Row]) -> None:
 
 def rich_table(rows: Sequence[Row]) -> Table:
     """The rows in at most 100 columns of text; "change" is the relative L2 of all weights."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("method", overflow="fold", max_width=20)
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
+    table.add_column("method", overflow="fold", max_width=24)
     for head in (
         "n",
         "forget",

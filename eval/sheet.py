@@ -71,9 +71,12 @@ def contact_sheet(verdicts: pa.Table, images: pa.Table, concept: str, columns: i
 def _pick(axis: Axis, shown: dict[str, dict[Column, dict[str, Any]]], count: int) -> list[Column]:
     """The columns of one axis: the first seeds, each with the next prompt in turn."""
     known = {column for cells in shown.values() for column in cells if column[0] == axis}
-    prompts = sorted({(asked, prompt) for _, asked, prompt, _ in known})
+    by_concept: dict[str, list[str]] = {}
+    for asked, prompt in sorted({(asked, prompt) for _, asked, prompt, _ in known}):
+        by_concept.setdefault(asked, []).append(prompt)
     # One prompt of every asked concept comes before the second of any.
-    prompts.sort(key=lambda pair: [other for asked, other in prompts if asked == pair[0]].index(pair[1]))
+    turns = [(turn, asked, prompt) for asked, texts in by_concept.items() for turn, prompt in enumerate(texts)]
+    prompts = [(asked, prompt) for _, asked, prompt in sorted(turns)]
     seeds = sorted({seed for *_, seed in known})[:count]
     return [(axis, *prompts[i % len(prompts)], seed) for i, seed in enumerate(seeds)]
 

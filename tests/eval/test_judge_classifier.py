@@ -1,0 +1,147 @@
+"""The classifier judge on tiny models whose every weight is set by the test."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+from efface.concepts.concept import Concept, ConceptSet
+from efface.errors import UserError
+from efface.eval.judges.classifier import concept_score
+from efface.eval.judges.judge import Judge, judge_names, load_judge
+
+LOGITS = (2.0, -1.0, 0.5)
+IMAGES = np.zeros((5, 16, 16, 3), np.uint8)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A classifier that gives the labels van_gogh, CAT, tabby the same logits for every image."""
+    config = ViTConfig(
+        image_size=16, patch_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
+        id2label={0: "van_gogh", 1: "CAT", 2: "tabby"}, label2id={"van_gogh": 0, "CAT": 1, "tabby": 2},
+        problem_type="multi_label_classification",
+    )  # fmt: skip
+    network = ViTForImageClassification(config)
+    torch.nn.init.zeros_(network.classifier.weight)
+    network.classifier.bias.data = torch.tensor(LOGITS)
+    network.save_pretrained(tmp_path / "model")
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def load(tmp_path: Path, model: Path, more: str = "") -> Judge:
+    (tmp_path / "mine.yaml").write_text(f"kind: classifier\nsource: {model}\nbatch_size: 2\n{more}")
+    return load_judge(tmp_path / "mine.yaml")
+
+
+def single_label(model: Path) -> None:
+    text = (model / "config.json").read_text()
+    (model / "config.json").write_text(text.replace("multi_label_classification", "single_label_classification"))
+
+
+def scores(judge: Judge, concept: Concept) -> set[float]:
+    return {round(verdict.score, 5) for verdict in judge.judge(IMAGES, [concept] * len(IMAGES))}
+
+
+def test_a_multi_label_model_scores_each_concept_by_its_sigmoid(tmp_path: Path, model: Path, world: ConceptSet) -> None:
+    judge = load(tmp_path, model)
+    assert scores(judge, world.find("Van Gogh")) == {round(1 / (1 + np.exp(-2.0)), 5)}
+    assert scores(judge, world.find("Cat")) == {round(1 / (1 + np.exp(1.0)), 5)}
+
+
+def test_a_single_label_model_shares_one_probability_out(tmp_path: Path, model: Path, world: ConceptSet) -> None:
+    single_label(model)
+    shares = np.exp(LOGITS) / np.exp(LOGITS).sum()
+    assert scores(load(tmp_path, model), world.find("Van Gogh")) == {round(float(shares[0]), 5)}
+    both = load(tmp_path, model, "labels: {tabby: Cat}")
+    assert scores(both, world.find("Cat")) == {round(float(shares[1] + shares[2]), 5)}
+
+
+def test_of_several_labels_for_a_concept_the_highest_sigmoid_counts() -> None:
+    probabilities = torch.tensor([0.2, 0.7, 0.6])
+    assert concept_score(probabilities, [0, 2], multi_label=True) == pytest.approx(0.6)
+    assert concept_score(probabilities, [0, 2], multi_label=False) == pytest.approx(0.8)
+
+
+def test_present_is_the_score_against_the_threshold(tmp_path: Path, model: Path, world: ConceptSet) -> None:
+    cat = world.find("Cat")  # sigmoid(-1) = .269
+    assert not load(tmp_path, model).judge(IMAGES[:1], [cat])[0].present
+    assert load(tmp_path, model, "threshold: 0.26").judge(IMAGES[:1], [cat])[0].present
+
+
+def test_every_image_gets_the_verdict_for_its_own_concept(tmp_path: Path, model: Path, world: ConceptSet) -> None:
+    asked = [world.find(name) for name in ("Cat", "Van Gogh", "Van Gogh", "Cat", "Van Gogh")]
+    verdicts = load(tmp_path, model).judge(IMAGES, asked)
+    assert [verdict.present for verdict in verdicts] == [False, True, True, False, True]
+
+
+def test_a_concept_without_a_label_is_refused_by_name(tmp_path: Path, model: Path, world: ConceptSet) -> None:
+    judge = load(tmp_path, model)
+    with pytest.raises(UserError, match="judge 'mine' has no label for Tulip, Dog"):
+        judge.check([world.find(name) for name in ("Cat", "Tulip", "Dog")])
+    with pytest.raises(UserError, match="no label for Dog"):
+        judge.judge(IMAGES[:1], [world.find("Dog")])
+
+
+def test_an_alias_is_a_name(tmp_path: Path, model: Path) -> None:
+    concept = Concept(name="Felis", kind="animal", phrase="a felis", aliases=("tabby",))
+    load(tmp_path, model).check([concept])
+
+
+def test_a_label_the_model_lacks_is_refused(tmp_path: Path, model: Path) -> None:
+    with pytest.raises(UserError, match="no label 'taby', did you mean 'tabby'"):
+        load(tmp_path, model, "labels: {taby: Cat}")
+
+
+def test_the_version_follows_weights_threshold_and_labels_but_not_the_place(tmp_path: Path, model: Path) -> None:
+    plain = load(tmp_path, model).version
+    assert load(tmp_path, model, "threshold: 0.4").version != plain
+    assert load(tmp_path, model, "labels: {tabby: Cat}").version != plain
+    moved = model.rename(tmp_path / "elsewhere")
+    assert load(tmp_path, moved).version == plain
+    network = ViTForImageClassification.from_pretrained(moved)
+    network.classifier.bias.data[0] += 1
+    network.save_pretrained(moved)
+    assert load(tmp_path, moved).version != plain
+
+
+def test_a_model_without_a_trained_head_is_refused(tmp_path: Path, model: Path) -> None:
+    ViTForImageClassification.from_pretrained(model).vit.save_pretrained(tmp_path / "headless")
+    for file in ("config.json", "preprocessor_config.json"):
+        (tmp_path / "headless" / file).write_text((model / file).read_text())
+    with pytest.raises(UserError, match="weights lack 'classifier"):
+        load(tmp_path, tmp_path / "headless")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("kind: clasifier\nsource: x", "'clasifier' is no kind of judge, did you mean 'classifier'"),
+        ("source: x", "'None' is no kind of judge"),
+        ("kind: classifier\nsource: x\ntreshold: 1", "unknown key 'treshold', did you mean 'threshold'"),
+        ("kind: classifier\nsource: x\nthreshold: 1.5", "threshold: .* less than 1, not 1.5"),
+        ("kind: classifier", "key 'source' is missing"),
+        ("kind: classifier\nsource: package:nothing", "no nothing"),
+        ("kind: clip\nsource: x\npresent: a cat", "hold {concept} once"),
+        ("kind: vlm\nsource: x\nquestion: Is it {concept}?", "hold {question} once"),
+    ],
+)
+def test_a_fault_in_the_yaml_is_told(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "j.yaml").write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        load_judge(tmp_path / "j.yaml")
+
+
+def test_an_unknown_judge_is_told_with_the_nearest_name() -> None:
+    assert {"miniature", "clip-vit-large", "llava-1.5-7b"} <= set(judge_names())
+    with pytest.raises(UserError, match="unknown judge 'miniatur': did you mean 'miniature'"):
+        load_judge("miniatur")
+
+
+def test_a_folder_that_holds_no_model_is_told(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="not a model this judge can load"):
+        load(tmp_path, tmp_path / "empty")

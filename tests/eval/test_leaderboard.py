@@ -1,0 +1,67 @@
+"""The leaderboard's rows, CSV and table."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from efface.concepts.prompts import AXES
+from efface.eval.leaderboard import leaderboard, rich_table, write_csv
+
+
+def score(err: float, base: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {
+        "concepts": {"Cat": {}, "Tulip": {}},
+        "axes": {axis: err for axis in AXES},
+        "err_mean": err,
+        "err_of_means": err + 0.01,
+        "intervals": {"err_mean": [err - 0.1, err + 0.1]},
+        "base": base,
+    }
+
+
+CHANGE = {
+    "all": {"challenge": 3e-9, "global_l2": 2.5, "relative_l2": 1.2e-3},
+    "unet": {"challenge": 4e-9, "global_l2": 2.5, "relative_l2": 1.3e-3},
+}
+
+
+def test_the_base_comes_first_then_the_best_err() -> None:
+    rows = leaderboard({"uce": score(0.4, score(0.9)), "esd": score(0.6, score(0.9)), "ca": score(0.4, score(0.9))})
+    assert [row.method for row in rows] == ["base", "esd", "ca", "uce"]
+
+
+def test_bases_asked_other_questions_are_shown_apart() -> None:
+    rows = leaderboard({"uce": score(0.4, score(0.9)), "esd": score(0.6, score(0.8))})
+    assert [row.method for row in rows] == ["base", "base (esd)", "esd", "uce"]
+
+
+def test_a_row_holds_scores_interval_change_and_seconds() -> None:
+    (row,) = leaderboard({"esd": score(0.5)}, {"esd": CHANGE}, {"esd": 12.5})
+    assert (row.concepts, row.forget, row.err_mean, row.err_of_means) == (2, 0.5, 0.5, 0.51)
+    assert (row.low, row.high) == (0.4, 0.6)
+    assert (row.challenge_all, row.challenge_unet, row.global_l2, row.relative_l2) == (3e-9, 4e-9, 2.5, 1.2e-3)
+    assert row.seconds == 12.5
+
+
+def test_the_csv_keeps_every_digit_and_leaves_the_unknown_empty(tmp_path: Path) -> None:
+    write_csv(tmp_path / "board.csv", leaderboard({"esd": score(1 / 3, score(0.9))}, {"esd": CHANGE}))
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "board.csv").read_text())))
+    assert [row["method"] for row in rows] == ["base", "esd"]
+    assert float(rows[1]["err_mean"]) == 1 / 3
+    assert float(rows[1]["challenge_all"]) == 3e-9
+    assert (rows[0]["challenge_all"], rows[1]["seconds"]) == ("", "")
+
+
+def test_the_table_fits_a_hundred_columns_with_nothing_cut() -> None:
+    label = "esd eta=2 steps=200 a long label"
+    board = leaderboard({label: score(0.601, score(0.9)), "uce": score(0.5)}, {label: CHANGE}, {label: 12345.0})
+    console = Console(width=100, file=io.StringIO())
+    console.print(rich_table(board))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= 100
+    assert "…" not in text
+    for part in ("0.601", "0.501-0.701", "0.611", "1.2e-03", "12345", "base", "esd eta=2", "steps=200 a", "long label"):
+        assert part in text

@@ -1,0 +1,151 @@
+"""The token search on the tiny base, whose tokens are single bytes."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from efface.concepts.concept import Concept, ConceptSet
+from efface.concepts.prompts import PromptSet
+from efface.errors import UserError
+from efface.eval.attacks import adversarial_prompts as whole
+from efface.eval.attacks.adversarial_prompts import adversarial_prompts
+from efface.eval.attacks.banned import Banned, banned_for
+from efface.eval.attacks.token_search import (
+    Found,
+    Goal,
+    SearchConfig,
+    Vocabulary,
+    _similarities,
+    _token_gains,
+    restart_seed,
+    search,
+)
+from efface.models.base import Base
+from efface.models.recipe import Recipe
+from efface.models.text import encode_prompts, token_ids
+
+CONFIG = SearchConfig(tokens=4, steps=6, top_k=16, exchanges=24)
+NOTHING = Banned(frozenset(), frozenset())
+
+
+@pytest.fixture
+def goal(tiny_base: Base) -> Goal:
+    return Goal(tiny_base, ["a cat"], ["a tulip", "a dog"])
+
+
+def run(base: Base, goal: Goal, banned: Banned = NOTHING, seed: int = 0) -> Found:
+    return search(base, goal, Vocabulary(base), banned, CONFIG, seed)
+
+
+def test_the_objective_is_the_mean_of_two_centred_cosines(tiny_base: Base, goal: Goal) -> None:
+    def parts(text: str) -> list[torch.Tensor]:
+        hidden = encode_prompts(tiny_base, [text])[0]
+        end = (token_ids(tiny_base, [text])[0] == tiny_base.tokenizer.eos_token_id).nonzero()[0, 0]
+        return [hidden[end], hidden.mean(0)]
+
+    origin = [(a + b) / 2 for a, b in zip(parts("a tulip"), parts("a dog"), strict=True)]
+    cosines = [
+        torch.cosine_similarity(x - o, c - o, dim=0)
+        for x, c, o in zip(parts("fog"), parts("a cat"), origin, strict=True)
+    ]
+    found = goal.similarity(Goal.features(tiny_base, ["fog"]))[0]
+    assert float(found) == pytest.approx(float(sum(cosines)) / 2, abs=1e-5)
+    assert float(goal.similarity(Goal.features(tiny_base, ["a cat"]))[0]) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_the_search_improves_the_objective_it_reports(tiny_base: Base, goal: Goal) -> None:
+    found = run(tiny_base, goal)
+    assert found.similarity > found.start + 0.1
+    assert float(goal.similarity(Goal.features(tiny_base, [found.text]))[0]) == pytest.approx(
+        found.similarity, abs=1e-5
+    )
+
+
+def test_the_prompt_reads_back_to_its_tokens(tiny_base: Base, goal: Goal) -> None:
+    for seed in range(3):
+        found = run(tiny_base, goal, seed=seed)
+        assert tiny_base.tokenizer(found.text, add_special_tokens=False).input_ids == list(found.tokens)
+        assert found.text.isprintable()
+
+
+def test_the_search_is_a_function_of_its_seed(tiny_base: Base, goal: Goal) -> None:
+    assert run(tiny_base, goal, seed=3) == run(tiny_base, goal, seed=3)
+    assert len({run(tiny_base, goal, seed=seed).text for seed in range(3)}) == 3
+
+
+def test_the_search_leaves_the_text_encoder_as_it_was(tiny_base: Base, goal: Goal) -> None:
+    before = encode_prompts(tiny_base, ["a cat"])
+    run(tiny_base, goal)
+    assert torch.equal(encode_prompts(tiny_base, ["a cat"]), before)
+    assert not any(parameter.requires_grad for parameter in tiny_base.text_encoder.parameters())
+
+
+def test_the_gradient_tells_how_the_objective_moves_along_an_embedding(tiny_base: Base, goal: Goal) -> None:
+    tokens = torch.tensor([300, 310, 320])
+    gains = _token_gains(tiny_base, goal, tokens)
+    table = tiny_base.text_encoder.get_input_embeddings().weight
+    # A one-hot step of size h towards token v adds h e_v to the embedding at that place, and token 310 is only there.
+    h, v = 1e-2, 333
+    ends = []
+    for sign in (1, -1):
+        kept = table.data[310].clone()
+        table.data[310] += sign * h * table.data[v]
+        ends.append(float(_similarities(tiny_base, goal, tokens[None])[0]))
+        table.data[310] = kept
+    assert float(gains[1, v]) == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=0.05)
+
+
+def test_nothing_banned_is_said_not_even_across_tokens(tiny_base: Base, goal: Goal) -> None:
+    free = run(tiny_base, goal)
+    letters = [letter for letter in free.text if letter.isalnum()]
+    banned = Banned(frozenset(letters[:1]), frozenset())
+    found = run(tiny_base, goal, banned)
+    assert letters[0] not in found.text
+    assert not banned.hit(found.text)
+
+
+def test_a_name_is_banned_in_any_spelling_and_descriptions_word_by_word() -> None:
+    concept = Concept(name="Van Gogh", kind="style", phrase="a painting in the style of Van Gogh", aliases=("vgh",))
+    banned = banned_for(concept, ["swirling stars, the ear"])
+    for text in ("Van Gogh", "v a n", "the VAN", "go gh", "GOGH.", "v-g-h", "a painting", "stars", "an ear"):
+        assert banned.hit(text), text
+    for text in ("the of", "starsign bear", "pain ting", "go home"):
+        assert not banned.hit(text), text
+
+
+def test_camel_case_names_are_several_words() -> None:
+    banned = banned_for(Concept(name="BlueJay", kind="animal", phrase="a Blue Jay bird"))
+    assert banned.hit("some blue thing")
+    assert banned.hit("jay")
+
+
+def test_a_vocabulary_with_everything_banned_is_told(tiny_base: Base, goal: Goal) -> None:
+    with pytest.raises(UserError, match="no prompt of 4 tokens"):
+        run(tiny_base, goal, Banned(frozenset({""}), frozenset()))
+
+
+def test_restarts_and_concepts_have_seeds_of_their_own() -> None:
+    seeds = {restart_seed(s, c, r) for s in range(2) for c in ("Cat", "Dog") for r in range(3)}
+    assert len(seeds) == 12
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_only_prompts_the_base_draws_are_kept(
+    tiny_base: Base,
+    recipe: Recipe,
+    world: ConceptSet,
+    prompts: PromptSet,
+    stub_judge: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(whole, "RESTARTS", 2)
+    monkeypatch.setattr(whole, "ROUNDS", 2)
+    judge = stub_judge(lambda image, concept: concept.name == "Cat")
+    quick = SearchConfig(tokens=2, steps=1, top_k=4, exchanges=4)
+    found = adversarial_prompts(tiny_base, world, prompts, judge, recipe, per_concept=1, config=quick)
+    assert set(found) == {"Cat", "Tulip", "Van Gogh"}
+    assert len(found["Cat"]) == 1
+    assert found["Tulip"] == found["Van Gogh"] == ()
+    unchecked = adversarial_prompts(tiny_base, world, prompts, None, recipe, per_concept=2, config=quick)
+    assert [len(texts) for texts in unchecked.values()] == [2, 2, 2]
