@@ -54,7 +54,7 @@ class BaseSpec(Strict):
     )
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Base:
     """A loaded base. All modules are in eval mode, need no gradient, and are fp32."""
 
@@ -67,7 +67,7 @@ class Base:
     scheduler_config: dict[str, Any]
     device: torch.device
     applied: Delta | None = None
-    _originals: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _originals: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def modules(self) -> dict[str, nn.Module]:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from efface.models.base import Base
-from efface.models.predictor import NoisePredictor, guided, predictor
+from efface.models.hooks import Guidance, guidance_for
+from efface.models.predictor import NoisePredictor, predictor
 from efface.models.recipe import Recipe
 from efface.models.scheduler import make_scheduler
 from efface.models.text import encode_prompts
@@ -40,18 +41,17 @@ def sample(
     `on_batch(n)` is called after every batch with the number of images done in it. Raises UserError for an
     unknown scheduler.
     """
-    embeddings = {
-        prompt: encode_prompts(base, [prompt]) for prompt in dict.fromkeys(r.prompt for r in requests)
-    }
+    embeddings = {prompt: encode_prompts(base, [prompt]) for prompt in dict.fromkeys(r.prompt for r in requests)}
     uncond = encode_prompts(base, [recipe.negative_prompt])
     predict = predictor(_unet(base, recipe))
+    new_guidance = guidance_for(base)
     images = []
     for start in range(0, len(requests), recipe.batch_size):
         batch = requests[start : start + recipe.batch_size]
         padded = [*batch, *[batch[-1]] * (recipe.batch_size - len(batch))]
         cond = torch.cat([embeddings[request.prompt] for request in padded])
         generators = [torch.Generator().manual_seed(request.seed) for request in padded]
-        latents = denoise(base, recipe, predict, cond, uncond, generators)
+        latents = denoise(base, recipe, predict, new_guidance(), cond, uncond, generators)
         images.append(decode(base, latents)[: len(batch)])
         if on_batch:
             on_batch(len(batch))
@@ -62,6 +62,7 @@ def denoise(
     base: Base,
     recipe: Recipe,
     predict: NoisePredictor,
+    guidance: Guidance,
     cond: Tensor,
     uncond: Tensor,
     generators: list[torch.Generator],
@@ -77,7 +78,7 @@ def denoise(
         own_noise["generator"] = generators
     for timestep in scheduler.timesteps:
         taken = scheduler.scale_model_input(latents, timestep)
-        noise_pred = guided(predict, taken, timestep.to(base.device), cond, uncond, recipe.guidance_scale)
+        noise_pred = guidance(predict, taken, timestep.to(base.device), cond, uncond, recipe.guidance_scale)
         latents = scheduler.step(noise_pred, timestep, latents, **own_noise).prev_sample
     return latents
 
@@ -86,9 +87,7 @@ def decode(base: Base, latents: Tensor) -> np.ndarray:
     """Latents (B, 4, h, w) as images, uint8 (B, H, W, 3). No number becomes grey, with a warning."""
     pixels = base.vae.decode(latents / base.vae.config.scaling_factor).sample
     if not pixels.isfinite().all():
-        warnings.warn(
-            "the model made images with values that are not numbers; they are shown as grey", stacklevel=2
-        )
+        warnings.warn("the model made images with values that are not numbers; they are shown as grey", stacklevel=2)
         pixels = pixels.nan_to_num(0.0, 1.0, -1.0)
     levels = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round()
     return levels.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
