@@ -62,20 +62,20 @@ def score_table(
     Raises UserError where it is not clear which rows are meant, an axis of a concept has no rows, too many
     verdicts are null, or the base lacks some of the questions.
     """
-    for column, wanted, key in (
-        ("base_id", base, "base"),
-        ("recipe_id", recipe, "recipe"),
-        ("judge", judge, "judge"),
-    ):
-        table = _one(table, column, wanted, f"give one as {key}=…")
-    table = _one(table, "judge_version", None, "they cannot be mixed")
     of_base, edited = _split(table)
     if edited.num_rows == 0 or method == BASE:
-        return {**_scores(_one(of_base, "method", method, ""), "the base"), "base": None}
+        edited = of_base
     edited = _one(edited, "method", method, "give one as method=…")
+    edited = _one(edited, "base_id", base, "give one as base=…")
+    of_base = of_base.filter(_equal(of_base["base_id"], edited["base_id"][0].as_py()))
+    has_base = of_base.num_rows > 0 and edited["method"][0].as_py() != BASE
+    choices = {"recipe_id": (recipe, "give one as recipe=…"), "judge": (judge, "give one as judge=…")}
+    for column, (wanted, remedy) in {**choices, "judge_version": (None, "they cannot be mixed")}.items():
+        edited = _one(edited, column, wanted, remedy)
+        of_base = of_base.filter(_equal(of_base[column], edited[column][0].as_py()))
     name = f"method '{edited['method'][0]}'"
     _check_models(edited, name)
-    beside = _scores(_same_questions(of_base, edited), "the base") if of_base.num_rows else None
+    beside = _scores(_same_questions(of_base, edited), "the base") if has_base else None
     return {**_scores(edited, name), "base": beside}
 
 
@@ -157,16 +157,16 @@ def _scores(table: pa.Table, name: str) -> dict[str, Any]:
     concepts, concept = _numbered(table, "concept")
     seeds, seed = _numbered(table, "seed")
     model, prompt = _numbered(table, "model_id")[1], _numbered(table, "prompt_id")[1]
-    axis = table["axis"].to_numpy(zero_copy_only=False)
+    axis = pc.index_in(table["axis"], pa.array(AXES)).to_numpy()
     present = table["present"].cast(pa.float64()).to_numpy()  # null becomes NaN
-    success = np.where(np.isin(axis.astype(str), TARGET_AXES), 1.0 - present, present)
+    success = np.where(axis < len(TARGET_AXES), 1.0 - present, present)  # AXES begins with the target's
     crossed: list[list[_Crossed]] = []
     invalid: dict[str, dict[Axis, int]] = {}
     for number, of in enumerate(concepts):
         crossed.append([])
         invalid[of] = {}
-        for one_axis in AXES:
-            rows = np.flatnonzero((concept == number) & (axis == one_axis))
+        for a, one_axis in enumerate(AXES):
+            rows = np.flatnonzero((concept == number) & (axis == a))
             read = rows[~np.isnan(success[rows])]
             invalid[of][one_axis] = len(rows) - len(read)
             _check_cell(f"{name}: concept '{of}', axis {one_axis}", len(rows), len(read))
@@ -181,8 +181,8 @@ def _scores(table: pa.Table, name: str) -> dict[str, Any]:
 
 def _numbered(table: pa.Table, column: str) -> tuple[list[Any], IntArray]:
     """The values of a column, sorted, and for every row the number of its own."""
-    values, numbers = np.unique(table[column].to_numpy(zero_copy_only=False), return_inverse=True)
-    return values.tolist(), numbers
+    values = sorted(table[column].unique().to_pylist())
+    return values, pc.index_in(table[column], pa.array(values)).to_numpy().astype(np.int64)
 
 
 def _check_cell(place: str, rows: int, read: int) -> None:

@@ -175,3 +175,21 @@ def test_one_outcome_throughout_leaves_no_doubt(row: Row, table: MakeTable) -> N
 def test_an_empty_table_is_refused(table: MakeTable) -> None:
     with pytest.raises(UserError, match="no rows"):
         score_table(table([]))
+
+
+def test_what_other_methods_were_judged_by_does_not_matter(row: Row, table: MakeTable) -> None:
+    rows = model_rows(row) + model_rows(row, {"forget": 1}, method="base", model_id="base")
+    rows += [r | {"judge": "other", "recipe_id": "fast"} for r in model_rows(row, method="uce", model_id="m2")]
+    rows += [r | {"judge": "other"} for r in model_rows(row, {"forget": 0}, method="base", model_id="base")]
+    assert score_table(table(rows), method="esd")["base"]["axes"]["forget"] == 0.25
+
+
+def test_a_base_judged_by_another_version_is_not_passed_over_in_silence(row: Row, table: MakeTable) -> None:
+    rows = model_rows(row) + model_rows(row, method="base", model_id="base", judge_version="old")
+    with pytest.raises(UserError, match="base has no rows for 20 of the 20 questions"):
+        score_table(table(rows))
+
+
+def test_the_base_of_another_base_is_not_shown_beside(row: Row, table: MakeTable) -> None:
+    rows = model_rows(row) + model_rows(row, method="base", model_id="base", base_id="other")
+    assert score_table(table(rows))["base"] is None
