@@ -101,9 +101,7 @@ class ESD(GradientMethod):
         self.concepts = encode_prompts(base, [concept.phrase for concept in task.concepts])
         self.uncond = encode_prompts(base, [""])
         self.origin = encode_prompts(base, [self.config.erase_from]) if self.config.erase_from else None
-        # DDIM clips its guess of x_0 by default, which is for pixels, not latents.
-        config = {**base.scheduler_config, "clip_sample": False}
-        self.scheduler = make_scheduler("ddim", config, self.config.rollout_steps)
+        self.scheduler = make_scheduler("ddim", base.scheduler_config, self.config.rollout_steps)
         side = base.spec.image_size // 2 ** (len(base.vae.config.block_out_channels) - 1)
         self.shape = (self.config.batch_size, base.unet.config.in_channels, side, side)
 
