@@ -48,9 +48,7 @@ def images_of(base: Base, recipe: Recipe, prompts: Sequence[str], cache: Path | 
 
 
 def _make(base: Base, recipe: Recipe, requests: Sequence[ImageRequest]) -> dict[str, Tensor]:
-    batches = [
-        requests[start : start + recipe.batch_size] for start in range(0, len(requests), recipe.batch_size)
-    ]
+    batches = [requests[start : start + recipe.batch_size] for start in range(0, len(requests), recipe.batch_size)]
     encoded = [_encode(base, sample(base, recipe, batch)) for batch in batches]
     mean, std = (torch.cat(parts).cpu().contiguous() for parts in zip(*encoded, strict=True))
     return {"mean": mean, "std": std}

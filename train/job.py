@@ -37,9 +37,7 @@ class Job(Strict):
     method: str
     method_version: int
     config: dict[str, Any] = Field(description="every field of the method's config, resolved")
-    concepts: tuple[str, ...] = Field(
-        min_length=1, description="names in the concept set, in the order asked"
-    )
+    concepts: tuple[str, ...] = Field(min_length=1, description="names in the concept set, in the order asked")
     concept_set: str
     concept_set_sha256: str
     strategy: Strategy
@@ -121,9 +119,7 @@ def run_job(
         assert isinstance(method, ClosedFormMethod)
         tensors = method.solve(task)
     provenance = {"job": job.model_dump(mode="json"), "job_id": job.id}
-    delta = Delta(
-        method.delta_kind, {name: _own(value) for name, value in sorted(tensors.items())}, provenance
-    )
+    delta = Delta(method.delta_kind, {name: _own(value) for name, value in sorted(tensors.items())}, provenance)
     seconds = time.perf_counter() - start
     return delta, {"losses": losses, "seconds": seconds, "samples_seen": samples_seen}
 
@@ -132,16 +128,12 @@ def _method(job: Job, base: Base, concept_set: ConceptSet) -> Method:
     method_class = get_method(job.method)
     if job.method_version != method_class.version:
         is_now = f"this efface has version {method_class.version}"
-        raise UserError(
-            f"job {job.id} asks for version {job.method_version} of method '{job.method}', {is_now}"
-        )
+        raise UserError(f"job {job.id} asks for version {job.method_version} of method '{job.method}', {is_now}")
     _check_strategy(method_class, job.strategy)
     if job.base_id != base.fingerprint:
         raise UserError(f"job {job.id} is for a base with fingerprint {job.base_id}, not {base.fingerprint}")
     if job.concept_set_sha256 != concept_set.sha256:
-        raise UserError(
-            f"job {job.id} is for another version of concept set '{job.concept_set}' than the one given"
-        )
+        raise UserError(f"job {job.id} is for another version of concept set '{job.concept_set}' than the one given")
     return method_class(parse_config(job.method, job.config))
 
 

@@ -113,9 +113,7 @@ def advance(training: Training) -> float:
             training.optimizer.zero_grad()
     mean = float(accelerator.reduce(torch.stack(losses).mean(), "mean"))
     if not math.isfinite(mean):
-        raise JobFailure(
-            f"the loss is {mean} at step {training.step + 1} of {method.steps}: {_cause(training)}"
-        )
+        raise JobFailure(f"the loss is {mean} at step {training.step + 1} of {method.steps}: {_cause(training)}")
     training.losses.append(mean)
     return mean
 
@@ -130,9 +128,7 @@ def learning_rate_factor(step: int, steps: int, warmup_steps: int, schedule: str
     return 0.5 * (1 + math.cos(math.pi * done)) if schedule == "cosine" else 1.0
 
 
-def make_optimizer(
-    config: TrainingConfig, values: list[nn.Parameter], learning_rate: float
-) -> torch.optim.Optimizer:
+def make_optimizer(config: TrainingConfig, values: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
     """The optimiser a config asks for."""
     makers: dict[str, type[torch.optim.Optimizer]] = {
         "adam": torch.optim.Adam,

@@ -65,15 +65,11 @@ class TrainingConfig(MethodConfig):
         "adam", description="torch.optim's Adam, AdamW or SGD (no momentum), with their default betas"
     )
     weight_decay: float = Field(0.0, ge=0, description="weight decay, per step and unit of learning rate")
-    max_grad_norm: float = Field(
-        0.0, ge=0, description="global L2 norm the gradient is clipped to; 0: no clipping"
-    )
+    max_grad_norm: float = Field(0.0, ge=0, description="global L2 norm the gradient is clipped to; 0: no clipping")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="the learning rate after the warm-up: kept, or lowered towards 0 at the end"
     )
-    warmup_steps: int = Field(
-        0, ge=0, description="optimiser steps in which the learning rate rises linearly from 0"
-    )
+    warmup_steps: int = Field(0, ge=0, description="optimiser steps in which the learning rate rises linearly from 0")
 
 
 class GradientConfig(TrainingConfig):

@@ -49,17 +49,13 @@ class CAConfig(TrainingConfig):
     both by the number of GPUs, and run on one GPU it stops at a quarter of the change.
     """
 
-    objective: Literal["model", "noise"] = Field(
-        "model", description="the target, see above; paper: model-based"
-    )
+    objective: Literal["model", "noise"] = Field("model", description="the target, see above; paper: model-based")
     group: Literal["kv-xattn", "attn", "full"] = Field(
         "kv-xattn",
         description="what is trained: keys and values of the cross-attention (paper), all attention "
         "(authors, for nudity), or everything (authors, for memorised images)",
     )
-    samples_seen: int = Field(
-        800, ge=1, description="target samples in all; authors 100 steps x 8, nudity 400 x 8"
-    )
+    samples_seen: int = Field(800, ge=1, description="target samples in all; authors 100 steps x 8, nudity 400 x 8")
     effective_learning_rate: float = Field(
         3.2e-5,
         gt=0,
@@ -68,23 +64,15 @@ class CAConfig(TrainingConfig):
     )
     batch_size: int = Field(8, ge=1, description="target samples in one forward pass; authors 2 x 4")
     optimizer: Literal["adam", "adamw", "sgd"] = Field("adamw", description="torch.optim's; authors AdamW")
-    weight_decay: float = Field(
-        0.01, ge=0, description="of AdamW, per step and unit of learning rate; authors 0.01"
-    )
-    max_grad_norm: float = Field(
-        1.0, ge=0, description="global L2 norm of the gradient; authors 1, 0: no clipping"
-    )
+    weight_decay: float = Field(0.01, ge=0, description="of AdamW, per step and unit of learning rate; authors 0.01")
+    max_grad_norm: float = Field(1.0, ge=0, description="global L2 norm of the gradient; authors 1, 0: no clipping")
     prior_weight: float = Field(
         1.0, ge=0, description="of the prior term; paper 1, the code's balance 0.25 (see above), 0: no prior"
     )
     anchor_prompts: int = Field(200, ge=1, description="captions of a concept's anchor; paper 200")
-    anchor_images: int = Field(
-        1000, ge=1, description="images of a concept's anchor, made by the base; paper 1000"
-    )
+    anchor_images: int = Field(1000, ge=1, description="images of a concept's anchor, made by the base; paper 1000")
     image_scheduler: str = Field("dpm++", description="scheduler of these images; authors' code DPM-Solver")
-    image_steps: int = Field(
-        25, ge=1, le=1000, description="inference steps of these images; authors' code 25"
-    )
+    image_steps: int = Field(25, ge=1, le=1000, description="inference steps of these images; authors' code 25")
     image_guidance_scale: float = Field(6.0, ge=0, description="guidance of these images; authors' code 6")
     templates: dict[Kind, tuple[str, ...]] = Field(
         {}, description="own caption templates by the concept's kind, {} for its phrase; none: built-in ones"
@@ -134,9 +122,7 @@ class CA(GradientMethod):
     @property
     def steps(self) -> int:
         """As many as show at least `samples_seen` samples."""
-        return -(
-            -self.config.samples_seen // (self.config.batch_size * self.config.gradient_accumulation_steps)
-        )
+        return -(-self.config.samples_seen // (self.config.batch_size * self.config.gradient_accumulation_steps))
 
     @property
     def learning_rate(self) -> float:
@@ -165,8 +151,7 @@ class CA(GradientMethod):
             return mse_loss(student(ablate.latents, ablate.timesteps, ablate.condition), ablate.target)
         # One forward pass of both: a gang's model synchronises its gradients once.
         latents, timesteps, condition = (
-            torch.cat([getattr(ablate, name), getattr(prior, name)])
-            for name in ("latents", "timesteps", "condition")
+            torch.cat([getattr(ablate, name), getattr(prior, name)]) for name in ("latents", "timesteps", "condition")
         )
         predicted_ablate, predicted_prior = student(latents, timesteps, condition).chunk(2)
         prior_loss = mse_loss(predicted_prior, prior.target)

@@ -40,9 +40,7 @@ class ESDConfig(GradientConfig):
         "(x-strict), the self-attention, or everything",
     )
     steps: int = Field(1000, ge=1, description="optimiser steps; paper 1000, the authors' newer script 200")
-    learning_rate: float = Field(
-        1e-5, gt=0, description="of Adam; paper 1e-5, the authors' newer script 5e-5"
-    )
+    learning_rate: float = Field(1e-5, gt=0, description="of Adam; paper 1e-5, the authors' newer script 5e-5")
     eta: float = Field(
         1.0,
         ge=0,
@@ -117,9 +115,7 @@ class ESD(GradientMethod):
         timestep = timestep.to(concept.device)
         asked = [concept, self.uncond] if self.origin is None else [concept, self.uncond, self.origin]
         eps_concept, eps_uncond, *eps_origin = self._teach(latents, timestep, asked)
-        target = esd_target(
-            eps_origin[0] if eps_origin else eps_uncond, eps_concept, eps_uncond, self.config.eta
-        )
+        target = esd_target(eps_origin[0] if eps_origin else eps_uncond, eps_concept, eps_uncond, self.config.eta)
         return RollOut(latents, timestep, condition.expand(len(latents), -1, -1), target)
 
     def loss(self, student: NoisePredictor, roll_out: RollOut) -> Tensor:
@@ -128,6 +124,4 @@ class ESD(GradientMethod):
     def _teach(self, latents: Tensor, timestep: Tensor, conditions: list[Tensor]) -> tuple[Tensor, ...]:
         """The frozen original's predictions under each condition (1, 77, D), in one forward pass."""
         together = torch.cat([condition.expand(len(latents), -1, -1) for condition in conditions])
-        return self.teacher(latents.repeat(len(conditions), 1, 1, 1), timestep, together).chunk(
-            len(conditions)
-        )
+        return self.teacher(latents.repeat(len(conditions), 1, 1, 1), timestep, together).chunk(len(conditions))
