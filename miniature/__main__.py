@@ -1,5 +1,6 @@
 """`python -m efface.miniature build | measure | concepts`: make the miniature again, or parts of what it ships."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -36,10 +37,8 @@ def build_command(out: Out = HERE, work: Work = Path(".cache/miniature"), device
 @app.command("measure")
 def measure_command(out: Out = HERE, device: Device = "auto") -> None:
     """Measure the saved model and judge again and rewrite quality.json and the card."""
-    from json import loads
-
     quality = measure(out, chosen_device(device))
-    quality["build"] = loads((out / "quality.json").read_text())["build"]
+    quality["build"] = json.loads((out / "quality.json").read_text())["build"]
     write_json(out / "quality.json", quality)
     write_atomic(out / "CARD.md", card(quality).encode())
 

@@ -6,15 +6,20 @@ A finished stage leaves its result in the work folder and is skipped by the next
 from its last checkpoint. Delete the work folder to start from nothing.
 """
 
+import json
+import os
 import platform
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextModel, ResNetForImageClassification
+from diffusers import AutoencoderKL, ModelMixin, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel, PreTrainedModel, ResNetForImageClassification
 
 from efface.files import write_atomic, write_json
 from efface.miniature.card import card
@@ -43,41 +48,49 @@ SMOKE = Sizes(pool=64, vae_steps=2, judge_steps=2, unet_steps=2, renders=8, imag
 
 def build(out: Path, work: Path, device: torch.device, sizes: Sizes = Sizes()) -> dict:
     """Make `model/`, `judge/`, `quality.json` and `CARD.md` in `out`; returns the quality."""
-    started = time.monotonic()
-    scenes = pool_scenes(sizes.pool)
-    pictures = load_pool(work, "pool", scenes)
-    vae = vae_stage(pictures, work, sizes, device)
-    judge = judge_stage(pictures, label_table(scenes), vae, work, sizes, device)
-    unet, text_encoder = unet_stage(pictures, vae, work, sizes, device)
-    save(out, vae, unet, text_encoder, judge)
+    make(out, work, device, sizes)
     quality = measure(out, device, sizes.renders, sizes.images)
-    seconds = round(time.monotonic() - started)
+    seconds = json.loads((work / "seconds.json").read_text())
     quality["build"] = {"sizes": asdict(sizes), "seconds": seconds, "machine": machine(device)}
     write_json(out / "quality.json", quality)
     write_atomic(out / "CARD.md", card(quality).encode())
     return quality
 
 
+def make(out: Path, work: Path, device: torch.device, sizes: Sizes) -> None:
+    """Draw and train what `work` does not hold yet, and save the model and the judge in `out`."""
+    scenes = pool_scenes(sizes.pool)
+    with timed("render", work):
+        pictures = load_pool(work, "pool", scenes)
+    with timed("vae", work):
+        vae = vae_stage(pictures, work, sizes, device)
+    with timed("judge", work):
+        judge = judge_stage(pictures, label_table(scenes), vae, work, sizes, device)
+    with timed("unet", work):
+        unet, text_encoder = unet_stage(pictures, vae, work, sizes, device)
+    save(out, vae, unet, text_encoder, judge)
+
+
 def vae_stage(pictures: np.ndarray, work: Path, sizes: Sizes, device: torch.device) -> AutoencoderKL:
-    if not (work / "vae" / "config.json").exists():
-        train_vae(pictures, work, sizes.vae_steps, device).save_pretrained(work / "vae")
+    if not (work / "vae").exists():
+        keep(train_vae(pictures, work, sizes.vae_steps, device), work / "vae")
     return AutoencoderKL.from_pretrained(work / "vae", local_files_only=True).to(device).eval()
 
 
 def judge_stage(
     pictures: np.ndarray, labels: np.ndarray, vae: AutoencoderKL, work: Path, sizes: Sizes, device: torch.device
 ) -> ResNetForImageClassification:
-    if not (work / "judge" / "config.json").exists():
+    if not (work / "judge").exists():
         nothing = empty_scenes(sizes.pool // 16)
         shown = training_set(pictures, labels, load_pool(work, "empty", nothing), label_table(nothing), vae)
-        train_judge(*shown, work, sizes.judge_steps, device).save_pretrained(work / "judge")
+        keep(train_judge(*shown, work, sizes.judge_steps, device), work / "judge")
     return ResNetForImageClassification.from_pretrained(work / "judge", local_files_only=True).eval()
 
 
 def unet_stage(
     pictures: np.ndarray, vae: AutoencoderKL, work: Path, sizes: Sizes, device: torch.device
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-    if not (work / "text_encoder" / "config.json").exists():
+    if not (work / "text_encoder").exists():
         scale = vae.config.scaling_factor
         means, deviations = encode(vae, pictures)
         tokenizer = build_tokenizer(work / "tokenizer")
@@ -85,10 +98,18 @@ def unet_stage(
         unet, text_encoder = train_unet(
             scenes, (means * scale, deviations * scale), tokenizer, work, sizes.unet_steps, device
         )
-        unet.save_pretrained(work / "unet")
-        text_encoder.save_pretrained(work / "text_encoder")
+        keep(unet, work / "unet")
+        keep(text_encoder, work / "text_encoder")
     unet = UNet2DConditionModel.from_pretrained(work / "unet", local_files_only=True)
     return unet, CLIPTextModel.from_pretrained(work / "text_encoder", local_files_only=True)
+
+
+def keep(model: ModelMixin | PreTrainedModel, folder: Path) -> None:
+    """Save a stage's result whole or not at all: its folder is what says that the stage is done."""
+    part = folder.with_name(folder.name + ".part")
+    model.save_pretrained(part)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.replace(folder)
 
 
 def save(
@@ -100,24 +121,39 @@ def save(
 ) -> None:
     """Write the diffusers folder and the judge's folder, weights in fp16."""
     tokenizer = build_tokenizer(out / "model" / "tokenizer")
+    for module in (vae, unet):
+        module.register_to_config(_name_or_path="miniature")  # else the work folder's path
     pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
+        vae=vae.half(),
+        text_encoder=text_encoder.half(),
         tokenizer=tokenizer,
-        unet=unet,
+        unet=unet.half(),
         scheduler=new_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.to("cpu", torch.float16).save_pretrained(out / "model")
-    build_tokenizer(out / "model" / "tokenizer")
+    pipeline.save_pretrained(out / "model")
     judge.half().save_pretrained(out / "judge")
     new_processor().save_pretrained(out / "judge")
+    for file in out.glob("**/*.safetensors"):
+        file.chmod(0o644)
+
+
+@contextmanager
+def timed(stage: str, work: Path) -> Iterator[None]:
+    """Adds what the stage takes to `seconds.json`, so that a resumed build knows all of its time."""
+    path = work / "seconds.json"
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        spent = json.loads(path.read_text()) if path.exists() else {}
+        write_json(path, spent | {stage: round(spent.get(stage, 0) + time.monotonic() - started)})
 
 
 def machine(device: torch.device) -> str:
     """The kind of machine, for the card."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
+    return f"{os.cpu_count()} CPU cores ({platform.machine()})"

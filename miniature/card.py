@@ -24,8 +24,8 @@ aliases and descriptions that never name it; captions use all three, and one cap
 
 ## Quality
 
-Recipe: {recipe}. A prompt's picture is right when the judge sees the asked concept (threshold 0.5). Two templates
-of five occur in no training caption.
+Recipe: {recipe}. A prompt's picture is right when the judge sees the asked concept
+(threshold 0.5). Two templates of five occur in no training caption.
 
 | measured | value | at least |
 |---|---|---|
@@ -42,7 +42,8 @@ in which it sees no object.
 |---|---|---|---|
 {concepts}
 
-Built with seed and sizes `{sizes_of_build}` in {minutes:.0f} minutes on {machine}.
+Built on {machine} in {total:.0f} minutes: {stages}.
+Sizes: {sizes_of_build}.
 
 ## Limits
 
@@ -65,8 +66,9 @@ def card(quality: dict) -> str:
         summary=_rows((k, v, quality["bars"][k]) for k, v in quality["summary"].items()),
         judge=_rows(quality["judge"].items()),
         concepts=_rows((name, *row.values()) for name, row in quality["concepts"].items()),
-        sizes_of_build=build["sizes"],
-        minutes=build["seconds"] / 60,
+        sizes_of_build=", ".join(f"{name} {number}" for name, number in build["sizes"].items()),
+        total=sum(build["seconds"].values()) / 60,
+        stages=", ".join(f"{stage} {seconds / 60:.1f}" for stage, seconds in build["seconds"].items()),
         machine=build["machine"],
     )
 

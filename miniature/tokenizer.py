@@ -27,15 +27,18 @@ def learn_merges(lines: list[str], vocabulary: int) -> list[tuple[str, str]]:
     learner.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(WORDS, "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    # Equally frequent pairs are merged in the order of their numbers; the trainer would number the `</w>` symbols
+    # as it meets them, in another order at every run, were they not numbered first.
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        vocab_size=vocabulary - 2,
+        special_tokens=[letter + "</w>" for letter in letters],
+        initial_alphabet=letters,
         end_of_word_suffix="</w>",
         show_progress=False,
     )
     learner.train_from_iterator(lines, trainer)
-    merges = json.loads(learner.to_str())["model"]["merges"]
-    return [tuple(merge) for merge in merges[: vocabulary - 514]]
+    return [(first, second) for first, second in json.loads(learner.to_str())["model"]["merges"]]
 
 
 def build_tokenizer(folder: Path) -> CLIPTokenizer:

@@ -140,7 +140,7 @@ def train_judge(
         return masked_loss(judge(batch).logits, torch.from_numpy(labels[chosen]).to(device))
 
     trained = train("judge", judge, loss_at, steps=steps, peak=3e-3, work=work, average=0.99)
-    return trained  # type: ignore[return-value]
+    return trained
 
 
 @torch.no_grad()

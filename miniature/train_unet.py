@@ -21,7 +21,8 @@ WIDTH = 96
 
 
 def new_scheduler() -> PNDMScheduler:
-    return PNDMScheduler(
+    """SD v1.4's scheduler. `clip_sample` is for the schedulers made from its config: latents have no bounds."""
+    scheduler = PNDMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
         beta_end=0.012,
@@ -30,6 +31,8 @@ def new_scheduler() -> PNDMScheduler:
         set_alpha_to_one=False,
         steps_offset=1,
     )
+    scheduler.register_to_config(clip_sample=False)
+    return scheduler
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:

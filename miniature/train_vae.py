@@ -5,6 +5,7 @@ the drawn lines, and squares rather than absolute values: the median of a thin l
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ def train_vae(pictures: np.ndarray, work: Path, steps: int, device: torch.device
         with torch.autocast(device.type, torch.bfloat16):
             return vae_loss(vae, batch, generator)
 
-    mean = train("vae", vae, loss_at, steps=steps, peak=2e-3, work=work, average=0.995)
+    mean: Any = train("vae", vae, loss_at, steps=steps, peak=2e-3, work=work, average=0.995)
     first, deviation = encode(mean, pictures[:2000])
     variance = first.var() + (deviation**2).mean()
     mean.register_to_config(scaling_factor=round(float(variance.rsqrt()), 5))

@@ -79,8 +79,8 @@ def train(
 def _follow(mean: nn.Module, module: nn.Module, decay: float) -> None:
     for slow, fast in zip(mean.parameters(), module.parameters(), strict=True):
         slow.lerp_(fast, 1 - decay)
-    for slow, fast in zip(mean.buffers(), module.buffers(), strict=True):
-        slow.copy_(fast)
+    for kept, now in zip(mean.buffers(), module.buffers(), strict=True):
+        kept.copy_(now)
 
 
 def to_model_range(pictures: np.ndarray) -> Tensor:
