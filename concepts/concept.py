@@ -143,7 +143,7 @@ class ConceptSet(Strict):
         """How many of the concepts (neighbours not counted) are of each kind, in the order they appear."""
         return dict(Counter(concept.kind for concept in self.concepts))
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """64 hex digits over all that the set says, defaults included: the YAML's layout does not count."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()

@@ -30,7 +30,7 @@ def read_yaml(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
     try:
         tree: Any = OmegaConf.load(path)
         if overrides:
-            tree = OmegaConf.merge(tree, OmegaConf.from_dotlist(overrides))
+            tree = _overridden(tree, overrides)
         data = OmegaConf.to_container(tree, resolve=True)
     except (OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is None:  # OmegaConf's word for a lone number or text
@@ -41,6 +41,14 @@ def read_yaml(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UserError(f"{path}: holds a {type(data).__name__}, should be a mapping of keys to values")
     return {str(key): value for key, value in data.items()}
+
+
+def _overridden(tree: Any, overrides: list[str]) -> Any:
+    try:
+        return OmegaConf.merge(tree, OmegaConf.from_dotlist(overrides))
+    except (YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
+        told = f"--set {' '.join(overrides)}: cannot be laid over the file ({' '.join(str(error).split())})"
+        raise UserError(f"{told}, should be KEY=VALUE, and a list given whole: KEY=[…]") from None
 
 
 def parse(model: type[Model], data: Any, where: str) -> Model:
@@ -83,8 +91,10 @@ def _sentence(model: type[BaseModel], error: ValidationError) -> str:
         return f"key '{key}' is missing"
     message = fault["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    return f"{key}: {message}, not {fault['input']!r}" if key and fault["type"] != "value_error" else (
-        f"{key}: {message}" if key else message
+    return (
+        f"{key}: {message}, not {fault['input']!r}"
+        if key and fault["type"] != "value_error"
+        else (f"{key}: {message}" if key else message)
     )
 
 

@@ -1,11 +1,13 @@
 """`efface run | plan | status | retry`."""
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from efface.errors import UserError
 
@@ -41,7 +43,7 @@ def plan(campaign: str, out: Path | None, overrides: list[str], as_json: bool) -
     from efface.cluster.expand import plan_campaign
     from efface.cluster.run_folder import RunFolder
 
-    expanded = plan_campaign(read_campaign(campaign, overrides))
+    expanded = plan_campaign(read_campaign(campaign, overrides), fetch=False)
     left = remaining(expanded, RunFolder(out or Path("runs") / expanded.name))
     todo = {model.id for model in left.jobs}
     rows = [
@@ -60,7 +62,8 @@ def plan(campaign: str, out: Path | None, overrides: list[str], as_json: bool) -
     total = {"jobs": len(expanded.jobs), "shards": expanded.shard_count, "images": expanded.images}
     undone = {"jobs": len(left.jobs), "shards": len(left.shards), "images": images_left}
     if as_json:
-        print(json.dumps({"campaign": expanded.name, "all": total, "left": undone, "models": rows}, indent=2))
+        known = {"campaign": expanded.name, "provisional": expanded.provisional}
+        print(json.dumps({**known, "all": total, "left": undone, "models": rows}, indent=2))
         return
     from rich.table import Table
 
@@ -70,17 +73,12 @@ def plan(campaign: str, out: Path | None, overrides: list[str], as_json: bool) -
     for row in rows:
         seed = "" if row["seed"] is None else str(row["seed"])
         concepts = ", ".join(map(str, row["concepts"] if isinstance(row["concepts"], list) else ()))
-        table.add_row(
-            str(row["id"]),
-            str(row["method"]),
-            concepts,
-            seed,
-            str(row["shards"]),
-            str(row["images"]),
-            str(row["state"]),
-        )
+        told = (row["id"], row["method"], concepts, seed, row["shards"], row["images"], row["state"])
+        table.add_row(*(Text(str(cell)) for cell in told))
     Console(highlight=False).print(table)
     print(", ".join(f"{undone[key]} of {total[key]} {key}" for key in total) + " left to do")
+    if expanded.provisional:
+        print(f"base '{expanded.base.name}' is unknown until fetched: ids are provisional, and nothing counts as there")
 
 
 def status(folder: Path, as_json: bool) -> None:
@@ -104,11 +102,12 @@ def carry_out_and_show(opened: "Run", workers: int | None, address: str | None) 
     """Do what is missing, show the results, and leave with exit code 1 where a job failed."""
     from efface.cluster.run import carry_out
 
-    console = Console(highlight=False)
+    # Bound to today's stdout: a worker in this process catches what is printed while it works.
+    console = Console(file=sys.stdout, highlight=False)
     results = carry_out(opened, workers, address, console)
     results.show(console)
     if results.failures:
         for failure in results.failures:
-            console.print(f"[red]failed[/red]: {failure}", soft_wrap=True)
+            console.print(Text.assemble(("failed", "red"), f": {failure}"), soft_wrap=True)
         console.print(f"`efface retry {opened.folder.root}` tries them again", markup=False)
         raise typer.Exit(1)

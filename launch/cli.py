@@ -124,6 +124,32 @@ def score(
     judging.score(table, method, judge, as_json)
 
 
+@app.command(rich_help_panel=JUDGE)
+def attack(
+    base: BaseName = "miniature",
+    concepts: Annotated[
+        str | None, typer.Option("--concepts", help="Concept set by name or file; default: the base's own.")
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="Prompt set by name or CSV file; default: the base's own.")
+    ] = None,
+    concept: Annotated[
+        list[str] | None, typer.Option("--concept", "-c", help="Only for this concept; repeatable.")
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="Keeps what the base really draws; default: the base's own.")
+    ] = None,
+    per_concept: Annotated[int, typer.Option(min=1, help="Prompts wanted for each concept.")] = 5,
+    seed: Annotated[int, typer.Option(help="Same seed, same prompts.")] = 0,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The prompt CSV to write.")] = Path("prompts.csv"),
+    device: Device = "auto",
+) -> None:
+    """Search adversarial prompts against a base, and write its prompt file with them filled in."""
+    from efface.launch import attack as search
+
+    search.attack(base, concepts, prompts, concept or [], judge, per_concept, seed, out, device)
+
+
 @app.command(rich_help_panel=CAMPAIGN)
 def run(
     campaign: Annotated[str, typer.Argument(help="A campaign YAML, or the name of a shipped one.")],

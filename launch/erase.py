@@ -47,7 +47,7 @@ def unlearn(
         seed=seed,
     )
     path = out or Path(f"{slug(' '.join((method, *job.concepts)))}.safetensors")
-    _check_writable(path)
+    check_writable(path)
 
     console = Console(stderr=True)
     base = load_base(spec, pick(device))
@@ -104,7 +104,7 @@ def _no_concepts(base: str) -> str:
     )
 
 
-def _check_writable(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Before minutes of work, not after."""
     if path.is_dir():
         raise UserError(f"--out {path}: is a folder, should be a file")

@@ -24,8 +24,10 @@ def evaluate(
     from efface.launch.campaigns import carry_out_and_show
     from efface.launch.device import pick
     from efface.models.delta import Delta
+    from efface.strict import parse
 
-    evaluation = Evaluation(prompts=prompts, recipe=recipe, judges=tuple(judges), images_per_prompt=images_per_prompt)
+    asked = {"prompts": prompts, "recipe": recipe, "judges": judges, "images_per_prompt": images_per_prompt}
+    evaluation = parse(Evaluation, asked, "efface evaluate")
     resources = Resources(gpus=1 if pick(device).startswith("cuda") else 0)
     wanted = DeltaEvaluation(base=base, concepts=concepts, evaluation=evaluation, resources=resources)
     deltas = [(path, Delta.load(path)) for path in paths]

@@ -41,8 +41,7 @@ def set_attention(unet: UNet2DConditionModel, backend: Backend) -> dict[str, Any
         used = min(times, key=lambda name: times[name])
     stock = XFormersAttnProcessor if used == "xformers" else AttnProcessor2_0
     processors = {
-        name: stock() if type(processor) in STOCK else processor
-        for name, processor in unet.attn_processors.items()
+        name: stock() if type(processor) in STOCK else processor for name, processor in unet.attn_processors.items()
     }
     unet.set_attn_processor(dict(processors))
     counts = dict(Counter(type(processor).__name__ for processor in unet.attn_processors.values()))

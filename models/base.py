@@ -141,13 +141,16 @@ def load_base(name_or_path: str | Path | BaseSpec, device: str | torch.device = 
     return load(spec, device)
 
 
-def base_id(spec: BaseSpec) -> str:
-    """The fingerprint `load_base(spec)` will have, without loading it: 64 hex digits."""
+def base_id(spec: BaseSpec, fetch: bool = True) -> str:
+    """The fingerprint `load_base(spec)` will have, without loading it: 64 hex digits.
+
+    A model of the hub is fetched for it. Raises NotFetched where it should not be and is not here.
+    """
     if not spec.source.startswith(RANDOM):
-        return fingerprint(locate(spec.source, DIFFUSERS_FILES))
+        return fingerprint(locate(spec.source, DIFFUSERS_FILES, fetch))
     folder = architecture(spec.source.removeprefix(RANDOM))
     digest = hashlib.sha256(f"random, seed {RANDOM_SEED}\n".encode())
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for file in sorted(folder.glob("*/*")):
         digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
 

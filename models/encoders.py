@@ -42,14 +42,10 @@ def _features(spec: str, folder: Path, device: torch.device) -> Callable[[Tensor
     try:
         kind = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
         loader = CLIPVisionModelWithProjection if kind.startswith("clip") else AutoModelForImageClassification
-        model: Any = loader.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-        )
+        model: Any = loader.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{spec}: neither a CLIP nor an image classifier of transformers ({reason})"
-        ) from None
+        raise UserError(f"{spec}: neither a CLIP nor an image classifier of transformers ({reason})") from None
     model = model.to(device).eval().requires_grad_(False)
     if isinstance(model, CLIPVisionModelWithProjection):
         return lambda pixels: model(pixels).image_embeds

@@ -22,9 +22,7 @@ def export(base: Base, delta: Delta | None, folder: str | Path) -> None:
     if folder.exists():
         raise UserError(f"{folder}: exists already; name a new folder")
     if delta and delta.kind == "hook":
-        raise UserError(
-            f"delta {delta.id} acts at sampling time and changes no weight: there is nothing to export"
-        )
+        raise UserError(f"delta {delta.id} acts at sampling time and changes no weight: there is nothing to export")
     scheduler = getattr(diffusers, base.scheduler_config["_class_name"]).from_config(base.scheduler_config)
     applied = base.applied
     base.swap(delta)

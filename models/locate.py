@@ -20,11 +20,16 @@ DIFFUSERS_FILES = (
 PACKAGE = "package:"
 
 
-def locate(source: str, files: Sequence[str]) -> Path:
+class NotFetched(UserError):
+    """A model of the hub of which this machine has no copy yet."""
+
+
+def locate(source: str, files: Sequence[str], fetch: bool = True) -> Path:
     """The local folder or file meant by `source`: 'package:PATH', a path, or a hub id whose `files` are then
     fetched.
 
-    Raises UserError where there is none, or the hub cannot be reached.
+    Raises UserError where there is none, or the hub cannot be reached; NotFetched where it should not `fetch`
+    and would have to.
     """
     if source.startswith(PACKAGE):
         path = CONFIGS.parent / source.removeprefix(PACKAGE)
@@ -32,10 +37,10 @@ def locate(source: str, files: Sequence[str]) -> Path:
             raise UserError(f"{source}: this installation of efface has no {source.removeprefix(PACKAGE)}")
         return path
     path = Path(source).expanduser()
-    return path if path.exists() else _from_hub(source, files)
+    return path if path.exists() else _from_hub(source, files, fetch)
 
 
-def _from_hub(repository: str, files: Sequence[str]) -> Path:
+def _from_hub(repository: str, files: Sequence[str], fetch: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
@@ -47,6 +52,8 @@ def _from_hub(repository: str, files: Sequence[str]) -> Path:
         raise UserError(f"{repository}: no such file or folder, and not a hub id") from None
     except Exception:
         pass
+    if not fetch:
+        raise NotFetched(f"{repository}: not in the hub's cache")
     try:
         return Path(snapshot_download(repository, allow_patterns=list(files)))
     except Exception as error:

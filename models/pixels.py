@@ -39,9 +39,7 @@ def read_preprocessing(folder: Path) -> Callable[[Tensor], Tensor]:
         if edge:
             size = (edge * height // min(height, width), edge * width // min(height, width))
         if size and size != (height, width):
-            pixels = (
-                F.interpolate(pixels, size=size, mode=mode, antialias=mode != "nearest").clamp(0, 255).round()
-            )
+            pixels = F.interpolate(pixels, size=size, mode=mode, antialias=mode != "nearest").clamp(0, 255).round()
         if crop:
             top, left = (pixels.shape[-2] - crop[0]) // 2, (pixels.shape[-1] - crop[1]) // 2
             pixels = pixels[..., top : top + crop[0], left : left + crop[1]]

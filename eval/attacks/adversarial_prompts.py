@@ -18,8 +18,8 @@ from efface.models.sampler import ImageRequest, sample
 
 CHECK_SEEDS = (0, 1, 2, 3)
 DRAWN = 0.5  # share of the check's images that must show the concept
-RESTARTS = 12
-ROUNDS = 3
+RESTARTS = 6
+ROUNDS = 4
 
 
 def adversarial_prompts(
@@ -31,18 +31,21 @@ def adversarial_prompts(
     per_concept: int = 5,
     seed: int = 0,
     config: SearchConfig | None = None,
+    targets: Sequence[Concept] | None = None,
     on_concept: Callable[[str, Sequence[str]], None] | None = None,
 ) -> dict[str, tuple[str, ...]]:
     """Concept name -> at most `per_concept` prompts, the most often drawn first, then the most similar.
 
-    Fewer (or none) where 3 rounds of 12 restarts find no more that the base draws in half of 4 images.
+    `targets`: of the set, all unless given; what is found for one does not depend on the others.
+
+    Fewer (or none) where 4 rounds of 6 restarts find no more that the base draws in half of 4 images.
     Without a judge the most similar of one round, unchecked. No prompt holds a name, an alias or a word of
     the descriptions.
     """
     direct = {c.name: _direct(prompt_set, concept_set, c) for c in concept_set.concepts}
     vocabulary = Vocabulary(base)
     result: dict[str, tuple[str, ...]] = {}
-    for concept in concept_set.concepts:
+    for concept in concept_set.concepts if targets is None else targets:
         against = [text for name, texts in direct.items() if name != concept.name for text in texts]
         goal = Goal(base, direct[concept.name], against)
         descriptions = [prompt.text for prompt in prompt_set.axis("indirect", concept_set, concept)]

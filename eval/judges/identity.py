@@ -2,14 +2,16 @@
 
 from pathlib import Path
 
-from efface.eval.judges.weights import FILES
 from efface.files import content_id, sha256_file
 from efface.models.locate import PACKAGE, locate
 from efface.strict import find_config, read_yaml
 
+FILES = ("*.json", "*.safetensors")
+"""What a judge's folder holds of its model."""
+
 
 def judge_identity(name_or_path: str | Path) -> str:
-    """16 hex digits over the judge's YAML and, where its model lies on this machine, the model's files.
+    """16 hex digits over the judge's YAML; where its model lies on this machine, over the model's files, not its place.
 
     Raises UserError for an unknown judge.
     """
@@ -18,4 +20,6 @@ def judge_identity(name_or_path: str | Path) -> str:
     local = source.startswith(PACKAGE) or Path(source).is_dir()
     folder = locate(source, FILES) if local else None
     files = sorted(path for pattern in FILES for path in folder.glob(pattern)) if folder else []
+    if local:
+        del data["source"]
     return content_id([data, {path.name: sha256_file(path) for path in files}])

@@ -9,9 +9,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from efface.errors import UserError
+from efface.eval.judges.identity import FILES
 from efface.models.locate import locate
-
-FILES = ("*.json", "*.safetensors")
 
 
 def load_whole(auto_class: Any, source: str, device: str | torch.device, **options: Any) -> Any:
@@ -21,6 +20,7 @@ def load_whole(auto_class: Any, source: str, device: str | torch.device, **optio
     random.
     """
     folder = locate(source, FILES)
+    options = {"dtype": torch.float32, **options}  # else weights kept in fp16 would stay so
     model, report = _or_sentence(
         source,
         lambda: auto_class.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options),

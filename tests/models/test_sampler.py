@@ -81,6 +81,13 @@ def test_bits_do_not_depend_on_order_neighbours_place_or_padding(tiny_base: Base
         assert np.array_equal(sample(tiny_base, asked, [request])[0], image)
 
 
+def test_every_batch_has_one_shape_the_last_one_padded(tiny_base: Base) -> None:
+    sizes: list[int] = []
+    tiny_base.unet.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    sample(tiny_base, recipe(), REQUESTS)
+    assert set(sizes) == {2 * 3}
+
+
 def test_another_batch_size_moves_no_pixel_by_more_than_one_level(tiny_base: Base) -> None:
     images = [sample(tiny_base, recipe(batch_size=size), REQUESTS) for size in (1, 2, 4, 5)]
     assert max(far(images[0], other) for other in images[1:]) <= 1

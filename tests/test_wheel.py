@@ -1,0 +1,84 @@
+"""The package works from a wheel: nothing of the checkout is needed but what is packaged."""
+
+import csv
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHORT = [
+    "--set=concepts.targets=[cat]",
+    "--set=methods=[{method: uce, preset: miniature}]",
+    "--set=evaluation.images_per_prompt=1",
+    "--set=evaluation.prompts_per_concept={forget: 1, indirect: 1, adversarial: 1, adjacent: 1, retain: 1}",
+]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    options = ["--no-deps", "--no-build-isolation", "--quiet", f"--wheel-dir={folder}"]
+    build = folder / "checkout"
+    # Built from a copy, as setuptools leaves its own folders where it builds.
+    subprocess.run(["git", "-C", str(ROOT), "checkout-index", "--all", f"--prefix={build}/"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(build)], check=True)
+    return next(folder.glob("efface-*.whl"))
+
+
+def test_the_wheel_holds_every_room_and_its_data_and_no_tests(wheel: Path) -> None:
+    names = subprocess.run(
+        [sys.executable, "-m", "zipfile", "--list", str(wheel)], check=True, capture_output=True, text=True
+    ).stdout
+    for needed in (
+        "efface/launch/cli.py",
+        "efface/train/methods/esd.py",
+        "efface/configs/campaigns/demo.yaml",
+        "efface/configs/bases/sd-v1-4/tokenizer/merges.txt",
+        "efface/concepts/data/genmu-2025.csv",
+        "efface/miniature/model/unet/diffusion_pytorch_model.safetensors",
+        "efface/miniature/judge/model.safetensors",
+    ):
+        assert needed in names
+    assert "tests/" not in names
+    assert wheel.stat().st_size < 30e6
+
+
+def test_a_campaign_runs_from_the_installed_wheel(wheel: Path, tmp_path: Path) -> None:
+    python = _environment(tmp_path / "env")
+    # The dependencies are borrowed from this environment, without its editable install of the checkout.
+    site = Path(subprocess.run([python, "-c", "import site; print(site.getsitepackages()[0])"], **_TEXT).stdout.strip())
+    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", f"--target={site}", str(wheel)], check=True
+    )
+    where = subprocess.run([python, "-c", "import efface; print(efface.__file__)"], cwd=tmp_path, **_TEXT).stdout
+    assert Path(where.strip()).is_relative_to(site)
+    _run_demo(python, tmp_path, "--workers=0")
+
+
+@pytest.mark.slow
+def test_a_campaign_runs_on_ray_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
+    python = _environment(tmp_path / "env", with_pip=True)
+    constraints = f"--constraint={ROOT / 'constraints.txt'}"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", constraints, str(wheel)], check=True)
+    _run_demo(python, tmp_path)
+
+
+_TEXT = {"check": True, "capture_output": True, "text": True}
+
+
+def _environment(folder: Path, with_pip: bool = False) -> str:
+    venv.create(folder, with_pip=with_pip)
+    return str(folder / "bin" / "python")
+
+
+def _run_demo(python: str, folder: Path, *options: str) -> None:
+    command = [python, "-m", "efface", "run", "demo", "--out=run", *SHORT, *options]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with (folder / "run" / "leaderboard.csv").open() as file:
+        assert [row["method"] for row in csv.DictReader(file)] == ["base", "uce"]
