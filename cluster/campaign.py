@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from efface.concepts.prompts import Axis
+from efface.concepts.prompts import AXES, Axis
 from efface.strict import Strict, find_config, read_strict
 
 
@@ -50,15 +50,18 @@ class Evaluation(Strict):
     )
     images_per_prompt: int = Field(4, ge=1, le=1000, description="images of each prompt, with seeds 0, 1, …")
     prompts_per_concept: dict[Axis, int] = Field(
-        {}, description="at most so many prompts of each asked concept on an axis; default: all"
+        {},
+        description="at most so many prompts of each asked concept on an axis, 0: the axis is left out; default: all",
     )
     shard_size: int = Field(64, ge=1, le=1024, description="images in one unit of work")
 
     @field_validator("prompts_per_concept")
     @classmethod
-    def _positive(cls, limits: dict[Axis, int]) -> dict[Axis, int]:
-        if any(limit < 1 for limit in limits.values()):
-            raise ValueError("should be 1 or more on every axis")
+    def _not_negative(cls, limits: dict[Axis, int]) -> dict[Axis, int]:
+        if any(limit < 0 for limit in limits.values()):
+            raise ValueError("should be 0 or more on every axis")
+        if all(limits.get(axis) == 0 for axis in AXES):
+            raise ValueError("leaves every axis out, should leave one in")
         return limits
 
 

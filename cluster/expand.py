@@ -5,25 +5,35 @@ from pathlib import Path
 from typing import Any
 
 from efface.cluster.campaign import Campaign, DeltaEvaluation, MethodChoice
-from efface.cluster.plan import BASE, Model, Plan, make_plan
+from efface.cluster.plan import BASE, NOT_FETCHED, Model, Plan, make_plan
 from efface.cluster.sweep import variants
 from efface.concepts.concept import Concept, ConceptSet, load_concept_set
 from efface.errors import UserError
 from efface.models.base import BaseSpec, read_base
 from efface.models.base import base_id as fingerprint_of
 from efface.models.delta import Delta
+from efface.models.locate import NotFetched
 from efface.strict import parse
 from efface.train.job import Job, make_job
-from efface.train.method import get_method
+from efface.train.method import get_method, parse_config
 
 
-def plan_campaign(campaign: Campaign) -> Plan:
-    """Expand a campaign. Raises UserError for whatever in it cannot be: names, config fields, missing prompts."""
+def plan_campaign(campaign: Campaign, fetch: bool = True) -> Plan:
+    """Expand a campaign. Raises UserError for whatever in it cannot be: names, config fields, missing prompts.
+
+    A base that is only on the hub is fetched for its fingerprint; without `fetch` the plan is provisional then.
+    """
     base = read_base(campaign.base)
     concept_set = load_concept_set(campaign.concepts.set or base.concepts or _no_concepts(base, "concepts.set"))
     targets = _targets(campaign, concept_set)
-    models = list(_jobs(campaign, base, concept_set, targets))
-    return make_plan(campaign.name, base, concept_set, targets, models, campaign.evaluation, campaign.resources)
+    try:
+        base_id = fingerprint_of(base, fetch)
+    except NotFetched:
+        base_id = NOT_FETCHED
+    models = list(_jobs(campaign, base, base_id, concept_set, targets))
+    return make_plan(
+        campaign.name, base, base_id, concept_set, targets, models, campaign.evaluation, campaign.resources
+    )
 
 
 def plan_deltas(deltas: Sequence[tuple[Path, Delta]], wanted: DeltaEvaluation) -> Plan:
@@ -41,7 +51,7 @@ def plan_deltas(deltas: Sequence[tuple[Path, Delta]], wanted: DeltaEvaluation) -
         models.append(Model(job.method, job, base_id))
     named = dict.fromkeys(name for model in models if model.job for name in model.job.concepts)
     targets = tuple(map(concept_set.find, named))
-    return make_plan("evaluation", base, concept_set, targets, models, wanted.evaluation, wanted.resources)
+    return make_plan("evaluation", base, base_id, concept_set, targets, models, wanted.evaluation, wanted.resources)
 
 
 def _no_concepts(base: BaseSpec, field: str) -> str:
@@ -62,8 +72,9 @@ def _targets(campaign: Campaign, concept_set: ConceptSet) -> tuple[Concept, ...]
     return targets
 
 
-def _jobs(campaign: Campaign, base: BaseSpec, concept_set: ConceptSet, targets: tuple[Concept, ...]) -> Iterator[Model]:
-    base_id = fingerprint_of(base)
+def _jobs(
+    campaign: Campaign, base: BaseSpec, base_id: str, concept_set: ConceptSet, targets: tuple[Concept, ...]
+) -> Iterator[Model]:
     groups = [(target,) for target in targets] if campaign.strategy == "single" else [targets]
     labels: set[str] = {BASE}
     for choice in campaign.methods:
@@ -74,6 +85,7 @@ def _jobs(campaign: Campaign, base: BaseSpec, concept_set: ConceptSet, targets: 
                     f"campaign '{campaign.name}': two methods are called '{label}', give one a label of its own"
                 )
             labels.add(label)
+            resolved = parse_config(choice.method, config, choice.preset).model_dump(mode="json")
             for concepts in groups:
                 for seed in campaign.seeds:
                     job = make_job(
@@ -82,8 +94,7 @@ def _jobs(campaign: Campaign, base: BaseSpec, concept_set: ConceptSet, targets: 
                         choice.method,
                         concept_set,
                         [concept.name for concept in concepts],
-                        config=config,
-                        preset=choice.preset,
+                        config=resolved,
                         strategy=campaign.strategy,
                         seed=seed,
                     )

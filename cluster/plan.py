@@ -3,9 +3,12 @@
 `expand.py` makes one from a campaign, or from deltas that exist already. No weights are needed for it.
 """
 
-from collections.abc import Iterator, Sequence
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from efface.cluster.campaign import Evaluation, Resources
 from efface.concepts.concept import Concept, ConceptSet
@@ -15,12 +18,18 @@ from efface.eval.judges.identity import judge_identity
 from efface.eval.questions import Question, questions
 from efface.files import content_id
 from efface.models.base import BaseSpec
-from efface.models.base import base_id as fingerprint_of
 from efface.models.recipe import Recipe, load_recipe
-from efface.train.job import Job
+
+if TYPE_CHECKING:
+    from efface.train.job import Job
 
 BASE = "base"
 """The method label of the unedited base, which is judged beside every model."""
+
+NOT_FETCHED = "not fetched yet"
+"""The id of a base whose weights are not at hand; a plan can be looked at with it, and not carried out."""
+
+Parts = tuple[tuple[tuple[Question, ...], str], ...]
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,7 @@ class Model:
     job: Job | None
     base_id: str
 
-    @property
+    @cached_property
     def id(self) -> str:
         return self.job.id if self.job else self.base_id[:16]
 
@@ -85,11 +94,15 @@ class Plan:
         return tuple(model for model in self.models if model.job)
 
     @property
+    def provisional(self) -> bool:
+        """Whether the base's weights, and with them all ids, are unknown until they are fetched."""
+        return self.base_id == NOT_FETCHED
+
+    @cached_property
     def judged(self) -> tuple[Concept, ...]:
         """Every concept that a judge is asked about, in the order of the set."""
-        asked = {
-            a.asked_concept for shards in self.shards.values() for s in shards for q in s.questions for a in q.asks
-        }
+        shared = {id(shard.questions): shard.questions for shards in self.shards.values() for shard in shards}
+        asked = {ask.asked_concept for questions in shared.values() for question in questions for ask in question.asks}
         return tuple(concept for concept in self.concept_set.all if concept.name in asked)
 
     @property
@@ -105,6 +118,7 @@ class Plan:
 def make_plan(
     name: str,
     base: BaseSpec,
+    base_id: str,
     concept_set: ConceptSet,
     targets: tuple[Concept, ...],
     models: Sequence[Model],
@@ -112,7 +126,6 @@ def make_plan(
     resources: Resources,
 ) -> Plan:
     """The plan that judges `models` and the base. Raises UserError for what is unknown or missing in `evaluation`."""
-    base_id = fingerprint_of(base)
     prompts = load_prompt_set(evaluation.prompts or _own(base, "prompts"), concept_set)
     recipe = load_recipe(evaluation.recipe or _own(base, "recipe"))
     judges = evaluation.judges or (_own(base, "judge", "judges"),)
@@ -125,6 +138,8 @@ def make_plan(
         raise UserError(f"evaluation.judges names '{doubled}' twice, should name each judge once")
     judged_by = [recipe.id, *(trial.id for trial in trials)]
     seeds = range(evaluation.images_per_prompt)
+    # Models that forget the same concepts are asked the same.
+    asked_of: dict[tuple[str, ...] | None, Parts] = {}
     everything = (Model(BASE, None, base_id), *models)
     shards: dict[str, tuple[Shard, ...]] = {}
     for model in everything:
@@ -132,11 +147,16 @@ def make_plan(
             raise UserError(
                 f"'{name}': method '{model.label}' is the same job as another, {model.folder}; leave one out"
             )
-        asked = tuple(map(concept_set.find, model.job.concepts)) if model.job else targets
-        wanted = questions(prompts, concept_set, asked, seeds, evaluation.prompts_per_concept)
-        if model.job:
-            wanted = _kept_apart(wanted, model)
-        shards[model.id] = tuple(_shards(model, wanted, evaluation.shard_size, judged_by))
+        forgotten = model.job.concepts if model.job else None
+        if forgotten not in asked_of:
+            asked = tuple(map(concept_set.find, forgotten)) if forgotten else targets
+            wanted = questions(prompts, concept_set, asked, seeds, evaluation.prompts_per_concept)
+            kept = _kept_apart(wanted, model) if forgotten else wanted
+            asked_of[forgotten] = _parts(kept, evaluation.shard_size, judged_by)
+        shards[model.id] = tuple(
+            Shard(model, index, part, content_id([model.id, model.label, part_id]))
+            for index, (part, part_id) in enumerate(asked_of[forgotten])
+        )
     return Plan(name, base, base_id, concept_set, recipe, prompts, trials, targets, everything, shards, resources)
 
 
@@ -170,8 +190,8 @@ def _kept_apart(wanted: tuple[Question, ...], model: Model) -> tuple[Question, .
     return tuple(kept)
 
 
-def _shards(model: Model, wanted: tuple[Question, ...], size: int, judged_by: list[str]) -> Iterator[Shard]:
-    for index, start in enumerate(range(0, len(wanted), size)):
-        part = wanted[start : start + size]
-        asked = [[q.prompt, q.seed, [[a.concept, a.axis, a.asked_concept] for a in q.asks]] for q in part]
-        yield Shard(model, index, part, content_id([model.id, model.label, judged_by, asked]))
+def _parts(wanted: tuple[Question, ...], size: int, judged_by: list[str]) -> Parts:
+    """The questions cut into shards, each with an id of what is asked in it and by whom it is judged."""
+    cut = [wanted[start : start + size] for start in range(0, len(wanted), size)]
+    asked = [[[q.prompt, q.seed, [[a.concept, a.axis, a.asked_concept] for a in q.asks]] for q in part] for part in cut]
+    return tuple((part, content_id([judged_by, what])) for part, what in zip(cut, asked, strict=True))
