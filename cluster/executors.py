@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from efface.cluster.worker import Outcome, Setting, Work, Worker
+from efface.cluster.run_folder import Work
+from efface.cluster.worker import Outcome, Setting, Worker
 from efface.errors import UserError
 
 
@@ -49,10 +50,11 @@ class InProcess:
 
 
 class RayActors:
-    """A worker in each of several restartable Ray actors.
+    """A worker in each of several Ray actors.
 
-    Ray restarts a dead actor, and the actor loads its base again; the work that died with it comes back as a
-    fault, and it is the driver that decides whether to try it again (Ray's own retries know no end).
+    Work that dies with its actor comes back as a fault, and it is the driver that decides whether to try it again
+    (Ray's own retries know no end). A new actor takes the place of the dead one: with Ray's own restarts, whatever
+    is sent while the actor comes up again is lost at once.
     """
 
     depth = 2
@@ -61,27 +63,38 @@ class RayActors:
         import ray
 
         self._own = not ray.is_initialized()
+        # Sockets have a limit of 107 characters to their paths, so Ray's folder stays short.
+        self._scratch = tempfile.TemporaryDirectory(prefix="efface-ray-", ignore_cleanup_errors=True)
         if self._own:
-            _start_or_join(address, setting, wanted)
-        self.workers = _how_many(setting, wanted)
+            _start_or_join(address or os.environ.get("RAY_ADDRESS"), setting, self._scratch.name)
+        self._actors: list[Any] = []
+        self._running: dict[Any, tuple[int, Work, Any]] = {}
         # An absolute path: an actor's working directory is its own.
-        setting = replace(setting, root=str(Path(setting.root).resolve()))
-        actor = ray.remote(Worker).options(
-            num_cpus=setting.cpus, num_gpus=setting.gpus, max_restarts=-1, max_task_retries=0
-        )
-        self._actors = [actor.remote(setting) for _ in range(self.workers)]
-        self._running: dict[Any, tuple[int, Work]] = {}
+        self._setting = replace(setting, root=str(Path(setting.root).resolve()))
+        try:
+            self.workers = _how_many(setting, wanted)
+            self._actors += [self._new_actor() for _ in range(self.workers)]
+        except BaseException:
+            self.close()
+            raise
 
     def submit(self, worker: int, work: Work) -> None:
-        self._running[self._actors[worker].run.remote(work)] = (worker, work)
+        actor = self._actors[worker]
+        self._running[actor.run.remote(work)] = (worker, work, actor)
 
     def outcomes(self, timeout: float) -> Iterator[tuple[int, Work, Outcome]]:
         import ray
 
         ended, _ = ray.wait(list(self._running), num_returns=1, timeout=timeout)
         for reference in ended:
-            worker, work = self._running.pop(reference)
-            yield worker, work, self._outcome(reference)
+            worker, work, actor = self._running.pop(reference)
+            outcome = self._outcome(reference)
+            if outcome is None:
+                if self._actors[worker] is actor:
+                    ray.kill(actor)
+                    self._actors[worker] = self._new_actor()
+                outcome = Outcome("fault", "the worker died")
+            yield worker, work, outcome
 
     def close(self) -> None:
         import ray
@@ -90,8 +103,16 @@ class RayActors:
             ray.kill(actor)
         if self._own:
             ray.shutdown()
+        self._scratch.cleanup()
 
-    def _outcome(self, reference: Any) -> Outcome:
+    def _new_actor(self) -> Any:
+        import ray
+
+        options = {"num_cpus": self._setting.cpus, "num_gpus": self._setting.gpus, "max_restarts": 0}
+        return ray.remote(Worker).options(**options).remote(self._setting)
+
+    def _outcome(self, reference: Any) -> Outcome | None:
+        """How a call ended; None: its actor died. Raises UserError where a worker cannot even start."""
         import ray
         from ray.exceptions import RayActorError, RayError
 
@@ -99,10 +120,9 @@ class RayActors:
             outcome: Outcome = ray.get(reference)
             return outcome
         except RayActorError as error:
-            cause = error.__cause__ or error
-            if isinstance(cause, UserError) or "UserError" in str(error):
-                raise UserError(_last_line(str(error))) from None
-            return Outcome("fault", "the worker died", str(error))
+            if error.actor_init_failed:
+                raise UserError(f"a worker cannot start: {_last_line(str(error))}") from None
+            return None
         except RayError as error:
             return Outcome("fault", type(error).__name__, str(error))
 
@@ -111,11 +131,11 @@ def _last_line(text: str) -> str:
     return text.strip().splitlines()[-1].split("UserError: ", 1)[-1]
 
 
-def _start_or_join(address: str | None, setting: Setting, wanted: int) -> None:
-    """Join the Ray at `address` (or RAY_ADDRESS), or start one on this machine that listens on loopback alone."""
+def _start_or_join(address: str | None, setting: Setting, scratch: str) -> None:
+    """Join the Ray at `address`, or start one on this machine that listens on loopback alone."""
     import ray
+    from ray._private import ray_constants
 
-    address = address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address:
         try:
@@ -123,11 +143,12 @@ def _start_or_join(address: str | None, setting: Setting, wanted: int) -> None:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(f"no Ray cluster can be joined at '{address}': {_last_line(str(error))}") from None
         return
+    # Made for other systems, this keeps Ray's processes on the loopback address. Ray itself reads it when it is
+    # imported, which may have been earlier.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
     cpus = max(os.cpu_count() or 1, setting.cpus)
-    # Ray takes a local cluster's address from the network; with this variable, made for other systems, from loopback.
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    # Sockets have a limit of 107 characters to their paths, so Ray's folder stays short.
-    ray.init(num_cpus=cpus, include_dashboard=False, _temp_dir=tempfile.mkdtemp(prefix="efface-ray-"), **quiet)
+    ray.init("local", num_cpus=cpus, include_dashboard=False, _temp_dir=scratch, **quiet)
 
 
 def _how_many(setting: Setting, wanted: int) -> int:

@@ -17,7 +17,8 @@ from rich.text import Text
 
 from efface.cluster.dispatch import Remaining
 from efface.cluster.plan import Calibration, Model, Plan, Shard
-from efface.cluster.worker import Outcome, Work
+from efface.cluster.run_folder import Work
+from efface.cluster.worker import Outcome
 
 LOG_EVERY = 15.0
 """Seconds between two lines where there is no terminal."""
@@ -64,12 +65,13 @@ class Display:
         self._doing[worker].append(work)
         self.tick()
 
-    def ended(self, worker: int, work: Work, outcome: Outcome) -> None:
+    def ended(self, worker: int, work: Work, outcome: Outcome, again: bool) -> None:
         self._doing[worker].remove(work)
         if outcome.state != "done":
             self.failures.append((work, outcome))
-            again = "will be tried again" if outcome.state == "fault" else "given up"
-            self.console.print(f"[red]{describe(work)}: {again}[/red]: {outcome.reason}", highlight=False)
+            ending = "will be tried again" if again else "given up"
+            line = Text.assemble((f"{describe(work)}: {ending}", "red"), f": {outcome.reason}")
+            self.console.print(line, soft_wrap=True)
         elif isinstance(work, Model):
             self._bars.advance(self._jobs_bar)
         elif isinstance(work, Shard):

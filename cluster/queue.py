@@ -1,14 +1,20 @@
 """The work that is left, and which piece a free worker should take next.
 
-Shards go first to the worker that holds their model, so that a delta is loaded once; a model is judged as soon as
-it exists; and jobs, the long pieces, come before shards that no worker holds.
+Shards go first to the worker that holds their model, so that a delta is loaded once and a model is judged as soon as
+it exists; and jobs, the long pieces, come before shards that no worker holds. Towards the end the rule turns about:
+the last jobs come before all shards, which then fill the time of the workers that have no job any more, each taking
+from the model that has most of them left.
 """
 
+import heapq
 from collections import deque
 from collections.abc import Iterable
 
 from efface.cluster.plan import Calibration, Model, Shard
-from efface.cluster.worker import Work
+from efface.cluster.run_folder import Work
+
+LAST_JOBS = 4
+"""Jobs for each worker that are the last ones: begun before the judging of models that wait."""
 
 
 class Queue:
@@ -20,7 +26,9 @@ class Queue:
         jobs: Iterable[Model],
         shards: Iterable[Shard],
         existing: Iterable[str],
+        workers: int = 1,
     ) -> None:
+        """`existing`: ids of the models that can be judged from the start; `workers`: how many will take work."""
         self._calibrations = deque(calibrations)
         self._uncalibrated = len(self._calibrations)
         self._jobs = deque(jobs)
@@ -28,24 +36,41 @@ class Queue:
         self._shards: dict[str, deque[Shard]] = {}
         for shard in shards:
             self._shards.setdefault(shard.model.id, deque()).append(shard)
+        self._workers = workers
+        self._rank = {model: rank for rank, model in enumerate(self._shards)}
+        self._ready = 0
+        """Shards of models that exist."""
+        self._fullest: list[tuple[int, int, str]] = []
+        """A heap of (-shards left, rank, model) of models that exist; an entry with an old number of them is stale."""
+        for model in self._existing:
+            self._open(model)
 
     def take(self, held: str | None, *, shards_only: bool = False) -> Work | None:
         """The next piece for a worker that holds the model `held`; None if nothing can be done now."""
-        if self._calibrations and not shards_only:
+        if shards_only:
+            return self._take_ahead(held)
+        if self._calibrations:
             return self._calibrations.popleft()
-        if held in self._existing and self._shards.get(held or "") and not self._uncalibrated:
-            return self._pop(held or "")
-        if self._jobs and not shards_only:
+        own = self._judgeable(held)
+        if self._jobs and (not own or len(self._jobs) <= LAST_JOBS * (self._workers - 1)):
             return self._jobs.popleft()
-        if self._uncalibrated:
+        return self._pop(held) if held and own else self._pop_fullest()
+
+    def _take_ahead(self, held: str | None) -> Shard | None:
+        """A shard to wait in line behind another: only where there are enough for workers that have nothing."""
+        if self._uncalibrated or self._ready < self._workers:
             return None
-        waiting = [model for model, shards in self._shards.items() if shards and model in self._existing]
-        return self._pop(max(waiting, key=lambda model: len(self._shards[model]))) if waiting else None
+        if held and self._judgeable(held):
+            return self._pop(held)
+        return None if self._jobs else self._pop_fullest()
 
     def put_back(self, work: Work) -> None:
         """Work that has to be tried again, at the end of the line."""
         if isinstance(work, Shard):
             self._shards.setdefault(work.model.id, deque()).append(work)
+            if work.model.id in self._existing:
+                self._ready += 1
+                self._note(work.model.id)
         elif isinstance(work, Model):
             self._jobs.append(work)
         else:
@@ -53,7 +78,9 @@ class Queue:
 
     def exists(self, model: Model) -> None:
         """The model has been made: its shards may go."""
-        self._existing.add(model.id)
+        if model.id not in self._existing:
+            self._existing.add(model.id)
+            self._open(model.id)
 
     def calibrated(self) -> None:
         """One more judge may be asked."""
@@ -61,13 +88,42 @@ class Queue:
 
     def drop(self, model: Model) -> int:
         """Give up a model: its shards, and how many they were."""
-        return len(self._shards.pop(model.id, ()))
+        dropped = len(self._shards.pop(model.id, ()))
+        if model.id in self._existing:
+            self._ready -= dropped
+        return dropped
 
     def __len__(self) -> int:
         return len(self._calibrations) + len(self._jobs) + sum(map(len, self._shards.values()))
 
+    def _judgeable(self, model: str | None) -> bool:
+        return not self._uncalibrated and model in self._existing and model in self._shards
+
+    def _open(self, model: str) -> None:
+        """Count the shards of a model that exists."""
+        if model in self._shards:
+            self._ready += len(self._shards[model])
+            self._note(model)
+
+    def _note(self, model: str) -> None:
+        rank = self._rank.setdefault(model, len(self._rank))
+        heapq.heappush(self._fullest, (-len(self._shards[model]), rank, model))
+
     def _pop(self, model: str) -> Shard:
         shard = self._shards[model].popleft()
-        if not self._shards[model]:
+        self._ready -= 1
+        if self._shards[model]:
+            self._note(model)
+        else:
             del self._shards[model]
         return shard
+
+    def _pop_fullest(self) -> Shard | None:
+        if self._uncalibrated:
+            return None
+        while self._fullest:
+            left, _, model = self._fullest[0]
+            if len(self._shards.get(model, ())) == -left:
+                return self._pop(model)
+            heapq.heappop(self._fullest)
+        return None

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
+from rich.text import Text
 
 from efface.cluster.plan import BASE, Model, Plan
 from efface.cluster.run_folder import RunFolder
@@ -38,17 +39,17 @@ class Results:
     def show(self, console: Console) -> None:
         """The leaderboard, and where the rest lies."""
         if self.rows:
-            console.print(rich_table(self.rows))
+            console.print(rich_table(self.rows, console.width))
         for judge, accuracy in self.accuracy.items():
             said = "unknown" if accuracy is None else f"{accuracy:.1%}"
-            console.print(f"judge {judge}: {said} right on images of the unedited base")
+            console.print(f"judge {judge}: {said} right on images of the unedited base", markup=False, soft_wrap=True)
             if accuracy is not None and accuracy < TRUSTED:
                 console.print("[yellow]read its scores with care: it is wrong too often[/yellow]")
         for reason in self.unscored:
-            console.print(f"[yellow]not scored[/yellow]: {reason}")
+            console.print(Text.assemble(("not scored", "yellow"), f": {reason}"), soft_wrap=True)
         for path in (self.folder.table, self.folder.scores, self.folder.leaderboard, self.folder.sheets):
             if path.exists():
-                console.print(str(path), soft_wrap=True)
+                console.print(str(path), soft_wrap=True, markup=False)
 
 
 def gather(plan: Plan, folder: RunFolder) -> Results:
@@ -62,7 +63,7 @@ def gather(plan: Plan, folder: RunFolder) -> Results:
     accuracy = {
         trial.judge: mean_accuracy(read_calibration(folder.calibration(trial)).accuracy)
         for trial in plan.calibrations
-        if folder.calibration(trial).is_file()
+        if folder.record(trial)
     }
     if not whole:
         return Results(folder, [], accuracy, failures, [])
@@ -98,9 +99,12 @@ def _judged(plan: Plan, folder: RunFolder, model: Model) -> bool:
 def _scores(plan: Plan, table: pa.Table) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """What `score_table` says of each label by the headline judge, and why some have no score."""
     table = _of_first_judge(plan, table)
-    scores, unscored = {}, []
+    scores: dict[str, dict[str, Any]] = {}
+    unscored = []
     present = set(table["method"].unique().to_pylist())
-    for label in dict.fromkeys(model.label for model in plan.jobs):
+    for label in [*dict.fromkeys(model.label for model in plan.jobs), BASE]:
+        if label == BASE and (scores or BASE not in present):
+            continue
         if label not in present:
             unscored.append(f"method '{label}' has no model that was judged to the end")
             continue
@@ -108,8 +112,6 @@ def _scores(plan: Plan, table: pa.Table) -> tuple[dict[str, dict[str, Any]], lis
             scores[label] = score_table(table, method=label)
         except UserError as error:
             unscored.append(str(error))
-    if not scores and BASE in present:
-        scores[BASE] = score_table(table, method=BASE)
     return scores, unscored
 
 

@@ -13,10 +13,10 @@ from efface.cluster.campaign import Campaign, DeltaEvaluation, read_campaign
 from efface.cluster.dispatch import Remaining, dispatch, remaining
 from efface.cluster.executors import Executor, InProcess, RayActors
 from efface.cluster.expand import plan_campaign, plan_deltas
-from efface.cluster.plan import Model, Plan, Shard
+from efface.cluster.plan import Plan
 from efface.cluster.progress import Display
 from efface.cluster.results import Results, gather
-from efface.cluster.run_folder import RunFolder
+from efface.cluster.run_folder import RunFolder, Work
 from efface.cluster.worker import Setting
 from efface.errors import JobFailure
 from efface.files import content_id
@@ -117,17 +117,17 @@ def _executor(run: Run, left: Remaining, workers: int | None, address: str | Non
 
 def _undamaged(run: Run) -> Remaining:
     """What remains to be done; finished files whose bytes have changed count as not done."""
-    for model in run.plan.models:
-        done: list[Model | Shard] = [*([model] if model.job else []), *run.plan.shards[model.id]]
-        for work in done:
-            run.folder.damaged(work)
+    shards = (shard for shards in run.plan.shards.values() for shard in shards)
+    everything: tuple[Work, ...] = (*run.plan.calibrations, *run.plan.jobs, *shards)
+    for work in everything:
+        run.folder.damaged(work)
     return run.remaining
 
 
 def summary(run: Run) -> dict[str, Any]:
     """How far a run is: counts of jobs and images, done, failed and all."""
     left = run.remaining
-    failed = {model.id for model in left.failed}
+    failed = {model.id for model in left.failed if model.job}
     images_left = sum(len(shard.questions) for shard in left.shards)
     images_lost = sum(
         len(shard.questions)

@@ -1,7 +1,7 @@
 """The run folder: the one place that knows where everything of a campaign lies, and what is already done.
 
     campaign.yaml                                  the campaign as it was read
-    calibration/<judge>-<id>.json                  how a judge does on images of the base
+    calibration/<judge>-<id>.json                  how a judge does on images of the base; <judge>-<id>.record.json
     jobs/<job>/delta.safetensors, record.json      a finished job; failure.json instead for one that cannot be
     evaluations/<model>/<shard>.verdicts.parquet   rows of the image table
     evaluations/<model>/<shard>.images.parquet     the images behind them, PNG in Parquet
@@ -19,6 +19,8 @@ from typing import Any
 from efface.cluster.plan import Calibration, Model, Shard
 from efface.errors import UserError
 from efface.files import sha256_file, slug, write_atomic, write_json
+
+Work = Calibration | Model | Shard
 
 
 class RunFolder:
@@ -73,8 +75,8 @@ class RunFolder:
 
     # what is done
 
-    def record(self, work: Model | Shard) -> dict[str, Any] | None:
-        """The record of a finished job or shard; None if it is not done, or a file it names is gone."""
+    def record(self, work: Work) -> dict[str, Any] | None:
+        """The record of finished work; None if it is not done, or a file it names is gone."""
         path = self._record(work)
         record = _read_json(path)
         if record is None or record.get("id") != work.id:
@@ -86,7 +88,7 @@ class RunFolder:
         """Why a job cannot be finished, if it was tried and failed."""
         return _read_json(self._job(model) / "failure.json")
 
-    def finish(self, work: Model | Shard, outputs: list[Path], **facts: Any) -> dict[str, Any]:
+    def finish(self, work: Work, outputs: list[Path], **facts: Any) -> dict[str, Any]:
         """Write the record of finished work; its outputs lie beside it and are whole."""
         record = {"id": work.id, "outputs": {path.name: sha256_file(path) for path in outputs}, **facts}
         write_json(self._record(work), record)
@@ -104,7 +106,7 @@ class RunFolder:
         """Forget a failure, so that the job is tried again."""
         (self._job(model) / "failure.json").unlink(missing_ok=True)
 
-    def damaged(self, work: Model | Shard) -> list[Path]:
+    def damaged(self, work: Work) -> list[Path]:
         """Outputs of finished work whose bytes are not those of its record; the record is then withdrawn."""
         record = self.record(work)
         if record is None:
@@ -120,9 +122,12 @@ class RunFolder:
 
         Raises UserError where the folder holds a run of another order, or cannot be written.
         """
-        if self.root.exists() and not self.root.is_dir():
-            raise UserError(f"{self.root}: is a file, should be a folder for the run")
-        before = order.read_text(encoding="utf-8") if order.is_file() else text
+        try:
+            if self.root.exists() and not self.root.is_dir():
+                raise UserError(f"{self.root}: is a file, should be a folder for the run")
+            before = order.read_text(encoding="utf-8", errors="replace") if order.is_file() else text
+        except OSError as error:
+            raise UserError(f"{order}: cannot be read ({error.strerror})") from None
         if before != text:
             difference = _difference(before, text)
             raise UserError(f"{order}: the run there is of another order ({difference}); give --out another folder")
@@ -142,7 +147,9 @@ class RunFolder:
     def _stem(self, shard: Shard) -> str:
         return f"{shard.index:05d}-{shard.id}"
 
-    def _record(self, work: Model | Shard) -> Path:
+    def _record(self, work: Work) -> Path:
+        if isinstance(work, Calibration):
+            return self.calibration(work).with_suffix(".record.json")
         if isinstance(work, Model):
             return self._job(work) / "record.json"
         return self._evaluation(work.model) / f"{self._stem(work)}.json"

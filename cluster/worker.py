@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from efface.cluster.plan import Calibration, Model, Shard
-from efface.cluster.run_folder import RunFolder
+from efface.cluster.run_folder import RunFolder, Work
 from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import PromptSet
 from efface.errors import JobFailure, UserError
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 CALIBRATION_SEEDS = (10_000, 10_001)
 """Image seeds of a judge's trial, apart from those of a campaign: one to fit on, one to measure on."""
-
-Work = Calibration | Model | Shard
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,9 @@ class Worker:
             setting.judged,
             CALIBRATION_SEEDS,
         )
-        found.save(self.folder.calibration(trial))
+        path = self.folder.calibration(trial)
+        found.save(path)
+        self.folder.finish(trial, [path])
 
     def _train(self, model: Model) -> None:
         from efface.eval.weight_change import weight_change

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from efface.eval.score import BASE
 from efface.files import write_atomic
@@ -91,34 +92,28 @@ def write_csv(path: str | Path, rows: Sequence[Row]) -> None:
     write_atomic(Path(path), text.getvalue().encode())
 
 
-def rich_table(rows: Sequence[Row]) -> Table:
-    """The rows in at most 100 columns of text; "change" is the relative L2 of all weights."""
+def rich_table(rows: Sequence[Row], width: int = 100) -> Table:
+    """The rows in at most `width` columns of text, at least 70; "change" is the relative L2 of all weights.
+
+    Below 100 columns the interval and the seconds are left out, which the CSV always has.
+    """
+    whole = width >= 100
     table = Table(box=box.SIMPLE_HEAD, padding=0)
     table.add_column("method", overflow="fold", max_width=24)
-    for head in (
-        "n",
-        "forget",
-        "indir.",
-        "advers.",
-        "adjac.",
-        "retain",
-        "ERR\nmean",
-        "95 %\ninterval",
-        "ERR of\nmeans",
-    ):
+    axes = ("forget", "indir.", "advers.", "adjac.", "retain")
+    interval, seconds = (("95 %\ninterval",), ("sec.",)) if whole else ((), ())
+    for head in ("n", *axes, "ERR\nmean", *interval, "ERR of\nmeans", "change\nrel. L2", *seconds):
         table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("change\nrel. L2", justify="right", no_wrap=True)
-    table.add_column("sec.", justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
-            row.method,
+            Text(row.method),
             str(row.concepts),
             *(f"{value:.3f}" for value in (row.forget, row.indirect, row.adversarial, row.adjacent, row.retain)),
             f"{row.err_mean:.3f}",
-            f"{row.low:.3f}-{row.high:.3f}",
+            *([f"{row.low:.3f}-{row.high:.3f}"] if whole else []),
             f"{row.err_of_means:.3f}",
             "" if row.relative_l2 is None else f"{row.relative_l2:.1e}",
-            "" if row.seconds is None else f"{row.seconds:.0f}",
+            *(["" if row.seconds is None else f"{row.seconds:.0f}"] if whole else []),
             style="dim" if row.method.startswith(BASE) else None,
         )
     return table

@@ -14,6 +14,9 @@ from efface.errors import UserError
 if TYPE_CHECKING:
     from efface.cluster.run import Run
 
+LOG_WIDTH = 120
+"""Columns of text where there is no terminal that has a width."""
+
 
 def run(campaign: str, out: Path | None, overrides: list[str], workers: int | None, address: str | None) -> None:
     """Run a campaign and show its leaderboard."""
@@ -103,11 +106,11 @@ def carry_out_and_show(opened: "Run", workers: int | None, address: str | None) 
     from efface.cluster.run import carry_out
 
     # Bound to today's stdout: a worker in this process catches what is printed while it works.
-    console = Console(file=sys.stdout, highlight=False)
+    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
     results = carry_out(opened, workers, address, console)
     results.show(console)
     if results.failures:
         for failure in results.failures:
             console.print(Text.assemble(("failed", "red"), f": {failure}"), soft_wrap=True)
-        console.print(f"`efface retry {opened.folder.root}` tries them again", markup=False)
+        console.print(f"`efface retry {opened.folder.root}` tries them again", markup=False, soft_wrap=True)
         raise typer.Exit(1)

@@ -280,13 +280,15 @@ def _root(
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 a job failed, 2 a user's mistake, 130 interrupted."""
     try:
-        app()
+        app(prog_name="efface")
     except UserError as error:
         sys.exit(_complain(str(error), 2))
     except JobFailure as error:
         sys.exit(_complain(str(error), 1))
-    except KeyboardInterrupt:
-        sys.exit(_complain("interrupted; what is finished is kept, the same command goes on from there", 130))
+    except SystemExit as end:
+        if end.code == 130:  # typer's answer to an interruption
+            _complain("interrupted; what is finished is kept, the same command goes on from there", 130)
+        raise
 
 
 def _complain(sentence: str, code: int) -> int:

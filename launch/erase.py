@@ -1,6 +1,5 @@
 """`efface unlearn` and `efface export`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,9 @@ def unlearn(
         MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]}"),
     )
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
         bar = progress.add_task(f"{method}: {', '.join(job.concepts)}", total=None, loss="-")
 
         def on_step(done: int, steps: int, loss: float) -> None:
@@ -106,14 +107,21 @@ def _no_concepts(base: str) -> str:
 
 def check_writable(path: Path) -> None:
     """Before minutes of work, not after."""
-    if path.is_dir():
-        raise UserError(f"--out {path}: is a folder, should be a file")
-    parent = next((folder for folder in path.absolute().parents if folder.exists()), Path("/"))
     import os
 
+    try:
+        if path.is_dir():
+            raise UserError(f"--out {path}: is a folder, should be a file")
+        parent = next((folder for folder in path.absolute().parents if folder.exists()), Path("/"))
+    except OSError as error:
+        raise UserError(f"--out {path}: cannot be written ({error.strerror})") from None
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UserError(f"--out {path}: cannot be written, {parent} is not a writable folder")
 
 
 def _headline(change: dict[str, Any]) -> str:
-    return json.dumps({key: value for key, value in change.items() if isinstance(value, int | float)})
+    of_all, of_unet = change["all"], change["unet"]
+    return (
+        f"relative L2 {of_all['relative_l2']:.3e}, of the UNet alone {of_unet['relative_l2']:.3e}; "
+        f"L2 per parameter (challenge) {of_all['challenge']:.3e}, of the UNet alone {of_unet['challenge']:.3e}"
+    )

@@ -1,9 +1,12 @@
 """`efface evaluate` and `efface score`."""
 
 import json
+import sys
 from pathlib import Path
 
 from rich.console import Console
+
+from efface.launch.campaigns import LOG_WIDTH
 
 
 def evaluate(
@@ -46,4 +49,5 @@ def score(table: Path, method: str | None, judge: str | None, as_json: bool) -> 
         return
     labels = [method] if method else sorted(set(rows["method"].unique().to_pylist()) - {BASE}) or [BASE]
     scores = {label: score_table(rows, method=label, judge=judge) for label in labels}
-    Console(highlight=False).print(rich_table(leaderboard(scores)))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
+    console.print(rich_table(leaderboard(scores), console.width))

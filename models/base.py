@@ -117,17 +117,27 @@ def read_base(name_or_path: str | Path) -> BaseSpec:
     Raises UserError where it is none of these. A hub id is not asked for yet.
     """
     name = str(name_or_path)
-    path = Path(name)
+    try:
+        return _read_base(name, Path(name))
+    except OSError:  # a name too long for the file system, a folder that may not be looked into
+        raise _unknown_base(name) from None
+
+
+def _read_base(name: str, path: Path) -> BaseSpec:
     if name in shipped("bases") or (path.is_file() and path.suffix in (".yaml", ".yml")):
         return read_strict(BaseSpec, find_config("bases", name))
-    if path.is_dir() or (path.is_file() and path.suffix in SINGLE_FILE):
+    if name and (path.is_dir() or (path.is_file() and path.suffix in SINGLE_FILE)):
         image_size = _image_size(path)
         return BaseSpec(
             name=path.stem, source=str(path.resolve()), image_size=image_size, recipe=_recipe_for(image_size)
         )
     if name.startswith((RANDOM, "package:")) or (re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not path.exists()):
         return BaseSpec(name=name.split(":")[-1].split("/")[-1], source=name)
-    raise UserError(
+    raise _unknown_base(name)
+
+
+def _unknown_base(name: str) -> UserError:
+    return UserError(
         f"unknown base '{name}': {did_you_mean(name, shipped('bases'))}; "
         "a diffusers folder, a .safetensors or .ckpt file, or a hub id would do too"
     )

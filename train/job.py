@@ -78,13 +78,17 @@ def make_job(
     """
     method_class = get_method(method)
     _check_strategy(method_class, strategy)
+    found = [concept_set.find(name).name for name in concepts]
+    doubled = next((name for name in found if found.count(name) > 1), None)
+    if doubled:
+        raise UserError(f"concept '{doubled}' is named twice, should be named once")
     fields = {
         "base": base,
         "base_id": base_id,
         "method": method,
         "method_version": method_class.version,
         "config": parse_config(method, dict(config or {}), preset).model_dump(mode="json"),
-        "concepts": [concept_set.find(name).name for name in concepts],
+        "concepts": found,
         "concept_set": concept_set.name,
         "concept_set_sha256": concept_set.sha256,
         "strategy": strategy,

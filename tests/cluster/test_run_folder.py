@@ -1,0 +1,180 @@
+"""The run folder: a record makes work done, its outputs' bytes keep it so, and one folder holds one campaign."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from efface.cluster.campaign import Campaign
+from efface.cluster.dispatch import remaining
+from efface.cluster.plan import Plan, Shard
+from efface.cluster.run import open_run, reopen_run
+from efface.cluster.run_folder import RunFolder
+from efface.errors import UserError
+
+
+@pytest.fixture
+def made(plan: Callable[..., Plan]) -> Plan:
+    return plan()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "run")
+
+
+def first_shard(plan: Plan) -> Shard:
+    return plan.shards[plan.models[0].id][0]
+
+
+def finish_shard(folder: RunFolder, shard: Shard) -> list[Path]:
+    outputs = [folder.verdicts(shard), folder.images(shard)]
+    outputs[0].parent.mkdir(parents=True, exist_ok=True)
+    for path in outputs:
+        path.write_bytes(path.name.encode())
+    folder.finish(shard, outputs, images=5)
+    return outputs
+
+
+def test_nothing_is_done_in_a_folder_that_is_not_there(folder: RunFolder, made: Plan) -> None:
+    left = remaining(made, folder)
+    assert (left.calibrations, left.jobs) == (list(made.calibrations), list(made.jobs))
+    assert len(left.shards) == made.shard_count and left.existing == [made.models[0].id]
+    assert not folder.root.exists()
+
+
+def test_finished_work_has_a_record_with_its_outputs_and_facts(folder: RunFolder, made: Plan) -> None:
+    shard = first_shard(made)
+    outputs = finish_shard(folder, shard)
+    record = folder.record(shard)
+    assert record and (record["id"], record["images"]) == (shard.id, 5)
+    assert list(record["outputs"]) == [path.name for path in outputs]
+    assert shard not in remaining(made, folder).shards
+
+
+def test_outputs_without_a_record_are_not_done(folder: RunFolder, made: Plan) -> None:
+    shard = first_shard(made)
+    finish_shard(folder, shard)
+    next(folder.verdicts(shard).parent.glob("*.json")).unlink()
+    assert folder.record(shard) is None and shard in remaining(made, folder).shards
+
+
+def test_a_record_whose_output_is_gone_is_not_done(folder: RunFolder, made: Plan) -> None:
+    shard = first_shard(made)
+    finish_shard(folder, shard)[1].unlink()
+    assert folder.record(shard) is None and shard in remaining(made, folder).shards
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\xff", '{"id": "another"}', '{"outputs": {}}'])
+def test_a_damaged_record_is_not_done(text: str, folder: RunFolder, made: Plan) -> None:
+    shard = first_shard(made)
+    finish_shard(folder, shard)
+    next(folder.verdicts(shard).parent.glob("*.json")).write_bytes(text.encode("latin-1"))
+    assert folder.record(shard) is None
+
+
+def test_damaged_outputs_are_found_and_their_record_withdrawn(folder: RunFolder, made: Plan) -> None:
+    shard, other = made.shards[made.models[0].id][:2]
+    verdicts, _ = finish_shard(folder, shard)
+    finish_shard(folder, other)
+    verdicts.write_bytes(verdicts.read_bytes()[:-1])
+    assert folder.damaged(shard) == [verdicts] and folder.damaged(other) == []
+    assert folder.record(shard) is None and folder.record(other)
+    assert folder.damaged(shard) == []
+
+
+def test_a_failed_job_is_neither_done_nor_to_be_done_until_it_is_forgiven(folder: RunFolder, made: Plan) -> None:
+    model = made.jobs[0]
+    folder.fail(model, "the loss is nan", "log")
+    assert folder.failure(model) == {"stage": "training", "reason": "the loss is nan", "details": "log"}
+    left = remaining(made, folder)
+    assert left.failed == [model] and model not in left.jobs and model.id not in left.existing
+    assert all(shard.model != model for shard in left.shards)
+    folder.forgive(model)
+    assert model in remaining(made, folder).jobs
+
+
+def test_a_shard_given_up_is_a_failure_of_its_model(folder: RunFolder, made: Plan) -> None:
+    shard = made.shards[made.jobs[0].id][2]
+    folder.fail(shard, "the worker died", "")
+    failure = folder.failure(made.jobs[0])
+    assert failure and failure["stage"] == "judging, shard 2"
+
+
+def test_a_finished_job_is_no_longer_failed(folder: RunFolder, made: Plan) -> None:
+    model = made.jobs[0]
+    folder.fail(model, "first", "")
+    folder.delta(model).write_bytes(b"delta")
+    folder.finish(model, [folder.delta(model)])
+    assert folder.failure(model) is None and folder.record(model)
+
+
+def test_the_same_campaign_may_be_opened_again_and_changes_nothing(
+    campaign: Callable[..., Campaign], folder: RunFolder
+) -> None:
+    open_run(campaign(), folder.root)
+    before = folder.campaign.stat().st_mtime_ns
+    open_run(campaign(), folder.root)
+    assert folder.campaign.stat().st_mtime_ns == before
+    assert reopen_run(folder.root).plan.models == open_run(campaign(), folder.root).plan.models
+
+
+def test_another_campaign_in_the_same_folder_is_refused_with_the_difference(
+    campaign: Callable[..., Campaign], folder: RunFolder
+) -> None:
+    open_run(campaign(), folder.root)
+    before = folder.campaign.read_bytes()
+    with pytest.raises(UserError, match=r"another order \(there: name: tiny; asked for now: name: other\)"):
+        open_run(campaign(name="other"), folder.root)
+    assert folder.campaign.read_bytes() == before
+
+
+@pytest.mark.parametrize("place", ["", "/under/it"])
+def test_a_file_in_place_of_the_folder_is_refused(
+    place: str, campaign: Callable[..., Campaign], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("here")
+    with pytest.raises(UserError, match="file"):
+        open_run(campaign(), Path(f"{tmp_path}/file{place}"))
+
+
+@pytest.mark.parametrize("place", ["/proc/efface", "/dev/null/run", "/tmp/" + "x" * 300])
+def test_a_place_that_cannot_be_written_is_refused(place: str, campaign: Callable[..., Campaign]) -> None:
+    with pytest.raises(UserError, match=r"cannot be (written|read)"):
+        open_run(campaign(), Path(place))
+
+
+@pytest.mark.parametrize("text", ["name: [", "\xff\xfe", "name: tiny"])
+def test_a_damaged_campaign_in_the_folder_is_told_in_a_sentence(
+    text: str, campaign: Callable[..., Campaign], folder: RunFolder
+) -> None:
+    open_run(campaign(), folder.root)
+    folder.campaign.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=r"campaign\.yaml"):
+        open_run(campaign(), folder.root)
+    with pytest.raises(UserError, match=r"campaign\.yaml"):
+        reopen_run(folder.root)
+
+
+def test_a_folder_without_a_campaign_is_no_run_folder(tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(UserError, match="is no run folder"):
+            reopen_run(place)
+
+
+def test_records_are_written_whole_or_not_at_all(
+    folder: RunFolder, made: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = first_shard(made)
+    finish_shard(folder, shard)
+    before = folder.record(shard)
+
+    def no_disk(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_disk)
+    with pytest.raises(UserError, match="No space left"):
+        folder.finish(shard, [], images=6)
+    assert folder.record(shard) == before
+    assert not [path for path in folder.verdicts(shard).parent.iterdir() if path.name.startswith(".")]

@@ -1,0 +1,49 @@
+"""What the tests of the command line share: the tiny world, a finished campaign in it, and `efface` itself."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from command import Efface, Said
+from tiny_campaign import campaign_dict, campaign_file, world, write_yaml
+
+from efface.launch.cli import main
+
+__all__ = ["campaign_file", "world"]
+
+
+@pytest.fixture
+def efface(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Efface:
+    """A function that runs `efface` with these arguments in this process."""
+
+    def run(*arguments: object) -> Said:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["efface", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        else:
+            code = 0
+        printed = capsys.readouterr()
+        return Said(code, printed.out, printed.err)
+
+    return run
+
+
+@pytest.fixture
+def base(world: Path) -> str:
+    """The tiny base."""
+    return str(world / "base.yaml")
+
+
+@pytest.fixture(scope="session")
+def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a campaign of one method, carried out. Not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    campaign = write_yaml(folder / "campaign.yaml", campaign_dict(world, methods=[{"method": "uce"}]))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(sys, "argv", ["efface", "run", campaign, "--out", str(folder / "run"), "--workers", "0"])
+        main()
+    assert not end.value.code
+    return folder / "run"

@@ -1,0 +1,144 @@
+"""The command line as a whole: which commands and options there are, how fast it answers, how it ends."""
+
+import resource
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import typer
+from command import Efface
+
+from efface import __version__
+from efface.launch import cli
+
+CAMPAIGN_OPTIONS = {"--out", "-o", "--set", "-s"}
+WORKERS = {"--workers", "--address"}
+JSON = {"--json"}
+BASE = {"--base", "-b"}
+DEVICE = {"--device"}
+
+# What users have in their scripts. A name here stays; a new one is added here.
+COMMANDS: dict[str, tuple[list[str], set[str]]] = {
+    "unlearn": (
+        ["method"],
+        {"--concept", "-c", "--concepts", "--preset", "--set", "-s", "--seed", "--out", "-o"} | BASE | DEVICE,
+    ),
+    "export": (["delta", "folder"], BASE),
+    "evaluate": (
+        ["deltas"],
+        {"--concepts", "--prompts", "--recipe", "--judge", "--images-per-prompt", "--out", "-o", "--workers"}
+        | BASE
+        | DEVICE,
+    ),
+    "attack": (
+        [],
+        {"--concepts", "--prompts", "--concept", "-c", "--judge", "--per-concept", "--seed", "--out", "-o"}
+        | BASE
+        | DEVICE,
+    ),
+    "score": (["table"], {"--method", "--judge"} | JSON),
+    "run": (["campaign"], CAMPAIGN_OPTIONS | WORKERS),
+    "plan": (["campaign"], CAMPAIGN_OPTIONS | JSON),
+    "status": (["folder"], JSON),
+    "retry": (["folder"], WORKERS),
+    "methods": (["name"], JSON),
+    "judges": ([], JSON),
+    "concepts": (["name"], JSON),
+    "prompts": (["file"], {"--concepts", "--concept", "-c"} | JSON),
+    "bases": ([], JSON),
+}
+
+
+def commands() -> dict[str, Any]:
+    root: Any = typer.main.get_command(cli.app)
+    return dict(root.commands)
+
+
+def test_these_are_the_commands() -> None:
+    assert set(commands()) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_these_are_the_arguments_and_options(name: str) -> None:
+    parameters = commands()[name].params
+    arguments = [p.name for p in parameters if p.param_type_name == "argument"]
+    options = {opt for p in parameters if p.param_type_name == "option" for opt in (*p.opts, *p.secondary_opts)}
+    assert (arguments, options) == COMMANDS[name]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_argument_and_option_says_what_it_is(name: str) -> None:
+    command = commands()[name]
+    assert command.help and command.help.endswith(".")
+    silent = [p.name for p in command.params if not p.help]
+    assert silent == []
+
+
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_help_is_shown(name: str, efface: Efface) -> None:
+    said = efface(*name.split(), "--help")
+    assert said.code == 0 and "Usage: efface" in said.out
+
+
+def test_the_version_is_shown(efface: Efface) -> None:
+    assert efface("--version").out == f"efface {__version__}\n"
+
+
+def test_importing_the_command_line_brings_in_nothing_heavy() -> None:
+    heavy = ("torch", "diffusers", "transformers", "ray", "pyarrow", "numpy", "pydantic")
+    code = f"import sys, efface.launch.cli; print([name for name in {heavy!r} if name in sys.modules])"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed == "[]\n"
+
+
+def test_help_takes_less_than_half_a_second_of_the_processor() -> None:
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "efface", "--help"], capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(3)) < 0.5
+
+
+@pytest.mark.parametrize("command", ["concepts", "bases"])
+def test_listings_of_data_need_no_torch(command: str) -> None:
+    code = f"import sys; sys.argv[1:] = ['{command}', '--json']\nfrom efface.launch.cli import app\n"
+    code += "try: app()\nexcept SystemExit: print('torch' in sys.modules, file=sys.stderr)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    assert printed == "False\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["no-such-command"],
+        ["unlearn"],
+        ["unlearn", "uce"],
+        ["unlearn", "uce", "-c"],
+        ["unlearn", "uce", "-c", "cat", "--no-such-option"],
+        ["unlearn", "uce", "-c", "cat", "--seed", "one"],
+        ["evaluate"],
+        ["evaluate", "x.safetensors", "--images-per-prompt", "0"],
+        ["run", "demo", "--workers", "-1"],
+        ["run"],
+        ["status"],
+        ["score"],
+        ["attack", "--per-concept", "0"],
+    ],
+)
+def test_wrong_usage_ends_with_2(arguments: list[str], efface: Efface) -> None:
+    said = efface(*arguments)
+    assert said.code == 2 and "Error" in said.err and "Traceback" not in said.err
+
+
+def test_an_interruption_ends_with_130_and_a_sentence(efface: Efface, monkeypatch: pytest.MonkeyPatch) -> None:
+    from efface.launch import listings
+
+    def interrupted(as_json: bool) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(listings, "bases", interrupted)
+    said = efface("bases")
+    assert said.code == 130 and said.err.startswith("efface: interrupted; what is finished is kept")

@@ -1,0 +1,154 @@
+"""The commands on the tiny world: erase, export, evaluate, score, and a campaign from its plan to its retry."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from command import Efface
+from tiny_campaign import ESD, IMAGES_PER_PROMPT, PROMPTS, UCE
+
+from efface.eval.table import read_table
+from efface.models.base import load_base
+from efface.models.delta import Delta
+
+IMAGES = PROMPTS * IMAGES_PER_PROMPT
+HOT = {"method": "esd", "label": "hot", "config": {"steps": 4, "learning_rate": 1e30, "rollout_steps": 3}}
+
+CampaignFile = Callable[..., Path]
+
+
+def the_delta(folder: Path) -> Path:
+    (delta,) = folder.glob("jobs/uce-*/delta.safetensors")
+    return delta
+
+
+def test_unlearn_writes_the_delta_that_a_campaign_makes(
+    efface: Efface, base: str, finished: Path, tmp_path: Path
+) -> None:
+    said = efface("unlearn", "uce", "--concept", "cat", "--base", base, "--out", tmp_path / "d.safetensors")
+    assert said.code == 0 and str(tmp_path / "d.safetensors") in said.out and "weight change" in said.out
+    assert (tmp_path / "d.safetensors").read_bytes() == the_delta(finished).read_bytes()
+
+
+def test_unlearn_names_its_file_by_method_and_concept(
+    efface: Efface, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert efface("unlearn", "uce", "-c", "Cat", "-c", "dog", "--base", base).code == 0
+    job = Delta.load("uce-cat-dog.safetensors").provenance["job"]
+    assert (job["concepts"], job["strategy"]) == (["cat", "dog"], "multi")
+
+
+def test_settings_are_laid_over_the_defaults(efface: Efface, base: str, tmp_path: Path) -> None:
+    out = tmp_path / "d.safetensors"
+    settings = ["--set", "ridge=0.25", "--set", "templates=['{}', 'a photo of {}']", "--seed", 3]
+    assert efface("unlearn", "uce", "-c", "cat", "-b", base, "-o", out, *settings).code == 0
+    job = Delta.load(out).provenance["job"]
+    assert (job["config"]["ridge"], job["config"]["templates"], job["seed"]) == (0.25, ["{}", "a photo of {}"], 3)
+
+
+def test_a_loss_that_is_not_finite_ends_with_1_and_says_where_and_why(
+    efface: Efface, base: str, tmp_path: Path
+) -> None:
+    settings = [f"--set={key}={value}" for key, value in HOT["config"].items()]  # type: ignore[attr-defined]
+    said = efface("unlearn", "esd", "-c", "cat", "-b", base, "-o", tmp_path / "d.safetensors", *settings)
+    assert said.code == 1 and "Traceback" not in said.err
+    assert "at step" in said.err and "of 4: the learning rate 1e+30 is probably too high" in said.err
+    assert not (tmp_path / "d.safetensors").exists()
+
+
+def test_export_writes_a_folder_that_is_the_edited_model(
+    efface: Efface, base: str, finished: Path, tmp_path: Path
+) -> None:
+    said = efface("export", the_delta(finished), tmp_path / "model", "--base", base)
+    assert said.code == 0 and (tmp_path / "model" / "model_index.json").is_file()
+    edited, exported = load_base(base), load_base(tmp_path / "model")
+    edited.swap(Delta.load(the_delta(finished)))
+    assert all(torch.equal(value, exported.tensors()[name]) for name, value in edited.tensors().items())
+
+
+def test_evaluate_judges_a_delta_as_a_campaign_does(efface: Efface, base: str, finished: Path, tmp_path: Path) -> None:
+    options = ["--base", base, "--images-per-prompt", 1, "--out", tmp_path / "run", "--workers", 0]
+    said = efface("evaluate", the_delta(finished), *options)
+    assert said.code == 0 and "uce" in said.out and str(tmp_path / "run" / "table.parquet") in said.out
+    key = ("model_id", "method", "axis", "asked_concept", "prompt", "seed", "present", "image_sha256")
+    here, there = (
+        {tuple(row[name] for name in key) for row in read_table(folder / "table.parquet").to_pylist()}
+        for folder in (tmp_path / "run", finished)
+    )
+    assert {row for row in there if row[5] == 0} <= here
+
+
+def test_score_recomputes_the_scores_of_a_run_from_its_table_alone(efface: Efface, finished: Path) -> None:
+    scores = json.loads((finished / "scores.json").read_text())["methods"]["uce"]
+    for table in (finished, finished / "table.parquet"):
+        assert json.loads(efface("score", table, "--json").out) == scores
+    assert efface("score", finished).code == 0
+
+
+def test_a_plan_counts_what_is_left(efface: Efface, campaign_file: CampaignFile, finished: Path) -> None:
+    file = campaign_file(methods=[UCE])
+    fresh = json.loads(efface("plan", file, "--out", finished.parent / "none", "--json").out)
+    assert fresh["all"] == fresh["left"] == {"jobs": 1, "shards": 6, "images": 2 * IMAGES}
+    assert [(model["method"], model["concepts"]) for model in fresh["models"]] == [("base", []), ("uce", ["cat"])]
+    done = json.loads(efface("plan", file, "--out", finished, "--json").out)
+    assert done["left"] == {"jobs": 0, "shards": 0, "images": 0} and done["models"][1]["id"] == fresh["models"][1]["id"]
+    assert "0 of 1 jobs, 0 of 6 shards, 0 of 28 images left to do" in efface("plan", file, "--out", finished).out
+    assert not (finished.parent / "none").exists()
+
+
+def test_status_of_a_finished_run(efface: Efface, finished: Path) -> None:
+    told = json.loads(efface("status", finished, "--json").out)
+    assert told["jobs"] == {"all": 1, "done": 1, "failed": 0, "left": 0} and told["failures"] == []
+    assert efface("status", finished).out == f"tiny: jobs 1/1, images {2 * IMAGES}/{2 * IMAGES}\n"
+
+
+def test_a_campaign_overridden_on_the_command_line(efface: Efface, campaign_file: CampaignFile, tmp_path: Path) -> None:
+    options = ["--set", "methods=[{method: uce, label: u}]", "--set", "evaluation.images_per_prompt=1"]
+    said = efface("run", campaign_file(), "--out", tmp_path / "run", "--workers", 0, *options)
+    assert said.code == 0 and "u " in said.out
+    assert set(read_table(tmp_path / "run" / "table.parquet")["method"].to_pylist()) == {"base", "u"}
+
+
+def test_a_failed_job_is_told_seen_in_the_status_and_tried_again(
+    efface: Efface, campaign_file: CampaignFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "run"
+    file = campaign_file(methods=[UCE, {**HOT, "label": "[/hot]"}])
+    said = efface("run", file, "--out", root, "--workers", 0)
+    assert said.code == 1 and "Traceback" not in said.out + said.err
+    assert "the learning rate 1e+30 is probably too high" in said.out and f"`efface retry {root}`" in said.out
+    assert set(read_table(root / "table.parquet")["method"].to_pylist()) == {"base", "uce"}
+
+    told = json.loads(efface("status", root, "--json").out)
+    assert told["jobs"] == {"all": 2, "done": 1, "failed": 1, "left": 0} and told["images"]["lost"] == IMAGES
+    shown = efface("status", root).out
+    assert "jobs 1/2, 1 failed" in shown and "(training): the loss is" in shown and f"efface retry {root}" in shown
+
+    assert efface("run", file, "--out", root, "--workers", 0).code == 1
+    (failure,) = root.glob("jobs/*/failure.json")
+    failure.write_text(json.dumps({"stage": "training", "reason": "of an earlier day", "details": ""}))
+    assert efface("retry", root, "--workers", 0).code == 1
+    assert "probably too high" in json.loads(failure.read_text())["reason"]
+
+
+def test_retry_finishes_what_failed_by_bad_luck(
+    efface: Efface, campaign_file: CampaignFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from efface.cluster.worker import Worker
+
+    root = tmp_path / "run"
+    really = Worker._train
+
+    def unlucky(self: Worker, model: object) -> None:
+        raise OSError("the disk was away")
+
+    monkeypatch.setattr(Worker, "_train", unlucky)
+    said = efface("run", campaign_file(methods=[ESD]), "--out", root, "--workers", 0)
+    assert said.code == 1 and "will be tried again" in said.out and "given up" in said.out
+    monkeypatch.setattr(Worker, "_train", really)
+    said = efface("retry", root, "--workers", 0)
+    assert said.code == 0 and "esd" in said.out
+    assert efface("status", root).out == f"tiny: jobs 1/1, images {2 * IMAGES}/{2 * IMAGES}\n"
