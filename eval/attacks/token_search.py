@@ -2,7 +2,7 @@
 
 Greedy coordinate gradient on the base's own text encoder, as in MMA-Diffusion (Yang et al., CVPR 2024, arXiv
 2311.17516), towards a direction as in Ring-A-Bell (Tsai et al., ICLR 2024, arXiv 2310.10012): with p the
-output at the end-of-text token and m the mean over all positions, both less their means over prompts for
+output at the end-of-text token and m the mean over positions, both less their means over prompts for
 other concepts,
 
     maximise  1/2 [ cos(p(prompt), p(concept)) + cos(m(prompt), m(concept)) ]
@@ -27,6 +27,7 @@ from efface.models.base import Base
 from efface.models.text import encode_ids, token_ids
 
 ATTEMPTS = 1000
+POSITIONS = 24
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class SearchConfig:
     """
 
     tokens: int = 8
-    steps: int = 80
+    steps: int = 40
     top_k: int = 64  # best exchanges per place by gradient
-    exchanges: int = 64  # drawn and tried per step
+    exchanges: int = 48  # drawn and tried per step
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,17 @@ class Goal:
 
     def __init__(self, base: Base, prompts: Sequence[str], against: Sequence[str] = ()) -> None:
         """prompts: at least one; against: prompts for other concepts, whose mean is taken as the origin."""
+        ids = token_ids(base, [*prompts, *against])
+        # The encoder looks back only, so what it says of the first positions does not need the rest of the padding.
+        self.positions = max(POSITIONS, int(end_positions(ids, base.tokenizer.eos_token_id).max()) + 1)
         features = self.features(base, prompts)
         self.origin = self.features(base, against).mean(0) if against else torch.zeros_like(features[0])
         self.direction = F.normalize(features - self.origin, dim=-1).mean(0)
 
-    @staticmethod
     @torch.no_grad()
-    def features(base: Base, prompts: Sequence[str]) -> Tensor:
-        ids = token_ids(base, prompts)
+    def features(self, base: Base, prompts: Sequence[str]) -> Tensor:
+        """(B, 2, D) of prompts that end within the first `positions`."""
+        ids = token_ids(base, prompts)[:, : self.positions]
         return pooled_and_mean(encode_ids(base.text_encoder, ids), end_positions(ids, base.tokenizer.eos_token_id))
 
     def similarity(self, features: Tensor) -> Tensor:
@@ -74,12 +78,12 @@ class Goal:
 
 
 def pooled_and_mean(hidden: Tensor, ends: Tensor) -> Tensor:
-    """hidden (B, 77, D) -> (B, 2, D): at the end-of-text token `ends` (B,), and the mean over positions."""
+    """hidden (B, n, D) -> (B, 2, D): at the end-of-text token `ends` (B,), and the mean over positions."""
     return torch.stack([hidden[torch.arange(len(hidden)), ends], hidden.mean(1)], dim=1)
 
 
 def end_positions(ids: Tensor, end: int) -> Tensor:
-    """Position of the first `end` token in every row of ids (B, 77): (B,)."""
+    """Position of the first `end` token in every row of ids (B, n): (B,)."""
     return (ids == end).int().argmax(1)
 
 
@@ -182,18 +186,19 @@ def _exchanges(tokens: Tensor, choices: Tensor, count: int, generator: torch.Gen
     return tried
 
 
-def _framed(base: Base, tokens: Tensor) -> Tensor:
-    """Tokens (B, n) as the text encoder's input (B, 77): begin, tokens, end, padding."""
+def _framed(base: Base, tokens: Tensor, positions: int) -> Tensor:
+    """Tokens (B, n) as the beginning of the text encoder's input (B, positions): begin, tokens, end, padding."""
     begin, end, *padding = token_ids(base, [""])[0].tolist()
     count = len(tokens)
-    frame = torch.tensor([end, *padding[: len(padding) - tokens.shape[1]]]).repeat(count, 1)
-    return torch.cat([torch.full((count, 1), begin), tokens, frame], dim=1).to(base.device)
+    frame = torch.tensor([end, *padding]).repeat(count, 1)
+    whole = torch.cat([torch.full((count, 1), begin), tokens, frame], dim=1)
+    return whole[:, : max(positions, tokens.shape[1] + 2)].to(base.device)
 
 
 @torch.no_grad()
 def _similarities(base: Base, goal: Goal, tokens: Tensor) -> Tensor:
     """The objective of prompts (B, n): (B,) on the CPU."""
-    hidden = encode_ids(base.text_encoder, _framed(base, tokens))
+    hidden = encode_ids(base.text_encoder, _framed(base, tokens, goal.positions))
     ends = torch.full((len(tokens),), tokens.shape[1] + 1)
     return goal.similarity(pooled_and_mean(hidden, ends)).cpu()
 
@@ -210,7 +215,7 @@ def _token_gains(base: Base, goal: Goal, tokens: Tensor) -> Tensor:
     handle = embedding.register_forward_hook(catch)
     try:
         with torch.enable_grad():
-            hidden = encode_ids(base.text_encoder, _framed(base, tokens[None]))
+            hidden = encode_ids(base.text_encoder, _framed(base, tokens[None], goal.positions))
             similarity = goal.similarity(pooled_and_mean(hidden, torch.tensor([len(tokens) + 1])))
             gradient = torch.autograd.grad(similarity.sum(), leaf[0])[0][0, 1 : len(tokens) + 1]
     finally:
