@@ -1,4 +1,4 @@
-"""The two failures efface tells apart: a user's mistake, and a job that went wrong on its own."""
+"""What can go wrong: a user's mistake, a place that fails, a job that fails on its own; and what was laid down."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,6 +6,14 @@ from collections.abc import Iterable
 
 class UserError(Exception):
     """A user's mistake, told in one sentence: what is wrong, where, and what would be right. Exit code 2."""
+
+
+class StorageError(UserError):
+    """A place that cannot be read or written: a full disk, a folder without rights, a store out of reach."""
+
+
+class Stopped(Exception):
+    """Work that was laid down on request; the same command takes it up again. Exit code 130."""
 
 
 class JobFailure(Exception):

@@ -1,14 +1,40 @@
-"""Files that are whole or absent, and names made of content: the ground every record and result stands on."""
+"""Files that are whole or absent, and names made of content: the ground every record and result stands on.
+
+A place is a local path or the URL of an object store (`s3://bucket/folder`), then a `UPath` of universal_pathlib, which
+has pathlib's words over fsspec.
+"""
 
 import hashlib
 import json
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from efface.errors import UserError
+from efface.errors import StorageError
+
+
+def as_path(place: str | Path) -> Path:
+    """A local path, or a URL such as `s3://bucket/folder` with the same methods. Raises StorageError."""
+    if not isinstance(place, str):
+        return place
+    if "://" not in place:
+        return Path(place)
+    from upath import UPath
+
+    try:
+        # A listing that is kept would hide what other processes have written since.
+        return cast(Path, UPath(place, use_listings_cache=False))
+    except (ImportError, ValueError) as error:
+        raise StorageError(f"{place}: cannot be opened ({str(error).splitlines()[0]})") from None
+
+
+def is_remote(path: Path) -> bool:
+    """Whether `path` lies on an object store."""
+    return not isinstance(path, os.PathLike)
 
 
 def content_id(value: Any) -> str:
@@ -19,6 +45,8 @@ def content_id(value: Any) -> str:
 
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file, 64 hex digits."""
+    if is_remote(path):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -31,32 +59,73 @@ def slug(text: str) -> str:
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one and nothing between.
 
-    A file that holds these bytes already is left as it is. Raises UserError where the place cannot be written.
+    A local file that holds these bytes already is left as it is. Raises StorageError where the place cannot be
+    written.
     """
+    if is_remote(path):
+        _put(path, data, "overwrite")
+        return
     try:
         if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}.")
+        with _temporary(path, data) as name:
+            os.replace(name, path)
+        _sync_folder(path.parent)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+        raise StorageError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def create(path: Path, data: bytes) -> bool:
+    """Write `data` to `path` where there is no file yet; False where there is one. Of many at once, one succeeds.
+
+    Raises StorageError where the place cannot be written.
+    """
+    try:
+        if is_remote(path):
+            _put(path, data, "create")
+        else:
+            with _temporary(path, data) as name:
+                os.link(name, path)
+            _sync_folder(path.parent)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error.strerror})") from None
+    return True
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as indented JSON, written atomically."""
+    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+@contextmanager
+def local_copy(path: Path) -> Iterator[Path]:
+    """A local file with the content of `path`, for readers that know local files alone; itself where it is local."""
+    if not is_remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="efface-") as folder:
+        copy = Path(folder) / path.name
+        if path.is_file():
+            copy.write_bytes(path.read_bytes())
+        yield copy
+
+
+@contextmanager
+def _temporary(path: Path, data: bytes) -> Iterator[str]:
+    """A file beside `path` with `data` on the disk; gone afterwards if it is still there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
-        os.replace(name, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+        yield name
     finally:
         Path(name).unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """`value` as indented JSON, written atomically."""
-    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def _sync_folder(folder: Path) -> None:
@@ -65,3 +134,17 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _put(path: Any, data: bytes, mode: str) -> None:
+    """One object, whole or not at all. Raises FileExistsError in the mode "create" where there is one."""
+    try:
+        path.fs.pipe_file(path.path, data, mode=mode)
+    except FileExistsError:
+        raise
+    except Exception as error:  # each store has errors of its own, which fsspec lets through
+        raise StorageError(f"{path}: cannot be written ({_told(error)})") from None
+
+
+def _told(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -28,7 +28,8 @@ def read_yaml(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
     Raises UserError where the file cannot be read, is not YAML, or is not a mapping.
     """
     try:
-        tree: Any = OmegaConf.load(path)
+        with path.open(encoding="utf-8") as file:
+            tree: Any = OmegaConf.load(file)
         if overrides:
             tree = _overridden(tree, overrides)
         data = OmegaConf.to_container(tree, resolve=True)

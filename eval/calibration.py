@@ -22,7 +22,7 @@ from efface.concepts.prompts import PromptSet
 from efface.errors import UserError
 from efface.eval.judges.clip import ClipJudge
 from efface.eval.judges.judge import Judge
-from efface.files import write_json
+from efface.files import as_path, write_json
 from efface.models.base import Base
 from efface.models.recipe import Recipe
 from efface.models.sampler import ImageRequest, sample
@@ -55,7 +55,7 @@ class Calibration(Strict):
     accuracy: dict[str, Accuracy]
 
     def save(self, path: str | Path) -> None:
-        write_json(Path(path), self.model_dump(mode="json"))
+        write_json(as_path(path), self.model_dump(mode="json"))
 
 
 def calibrate(
@@ -138,7 +138,7 @@ def best_threshold(own: Scores, others: Scores) -> float:
 
 def read_calibration(path: str | Path) -> Calibration:
     """A calibration that was saved. Raises UserError where the file is something else."""
-    return read_strict(Calibration, Path(path))
+    return read_strict(Calibration, as_path(path))
 
 
 def calibrated(judge: Judge, calibration: Calibration) -> Judge:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from efface.eval.score import BASE
-from efface.files import write_atomic
+from efface.files import as_path, write_atomic
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def write_csv(path: str | Path, rows: Sequence[Row]) -> None:
     writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
-    write_atomic(Path(path), text.getvalue().encode())
+    write_atomic(as_path(path), text.getvalue().encode())
 
 
 def rich_table(rows: Sequence[Row], width: int = 100) -> Table:

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from efface.concepts.prompts import AXES, TARGET_AXES, Axis
 from efface.errors import UserError
 from efface.eval.score import BASE
-from efface.files import slug, write_atomic
+from efface.files import as_path, slug, write_atomic
 
 SMALL, LARGE = 128, 192  # pixels of a cell; images up to 128 px are enlarged without smoothing
 FRAME, GAP, BLOCK_GAP = 3, 8, 24
@@ -35,7 +35,7 @@ def write_sheets(folder: str | Path, verdicts: pa.Table, images: pa.Table, colum
     for concept in sorted(verdicts["concept"].unique().to_pylist()):
         buffer = io.BytesIO()
         contact_sheet(verdicts, images, concept, columns).save(buffer, format="PNG")
-        paths.append(Path(folder) / f"{slug(concept)}.png")
+        paths.append(as_path(folder) / f"{slug(concept)}.png")
         write_atomic(paths[-1], buffer.getvalue())
     return paths
 

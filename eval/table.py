@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from efface.concepts.prompts import AXES, TARGET_AXES
 from efface.errors import UserError, did_you_mean
-from efface.files import write_atomic
+from efface.files import as_path, is_remote, write_atomic
 
 _TEXT = ("model_id", "base_id", "method", "concept", "axis", "asked_concept", "prompt", "prompt_id")
 
@@ -63,7 +63,7 @@ def read_table(path: str | Path) -> pa.Table:
     Raises UserError with the file and the fault: not Parquet, a missing column, a wrong type, a null, a
     score outside [0, 1], an unknown axis, a duplicate.
     """
-    parts = [_read(file, SCHEMA) for file in _files(Path(path))]
+    parts = [_read(file, SCHEMA) for file in _files(as_path(path))]
     table = pa.concat_tables(parts).combine_chunks()
     _check(table, str(path))
     return table
@@ -71,7 +71,7 @@ def read_table(path: str | Path) -> pa.Table:
 
 def read_images(path: str | Path) -> pa.Table:
     """The images in a Parquet file, or below a folder: `IMAGE_SCHEMA`, each image once."""
-    table = pa.concat_tables([_read(file, IMAGE_SCHEMA) for file in _files(Path(path))])
+    table = pa.concat_tables([_read(file, IMAGE_SCHEMA) for file in _files(as_path(path))])
     first = np.unique(table["image_sha256"].to_numpy(zero_copy_only=False), return_index=True)[1]
     return table.take(np.sort(first))
 
@@ -88,7 +88,7 @@ def write_table(path: str | Path, table: pa.Table) -> None:
         _check(table, str(path))
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
-    write_atomic(Path(path), buffer.getvalue())
+    write_atomic(as_path(path), buffer.getvalue())
 
 
 def _files(path: Path) -> Sequence[Path]:
@@ -105,7 +105,7 @@ def _files(path: Path) -> Sequence[Path]:
 def _read(path: Path, schema: pa.Schema) -> pa.Table:
     try:
         # ParquetFile reads one file as it is; read_table would look for partitions in its path.
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(io.BytesIO(path.read_bytes()) if is_remote(path) else path) as file:
             table = file.read()
     except (OSError, pa.ArrowException, ValueError) as error:
         raise UserError(f"{path}: not a Parquet file that can be read ({str(error).splitlines()[0]})") from None
