@@ -92,6 +92,8 @@ class Task:
     seed: int
     cache: Path | None = None
     """A folder for costly data that is a function of its key (anchor images, say); None: nothing is kept."""
+    erased: tuple[Concept, ...] = ()
+    """What earlier requests of a chain erased, oldest first: nothing to hold still, or to map a concept to."""
 
 
 @dataclass
