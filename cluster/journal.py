@@ -1,0 +1,181 @@
+"""The journal of a run: one line of JSON for everything that a driver saw happen, kept in the run folder.
+
+    logs/20261124T031440.123456Z.jsonl         one file for each driver, named by when it started
+    logs/20261124T031440.123456Z-0001.jsonl    on an object store, which cannot append: several, 1 MiB each at most
+
+Every line has a `time` (UTC) and an `event`: `opened` and `closed` by the driver, `started` and `ended` of a piece of
+work. A driver that was killed leaves no `closed`, and perhaps half a last line, which readers pass over.
+"""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from efface import __version__
+from efface.cluster.plan import Calibration, Model
+from efface.cluster.run_folder import RunFolder, Work
+from efface.cluster.worker import Outcome
+from efface.errors import StorageError
+from efface.files import create, is_remote, write_atomic
+
+UPLOAD_EVERY = 30.0
+"""Seconds between two uploads to an object store: so much of the journal a killed driver can lose there."""
+
+PART_BYTES = 2**20
+"""The size at which a file on an object store is full, so that no upload is larger."""
+
+
+class Journal:
+    """A watcher that writes down what it sees. A journal that cannot be written stops no run: it is made up later."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        """Raises StorageError where the run folder cannot be written at all."""
+        self._file: _Appended | _Uploaded = (_Uploaded if is_remote(folder.root) else _Appended)(folder.logs)
+        self._clock = WorkClock()
+        self._note("opened", host=socket.gethostname(), process=os.getpid(), version=__version__)
+
+    def started(self, worker: int, work: Work) -> None:
+        self._clock.started(worker, work)
+        self._note("started", worker=worker, **_named(work))
+
+    def ended(self, worker: int, work: Work, outcome: Outcome, again: bool) -> None:
+        """`seconds`: since the work came first in its worker's line. `details`: the traceback of what went wrong."""
+        told: dict[str, Any] = {"state": outcome.state, "seconds": round(self._clock.ended(worker, work), 3)}
+        if outcome.state != "done":
+            told |= {"again": again, "reason": outcome.reason, "details": outcome.details}
+        self._note("ended", worker=worker, **_named(work), **told)
+
+    def tick(self) -> None:
+        self._file.tick()
+
+    def close(self) -> None:
+        self._note("closed")
+        self._file.close()
+
+    def _note(self, event: str, **facts: Any) -> None:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._file.write(json.dumps({"time": now, "event": event, **facts}).encode() + b"\n")
+
+
+def read_journal(folder: RunFolder) -> Iterator[dict[str, Any]]:
+    """All lines of all drivers, in the order in which the drivers started. Raises StorageError."""
+    try:
+        for path in sorted(folder.logs.glob("*.jsonl"), key=lambda path: path.name):
+            for line in path.read_bytes().splitlines():
+                event = _parsed(line)
+                if event:
+                    yield event
+    except OSError as error:
+        raise StorageError(f"{folder.logs}: cannot be read ({error.strerror or error})") from None
+
+
+class WorkClock:
+    """How long work takes: from when it comes first in its worker's line until it ends."""
+
+    def __init__(self) -> None:
+        self._lines: dict[int, list[str]] = {}
+        self._since: dict[int, float] = {}
+
+    def started(self, worker: int, work: Work) -> None:
+        line = self._lines.setdefault(worker, [])
+        if not line:
+            self._since[worker] = time.monotonic()
+        line.append(work.id)
+
+    def ended(self, worker: int, work: Work) -> float:
+        """Seconds."""
+        now = time.monotonic()
+        seconds = now - self._since[worker]
+        self._lines[worker].remove(work.id)
+        self._since[worker] = now
+        return seconds
+
+
+class _Appended:
+    """A local file, to which each line is appended at once and in one piece."""
+
+    def __init__(self, logs: Path) -> None:
+        self._file = _new(logs, "").open("ab", buffering=0)
+        self._unwritten = b""
+
+    def write(self, line: bytes) -> None:
+        self._unwritten += line
+        self.tick()
+
+    def tick(self) -> None:
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+        except OSError:
+            pass  # a full disk, say: what is left is tried again with the next line
+
+    def close(self) -> None:
+        self.tick()
+        self._file.close()
+
+
+class _Uploaded:
+    """Files on an object store, of which the last is uploaded again now and then until it is full."""
+
+    def __init__(self, logs: Path) -> None:
+        self._path = _new(logs, "-0001")
+        self._lines = b""
+        self._uploaded = 0
+        self._last = time.monotonic()
+
+    def write(self, line: bytes) -> None:
+        self._lines += line
+
+    def tick(self) -> None:
+        if time.monotonic() - self._last >= UPLOAD_EVERY:
+            self._upload()
+
+    def close(self) -> None:
+        self._upload()
+
+    def _upload(self) -> None:
+        self._last = time.monotonic()
+        if len(self._lines) == self._uploaded:
+            return
+        try:
+            write_atomic(self._path, self._lines)
+        except StorageError:
+            return  # tried again next time
+        self._uploaded = len(self._lines)
+        if self._uploaded >= PART_BYTES:
+            stem, _, number = self._path.stem.rpartition("-")
+            self._path = self._path.with_name(f"{stem}-{int(number) + 1:04d}.jsonl")
+            self._lines, self._uploaded = b"", 0
+
+
+def _new(logs: Path, suffix: str) -> Path:
+    """A new file for a driver that starts now; two that start in the same microsecond get two."""
+    while True:
+        path = logs / f"{datetime.now(UTC).strftime('%Y%m%dT%H%M%S.%fZ')}{suffix}.jsonl"
+        if create(path, b""):
+            return path
+
+
+def _named(work: Work) -> dict[str, Any]:
+    """What a piece of work is: its kind and id, and the label and concepts of the model it makes or judges."""
+    if isinstance(work, Calibration):
+        return {"work": "calibration", "id": work.id, "judge": work.judge}
+    model = work if isinstance(work, Model) else work.model
+    about = {"label": model.label, "concepts": list(model.job.concepts) if model.job else []}
+    if isinstance(work, Model):
+        return {"work": "job", "id": work.id, **about}
+    return {"work": "shard", "id": work.id, "model": model.id, "index": work.index, **about}
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """None for half a line."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) and "time" in event and "event" in event else None
