@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from efface.errors import UserError, did_you_mean
+from efface.files import content_id
 from efface.models.fingerprint import fingerprint
 from efface.models.locate import DIFFUSERS_FILES, locate
 from efface.models.recipe import load_recipe
@@ -72,6 +73,11 @@ class Base:
     @property
     def modules(self) -> dict[str, nn.Module]:
         return {"unet": self.unet, "text_encoder": self.text_encoder, "vae": self.vae}
+
+    @property
+    def state_id(self) -> str:
+        """What images are a function of: the fingerprint, or with a delta in place a hash of both."""
+        return content_id([self.fingerprint, self.applied.id]) if self.applied else self.fingerprint
 
     def tensors(self) -> dict[str, Tensor]:
         """Every parameter by its full name ("unet.conv_in.weight"), as it is now; not copied."""

@@ -50,6 +50,19 @@ class Delta:
         """16 hex digits of the hash of everything in it."""
         return _sha256(self)[:16]
 
+    @property
+    def lineage(self) -> list[dict[str, Any]]:
+        """The requests that led to it, the oldest first and its own last; empty where no job made it.
+
+        Each has the `job_id`, the `method`, the `concepts` of that request alone, and the id of the `delta` it left.
+        """
+        told = self.provenance
+        if "job" not in told:
+            return []
+        alone = {"job_id": told["job_id"], "method": told["job"]["method"], "concepts": told["job"]["concepts"]}
+        *before, own = told.get("lineage", [alone])
+        return [*before, {**own, "delta": self.id}]
+
     def save(self, path: str | Path) -> None:
         """Write it to `path`, atomically. Raises UserError where that cannot be done."""
         header = {"kind": self.kind, "provenance": self.provenance, "sha256": _sha256(self)}
@@ -108,6 +121,34 @@ def merge(adapter: Mapping[str, Tensor], originals: Mapping[str, Tensor]) -> dic
             raise UserError(f"'{module}': an adapter of shape {tuple(change.shape)} for {tuple(weight.shape)}")
         merged[name] = weight + change.view_as(weight)
     return merged
+
+
+def stack(base: Base, below: Delta, kind: Kind, above: Mapping[str, Tensor]) -> tuple[Kind, dict[str, Tensor]]:
+    """Kind and tensors, relative to `base`, of what the tensors `above`, of `kind`, make of the model of `below`.
+
+    Adapters on adapters stay adapters, of the ranks' sum: s1 up1 down1 + s2 up2 down2 is [s1 up1, s2 up2] times
+    [down1; down2]. Else they are weights: whatever `above` changed in its value, the rest of `below` bit for bit.
+    """
+    if below.kind == kind == "adapter":
+        return "adapter", _stacked(below.tensors, above)
+    edited = below.edited(base)
+    return "weights", {**edited, **(merge(above, base.originals() | edited) if kind == "adapter" else above)}
+
+
+def _stacked(*adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One adapter that adds what all of these add; a module of one alone keeps its tensors."""
+    tensors = {name: tensor for adapter in adapters for name, tensor in adapter.items()}
+    for module in sorted(name.removesuffix(".down") for name in tensors if name.endswith(".down")):
+        downs, ups = [], []
+        for adapter in adapters:
+            if f"{module}.down" in adapter:
+                down, up = adapter[f"{module}.down"].cpu(), adapter[f"{module}.up"].cpu()
+                downs.append(down)
+                ups.append(up * (adapter[f"{module}.alpha"].item() / down.shape[0]))
+        if len(downs) > 1:
+            tensors[f"{module}.down"], tensors[f"{module}.up"] = torch.cat(downs), torch.cat(ups, dim=1)
+            tensors[f"{module}.alpha"] = torch.tensor(float(len(tensors[f"{module}.down"])))
+    return tensors
 
 
 def combine(base: Base, deltas: Sequence[Delta], scales: Sequence[float]) -> Delta:

@@ -1,7 +1,8 @@
 """Images of the base as training data: made once, kept as what the VAE says of them.
 
 An image is the base's own, image i of a list of prompts having seed i: the same for every job, whatever its
-seed, so that jobs with one anchor share one file in the cache.
+seed, so that jobs with one anchor share one file in the cache. In a chain "the base" is the model that the request
+before left, and has files of its own.
 """
 
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ class Posterior:
 
 def images_of(base: Base, recipe: Recipe, prompts: Sequence[str], cache: Path | None) -> Posterior:
     """The base's images of `prompts`, image i with seed i; from a file in `cache` where there is one."""
-    key = content_id([base.fingerprint, recipe.id, list(prompts)])
+    key = content_id([base.state_id, recipe.id, list(prompts)])
     file = cache / f"latents-{key}.safetensors" if cache else None
     if file and file.is_file():
         found = safetensors.torch.load(file.read_bytes())

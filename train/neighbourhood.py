@@ -18,7 +18,7 @@ from efface.errors import UserError
 from efface.files import content_id, write_atomic
 from efface.models.base import Base
 from efface.models.encoders import load_image_encoder
-from efface.models.recipe import Recipe, load_recipe
+from efface.models.recipe import load_recipe
 from efface.models.sampler import ImageRequest, sample
 
 PROMPTS_AT_ONCE = 16  # drawn together, so that an interrupted run keeps what it has
@@ -53,7 +53,8 @@ def concept_features(base: Base, prompts: Sequence[str], images: int, cache: Pat
         where = f"base '{base.spec.name}' names no image_encoder to find neighbours with"
         raise UserError(f"{where}: name one, or list the neighbours")
     recipe = load_recipe(base.spec.recipe)
-    files = {prompt: _file(cache, base, recipe, prompt, images) for prompt in prompts}
+    drawn_by = [base.state_id, base.spec.image_encoder, recipe.id]
+    files = {prompt: _file(cache, [*drawn_by, prompt, images]) for prompt in prompts}
     found = {prompt: torch.from_numpy(np.load(file)) for prompt, file in files.items() if file and file.is_file()}
     missing = [prompt for prompt in files if prompt not in found]
     encoder = load_image_encoder(base.spec.image_encoder, base.device) if missing else None
@@ -66,9 +67,8 @@ def concept_features(base: Base, prompts: Sequence[str], images: int, cache: Pat
     return torch.stack([found[prompt] for prompt in prompts])
 
 
-def _file(cache: Path | None, base: Base, recipe: Recipe, prompt: str, images: int) -> Path | None:
+def _file(cache: Path | None, key: list[str | int | None]) -> Path | None:
     """Where the mean feature of a prompt is kept."""
-    key = [base.fingerprint, base.spec.image_encoder, recipe.id, prompt, images]
     return cache / f"concept-feature-{content_id(key)}.npy" if cache else None
 
 

@@ -53,7 +53,9 @@ def test_names_are_found_and_the_config_is_filled_in(concept_set: ConceptSet) ->
         ({"concepts": ["cta"]}, r"unknown concept 'cta' .*did you mean 'cat'\?"),
         ({"concepts": []}, "concepts"),
         ({"concepts": ["cat", "dog"]}, "strategy 'single' takes one concept a job, not cat, dog"),
-        ({"strategy": "continual"}, "method 'esd' does not support the strategy 'continual', only multi, single"),
+        ({"parent": "0" * 16}, "strategy 'single' starts from the base: parent is for 'continual'"),
+        ({"strategy": "continual", "parent": "0" * 16}, "the first request of a chain has one concept and no parent"),
+        ({"strategy": "continual", "concepts": ["cat", "dog"]}, "each later one has a parent"),
     ],
 )
 def test_a_wrong_request_is_refused_in_a_sentence(

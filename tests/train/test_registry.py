@@ -114,5 +114,5 @@ def test_the_catalogue_tells_every_setting_with_range_default_and_meaning() -> N
     assert fields["eta"]["type"] == "number >= 0" and fields["eta"]["default"] == 1.0
     assert fields["variant"]["type"] == "'x' | 'u' | 'x-strict' | 'selfattn' | 'full'"
     assert fields["erase_from"]["type"] == "string | null"
-    assert told["esd"]["policy"] == "either" and told["esd"]["strategies"] == ["multi", "single"]
+    assert told["esd"]["policy"] == "either" and told["esd"]["strategies"] == ["continual", "multi", "single"]
     assert all(method["summary"] and all(f["description"] for f in method["fields"]) for method in told.values())

@@ -112,7 +112,8 @@ class CA(GradientMethod):
 
     Config = CAConfig
     config: CAConfig
-    strategies: ClassVar[frozenset[Strategy]] = frozenset({"single", "multi"})
+    strategies: ClassVar[frozenset[Strategy]] = frozenset({"single", "multi", "continual"})
+    version = 2
     policy: ClassVar[Policy] = "none"
 
     @property

@@ -84,7 +84,7 @@ class ESD(GradientMethod):
 
     Config = ESDConfig
     config: ESDConfig
-    strategies: ClassVar[frozenset[Strategy]] = frozenset({"single", "multi"})
+    strategies: ClassVar[frozenset[Strategy]] = frozenset({"single", "multi", "continual"})
     policy: ClassVar[Policy] = "either"
 
     @property

@@ -109,7 +109,7 @@ class FADE(GradientMethod):
 
     Config = FADEConfig
     config: FADEConfig
-    strategies = frozenset({"single", "multi"})
+    strategies = frozenset({"single", "multi", "continual"})
     policy = "on"
     delta_kind = "adapter"
 
@@ -140,7 +140,7 @@ class FADE(GradientMethod):
         return [self.config.prompt.format(name), *sentences, *self.neighbours(concept, task)]
 
     def neighbours(self, concept: Concept, task: Task) -> list[str]:
-        """The prompts of the concept's neighbours, none of which is to be forgotten too."""
+        """The prompts of the concept's neighbours, none of which is to be forgotten too, or was erased before."""
         config = self.config
         if isinstance(config.neighbours, tuple):
             return list(config.neighbours)
@@ -149,7 +149,7 @@ class FADE(GradientMethod):
         phrases = [other.phrase for other in near]
         if computed and config.candidates is not None:
             phrases = list(config.candidates)
-        forgotten = {gone.phrase for gone in task.concepts}
+        forgotten = {gone.phrase for gone in (*task.concepts, *task.erased)}
         phrases = [phrase for phrase in phrases if phrase not in forgotten]
         if computed and phrases:
             count, images = config.neighbour_count, config.images_per_candidate

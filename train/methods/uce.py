@@ -71,7 +71,8 @@ class UCE(ClosedFormMethod):
 
     Config = UCEConfig
     config: UCEConfig
-    strategies = frozenset({"single", "multi"})
+    strategies = frozenset({"single", "multi", "continual"})
+    version = 2
 
     @property
     def group(self) -> str:
