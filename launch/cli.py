@@ -59,6 +59,10 @@ def unlearn(
         typer.Option("--set", "-s", metavar="KEY=VALUE", help="A field of the method's config; repeatable."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same delta.")] = 0,
+    after: Annotated[
+        Path | None,
+        typer.Option(help="Go on from this delta: what it erased stays erased, and the concept goes too."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="The delta to write; default: METHOD-CONCEPT.safetensors."),
@@ -68,7 +72,7 @@ def unlearn(
     """Erase one concept, or several, with one method; the result is a delta file."""
     from efface.launch import erase
 
-    erase.unlearn(method, tuple(concept), base, concepts, preset, set_ or [], seed, out, device)
+    erase.unlearn(method, tuple(concept), base, concepts, preset, set_ or [], seed, out, device, after)
 
 
 @app.command(rich_help_panel=ERASE)

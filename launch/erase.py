@@ -1,13 +1,17 @@
 """`efface unlearn` and `efface export`."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from efface.errors import UserError
 from efface.files import slug
+
+if TYPE_CHECKING:
+    from efface.concepts.concept import ConceptSet
+    from efface.models.delta import Delta
 
 
 def unlearn(
@@ -20,12 +24,14 @@ def unlearn(
     seed: int,
     out: Path | None,
     device: str,
+    after: Path | None = None,
 ) -> None:
-    """One job in this process: the delta file, and what it changed."""
+    """One job in this process: the delta file, and what it changed. With `after`, the next request of a chain."""
     from efface.concepts.concept import load_concept_set
     from efface.eval.weight_change import weight_change
     from efface.launch.device import pick
     from efface.models.base import base_id, load_base, read_base
+    from efface.models.delta import Delta
     from efface.models.fingerprint import cache_folder
     from efface.train.job import make_job, run_job
     from efface.train.method import preset_names
@@ -34,19 +40,25 @@ def unlearn(
     concept_set = load_concept_set(concepts or spec.concepts or _no_concepts(base_name))
     if preset is None and spec.name in preset_names(method):
         preset = spec.name
+    parent = Delta.load(after) if after else None
+    erased = _erased(parent, str(after), concept_set, names) if parent else ()
     job = make_job(
         spec.name,
         base_id(spec),
         method,
         concept_set,
-        names,
+        [*erased, *names],
         config=key_values(settings),
         preset=preset,
-        strategy="single" if len(names) == 1 else "multi",
+        strategy="continual" if parent else "single" if len(names) == 1 else "multi",
         seed=seed,
+        parent=parent.provenance["job_id"] if parent else None,
     )
-    path = out or Path(f"{slug(' '.join((method, *job.concepts)))}.safetensors")
+    request = job.concepts[len(erased) :]
+    path = out or Path(_file_name(method, request, parent))
     check_writable(path)
+    if after and path.exists() and path.samefile(after):
+        raise UserError(f"--out {path}: is the delta given by --after, should be another file")
 
     console = Console(stderr=True)
     base = load_base(spec, pick(device))
@@ -59,17 +71,36 @@ def unlearn(
     with Progress(
         *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
     ) as progress:
-        bar = progress.add_task(f"{method}: {', '.join(job.concepts)}", total=None, loss="-")
+        bar = progress.add_task(f"{method}: {', '.join(request)}", total=None, loss="-")
 
         def on_step(done: int, steps: int, loss: float) -> None:
             progress.update(bar, completed=done, total=steps, loss=f"{loss:.4f}")
 
-        delta, metrics = run_job(job, base, concept_set, on_step, cache_folder())
+        delta, metrics = run_job(job, base, concept_set, on_step, cache_folder(), parent=parent)
     delta.save(path)
     change = weight_change(base, delta)
     print(f"{path}: {len(delta.tensors)} tensors, {path.stat().st_size / 1e6:.2f} MB, {metrics['seconds']:.1f} s")
-    print(f"job {job.id}, {method} on {', '.join(job.concepts)}" + (f", preset {preset}" if preset else ""))
+    told = [f"{method} on {', '.join(request)}", *([f"after {', '.join(erased)}"] if erased else [])]
+    print(", ".join([f"job {job.id}", *told, *([f"preset {preset}"] if preset else [])]))
     print(f"weight change: {_headline(change)}")
+
+
+def _erased(parent: "Delta", path: str, concept_set: "ConceptSet", names: tuple[str, ...]) -> tuple[str, ...]:
+    """What the chain has erased so far, by `parent`. Raises UserError where `names` is no request to go on with."""
+    if "job_id" not in parent.provenance:
+        raise UserError(f"--after {path}: tells of no job, so it is not known what it erased")
+    if len(names) != 1:
+        raise UserError(f"--after takes one request at a time: give one --concept, not {', '.join(names)}")
+    erased = tuple(parent.provenance["job"]["concepts"])
+    asked = concept_set.find(names[0]).name
+    if asked in erased:
+        raise UserError(f"--after {path}: has erased '{asked}' already, with {', '.join(erased)}")
+    return erased
+
+
+def _file_name(method: str, request: tuple[str, ...], parent: "Delta | None") -> str:
+    """`esd-dog.safetensors`; of a chain also which delta it comes after, so that none overwrites another."""
+    return slug(" ".join((method, *request))) + (f"-after-{parent.id[:8]}" if parent else "") + ".safetensors"
 
 
 def export(delta_path: Path, folder: Path, base_name: str) -> None:
