@@ -1,0 +1,188 @@
+"""Rates: seconds by steps and concepts, means learned from records, and measured numbers before estimates."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from efface.cluster import rates as rates_module
+from efface.cluster.dispatch import Remaining
+from efface.cluster.learned_rates import learn, learn_from, merged
+from efface.cluster.plan import Plan
+from efface.cluster.rates import Rates, durations, find_rates, measured_file, rates_for, read_rates, seconds_of
+from efface.cluster.run_folder import RunFolder
+from efface.errors import UserError
+
+MakePlan = Callable[..., Plan]
+
+
+def rates(**known: Any) -> Rates:
+    return Rates(**{"device": "cpu", "seconds_per_image": {}, "seconds_per_job": {}, **known})
+
+
+class Records:
+    """Stands for a run folder of which only the records are read."""
+
+    def __init__(self, records: dict[str, dict[str, Any]]) -> None:
+        self.records = records
+
+    def record(self, work: Any) -> dict[str, Any] | None:
+        return self.records.get(work.id)
+
+
+def record(seconds: float, size: int = 100, device: str = "cpu", **facts: Any) -> dict[str, Any]:
+    return {"outputs": {"a": {"sha256": "", "bytes": size}}, "seconds": seconds, "device": device, **facts}
+
+
+def trained(seconds: float, steps: int, size: int = 100, device: str = "cpu") -> dict[str, Any]:
+    return record(seconds, size, device, metrics={"losses": [0.0] * steps})
+
+
+def everything(plan: Plan) -> Remaining:
+    return Remaining(jobs=list(plan.jobs), shards=[s for shards in plan.shards.values() for s in shards])
+
+
+def folder(records: dict[str, dict[str, Any]]) -> RunFolder:
+    return cast(RunFolder, Records(records))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EFFACE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_gradient_job_takes_its_steps_times_the_seconds_of_one(plan: MakePlan) -> None:
+    esd = plan().jobs[1].job
+    assert esd and esd.config["steps"] == 2
+    assert seconds_of(esd, rates(seconds_per_step={"esd": 3.0})) == 6
+    assert seconds_of(esd, rates(seconds_per_step={"esd": 3.0}, seconds_per_job={"esd": 10.0})) == 16
+    assert seconds_of(esd, rates(seconds_per_job={"esd": 10.0})) == 10
+    assert seconds_of(esd, rates(seconds_per_job={"uce": 10.0})) is None
+
+
+def test_other_numbers_of_steps_are_estimated_in_proportion(plan: MakePlan) -> None:
+    made = plan(methods=[{"method": "esd", "config": {"steps": [2, 50], "rollout_steps": 3}}])
+    known = rates(seconds_per_image={"tiny": 1.0}, seconds_per_step={"esd": 3.0})
+    assert [durations(made, known)[job.id] for job in made.jobs] == [6, 150]
+
+
+def test_ca_counts_the_steps_that_its_samples_take(plan: MakePlan) -> None:
+    ca = plan(methods=[{"method": "ca", "config": {"samples_seen": 25, "batch_size": 8}}]).jobs[0].job
+    assert ca and seconds_of(ca, rates(seconds_per_step={"ca": 1.0})) == 4
+
+
+def test_what_comes_before_the_first_step_is_done_for_each_concept(plan: MakePlan) -> None:
+    uce = plan(strategy="multi", concepts={"targets": ["cat", "bus"]}, evaluation={"prompts_per_concept": {}}).jobs[0]
+    assert uce.job and seconds_of(uce.job, rates(seconds_per_job={"uce": 5.0})) == 10
+
+
+def test_a_closed_form_has_no_steps(plan: MakePlan) -> None:
+    uce = plan().jobs[0].job
+    assert uce and seconds_of(uce, rates(seconds_per_step={"uce": 5.0})) is None
+
+
+def test_rates_are_learned_from_records_as_means_over_images_steps_and_models(plan: MakePlan) -> None:
+    made = plan(seeds=[0, 1])
+    uce, uce_too, esd, esd_too = (job.id for job in made.jobs)
+    first, *rest = made.shards[uce]
+    assert [len(shard.questions) for shard in (first, *rest)] == [5, 5, 4]
+    done = {
+        uce: trained(3.0, 0, 1000),
+        uce_too: trained(5.0, 0, 3000),
+        esd: trained(8.0, 2, 70),
+        esd_too: trained(10.0, 2, 90),
+        first.id: record(10.0, 500),
+        rest[1].id: record(17.0, 400),
+    }
+    (found,) = learn(made, folder(done), [*made.jobs, first, *rest])
+    assert (found.device, found.base) == ("cpu", "tiny")
+    assert found.seconds_per_job == {"uce": 4.0}
+    assert found.seconds_per_step == {"esd": 18 / 4}
+    assert found.seconds_per_image == {"tiny": 27 / 9}
+    assert found.bytes_per_image == {"tiny": 100}
+    assert found.bytes_per_delta == {"uce": 2000, "esd": 80}
+    assert found.counts["seconds_per_step"] == {"esd": 4} and found.counts["seconds_per_image"] == {"tiny": 9}
+
+
+def test_every_device_of_a_run_has_rates_of_its_own(plan: MakePlan) -> None:
+    made = plan()
+    uce, esd = (job.id for job in made.jobs)
+    done = {uce: trained(1.0, 0, device="NVIDIA H200"), esd: trained(8.0, 2)}
+    found = {rates.device: rates for rates in learn(made, folder(done), made.jobs)}
+    assert found["NVIDIA H200"].seconds_per_job == {"uce": 1.0} and not found["NVIDIA H200"].seconds_per_step
+    assert found["cpu"].seconds_per_step == {"esd": 4.0}
+
+
+def test_two_runs_are_merged_by_what_they_stand_on() -> None:
+    def measured(mean: float, count: int) -> Rates:
+        return rates(seconds_per_step={"esd": mean}, counts={"seconds_per_step": {"esd": count}})
+
+    both = merged(measured(1.0, 300), measured(2.0, 100))
+    assert both.seconds_per_step == {"esd": 1.25} and both.counts == {"seconds_per_step": {"esd": 400}}
+    other = rates(seconds_per_step={"ca": 7.0}, counts={"seconds_per_step": {"ca": 1}})
+    assert merged(both, other).seconds_per_step == {"esd": 1.25, "ca": 7.0}
+
+
+def test_what_a_run_took_is_kept_and_found_again(plan: MakePlan, cache: Path) -> None:
+    made = plan()
+    uce, esd = (job.id for job in made.jobs)
+    learn_from(made, folder({esd: trained(8.0, 2)}), everything(made))
+    (written,) = learn_from(made, folder({esd: trained(2.0, 2), uce: trained(1.0, 0)}), everything(made))
+    assert written == measured_file("cpu", "tiny") == cache / "rates" / "cpu-tiny.json"
+    found = find_rates("cpu", "tiny")
+    assert found and found.seconds_per_step == {"esd": 2.5} and found.seconds_per_job == {"uce": 1.0}
+    assert rates_for(made) == found
+
+
+def test_a_run_in_which_nothing_was_left_teaches_nothing(plan: MakePlan, cache: Path) -> None:
+    made = plan()
+    done = folder({job.id: trained(8.0, 2) for job in made.jobs})
+    assert learn_from(made, done, Remaining()) == [] and not (cache / "rates").exists()
+
+
+def test_a_cache_that_cannot_be_written_or_read_only_means_that_nothing_is_known(
+    plan: MakePlan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EFFACE_CACHE", "/dev/null/cache")
+    made = plan()
+    assert learn_from(made, folder({made.jobs[1].id: trained(8.0, 2)}), everything(made)) == []
+    assert find_rates("cpu", "tiny") is None
+    monkeypatch.setenv("EFFACE_CACHE", str(tmp_path))
+    measured_file("cpu", "tiny").parent.mkdir()
+    measured_file("cpu", "tiny").write_text("{damaged")
+    assert find_rates("cpu", "tiny") is None
+
+
+def test_measured_rates_go_before_the_shipped_estimates(cache: Path) -> None:
+    shipped = read_rates("h200")
+    assert find_rates("NVIDIA H200", "sd-v1-4") == shipped
+    assert find_rates("NVIDIA H200", "another-base") is None
+    measured = rates(
+        device="NVIDIA H200",
+        base="sd-v1-4",
+        seconds_per_step={"ca": 7.0},
+        counts={"seconds_per_step": {"ca": 100}},
+    )
+    measured_file("NVIDIA H200", "sd-v1-4").parent.mkdir(parents=True)
+    measured_file("NVIDIA H200", "sd-v1-4").write_text(json.dumps(measured.model_dump(mode="json")))
+    found = find_rates("NVIDIA H200", "sd-v1-4")
+    assert found and found.seconds_per_step == {**shipped.seconds_per_step, "ca": 7.0}
+    # CA's anchor images are in the measured steps now.
+    assert found.seconds_per_job.keys() == shipped.seconds_per_job.keys() - {"ca"}
+    assert found.seconds_per_image == shipped.seconds_per_image and found.counts == measured.counts
+
+
+def test_rates_asked_for_by_name_go_before_all(plan: MakePlan) -> None:
+    assert rates_for(plan(), "h200") == read_rates("h200")
+    with pytest.raises(UserError, match="did you mean 'h200'"):
+        rates_for(plan(), "h20")
+
+
+def test_a_machine_without_the_gpus_of_a_plan_has_no_rates_for_it(
+    plan: MakePlan, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    monkeypatch.setattr(rates_module, "this_device", lambda gpus: None if gpus else "cpu")
+    assert rates_for(plan(resources={"gpus": 1})) is None
