@@ -22,7 +22,9 @@ DEVICE = {"--device"}
 COMMANDS: dict[str, tuple[list[str], set[str]]] = {
     "unlearn": (
         ["method"],
-        {"--concept", "-c", "--concepts", "--preset", "--set", "-s", "--seed", "--after", "--out", "-o"} | BASE | DEVICE,
+        {"--concept", "-c", "--concepts", "--preset", "--set", "-s", "--seed", "--after", "--out", "-o"}
+        | BASE
+        | DEVICE,
     ),
     "export": (["delta", "folder"], BASE),
     "evaluate": (
