@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from efface.errors import JobFailure, UserError
+from efface.launch.submit.commands import app as submit
 
 app = typer.Typer(
     name="efface",
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 
 ERASE, JUDGE, CAMPAIGN, LOOK = "Erase", "Judge", "Campaigns", "Look up"
+app.add_typer(submit, name="submit", rich_help_panel=CAMPAIGN)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 BaseName = Annotated[

@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[list[str], set[str]]] = {
     "plan": (["campaign"], CAMPAIGN_OPTIONS | JSON),
     "status": (["folder"], JSON),
     "retry": (["folder"], WORKERS),
+    "submit": ([], set()),
     "methods": (["name"], JSON),
     "judges": ([], JSON),
     "concepts": (["name"], JSON),

@@ -1,0 +1,47 @@
+"""What is to be launched: a campaign and its run folder, the same for every launcher."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from efface.cluster.campaign import Campaign, read_campaign
+from efface.errors import UserError
+from efface.files import as_path, content_id, is_remote
+
+
+@dataclass(frozen=True)
+class Order:
+    """A campaign with its overrides laid in, and where its run folder lies, as a path or a URL."""
+
+    campaign: Campaign
+    out: str
+
+    @property
+    def id(self) -> str:
+        """The same campaign in the same place has the same id: letters, digits, hyphens."""
+        asked = {"campaign": self.campaign.model_dump(mode="json"), "out": self.out}
+        return f"efface-{self.campaign.name}-{content_id(asked)[:12]}"
+
+    @property
+    def text(self) -> str:
+        """The campaign as YAML, every default written out."""
+        return OmegaConf.to_yaml(OmegaConf.create(self.campaign.model_dump(mode="json")))
+
+    @property
+    def folder(self) -> Path:
+        return as_path(self.out)
+
+    def command(self, campaign: str, *options: str, python: str = "python") -> list[str]:
+        """What every launcher runs in the end, with the campaign's text in the file `campaign`."""
+        return [python, "-m", "efface", "run", campaign, "--out", self.out, *options]
+
+
+def read_order(campaign: str, overrides: list[str], out: str | None) -> Order:
+    """The order to run `campaign` in `out` (default `runs/NAME`); a local path is made absolute. Raises UserError."""
+    read = read_campaign(campaign, overrides)
+    place = out or f"runs/{read.name}"
+    if "\n" in place:
+        raise UserError("--out holds a line break, should be a folder or a URL")
+    folder = as_path(place)
+    return Order(read, str(folder) if is_remote(folder) else str(folder.absolute()))

@@ -1,0 +1,156 @@
+"""`efface submit slurm`: readable scripts from the templates in `launch/slurm/`, checked, then given to sbatch.
+
+Three styles. `array`: parts of the campaign, each a task of an array and a process of its own, and a job after them
+that writes the leaderboard. `shared`: a Ray of the job's own on nodes that others use too. `exclusive`: `ray
+symmetric-run` on nodes of one's own. Every job saves before its time is up and queues itself again.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from efface.errors import UserError, did_you_mean
+from efface.files import is_remote, write_atomic
+from efface.launch.submit.launched import Job, note, unfinished
+from efface.launch.submit.order import Order
+from efface.launch.submit.profile import Cluster, SlurmPlace, check_room
+
+TEMPLATES = Path(__file__).parents[1] / "slurm"
+
+
+def scripts(order: Order, cluster: Cluster, style: str, models: int) -> dict[str, str]:
+    """The text of each script by its name, in the order in which they are submitted."""
+    place = cluster.slurm
+    if style != "array" and place.nodes > 1 and cluster.listen != "nodes":
+        raise UserError(
+            f"cluster '{cluster.name}': slurm.nodes is {place.nodes}, and the nodes of a Ray have to reach each other: "
+            "set listen: nodes, or nodes: 1, or use --style array"
+        )
+    launch = launch_folder(order)
+    container = [f"--container-image={place.container}"] if place.container else []
+    mounts = [f"--container-mounts={','.join(place.mounts)}"] if place.container and place.mounts else []
+    known: dict[str, Any] = {
+        "order": order,
+        "place": place,
+        "listen": cluster.listen,
+        "environment": cluster.environment,
+        "launch": str(launch),
+        "campaign": str(launch / "campaign.yaml"),
+        "parts": min(place.parts, models),
+        "path": None if place.container else str(Path(sys.executable).parent),
+        "srun": shlex.join(["srun", f"--cpus-per-task={place.cpus}", *container, *mounts]),
+        "command": lambda campaign, *options: shlex.join(order.command(campaign, *options)),
+    }
+    engine = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    engine.filters["sh"] = shlex.quote
+    names = ["array", "leaderboard"] if style == "array" else [style]
+    return {name: engine.get_template(f"{name}.sh.j2").render(known) for name in names}
+
+
+def launch_folder(order: Order) -> Path:
+    """Where scripts and their logs lie: in the run folder, or beside where the run of an object store would be."""
+    folder = Path("runs") / order.campaign.name if is_remote(order.folder) else order.folder
+    return folder.absolute() / "launch"
+
+
+def check(order: Order, cluster: Cluster) -> None:
+    """Ask SLURM whether the profile can be right, before anything is written. Raises UserError in one sentence."""
+    place = cluster.slurm
+    where = f"cluster '{cluster.name}': slurm"
+    check_room(order.campaign, where, place.cpus, place.gpus)
+    launch = str(launch_folder(order))
+    if re.search(r"[\s%\\\"']", launch):
+        raise UserError(f"{launch}: SLURM takes no log file there; give --out a path without blanks, quotes, % and \\")
+    partitions = _partitions()
+    if place.partition and place.partition not in partitions:
+        raise UserError(f"{where}.partition: unknown '{place.partition}', {did_you_mean(place.partition, partitions)}")
+    _check_account(where, place)
+    chosen = [place.partition] if place.partition else list(partitions)
+    most = max((partitions[name] for name in chosen), default=0)
+    if place.gpus > most:
+        told = f"partition '{place.partition}'" if place.partition else "this cluster"
+        raise UserError(f"{where}.gpus is {place.gpus}, and a node of {told} has at most {most}")
+
+
+def submit(order: Order, cluster: Cluster, style: str, texts: dict[str, str]) -> tuple[list[Job], bool]:
+    """Write the scripts and queue them; the jobs, and whether they are new.
+
+    Where jobs of this run folder still wait or run, they are the answer and nothing is queued. Raises UserError.
+    """
+    there = [job for job in unfinished(order.folder) if job.by == "slurm"]
+    if there:
+        return there, False
+    launch = launch_folder(order)
+    write_atomic(launch / "campaign.yaml", order.text.encode())
+    for name, text in texts.items():
+        write_atomic(launch / f"{name}.sh", text.encode())
+        _ask("sbatch", "--test-only", str(launch / f"{name}.sh"))
+    jobs: list[Job] = []
+    for name in texts:
+        after = [f"--dependency=afterany:{jobs[-1].id}"] if jobs else []
+        number = _ask("sbatch", "--parsable", *after, str(launch / f"{name}.sh")).split(";")[0].strip()
+        jobs.append(Job("slurm", name, number))
+        note(order.folder, jobs)
+    return jobs, True
+
+
+def _check_account(where: str, place: SlurmPlace) -> None:
+    """Against the accounts of this user, where the cluster keeps any."""
+    try:
+        lines = _ask("sacctmgr", "--noheader", "--parsable2", "show", "assoc", f"user={_user()}", "format=account")
+        strict = "associations" in _ask("scontrol", "show", "config").partition("AccountingStorageEnforce")[2][:80]
+    except UserError:
+        return  # a cluster without accounting has no accounts to be wrong about
+    accounts = sorted({line.strip() for line in lines.splitlines() if line.strip()})
+    if place.account and accounts and place.account not in accounts:
+        raise UserError(f"{where}.account: unknown '{place.account}', {did_you_mean(place.account, accounts)}")
+    if strict and not place.account and len(accounts) > 1:
+        raise UserError(f"{where}.account is missing, and this cluster wants one; yours are {', '.join(accounts)}")
+
+
+def _user() -> str:
+    import getpass
+
+    return getpass.getuser()
+
+
+def _partitions() -> dict[str, int]:
+    """Every partition, and the most GPUs that a node of it has."""
+    most: dict[str, int] = {}
+    for line in _ask("sinfo", "--noheader", "--format=%R|%G").splitlines():
+        name, _, gres = line.partition("|")
+        gpus = sum(int(count) for count in re.findall(r"\bgpu(?::[^:,()]+)?:(\d+)", gres))
+        most[name.strip()] = max(most.get(name.strip(), 0), gpus)
+    return most
+
+
+def _ask(*command: str) -> str:
+    """What a command of SLURM prints. Raises UserError with its own words where it refuses."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=_clean_environment())
+    except FileNotFoundError:
+        raise UserError(f"`{command[0]}` is not on this machine; submit where SLURM's commands are") from None
+    except subprocess.TimeoutExpired:
+        raise UserError(f"`{command[0]}` does not answer; is SLURM's controller up?") from None
+    if done.returncode:
+        said = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        words = "; ".join(line.removeprefix(f"{command[0]}: ").removeprefix("error: ") for line in said)
+        raise UserError(f"SLURM refuses ({command[0]}): {words or f'exit code {done.returncode}'}")
+    return done.stdout
+
+
+def _clean_environment() -> dict[str, str]:
+    """Without the settings that sbatch would take from variables over those in the script."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("SBATCH_", "SLURM_JOB"))}

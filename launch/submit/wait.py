@@ -1,0 +1,29 @@
+"""`python -m efface.launch.submit.wait ADDRESS NODES`: wait until the Ray at ADDRESS has NODES nodes."""
+
+import sys
+import time
+
+PATIENCE = 300
+"""Seconds; a container image may have to come first."""
+
+
+def wait_for(address: str, nodes: int, patience: float = PATIENCE) -> bool:
+    """Whether the Ray at `address` comes to have `nodes` living nodes before `patience` seconds are over."""
+    import ray
+
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        try:
+            if not ray.is_initialized():
+                ray.init(address=address, logging_level="CRITICAL", log_to_driver=False)
+            if sum(node["Alive"] for node in ray.nodes()) >= nodes:
+                return True
+        except (ConnectionError, RuntimeError):
+            ray.shutdown()
+        time.sleep(1)
+    return False
+
+
+if __name__ == "__main__":
+    if not wait_for(sys.argv[1], int(sys.argv[2])):
+        sys.exit(f"efface: no Ray of {sys.argv[2]} node(s) came up at {sys.argv[1]} within {PATIENCE} seconds")
