@@ -72,17 +72,28 @@ class Resources(Strict):
     gpus: float = Field(0, ge=0, le=1, description="GPUs of a worker, also a fraction; 0: it computes on the CPU")
 
 
+class Limits(Strict):
+    """When a piece of work is broken off, and how much of it a fault can cost."""
+
+    job_seconds: float | None = Field(None, gt=0, description="time limit of one training; default: none")
+    shard_seconds: float | None = Field(None, gt=0, description="time limit of one shard of images; default: none")
+    checkpoint_steps: int = Field(50, ge=1, description="optimiser steps between two checkpoints of a training")
+
+
 class Campaign(Strict):
     """One YAML file."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     base: str
-    strategy: Literal["single", "multi"] = "single"
+    strategy: Literal["single", "multi", "continual"] = Field(
+        "single", description="a model per concept, one for all, or a chain of requests in the order of the targets"
+    )
     concepts: ConceptChoice = ConceptChoice()
     methods: tuple[MethodChoice, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     evaluation: Evaluation = Evaluation()
     resources: Resources = Resources()
+    limits: Limits = Limits()
 
     @field_validator("seeds")
     @classmethod
@@ -100,6 +111,11 @@ class DeltaEvaluation(Strict):
     concepts: str | None = Field(None, description="concept set by name or file; default: the base's own")
     evaluation: Evaluation = Evaluation()
     resources: Resources = Resources()
+    limits: Limits = Limits()
+
+
+HOW = ("resources", "limits")
+"""Keys of an order that say how the work is done and not what it is: they may change while a run is under way."""
 
 
 def read_campaign(name_or_path: str | Path, overrides: list[str] | None = None) -> Campaign:

@@ -2,14 +2,19 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from efface.cluster.run_folder import Work
 from efface.cluster.worker import Outcome, Setting, Worker
-from efface.errors import UserError
+from efface.errors import JobFailure, UserError
+
+START_SECONDS = 600.0
+"""After so long without any worker coming up a run is given up."""
+
+STARTS = 3
+"""How often in a row workers may die while they start."""
 
 
 class Executor(Protocol):
@@ -18,11 +23,20 @@ class Executor(Protocol):
     workers: int
     depth: int
 
+    def arrived(self) -> list[int]:
+        """Workers that can take work since now: at the beginning, and again where another took one's place."""
+
     def submit(self, worker: int, work: Work) -> None:
         """Hand a piece of work to a worker; returns at once, or when the work is done."""
 
     def outcomes(self, timeout: float) -> Iterator[tuple[int, Work, Outcome]]:
         """What has ended, waiting up to `timeout` seconds for something to end."""
+
+    def replace(self, worker: int) -> bool:
+        """Stop a worker at once, whatever it does, and start another in its place; False where that cannot be done."""
+
+    def clock(self) -> float:
+        """Seconds, from any start, by the clock that the work takes its time by."""
 
     def close(self) -> None:
         """Let go of the workers."""
@@ -34,9 +48,14 @@ class InProcess:
     workers = 1
     depth = 1
 
-    def __init__(self, setting: Setting) -> None:
-        self._worker = Worker(setting)
+    def __init__(self, setting: Setting, stopping: Callable[[], bool]) -> None:
+        self._worker = Worker(setting, stopping)
+        self._arrived = [0]
         self._ended: list[tuple[int, Work, Outcome]] = []
+
+    def arrived(self) -> list[int]:
+        arrived, self._arrived = self._arrived, []
+        return arrived
 
     def submit(self, worker: int, work: Work) -> None:
         self._ended.append((worker, work, self._worker.run(work)))
@@ -45,6 +64,12 @@ class InProcess:
         ended, self._ended = self._ended, []
         yield from ended
 
+    def replace(self, worker: int) -> bool:
+        return False
+
+    def clock(self) -> float:
+        return time.monotonic()
+
     def close(self) -> None:
         pass
 
@@ -52,87 +77,146 @@ class InProcess:
 class RayActors:
     """A worker in each of several Ray actors.
 
-    Work that dies with its actor comes back as a fault, and it is the driver that decides whether to try it again
-    (Ray's own retries know no end). A new actor takes the place of the dead one: with Ray's own restarts, whatever
-    is sent while the actor comes up again is lost at once.
+    Work that dies with its actor comes back as broken or lost, and it is the driver that decides whether to try it
+    again (Ray's own retries know no end). A new actor takes the place of the dead one: with Ray's own restarts,
+    whatever is sent while the actor comes up again is lost at once.
     """
 
     depth = 2
 
-    def __init__(self, setting: Setting, wanted: int, address: str | None = None) -> None:
+    def __init__(
+        self, setting: Setting, wanted: int, address: str | None = None, worker: type[Worker] = Worker
+    ) -> None:
+        """At most `wanted` actors of the class `worker`. Raises UserError where not one fits on the cluster."""
         import ray
 
         self._own = not ray.is_initialized()
         # Sockets have a limit of 107 characters to their paths, so Ray's folder stays short.
         self._scratch = tempfile.TemporaryDirectory(prefix="efface-ray-", ignore_cleanup_errors=True)
         if self._own:
-            _start_or_join(address or os.environ.get("RAY_ADDRESS"), setting, self._scratch.name)
+            start_or_join(address or os.environ.get("RAY_ADDRESS"), setting.cpus, self._scratch.name)
+        self._class = worker
+        self._setting = setting
         self._actors: list[Any] = []
-        self._running: dict[Any, tuple[int, Work, Any]] = {}
-        # An absolute path: an actor's working directory is its own.
-        self._setting = replace(setting, root=str(Path(setting.root).resolve()))
+        self._running: dict[Any, tuple[int, Work]] = {}
+        self._starting: dict[Any, int] = {}
+        self._deaths = 0
+        self._alive_at = time.monotonic()
         try:
             self.workers = _how_many(setting, wanted)
-            self._actors += [self._new_actor() for _ in range(self.workers)]
+            for number in range(self.workers):
+                self._actors.append(None)
+                self._start(number)
         except BaseException:
             self.close()
             raise
 
+    def arrived(self) -> list[int]:
+        import ray
+        from ray.exceptions import RayActorError
+
+        if not self._starting:
+            return []
+        ready, _ = ray.wait(list(self._starting), num_returns=len(self._starting), timeout=0)
+        workers = []
+        for reference in ready:
+            worker = self._starting.pop(reference)
+            try:
+                ray.get(reference)
+            except RayActorError as error:
+                self._deaths += 1
+                if "UserError" in str(error) or self._deaths >= STARTS:
+                    raise UserError(f"a worker cannot start: {_last_line(str(error))}") from None
+                self._start(worker)
+                continue
+            self._deaths = 0
+            workers.append(worker)
+        return workers
+
     def submit(self, worker: int, work: Work) -> None:
-        actor = self._actors[worker]
-        self._running[actor.run.remote(work)] = (worker, work, actor)
+        self._running[self._actors[worker].run.remote(work)] = (worker, work)
 
     def outcomes(self, timeout: float) -> Iterator[tuple[int, Work, Outcome]]:
         import ray
 
-        ended, _ = ray.wait(list(self._running), num_returns=1, timeout=timeout)
+        awaited = [*self._running, *self._starting]
+        if not ray.wait(awaited, num_returns=1, timeout=timeout)[0]:
+            self._give_up_on_nobody()
+            return
+        self._alive_at = time.monotonic()
+        running = list(self._running)
+        if not running:
+            return
+        ended, _ = ray.wait(running, num_returns=len(running), timeout=0)
         for reference in ended:
-            worker, work, actor = self._running.pop(reference)
-            outcome = self._outcome(reference)
-            if outcome is None:
-                if self._actors[worker] is actor:
-                    ray.kill(actor)
-                    self._actors[worker] = self._new_actor()
-                outcome = Outcome("fault", "the worker died")
-            yield worker, work, outcome
+            if reference in self._running:  # else it went with its actor
+                yield from self._ended(reference)
+
+    def replace(self, worker: int) -> bool:
+        import ray
+
+        for reference in self._of(worker):
+            del self._running[reference]
+        ray.kill(self._actors[worker])
+        self._start(worker)
+        return True
+
+    def clock(self) -> float:
+        return time.monotonic()
 
     def close(self) -> None:
         import ray
 
         for actor in self._actors:
-            ray.kill(actor)
+            if actor is not None:
+                ray.kill(actor)
         if self._own:
             ray.shutdown()
         self._scratch.cleanup()
 
-    def _new_actor(self) -> Any:
+    def _start(self, worker: int) -> None:
         import ray
 
         options = {"num_cpus": self._setting.cpus, "num_gpus": self._setting.gpus, "max_restarts": 0}
-        return ray.remote(Worker).options(**options).remote(self._setting)
+        self._actors[worker] = ray.remote(self._class).options(**options).remote(self._setting)
+        self._starting[self._actors[worker].ready.remote()] = worker
 
-    def _outcome(self, reference: Any) -> Outcome | None:
-        """How a call ended; None: its actor died. Raises UserError where a worker cannot even start."""
+    def _of(self, worker: int) -> list[Any]:
+        """The calls that a worker has not answered yet, in their order."""
+        return [reference for reference, (of, _) in self._running.items() if of == worker]
+
+    def _ended(self, reference: Any) -> Iterator[tuple[int, Work, Outcome]]:
+        """How a call ended; if its actor died, how all the calls it had not answered did."""
         import ray
         from ray.exceptions import RayActorError, RayError
 
+        worker, work = self._running.pop(reference)
         try:
-            outcome: Outcome = ray.get(reference)
-            return outcome
+            yield worker, work, ray.get(reference)
         except RayActorError as error:
-            if error.actor_init_failed:
-                raise UserError(f"a worker cannot start: {_last_line(str(error))}") from None
-            return None
+            # The first of them was under way; the others only waited in its line.
+            broke = Outcome("lost" if _node_died(error) else "fault", "the worker died", str(error), worker_gone=True)
+            waiting = [(other, *self._running.pop(other)) for other in self._of(worker)]
+            self._start(worker)
+            yield worker, work, broke
+            for _, of, waited in waiting:
+                yield of, waited, Outcome("lost", "the worker died", worker_gone=True)
         except RayError as error:
-            return Outcome("fault", type(error).__name__, str(error))
+            yield worker, work, Outcome("fault", type(error).__name__, str(error))
+
+    def _give_up_on_nobody(self) -> None:
+        """Raises JobFailure where for a long time there has been no worker at all."""
+        if self._running or time.monotonic() - self._alive_at < START_SECONDS:
+            return
+        need = _told({"CPU": float(self._setting.cpus), "GPU": self._setting.gpus})
+        raise JobFailure(
+            f"no worker came up within {START_SECONDS:g} s, each needs {need}; what is finished is kept, "
+            "start again when the cluster has them"
+        )
 
 
-def _last_line(text: str) -> str:
-    return text.strip().splitlines()[-1].split("UserError: ", 1)[-1]
-
-
-def _start_or_join(address: str | None, setting: Setting, scratch: str) -> None:
-    """Join the Ray at `address`, or start one on this machine that listens on loopback alone."""
+def start_or_join(address: str | None, cpus: int, scratch: str) -> None:
+    """Join the Ray at `address`, or start one on this machine that listens on loopback alone. Raises UserError."""
     import ray
     from ray._private import ray_constants
 
@@ -147,8 +231,7 @@ def _start_or_join(address: str | None, setting: Setting, scratch: str) -> None:
     # imported, which may have been earlier.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
-    cpus = max(os.cpu_count() or 1, setting.cpus)
-    ray.init("local", num_cpus=cpus, include_dashboard=False, _temp_dir=scratch, **quiet)
+    ray.init("local", num_cpus=max(os.cpu_count() or 1, cpus), include_dashboard=False, _temp_dir=scratch, **quiet)
 
 
 def _how_many(setting: Setting, wanted: int) -> int:
@@ -165,4 +248,21 @@ def _how_many(setting: Setting, wanted: int) -> int:
                 f"(the whole cluster: {total.get(name, 0):g}); lower resources in the campaign"
             )
     fit = min(int(free.get(name, 0) // amount) for name, amount in need.items() if amount)
-    return max(1, min(wanted, fit))
+    if fit < 1:
+        raise UserError(
+            f"a worker needs {_told(need)}, and all of the cluster is taken (free: "
+            f"{_told({name: free.get(name, 0.0) for name in need})}); wait for it, or stop what runs there"
+        )
+    return min(wanted, fit)
+
+
+def _told(resources: dict[str, float]) -> str:
+    return " and ".join(f"{amount:g} {name}" for name, amount in resources.items() if amount) or "nothing"
+
+
+def _node_died(error: Any) -> bool:
+    return bool(getattr(error, "preempted", False)) or "node" in str(error).lower().partition("died")[2]
+
+
+def _last_line(text: str) -> str:
+    return text.strip().splitlines()[-1].split("UserError: ", 1)[-1]

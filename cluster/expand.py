@@ -1,6 +1,7 @@
 """From what a user asks for, a campaign or some deltas, to the plan that does it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,6 @@ def _targets(campaign: Campaign, concept_set: ConceptSet) -> tuple[Concept, ...]
 def _jobs(
     campaign: Campaign, base: BaseSpec, base_id: str, concept_set: ConceptSet, targets: tuple[Concept, ...]
 ) -> Iterator[Model]:
-    groups = [(target,) for target in targets] if campaign.strategy == "single" else [targets]
     labels: set[str] = {BASE}
     for choice in campaign.methods:
         for config, swept in _variants(campaign, choice):
@@ -86,19 +86,31 @@ def _jobs(
                 )
             labels.add(label)
             resolved = parse_config(choice.method, config, choice.preset).model_dump(mode="json")
-            for concepts in groups:
+            make = partial(
+                make_job, base.name, base_id, choice.method, concept_set, config=resolved, strategy=campaign.strategy
+            )
+            names = [target.name for target in targets]
+            if campaign.strategy == "continual":
                 for seed in campaign.seeds:
-                    job = make_job(
-                        base.name,
-                        base_id,
-                        choice.method,
-                        concept_set,
-                        [concept.name for concept in concepts],
-                        config=resolved,
-                        strategy=campaign.strategy,
-                        seed=seed,
-                    )
-                    yield Model(label, job, base_id)
+                    yield from _chain(label, partial(make, seed=seed), names)
+            else:
+                groups = [[name] for name in names] if campaign.strategy == "single" else [names]
+                for group in groups:
+                    yield from (Model(label, make(group, seed=seed), base_id) for seed in campaign.seeds)
+
+
+def _chain(label: str, make: Callable[..., Job], names: Sequence[str]) -> Iterator[Model]:
+    """The models of a chain of requests, each made from the one before."""
+    before: Job | None = None
+    for stage in range(1, len(names) + 1):
+        job = make(names[:stage], parent=before.id) if before else make(names[:stage])
+        yield Model(stage_label(label, stage, len(names)), job, job.base_id, before.slug if before else None)
+        before = job
+
+
+def stage_label(label: str, stage: int, stages: int) -> str:
+    """What the model after request `stage` of a chain is called in tables; the last one has the method's own name."""
+    return label if stage == stages else f"{label} {stage}/{stages}"
 
 
 def _variants(campaign: Campaign, choice: MethodChoice) -> list[tuple[dict[str, Any], dict[str, Any]]]:

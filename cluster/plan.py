@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -40,12 +40,14 @@ class Model:
     """The method's name in tables."""
     job: Job | None
     base_id: str
+    after: str | None = None
+    """The folder of the model that this one continues, in a chain of requests."""
 
     @cached_property
     def id(self) -> str:
         return self.job.id if self.job else self.base_id[:16]
 
-    @property
+    @cached_property
     def folder(self) -> str:
         return self.job.slug if self.job else f"base-{self.id}"
 
@@ -97,6 +99,17 @@ class Plan:
     def provisional(self) -> bool:
         """Whether the base's weights, and with them all ids, are unknown until they are fetched."""
         return self.base_id == NOT_FETCHED
+
+    def part(self, number: int, parts: int) -> Plan:
+        """Part `number` (1, …) of `parts`: whole chains of models with their shards, and a share of the base's."""
+        share: dict[str, int] = {}
+        for model in self.jobs:
+            share[model.folder] = share[model.after] if model.after else len(share) % parts
+        mine = [model for model in self.jobs if share[model.folder] == number - 1]
+        base = self.models[0]
+        shards = {model.id: self.shards[model.id] for model in mine}
+        shards[base.id] = self.shards[base.id][number - 1 :: parts]
+        return replace(self, models=(base, *mine), shards=shards)
 
     @cached_property
     def judged(self) -> tuple[Concept, ...]:

@@ -67,11 +67,13 @@ class Display:
 
     def ended(self, worker: int, work: Work, outcome: Outcome, again: bool) -> None:
         self._doing[worker].remove(work)
-        if outcome.state != "done":
+        if outcome.state in ("failed", "fault", "lost"):
             self.failures.append((work, outcome))
             ending = "will be tried again" if again else "given up"
             line = Text.assemble((f"{describe(work)}: {ending}", "red"), f": {outcome.reason}")
             self.console.print(line, soft_wrap=True)
+        elif outcome.state != "done":
+            pass
         elif isinstance(work, Model):
             self._bars.advance(self._jobs_bar)
         elif isinstance(work, Shard):

@@ -3,11 +3,12 @@
 Shards go first to the worker that holds their model, so that a delta is loaded once and a model is judged as soon as
 it exists; and jobs, the long pieces, come before shards that no worker holds. Towards the end the rule turns about:
 the last jobs come before all shards, which then fill the time of the workers that have no job any more, each taking
-from the model that has most of them left.
+from the model that has most of them left. Of the jobs, those come first that most others wait for.
 """
 
 import heapq
-from collections import deque
+import itertools
+from collections import Counter, deque
 from collections.abc import Iterable
 
 from efface.cluster.plan import Calibration, Model, Shard
@@ -18,7 +19,8 @@ LAST_JOBS = 4
 
 
 class Queue:
-    """Work by model. A model's shards wait until the model exists, and all shards until the judges are calibrated."""
+    """Work by model. A job waits until the model exists that it continues, a model's shards until the model exists,
+    and all shards until the judges are calibrated."""
 
     def __init__(
         self,
@@ -31,8 +33,20 @@ class Queue:
         """`existing`: ids of the models that can be judged from the start; `workers`: how many will take work."""
         self._calibrations = deque(calibrations)
         self._uncalibrated = len(self._calibrations)
-        self._jobs = deque(jobs)
         self._existing = set(existing)
+        left = list(jobs)
+        self._followers: dict[str, list[Model]] = {}
+        """Jobs by the folder of the model they wait for."""
+        self._depth = _followers_in_all(left)
+        self._order = itertools.count()
+        self._jobs: list[tuple[int, int, Model]] = []
+        """A heap of the jobs that can be begun."""
+        undone = {model.folder for model in left}
+        for model in left:
+            if model.after in undone:
+                self._followers.setdefault(model.after, []).append(model)
+            else:
+                self._push(model)
         self._shards: dict[str, deque[Shard]] = {}
         for shard in shards:
             self._shards.setdefault(shard.model.id, deque()).append(shard)
@@ -42,8 +56,8 @@ class Queue:
         """Shards of models that exist."""
         self._fullest: list[tuple[int, int, str]] = []
         """A heap of (-shards left, rank, model) of models that exist; an entry with an old number of them is stale."""
-        for model in self._existing:
-            self._open(model)
+        for name in self._existing:
+            self._open(name)
 
     def take(self, held: str | None, *, shards_only: bool = False) -> Work | None:
         """The next piece for a worker that holds the model `held`; None if nothing can be done now."""
@@ -53,7 +67,7 @@ class Queue:
             return self._calibrations.popleft()
         own = self._judgeable(held)
         if self._jobs and (not own or len(self._jobs) <= LAST_JOBS * (self._workers - 1)):
-            return self._jobs.popleft()
+            return heapq.heappop(self._jobs)[-1]
         return self._pop(held) if held and own else self._pop_fullest()
 
     def _take_ahead(self, held: str | None) -> Shard | None:
@@ -72,29 +86,37 @@ class Queue:
                 self._ready += 1
                 self._note(work.model.id)
         elif isinstance(work, Model):
-            self._jobs.append(work)
+            self._push(work)
         else:
             self._calibrations.append(work)
 
     def exists(self, model: Model) -> None:
-        """The model has been made: its shards may go."""
+        """The model has been made: its shards may go, and the jobs that continue it."""
         if model.id not in self._existing:
             self._existing.add(model.id)
             self._open(model.id)
+            for follower in self._followers.pop(model.folder, ()):
+                self._push(follower)
 
     def calibrated(self) -> None:
         """One more judge may be asked."""
         self._uncalibrated -= 1
 
-    def drop(self, model: Model) -> int:
-        """Give up a model: its shards, and how many they were."""
+    def drop(self, model: Model) -> None:
+        """Give up what is left of a model: its shards, and where it does not exist all that would continue it."""
         dropped = len(self._shards.pop(model.id, ()))
         if model.id in self._existing:
             self._ready -= dropped
-        return dropped
+        else:
+            for follower in self._followers.pop(model.folder, ()):
+                self.drop(follower)
 
     def __len__(self) -> int:
-        return len(self._calibrations) + len(self._jobs) + sum(map(len, self._shards.values()))
+        waiting = sum(map(len, self._followers.values()))
+        return len(self._calibrations) + len(self._jobs) + waiting + sum(map(len, self._shards.values()))
+
+    def _push(self, job: Model) -> None:
+        heapq.heappush(self._jobs, (-self._depth[job.folder], next(self._order), job))
 
     def _judgeable(self, model: str | None) -> bool:
         return not self._uncalibrated and model in self._existing and model in self._shards
@@ -127,3 +149,12 @@ class Queue:
                 return self._pop(model)
             heapq.heappop(self._fullest)
         return None
+
+
+def _followers_in_all(jobs: Iterable[Model]) -> Counter[str]:
+    """How many jobs wait, one after the other, for each of `jobs`, which come in the order of their chains."""
+    count: Counter[str] = Counter()
+    for job in reversed(list(jobs)):
+        if job.after:
+            count[job.after] = max(count[job.after], count[job.folder] + 1)
+    return count

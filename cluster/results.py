@@ -1,5 +1,6 @@
 """From finished shards to what people read: the image table, scores, the leaderboard and the contact sheets."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.text import Text
 
-from efface.cluster.plan import BASE, Model, Plan
+from efface.cluster.plan import BASE, Plan, Shard
 from efface.cluster.run_folder import RunFolder
 from efface.errors import UserError
 from efface.eval.calibration import mean_accuracy, read_calibration
@@ -52,32 +53,36 @@ class Results:
                 console.print(str(path), soft_wrap=True, markup=False)
 
 
-def gather(plan: Plan, folder: RunFolder) -> Results:
-    """Put together all shards that are done, score them, and write the results into the run folder."""
-    failures = [
-        f"{model.folder} ({failure['stage']}): {failure['reason']}"
-        for model in plan.models
-        if (failure := folder.failure(model))
-    ]
-    whole = [model for model in plan.models if _judged(plan, folder, model)]
+def gather(plan: Plan, folder: RunFolder) -> Results | None:
+    """Put together all shards that are done, score them, and write the results into the run folder.
+
+    Every byte of a verdict is checked against its record. None where some were changed: their records are withdrawn,
+    so that they are made again.
+    """
+    made = folder.records(plan.jobs)
+    failed = folder.failures(plan.jobs)
+    failures = [f"{m.folder} ({failed[m.id]['stage']}): {failed[m.id]['reason']}" for m in plan.jobs if m.id in failed]
+    whole = [model for model in plan.models if len(folder.records(plan.shards[model.id])) == len(plan.shards[model.id])]
+    whole = [model for model in whole if model.job is None or model.id in made]
     accuracy = {
         trial.judge: mean_accuracy(read_calibration(folder.calibration(trial)).accuracy)
         for trial in plan.calibrations
-        if folder.record(trial)
+        if folder.verified(trial)
     }
     if not whole:
         return Results(folder, [], accuracy, failures, [])
     shards = [shard for model in whole for shard in plan.shards[model.id]]
-    table = pa.concat_tables([read_table(folder.verdicts(shard)) for shard in shards])
+    parts = [_verdicts(folder, shard) for shard in shards]
+    if any(part is None for part in parts):
+        return None
+    table = pa.concat_tables(parts)
     write_table(folder.table, table)
-    images = pa.concat_tables([read_images(folder.images(shard)) for shard in shards])
 
     scores, unscored = _scores(plan, table)
     by_label: dict[str, list[dict[str, Any]]] = {}
     for model in whole:
-        record = folder.record(model) if model.job else None
-        if record:
-            by_label.setdefault(model.label, []).append(record)
+        if model.id in made:
+            by_label.setdefault(model.label, []).append(made[model.id])
     changes = {label: mean_weight_change([r["weight_change"] for r in records]) for label, records in by_label.items()}
     seconds = {
         label: sum(r["metrics"]["seconds"] for r in records)
@@ -87,13 +92,32 @@ def gather(plan: Plan, folder: RunFolder) -> Results:
     rows = leaderboard(scores, changes, seconds)
     write_json(folder.scores, {"methods": scores, "weight_change": changes, "seconds": seconds, "judges": accuracy})
     write_csv(folder.leaderboard, rows)
-    write_sheets(folder.sheets, _of_first_judge(plan, table), images)
+    write_sheets(folder.sheets, _of_first_judge(plan, table), _finder(folder, shards, parts))
     return Results(folder, rows, accuracy, failures, unscored)
 
 
-def _judged(plan: Plan, folder: RunFolder, model: Model) -> bool:
-    """Whether every image of the model has its verdicts."""
-    return all(folder.record(shard) for shard in plan.shards[model.id])
+def _verdicts(folder: RunFolder, shard: Shard) -> pa.Table | None:
+    """The rows of a shard, if its file is what its record says; else the record is withdrawn."""
+    if not folder.verified(shard, [folder.verdicts(shard).name]):
+        return None
+    return read_table(folder.verdicts(shard))
+
+
+def _finder(
+    folder: RunFolder, shards: Sequence[Shard], parts: Sequence[pa.Table]
+) -> Callable[[Sequence[str]], pa.Table]:
+    """What finds images by their hashes, and reads only the shards that they are in."""
+
+    def find(hashes: Sequence[str]) -> pa.Table:
+        wanted = pa.array(hashes, pa.string())
+        having = [
+            shard
+            for shard, part in zip(shards, parts, strict=True)
+            if pc.any(pc.is_in(part["image_sha256"], wanted)).as_py()
+        ]
+        return pa.concat_tables([read_images(folder.images(shard)) for shard in having])
+
+    return find
 
 
 def _scores(plan: Plan, table: pa.Table) -> tuple[dict[str, dict[str, Any]], list[str]]:

@@ -1,7 +1,10 @@
 """Run a campaign: plan, see what is missing, do it on Ray or in this process, and put the results together."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +12,18 @@ from omegaconf import OmegaConf
 from pydantic import BaseModel
 from rich.console import Console
 
-from efface.cluster.campaign import Campaign, DeltaEvaluation, read_campaign
+from efface.cluster.campaign import HOW, Campaign, DeltaEvaluation, Limits, read_campaign
 from efface.cluster.dispatch import Remaining, dispatch, remaining
 from efface.cluster.executors import Executor, InProcess, RayActors
 from efface.cluster.expand import plan_campaign, plan_deltas
+from efface.cluster.lease import Lease
 from efface.cluster.plan import Plan
 from efface.cluster.progress import Display
 from efface.cluster.results import Results, gather
-from efface.cluster.run_folder import RunFolder, Work
+from efface.cluster.run_folder import RunFolder
 from efface.cluster.worker import Setting
-from efface.errors import JobFailure
-from efface.files import content_id
+from efface.errors import JobFailure, StorageError, UserError
+from efface.files import content_id, is_remote
 from efface.models.delta import Delta
 
 ROUNDS = 4
@@ -32,6 +36,7 @@ class Run:
 
     plan: Plan
     folder: RunFolder
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def remaining(self) -> Remaining:
@@ -42,15 +47,16 @@ def open_run(campaign: Campaign, out: Path | None) -> Run:
     """The run of a campaign in `out` (default `runs/NAME`), made ready. Raises UserError."""
     plan = plan_campaign(campaign)
     folder = RunFolder(out or Path("runs") / campaign.name)
-    folder.open(folder.campaign, _yaml(campaign))
-    return Run(plan, folder)
+    folder.open(folder.campaign, _yaml(campaign), HOW)
+    return Run(plan, folder, campaign.limits)
 
 
 def reopen_run(root: Path) -> Run:
     """The run that a folder holds. Raises UserError where it holds none."""
     folder = RunFolder(root)
     folder.must_exist()
-    return Run(plan_campaign(read_campaign(folder.campaign)), folder)
+    campaign = read_campaign(folder.campaign)
+    return Run(plan_campaign(campaign), folder, campaign.limits)
 
 
 def open_evaluation(deltas: Sequence[tuple[Path, Delta]], wanted: DeltaEvaluation, out: Path | None) -> Run:
@@ -60,7 +66,7 @@ def open_evaluation(deltas: Sequence[tuple[Path, Delta]], wanted: DeltaEvaluatio
 
     plan = plan_deltas(deltas, wanted)
     folder = RunFolder(out or Path("runs") / f"evaluation-{content_id(sorted(model.id for model in plan.jobs))}")
-    folder.open(folder.evaluation, _yaml(wanted))
+    folder.open(folder.evaluation, _yaml(wanted), HOW)
     base = None
     for model, (_, delta) in zip(plan.jobs, deltas, strict=True):
         if model.job and not folder.record(model):
@@ -72,22 +78,86 @@ def open_evaluation(deltas: Sequence[tuple[Path, Delta]], wanted: DeltaEvaluatio
                 "weight_change": weight_change(base, delta),
             }
             folder.finish(model, [folder.delta(model)], label=model.label, **facts)
-    return Run(plan, folder)
+    return Run(plan, folder, wanted.limits)
 
 
 def carry_out(run: Run, workers: int | None, address: str | None, console: Console) -> Results:
-    """Do what is missing, then score. `workers`: at most so many; 0: in this process, without Ray."""
-    for _ in range(ROUNDS):
-        left = _undamaged(run)
-        if left.nothing:
-            return gather(run.plan, run.folder)
-        executor = _executor(run, left, workers, address)
-        try:
-            with Display(run.plan, left, executor.workers, console) as display:
-                dispatch(left, run.folder, executor, display)
-        finally:
-            executor.close()
+    """Do what is missing, then score. `workers`: at most so many; 0: in this process, without Ray.
+
+    Raises UserError where another driver is at work on the run, and Stopped where it was laid down on the way.
+    """
+    with Lease(run.folder.root) as lease, _asked_to_stop(console) as asked:
+        wish = run.folder.wish()
+
+        def stopping() -> bool:
+            if lease.lost:
+                raise StorageError(f"{run.folder.root}: {lease.lost}")
+            if asked and run.folder.wish() == wish:
+                run.folder.wish_to_stop()  # workers elsewhere hear of it
+            return run.folder.wish() != wish
+
+        for _ in range(ROUNDS):
+            left = run.remaining
+            results = gather(run.plan, run.folder) if left.nothing else None
+            if results:
+                return results
+            if not left.nothing:
+                _do(run, left, workers, address, console, stopping)
     raise JobFailure(f"{run.folder.root}: files there change after they are written, so the run cannot be finished")
+
+
+def carry_out_part(run: Run, number: int, parts: int, console: Console) -> int:
+    """Do what is missing of one part of several, in this process, and say how many jobs of it have failed.
+
+    Parts run side by side without knowing of each other. When all are through, `carry_out` has nothing left to do but
+    to score.
+    """
+    if not 1 <= number <= parts:
+        raise UserError(f"--part {number}/{parts}: should be 1/{parts} to {parts}/{parts}")
+    part = replace(run, plan=run.plan.part(number, parts))
+    with _asked_to_stop(console) as asked:
+        left, wish = part.remaining, run.folder.wish()
+        if not left.nothing:
+            _do(part, left, 0, None, console, lambda: bool(asked) or run.folder.wish() != wish)
+    return len(part.remaining.failed)
+
+
+def _do(
+    run: Run,
+    left: Remaining,
+    workers: int | None,
+    address: str | None,
+    console: Console,
+    stopping: Callable[[], bool],
+) -> None:
+    """One time through the remaining work."""
+    executor = _executor(run, left, workers, address, stopping)
+    with ExitStack() as closing:
+        closing.callback(executor.close)
+        display = closing.enter_context(Display(run.plan, left, executor.workers, console))
+        dispatch(left, run.folder, executor, display, run.limits, stopping)
+
+
+@contextmanager
+def _asked_to_stop(console: Console) -> Iterator[list[int]]:
+    """Signals that ask to stop: the first is kept in the list, a second one interrupts at once."""
+    asked: list[int] = []
+
+    def hear(number: int, frame: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        console.print("laying down: what runs is saved or finished, nothing new begins; once more stops at once")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked  # only the main thread may hear signals
+        return
+    before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _yaml(order: BaseModel) -> str:
@@ -95,10 +165,13 @@ def _yaml(order: BaseModel) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(order.model_dump(mode="json")))
 
 
-def _executor(run: Run, left: Remaining, workers: int | None, address: str | None) -> Executor:
-    resources = run.plan.resources
+def _executor(
+    run: Run, left: Remaining, workers: int | None, address: str | None, stopping: Callable[[], bool]
+) -> Executor:
+    resources, root = run.plan.resources, run.folder.root
     setting = Setting(
-        root=str(run.folder.root.resolve()),
+        # An absolute path: an actor's working directory is its own.
+        root=str(root if is_remote(root) else root.resolve()),
         base=run.plan.base,
         base_id=run.plan.base_id,
         concept_set=run.plan.concept_set,
@@ -108,30 +181,25 @@ def _executor(run: Run, left: Remaining, workers: int | None, address: str | Non
         judged=run.plan.judged,
         cpus=resources.cpus,
         gpus=resources.gpus,
+        checkpoint_steps=run.limits.checkpoint_steps,
+        wish=run.folder.wish(),
     )
     if workers == 0:
-        return InProcess(setting)
+        return InProcess(setting, stopping)
     useful = len(left.calibrations) + len(left.jobs) + len(left.shards)
     return RayActors(setting, min(useful, workers or useful), address)
-
-
-def _undamaged(run: Run) -> Remaining:
-    """What remains to be done; finished files whose bytes have changed count as not done."""
-    shards = (shard for shards in run.plan.shards.values() for shard in shards)
-    everything: tuple[Work, ...] = (*run.plan.calibrations, *run.plan.jobs, *shards)
-    for work in everything:
-        run.folder.damaged(work)
-    return run.remaining
 
 
 def summary(run: Run) -> dict[str, Any]:
     """How far a run is: counts of jobs and images, done, failed and all."""
     left = run.remaining
-    failed = {model.id for model in left.failed if model.job}
+    failures = run.folder.failures(run.plan.jobs)
+    made = run.folder.records(run.plan.jobs)
+    given_up = {model.id for model in (*left.failed, *left.blocked)}
     images_left = sum(len(shard.questions) for shard in left.shards)
     images_lost = sum(
         len(shard.questions)
-        for model in left.failed
+        for model in (*left.failed, *left.blocked)
         for shard in run.plan.shards[model.id]
         if not run.folder.record(shard)
     )
@@ -139,8 +207,9 @@ def summary(run: Run) -> dict[str, Any]:
         "campaign": run.plan.name,
         "jobs": {
             "all": len(run.plan.jobs),
-            "done": len(run.plan.jobs) - len(left.jobs) - len(failed),
-            "failed": len(failed),
+            "done": len(made.keys() - given_up),
+            "failed": len(left.failed),
+            "blocked": len(left.blocked),
             "left": len(left.jobs),
         },
         "images": {
@@ -150,8 +219,7 @@ def summary(run: Run) -> dict[str, Any]:
             "left": images_left,
         },
         "failures": [
-            {"job": model.folder, **{key: value for key, value in failure.items() if key != "details"}}
+            {"job": model.folder, **{key: value for key, value in failures[model.id].items() if key != "details"}}
             for model in left.failed
-            if (failure := run.folder.failure(model))
         ],
     }

@@ -2,23 +2,29 @@
 
     campaign.yaml                                  the campaign as it was read
     calibration/<judge>-<id>.json                  how a judge does on images of the base; <judge>-<id>.record.json
-    jobs/<job>/delta.safetensors, record.json      a finished job; failure.json instead for one that cannot be
+    jobs/<job>/delta.safetensors, record.json      a finished job; failure.json instead for one that cannot be;
+                                                   log.txt; checkpoint.safetensors while it is trained
     evaluations/<model>/<shard>.verdicts.parquet   rows of the image table
     evaluations/<model>/<shard>.images.parquet     the images behind them, PNG in Parquet
     evaluations/<model>/<shard>.json               the shard's record
     table.parquet scores.json leaderboard.csv sheets/<concept>.png
+    leases/ logs/ stop.json                        who works on it, what happened, and a wish that it stop
 
-A record is written after the outputs it names, with their SHA-256; what has no record is not done. Every write is
-atomic, so a run may be killed at any moment and started again.
+A record is written after the outputs it names, with their sizes and SHA-256, and carries a check of itself; what has no
+record is not done. Every write is atomic, so a run may be killed at any moment and started again. The folder is local,
+on a shared file system, or on an object store.
 """
 
 import json
+import os
+import uuid
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from efface.cluster.plan import Calibration, Model, Shard
-from efface.errors import UserError
-from efface.files import sha256_file, slug, write_atomic, write_json
+from efface.errors import StorageError, UserError
+from efface.files import as_path, content_id, is_remote, sha256_file, slug, write_atomic, write_json
 
 Work = Calibration | Model | Shard
 
@@ -27,7 +33,7 @@ class RunFolder:
     """Paths, records and results of one campaign."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+        self.root = as_path(root)
 
     # where things lie
 
@@ -61,8 +67,24 @@ class RunFolder:
     def sheets(self) -> Path:
         return self.root / "sheets"
 
+    @property
+    def logs(self) -> Path:
+        """What drivers noted, one file for each."""
+        return self.root / "logs"
+
     def delta(self, model: Model) -> Path:
-        return self._job(model) / "delta.safetensors"
+        return self.job(model) / "delta.safetensors"
+
+    def parent_delta(self, model: Model) -> Path | None:
+        """Of the model that this one continues, in a chain of requests."""
+        return self.root / "jobs" / model.after / "delta.safetensors" if model.after else None
+
+    def checkpoint(self, model: Model) -> Path:
+        return self.job(model) / "checkpoint.safetensors"
+
+    def log(self, model: Model) -> Path:
+        """What a job's training printed."""
+        return self.job(model) / "log.txt"
 
     def verdicts(self, shard: Shard) -> Path:
         return self._evaluation(shard.model) / f"{self._stem(shard)}.verdicts.parquet"
@@ -76,60 +98,91 @@ class RunFolder:
     # what is done
 
     def record(self, work: Work) -> dict[str, Any] | None:
-        """The record of finished work; None if it is not done, or a file it names is gone."""
-        path = self._record(work)
-        record = _read_json(path)
-        if record is None or record.get("id") != work.id:
+        """The record of finished work; None if it is not done, or a file it names is gone or was changed since."""
+        return self.records([work]).get(work.id)
+
+    def records(self, works: Iterable[Work]) -> dict[str, dict[str, Any]]:
+        """The records of those works that are done, by their ids. A folder is listed once for all its works.
+
+        An output is known by its size; one that is newer than its record is hashed. A record whose outputs are not what
+        it says is withdrawn.
+        """
+        listings: dict[Path, dict[str, _Entry]] = {}
+        found = {}
+        for work in works:
+            path = self._record(work)
+            if path.parent not in listings:
+                listings[path.parent] = _entries(path.parent)
+            record = self._whole(path, work, listings[path.parent])
+            if record is not None:
+                found[work.id] = record
+        return found
+
+    def verified(self, work: Work, names: Iterable[str] | None = None) -> dict[str, Any] | None:
+        """The record of finished work whose outputs (or those of `names`) have just been hashed, every byte; else it
+        is withdrawn."""
+        record = self.record(work)
+        if record is None:
             return None
-        whole = all((path.parent / name).is_file() for name in record.get("outputs", {}))
-        return record if whole else None
+        path, outputs = self._record(work), record["outputs"]
+        if all(_sha256(path.parent / name) == outputs[name]["sha256"] for name in names or outputs):
+            return record
+        path.unlink()
+        return None
 
     def failure(self, model: Model) -> dict[str, Any] | None:
         """Why a job cannot be finished, if it was tried and failed."""
-        return _read_json(self._job(model) / "failure.json")
+        return _read_json(self.job(model) / "failure.json")
+
+    def failures(self, models: Iterable[Model]) -> dict[str, dict[str, Any]]:
+        """Why jobs cannot be finished, by their ids."""
+        told = {model.id: self.failure(model) for model in models if model.job}
+        return {name: failure for name, failure in told.items() if failure is not None}
 
     def finish(self, work: Work, outputs: list[Path], **facts: Any) -> dict[str, Any]:
         """Write the record of finished work; its outputs lie beside it and are whole."""
-        record = {"id": work.id, "outputs": {path.name: sha256_file(path) for path in outputs}, **facts}
-        write_json(self._record(work), record)
+        kept = {path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size} for path in outputs}
+        record = {"id": work.id, "outputs": kept, **facts}
+        write_json(self._record(work), {**record, "check": content_id(record)})
         if isinstance(work, Model):
-            (self._job(work) / "failure.json").unlink(missing_ok=True)
+            for name in ("failure.json", "checkpoint.safetensors"):
+                (self.job(work) / name).unlink(missing_ok=True)
         return record
 
     def fail(self, work: Model | Shard, reason: str, details: str) -> None:
         """Keep why a job, or a shard of its model, was given up."""
         model = work if isinstance(work, Model) else work.model
         stage = "training" if isinstance(work, Model) else f"judging, shard {work.index}"
-        write_json(self._job(model) / "failure.json", {"stage": stage, "reason": reason, "details": details})
+        write_json(self.job(model) / "failure.json", {"stage": stage, "reason": reason, "details": details})
 
     def forgive(self, model: Model) -> None:
         """Forget a failure, so that the job is tried again."""
-        (self._job(model) / "failure.json").unlink(missing_ok=True)
+        (self.job(model) / "failure.json").unlink(missing_ok=True)
 
-    def damaged(self, work: Work) -> list[Path]:
-        """Outputs of finished work whose bytes are not those of its record; the record is then withdrawn."""
-        record = self.record(work)
-        if record is None:
-            return []
-        folder = self._record(work).parent
-        bad = [folder / name for name, sha256 in record["outputs"].items() if sha256_file(folder / name) != sha256]
-        if bad:
-            self._record(work).unlink()
-        return bad
+    def wish_to_stop(self) -> None:
+        """Ask whoever works on this run, on any machine, to lay it down."""
+        write_json(self.root / "stop.json", {"wish": uuid.uuid4().hex})
 
-    def open(self, order: Path, text: str) -> None:
-        """Make the folder ready for what `text` orders, kept in the file `order` of the folder.
+    def wish(self) -> str | None:
+        """The last wish to stop; who finds another one than at its start lays down its work."""
+        wish = _read_json(self.root / "stop.json")
+        return str(wish.get("wish")) if wish else None
 
-        Raises UserError where the folder holds a run of another order, or cannot be written.
+    def open(self, order: Path, text: str, free: Iterable[str] = ()) -> None:
+        """Make the folder ready for what the YAML `text` orders, kept in the file `order` of the folder.
+
+        The keys in `free` may change from one start to the next. Raises UserError where the folder holds a run of
+        another order, or cannot be written.
         """
         try:
             if self.root.exists() and not self.root.is_dir():
                 raise UserError(f"{self.root}: is a file, should be a folder for the run")
             before = order.read_text(encoding="utf-8", errors="replace") if order.is_file() else text
         except OSError as error:
-            raise UserError(f"{order}: cannot be read ({error.strerror})") from None
-        if before != text:
-            difference = _difference(before, text)
+            raise StorageError(f"{order}: cannot be read ({error.strerror or error})") from None
+        old, new = (_without(free, whole) for whole in (before, text))
+        if old != new:
+            difference = _difference(old, new)
             raise UserError(f"{order}: the run there is of another order ({difference}); give --out another folder")
         write_atomic(order, text.encode())
 
@@ -138,11 +191,25 @@ class RunFolder:
         if not self.campaign.is_file():
             raise UserError(f"{self.root}: is no run folder, it holds no {self.campaign.name}")
 
-    def _job(self, model: Model) -> Path:
+    def job(self, model: Model) -> Path:
         return self.root / "jobs" / model.folder
 
     def _evaluation(self, model: Model) -> Path:
         return self.root / "evaluations" / model.folder
+
+    def _whole(self, path: Path, work: Work, entries: dict[str, "_Entry"]) -> dict[str, Any] | None:
+        """The record at `path` if it is this work's, as it was written, and its outputs are what it says."""
+        record = _intact(_read_json(path)) if path.name in entries else None
+        if record is None or record.get("id") != work.id:
+            return None
+        outputs: dict[str, dict[str, Any]] = record["outputs"]
+        if any(name not in entries or entries[name].size != output["bytes"] for name, output in outputs.items()):
+            return None
+        newer = [name for name in outputs if entries[name].changed > entries[path.name].changed]
+        if any(_sha256(path.parent / name) != outputs[name]["sha256"] for name in newer):
+            path.unlink()
+            return None
+        return record
 
     def _stem(self, shard: Shard) -> str:
         return f"{shard.index:05d}-{shard.id}"
@@ -151,8 +218,19 @@ class RunFolder:
         if isinstance(work, Calibration):
             return self.calibration(work).with_suffix(".record.json")
         if isinstance(work, Model):
-            return self._job(work) / "record.json"
+            return self.job(work) / "record.json"
         return self._evaluation(work.model) / f"{self._stem(work)}.json"
+
+
+def _without(keys: Iterable[str], text: str) -> str:
+    """The text of a YAML mapping without those of its keys: a key's lines are its own and the indented ones below."""
+    kept, leaving = [], False
+    for line in text.splitlines():
+        if not line.startswith((" ", "-")):
+            leaving = line.partition(":")[0] in keys
+        if not leaving:
+            kept.append(line)
+    return "\n".join(kept)
 
 
 def _difference(before: str, now: str) -> str:
@@ -163,10 +241,54 @@ def _difference(before: str, now: str) -> str:
     return f"there: {', '.join(gone) or 'nothing more'}; asked for now: {', '.join(come) or 'nothing more'}"
 
 
+class _Entry(NamedTuple):
+    """A file in a listing: its size in bytes, and when it was changed last, by the clock of its store."""
+
+    size: int
+    changed: float
+
+
+def _entries(folder: Path) -> dict[str, _Entry]:
+    """The files in a folder by name; none where there is no folder. Raises StorageError where it cannot be read."""
+    try:
+        if is_remote(folder):
+            store: Any = folder
+            files = store.fs.ls(store.path, detail=True)
+            return {f["name"].rpartition("/")[2]: _Entry(f["size"] or 0, _moment(f)) for f in files}
+        with os.scandir(folder) as entries:
+            stats = {entry.name: entry.stat() for entry in entries if entry.name[0] != "."}
+        return {name: _Entry(stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be read ({error.strerror or error})") from None
+
+
+def _moment(file: dict[str, Any]) -> float:
+    moment = file.get("LastModified") or file.get("created")
+    return moment.timestamp() if moment else 0.0
+
+
+def _sha256(path: Path) -> str | None:
+    """The hash of a file; None where it is gone."""
+    try:
+        return sha256_file(path)
+    except FileNotFoundError:
+        return None
+
+
 def _read_json(path: Path) -> dict[str, Any] | None:
     """The record in a file; None where there is none, or a damaged one: then the work is simply done again."""
     try:
         data = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return data if isinstance(data, dict) else None
+
+
+def _intact(record: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A record without its check, if it is what was once written."""
+    try:
+        return record if record and record.pop("check", None) == content_id(record) else None
+    except (ValueError, RecursionError):  # no JSON that was written here
+        return None

@@ -74,10 +74,15 @@ class VirtualGPUs:
         self._faults = faults or Faults()
         self._chance = random.Random(self._faults.seed)
         self._given: list[deque[Work]] = [deque() for _ in speeds]
+        self._arrived = list(range(self.workers))
         self._ready = [rates.start_seconds] * self.workers
         self._resident: list[str | None] = [None] * self.workers
         self._events: list[tuple[float, int, Stretch]] = []
         self._order = itertools.count()
+
+    def arrived(self) -> list[int]:
+        arrived, self._arrived = self._arrived, []
+        return arrived
 
     def submit(self, worker: int, work: Work) -> None:
         self._given[worker].append(work)
@@ -94,12 +99,19 @@ class VirtualGPUs:
             given.clear()
             self._resident[worker] = None
             self._ready[worker] = self.now + self._rates.start_seconds
-            yield from ((worker, work, Outcome("fault", "the worker died")) for work in lost)
+            self._arrived.append(worker)
+            yield from ((worker, work, Outcome("lost", ended.fate, worker_gone=True)) for work in lost)
             return
         given.popleft()
         if given:
             self._begin(worker)
         yield worker, ended.work, Outcome("done" if ended.fate == "done" else "fault", ended.fate)
+
+    def replace(self, worker: int) -> bool:
+        return False
+
+    def clock(self) -> float:
+        return self.now
 
     def close(self) -> None:
         pass

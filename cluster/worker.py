@@ -5,21 +5,25 @@ It knows nothing of Ray. The same class runs inside a Ray actor, in the driver's
 
 import io
 import os
+import time
 import traceback
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from efface.cluster.plan import Calibration, Model, Shard
 from efface.cluster.run_folder import RunFolder, Work
 from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import PromptSet
-from efface.errors import JobFailure, UserError
+from efface.errors import JobFailure, Stopped, StorageError, UserError
+from efface.files import local_copy, write_atomic
 from efface.models.base import BaseSpec
 from efface.models.recipe import Recipe
 
 if TYPE_CHECKING:
     from efface.eval.judges.judge import Judge
+    from efface.models.delta import Delta
 
 CALIBRATION_SEEDS = (10_000, 10_001)
 """Image seeds of a judge's trial, apart from those of a campaign: one to fit on, one to measure on."""
@@ -40,30 +44,46 @@ class Setting:
     """Every concept that a judge will be asked about."""
     cpus: int
     gpus: float
+    checkpoint_steps: int = 50
+    """Optimiser steps between two checkpoints of a training."""
+    wish: str | None = None
+    """The last wish to stop that does not count any more."""
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a piece of work ended.
 
-    `failed`: it cannot be done as asked, and trying again would not help. `fault`: something broke on the way.
+    `failed`: it cannot be done as asked, and trying again would not help. `fault`: something broke on the way. `lost`:
+    its worker or node went away, which is not the work's fault. `stopped`: laid down on request. `storage`: results can
+    be kept no more. `spare`: a copy of it was done before.
     """
 
-    state: Literal["done", "failed", "fault"]
+    state: Literal["done", "failed", "fault", "lost", "stopped", "storage", "spare"]
     reason: str = ""
     details: str = ""
+    worker_gone: bool = False
+    """The worker can take no more work; another comes in its place."""
+    halved: bool = False
+    """The memory did not suffice, and it was done in batches of half the size."""
+
+
+STOP_LOOKS = 1.0
+"""Seconds between two looks at whether the run is to be laid down."""
 
 
 class Worker:
     """Holds the base; `run` does one piece of work and leaves its outputs and record in the run folder."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, stopping: Callable[[], bool] | None = None) -> None:
+        """`stopping`: whether to lay work down; default: whether the run folder has a new wish to stop."""
         import torch
 
         from efface.models.base import load_base
 
         torch.set_num_threads(setting.cpus)
         self.device = "cuda" if setting.gpus and torch.cuda.is_available() else "cpu"
+        self.device_name = torch.cuda.get_device_name() if self.device == "cuda" else "cpu"
         if self.device == "cuda" and setting.gpus < 1:
             torch.cuda.set_per_process_memory_fraction(setting.gpus)
         self.setting = setting
@@ -76,6 +96,8 @@ class Worker:
             )
         self._judges: dict[str, Judge] = {}
         self._resident = self.base.fingerprint[:16]
+        self._stopping = stopping or (lambda: self.folder.wish() != setting.wish)
+        self._looked = time.monotonic()
 
     def ready(self) -> int:
         """The process id, once everything is loaded."""
@@ -84,31 +106,50 @@ class Worker:
     def run(self, work: Work) -> Outcome:
         """Train a job or judge a shard. Never raises: what goes wrong is told in the outcome, with its log."""
         log = io.StringIO()
+        outcome = Outcome("done")
         try:
             with redirect_stdout(log), redirect_stderr(log):
-                if isinstance(work, Calibration):
-                    self._calibrate(work)
-                elif isinstance(work, Model):
-                    self._train(work)
-                else:
-                    self._judge(work)
+                try:
+                    self._do(work, halve=False)
+                except Exception as error:
+                    if not _out_of_memory(error):
+                        raise
+                    print(f"{error}\nthe memory does not suffice: again, in batches of half the size")
+                    error.__traceback__ = None  # it holds on to the tensors
+                    self._do(work, halve=True)
+                    outcome = Outcome("done", halved=True)
+        except Stopped:
+            outcome = Outcome("stopped", "laid down")
+        except StorageError as error:
+            outcome = Outcome("storage", str(error), log.getvalue())
         except (JobFailure, UserError) as error:
-            return Outcome("failed", str(error), log.getvalue() + traceback.format_exc())
+            outcome = Outcome("failed", str(error), log.getvalue() + traceback.format_exc())
         except Exception as error:
-            return Outcome("fault", f"{type(error).__name__}: {error}", log.getvalue() + traceback.format_exc())
-        return Outcome("done")
+            outcome = Outcome("fault", f"{type(error).__name__}: {error}", log.getvalue() + traceback.format_exc())
+        if isinstance(work, Model):
+            return self._kept(work, outcome, log.getvalue())
+        return outcome
 
-    def _calibrate(self, trial: Calibration) -> None:
+    def _do(self, work: Work, halve: bool) -> None:
+        if isinstance(work, Calibration):
+            self._calibrate(work, halve)
+        elif isinstance(work, Model):
+            self._train(work, halve)
+        else:
+            self._judge(work, halve)
+
+    def _calibrate(self, trial: Calibration, halve: bool) -> None:
         from efface.eval.calibration import calibrate
         from efface.eval.judges.judge import load_judge
 
+        start = time.perf_counter()
         self._put(None)
         judge = load_judge(trial.judge, self.device)
         setting = self.setting
         _, found = calibrate(
             judge,
             self.base,
-            setting.recipe,
+            self._recipe(halve),
             setting.concept_set,
             setting.prompt_set,
             setting.judged,
@@ -116,35 +157,48 @@ class Worker:
         )
         path = self.folder.calibration(trial)
         found.save(path)
-        self.folder.finish(trial, [path])
+        self.folder.finish(trial, [path], **self._cost(start))
 
-    def _train(self, model: Model) -> None:
+    def _train(self, model: Model, halve: bool) -> None:
         from efface.eval.weight_change import weight_change
         from efface.train.job import run_job
 
         assert model.job
+        start = time.perf_counter()
         self._put(None)
-        delta, metrics = run_job(model.job, self.base, self.setting.concept_set, cache=self.folder.cache)
+        parent = self.folder.parent_delta(model)
+        delta, metrics = run_job(
+            model.job,
+            self.base,
+            self.setting.concept_set,
+            self._on_step,
+            cache=self.folder.cache,
+            parent=_load(parent) if parent else None,
+            checkpoint=self.folder.checkpoint(model),
+            every=self.setting.checkpoint_steps,
+            halve_batch=halve,
+        )
         path = self.folder.delta(model)
-        delta.save(path)
-        change = weight_change(self.base, delta)
+        _save(delta, path)
         self.folder.finish(
             model,
             [path],
             label=model.label,
             job=model.job.model_dump(mode="json"),
             metrics=metrics,
-            weight_change=change,
+            weight_change=weight_change(self.base, delta),
+            **self._cost(start),
         )
 
-    def _judge(self, shard: Shard) -> None:
+    def _judge(self, shard: Shard, halve: bool) -> None:
         from efface.eval.evaluate import evaluate
         from efface.eval.table import write_table
 
+        start = time.perf_counter()
         self._put(shard.model)
         verdicts, images = evaluate(
             self.base,
-            self.setting.recipe,
+            self._recipe(halve),
             shard.questions,
             [self._judge_of(trial) for trial in self.setting.calibrations],
             self.setting.concept_set,
@@ -154,7 +208,7 @@ class Worker:
         outputs = [self.folder.verdicts(shard), self.folder.images(shard)]
         for path, table in zip(outputs, (verdicts, images), strict=True):
             write_table(path, table)
-        self.folder.finish(shard, outputs, images=len(shard.questions))
+        self.folder.finish(shard, outputs, images=len(shard.questions), **self._cost(start))
 
     def _judge_of(self, trial: Calibration) -> "Judge":
         from efface.eval.judges.judge import load_judge
@@ -165,10 +219,54 @@ class Worker:
 
     def _put(self, model: Model | None) -> None:
         """Make the resident base the given model, or itself again."""
-        from efface.models.delta import Delta
-
         wanted = model.id if model else self.base.fingerprint[:16]
         if wanted != self._resident:
             edited = model is not None and model.job is not None
-            self.base.swap(Delta.load(self.folder.delta(model)) if edited and model else None)
+            self.base.swap(_load(self.folder.delta(model)) if edited and model else None)
             self._resident = wanted
+
+    def _recipe(self, halve: bool) -> Recipe:
+        recipe = self.setting.recipe
+        return recipe.model_copy(update={"batch_size": max(1, recipe.batch_size // 2)}) if halve else recipe
+
+    def _on_step(self, done: int, steps: int, loss: float) -> None:
+        """After every optimiser step. Raises Stopped where work is to be laid down."""
+        if done % max(1, steps // 20) == 0 or done == steps:
+            print(f"step {done} of {steps}, loss {loss:.6g}")
+        if time.monotonic() - self._looked >= STOP_LOOKS:
+            self._looked = time.monotonic()
+            if self._stopping():
+                raise Stopped
+
+    def _cost(self, start: float) -> dict[str, Any]:
+        return {"seconds": time.perf_counter() - start, "device": self.device_name}
+
+    def _kept(self, model: Model, outcome: Outcome, printed: str) -> Outcome:
+        """The outcome, once the log of the job's training is kept beside it."""
+        told = f"{printed}{outcome.reason}\n" if outcome.reason else printed
+        try:
+            write_atomic(self.folder.log(model), told.encode(errors="replace"))
+        except StorageError as error:
+            return Outcome("storage", str(error)) if outcome.state == "done" else outcome
+        return outcome
+
+
+def _load(path: Any) -> "Delta":
+    from efface.models.delta import Delta
+
+    with local_copy(path) as file:
+        return Delta.load(file)
+
+
+def _save(delta: "Delta", path: Any) -> None:
+    with local_copy(path) as file:
+        delta.save(file)
+        if file != path:
+            write_atomic(path, file.read_bytes())
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether a GPU, or this machine, had too little memory."""
+    import torch
+
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

@@ -37,10 +37,21 @@ class PretendedWorkers:
         self.random = random.Random(seed)
         self.in_flight: list[list[Work]] = [[] for _ in range(workers)]
         self.log: list[tuple[int, Work]] = []
+        self.new = list(range(workers))
         self.ended: list[Work] = []
         self.attempts: Counter[str] = Counter()
         self.existing = {plan.models[0].id}
         self.uncalibrated = {trial.id for trial in plan.calibrations}
+
+    def arrived(self) -> list[int]:
+        arrived, self.new = self.new, []
+        return arrived
+
+    def replace(self, worker: int) -> bool:
+        return False
+
+    def clock(self) -> float:
+        return 0.0
 
     def submit(self, worker: int, work: Work) -> None:
         self.log.append((worker, work))

@@ -136,7 +136,7 @@ def test_results_for_people_are_written(done: Run) -> None:
 def test_run_again_nothing_is_done_and_no_file_touched(
     done: Run, worked: list[Work], monkeypatch: pytest.MonkeyPatch, campaign: MakeCampaign
 ) -> None:
-    def no_worker(setting: object) -> InProcess:
+    def no_worker(*given: object) -> InProcess:
         raise AssertionError("a worker was started")
 
     monkeypatch.setattr(running, "InProcess", no_worker)

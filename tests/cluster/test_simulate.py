@@ -1,6 +1,7 @@
 """The simulator: cases that can be worked out by hand, and what must hold for any cluster and any campaign."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from types import SimpleNamespace
@@ -38,7 +39,7 @@ def work(
     """What is left, and its seconds: jobs by name, shards of models (those without a job exist), the base's shards."""
     jobs, shards = jobs or {}, shards or {}
     names = {*jobs, *shards}
-    models = {name: Model("uce", cast(Job, SimpleNamespace(id=name)), "0" * 64) for name in sorted(names)}
+    models = {name: Model("uce", cast(Job, SimpleNamespace(id=name, slug=name)), "0" * 64) for name in sorted(names)}
     unedited = Model("base", None, "0" * 64)
     pieces = [(models[name], shards.get(name, ())) for name in models] + [(unedited, base)]
     cut = [(Shard(m, i, (), f"{m.id}/{i}"), seconds) for m, its in pieces for i, seconds in enumerate(its)]
@@ -206,7 +207,9 @@ def test_everything_is_done_once_in_order_and_one_at_a_time(
     except JobFailure:
         return
     wanted, done = left[0], {s.work.id: s for s in stretches if s.fate == "done"}
-    assert len(done) == sum(s.fate == "done" for s in stretches)
+    times = Counter(s.work.id for s in stretches if s.fate == "done")
+    assert all(times[s.work.id] == 1 for s in done.values() if not isinstance(s.work, Shard))
+    assert max(times.values(), default=0) <= 2  # a straggling shard is begun a second time
     assert {c.id for c in wanted.calibrations} <= set(done)
     assert all(job.id in done or job.id in lost for job in wanted.jobs)
     assert all(shard.id in done or shard.model.id in lost for shard in wanted.shards)
@@ -225,7 +228,7 @@ def test_everything_is_done_once_in_order_and_one_at_a_time(
 def test_without_faults_nothing_is_left_undone() -> None:
     left = work({"a": 3, "b": 50, "c": 7}, {"a": [1] * 9, "b": [2], "d": [5] * 3}, [4] * 6, [2, 6])
     stretches, lost = history(left, [1, 1, 0.5], rates(1, 1), Faults())
-    assert sorted(s.work.id for s in stretches) == sorted(left[1]) and not lost
+    assert {s.work.id for s in stretches} == set(left[1]) and not lost
 
 
 def test_the_same_seed_gives_the_same_day_and_another_seed_another() -> None:
