@@ -2,91 +2,153 @@
 
 `unet.set_attention_backend` does nothing on Stable Diffusion 1.x: its processors do not ask. So processors
 are replaced, the stock ones only: a processor that a method hung on the UNet stays.
+
+    sdpa      torch's scaled_dot_product_attention, which picks a kernel itself
+    flash     the same, FlashAttention first
+    cudnn     the same, cuDNN first
+    xformers  xformers' memory_efficient_attention
+    auto      the fastest of these as timed on this GPU; on a CPU sdpa
 """
 
 import functools
-import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models import attention_processor
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, XFormersAttnProcessor
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-Backend = Literal["auto", "sdpa", "xformers"]
-STOCK = (AttnProcessor, AttnProcessor2_0, XFormersAttnProcessor)
-# Tokens and width of a head in the two attentions of SD 1.x at 512 px that cost most.
-SHAPES = ((4096, 40), (1024, 80))
+from efface.models.autotune import milliseconds
+
+Backend = Literal["auto", "sdpa", "xformers", "cudnn", "flash"]
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""softmax(q k^T / sqrt(d)) v; all of them (B, heads, tokens, d)."""
+
+
+class FlashAttnProcessor(AttnProcessor2_0):
+    """SDPA that takes FlashAttention wherever it can be had, and torch's next best elsewhere."""
+
+    first = SDPBackend.FLASH_ATTENTION
+
+    def __call__(self, *args: Any, **options: Any) -> Tensor:
+        with sdpa_kernel(_order(self.first), set_priority=True):
+            return super().__call__(*args, **options)
+
+
+class CuDNNAttnProcessor(FlashAttnProcessor):
+    """SDPA that takes cuDNN wherever it can be had: its heads are at most 128 wide, those of SD 1.x up to 160."""
+
+    first = SDPBackend.CUDNN_ATTENTION
+
+
+PROCESSORS: dict[str, type] = {
+    "sdpa": AttnProcessor2_0,
+    "flash": FlashAttnProcessor,
+    "cudnn": CuDNNAttnProcessor,
+    "xformers": XFormersAttnProcessor,
+}
+STOCK = (AttnProcessor, *PROCESSORS.values())
 
 
 def set_attention(unet: UNet2DConditionModel, backend: Backend) -> dict[str, Any]:
-    """Use `backend` from now on; `auto` is SDPA, or on a GPU the faster one as timed there, once per dtype.
+    """Use `backend` from now on; `auto` is the fastest one, timed once per GPU, dtype and shape.
 
-    Returns {"asked", "used", "processors": {class name: count}, "milliseconds": {backend: …} or None}. Where
-    xformers cannot be had, SDPA is used, with one warning if it was asked for by name.
+    Returns {"asked", "used", "processors": {class name: count}, "milliseconds": {backend: …} or None}. Where a
+    backend cannot be had, SDPA is used, with one warning in a process.
     """
     device, dtype = unet.device, unet.dtype
-    reason = _why_no_xformers(device.type, dtype)
     times = None
     used = "sdpa"
-    if backend == "xformers" and reason:
-        warnings.warn(f"attention by xformers is not to be had ({reason}); using sdpa", stacklevel=2)
-    elif backend == "xformers":
-        used = "xformers"
-    elif backend == "auto" and not reason:
-        times = _milliseconds(str(device), dtype)
+    if backend == "auto" and device.type == "cuda":
+        able = {name: attend for name, attend in KERNELS.items() if _why_not(name, device, dtype) is None}
+        times = milliseconds(able, device, dtype, shapes(unet))
         used = min(times, key=lambda name: times[name])
-    stock = XFormersAttnProcessor if used == "xformers" else AttnProcessor2_0
+    elif backend not in ("auto", "sdpa"):
+        reason = _why_not(backend, device, dtype)
+        if reason:
+            _warn(f"attention by {backend} is not to be had ({reason}); using sdpa")
+        else:
+            used = backend
     processors = {
-        name: stock() if type(processor) in STOCK else processor for name, processor in unet.attn_processors.items()
+        name: PROCESSORS[used]() if type(processor) in STOCK else processor
+        for name, processor in unet.attn_processors.items()
     }
     unet.set_attn_processor(dict(processors))
     counts = dict(Counter(type(processor).__name__ for processor in unet.attn_processors.values()))
     return {"asked": backend, "used": used, "processors": counts, "milliseconds": times}
 
 
-def _why_no_xformers(device_type: str, dtype: torch.dtype) -> str | None:
-    """Why xformers cannot be used on this device, or None where it can: it was tried."""
-    if device_type != "cuda":
-        return f"it has no kernel for '{device_type}'"
-    try:
-        from xformers.ops import memory_efficient_attention
+def shapes(unet: UNet2DConditionModel) -> tuple[tuple[int, int, int], ...]:
+    """(heads, tokens, width of a head) of the two self-attentions that cost most, at the UNet's own image size."""
+    found = []
+    for level, kind in enumerate(unet.config.down_block_types):
+        if "CrossAttn" in kind:
+            heads = unet.config.num_attention_heads or unet.config.attention_head_dim
+            heads = heads if isinstance(heads, int) else heads[level]
+            tokens = (unet.config.sample_size // 2**level) ** 2
+            found.append((heads, tokens, unet.config.block_out_channels[level] // heads))
+    return tuple(found[:2])
 
-        probe = torch.zeros(1, 2, 40, device=device_type, dtype=dtype)
-        memory_efficient_attention(probe, probe, probe)
-    except ImportError:
+
+def _order(first: SDPBackend) -> list[SDPBackend]:
+    rest = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+    return [first, *(kernel for kernel in rest if kernel != first)]
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def _only(kernel: SDPBackend) -> Attention:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(kernel):
+            return _sdpa(q, k, v)
+
+    return attend
+
+
+def _xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As diffusers' processor asks for it: heads are rows of the batch."""
+    flat = (x.flatten(0, 1).contiguous() for x in (q, k, v))
+    attended: Tensor = attention_processor.xformers.ops.memory_efficient_attention(*flat)
+    return attended.view_as(q)
+
+
+KERNELS: dict[str, Attention] = {
+    "sdpa": _sdpa,
+    "flash": _only(SDPBackend.FLASH_ATTENTION),
+    "cudnn": _only(SDPBackend.CUDNN_ATTENTION),
+    "xformers": _xformers,
+}
+
+
+def _why_not(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a backend cannot compute here, or None where it can: it was tried, forward and backward."""
+    if backend == "xformers" and attention_processor.xformers is None:
         return "it is not installed"
+    if backend == "cudnn" and device.type != "cuda":
+        return f"it has no kernel for {dtype} on '{device.type}'"  # elsewhere torch takes another one silently
+    try:
+        probe = torch.zeros(1, 2, 16, 40, device=device, dtype=dtype, requires_grad=True)
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch lists why each kernel does not fit
+            KERNELS[backend](probe, probe, probe).sum().backward()
+    except NotImplementedError:
+        return f"it has no kernel for {dtype} on '{device.type}'"
     except Exception as error:
-        return f"it fails here: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return f"it fails for {dtype} on '{device.type}': {first_line}"
     return None
 
 
 @functools.cache
-def _milliseconds(device: str, dtype: torch.dtype) -> dict[str, float]:
-    """One self-attention at each of SHAPES, added up, for 8 images with 8 heads: {backend: milliseconds}."""
-    from xformers.ops import memory_efficient_attention
-
-    def sdpa(q: Tensor) -> Tensor:
-        q = q.view(8, 8, *q.shape[1:])
-        return F.scaled_dot_product_attention(q, q, q)
-
-    def xformers(q: Tensor) -> Tensor:
-        return memory_efficient_attention(q, q, q)
-
-    times = {}
-    for name, attend in (("sdpa", sdpa), ("xformers", xformers)):
-        total = 0.0
-        for tokens, width in SHAPES:
-            q = torch.randn(64, tokens, width, device=device, dtype=dtype)
-            attend(q)
-            torch.cuda.synchronize(device)
-            start = time.perf_counter()
-            for _ in range(10):
-                attend(q)
-            torch.cuda.synchronize(device)
-            total += (time.perf_counter() - start) * 100
-        times[name] = round(total, 3)
-    return times
+def _warn(sentence: str) -> None:
+    """Once in a process, however many jobs it does."""
+    warnings.warn(sentence, stacklevel=3)
