@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -75,25 +76,41 @@ def read_journal(folder: RunFolder) -> Iterator[dict[str, Any]]:
 
 
 class WorkClock:
-    """How long work takes: from when it comes first in its worker's line until it ends."""
+    """What each worker has in its line, and how long work takes: from when it comes first there until it ends."""
 
     def __init__(self) -> None:
         self._lines: dict[int, list[str]] = {}
+        """Ids of work by worker; a worker without any is not in it."""
         self._since: dict[int, float] = {}
+        """When a worker began the first of its line."""
+        self._copies: Counter[str] = Counter()
+        """How many workers have a piece of work: a shard may be done by two at once."""
 
     def started(self, worker: int, work: Work) -> None:
-        line = self._lines.setdefault(worker, [])
-        if not line:
+        if worker not in self._lines:
             self._since[worker] = time.monotonic()
-        line.append(work.id)
+        self._lines.setdefault(worker, []).append(work.id)
+        self._copies[work.id] += 1
 
     def ended(self, worker: int, work: Work) -> float:
         """Seconds."""
-        now = time.monotonic()
+        now, line = time.monotonic(), self._lines[worker]
         seconds = now - self._since[worker]
-        self._lines[worker].remove(work.id)
         self._since[worker] = now
+        line.remove(work.id)
+        if not line:
+            del self._lines[worker]
+        self._copies[work.id] -= 1
         return seconds
+
+    def under_way(self, work: Work) -> bool:
+        """Whether any worker has it."""
+        return self._copies[work.id] > 0
+
+    @property
+    def busy(self) -> int:
+        """Workers that have something to do."""
+        return len(self._lines)
 
 
 class _Appended:

@@ -223,6 +223,20 @@ def test_the_time_of_work_that_waited_in_line_begins_when_the_piece_before_it_en
     assert line.ended(0, first) == 1
 
 
+def test_a_shard_that_two_workers_do_is_under_way_until_both_have_ended(made: Plan, clock: Steady) -> None:
+    shard = made.shards[made.models[0].id][0]
+    lines = WorkClock()
+    lines.started(0, shard)
+    clock.now += 60
+    lines.started(1, shard)
+    clock.now += 5
+    assert lines.busy == 2
+    assert lines.ended(1, shard) == 5
+    assert (lines.busy, lines.under_way(shard)) == (1, True)
+    assert lines.ended(0, shard) == 65
+    assert (lines.busy, lines.under_way(shard)) == (0, False)
+
+
 def test_every_line_is_json_on_its_own(made: Plan, folder: RunFolder) -> None:
     journal = Journal(folder)
     journal.started(0, made.jobs[0])
