@@ -2,7 +2,7 @@
 
 import statistics
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -70,7 +70,7 @@ def remaining(plan: Plan, folder: RunFolder) -> Remaining:
     """What is missing, from the records alone."""
     trials = folder.records(plan.calibrations)
     made = folder.records(plan.jobs)
-    failures = folder.failures(model for model in plan.jobs)
+    failures = folder.failures(plan.models)
     left = Remaining([trial for trial in plan.calibrations if trial.id not in trials])
     hopeless: set[str | None] = set()
     for model in plan.models:
@@ -96,7 +96,7 @@ def dispatch(
     left: Remaining,
     folder: Failures,
     executor: Executor,
-    watcher: Watcher,
+    watchers: Sequence[Watcher],
     limits: Limits | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> None:
@@ -105,7 +105,7 @@ def dispatch(
     Raises Stopped once `stopping` is true and what was begun has ended; StorageError where results can be kept no more;
     UserError or JobFailure where a judge cannot be calibrated, or no worker comes up.
     """
-    Dispatch(left, folder, executor, watcher, limits or Limits(), stopping).run()
+    Dispatch(left, folder, executor, watchers, limits or Limits(), stopping).run()
 
 
 @dataclass
@@ -128,12 +128,12 @@ class Dispatch:
         left: Remaining,
         folder: Failures,
         executor: Executor,
-        watcher: Watcher,
+        watchers: Sequence[Watcher],
         limits: Limits,
         stopping: Callable[[], bool],
     ) -> None:
         self._queue = Queue(left.calibrations, left.jobs, left.shards, left.existing, executor.workers)
-        self._folder, self._executor, self._watcher = folder, executor, watcher
+        self._folder, self._executor, self._watchers = folder, executor, watchers
         self._limits, self._asked_to_stop = limits, stopping
         self._slots = [Slot() for _ in range(executor.workers)]
         self._idle: deque[int] = deque()
@@ -162,7 +162,8 @@ class Dispatch:
                 self._end(worker, work, outcome)
             if self._executor.clock() - self._looked >= LOOK:
                 self._look()
-            self._watcher.tick()
+            for watcher in self._watchers:
+                watcher.tick()
         if self._storage:
             raise StorageError(self._storage)
         if self._stopping:
@@ -201,7 +202,8 @@ class Dispatch:
         slot.doing.append(work)
         slot.held = _model_of(work)
         self._copies[work.id] += 1
-        self._watcher.started(worker, work)
+        for watcher in self._watchers:
+            watcher.started(worker, work)
         self._executor.submit(worker, work)
 
     def _end(self, worker: int, work: Work, outcome: Outcome) -> None:
@@ -217,7 +219,7 @@ class Dispatch:
             self._copies[work.id] -= 1
             self._conclude(worker, work, outcome)
         else:
-            self._watcher.ended(worker, work, Outcome("spare", "another worker was faster"), False)
+            self._tell(worker, work, Outcome("spare", "another worker was faster"))
         if outcome.worker_gone:
             slot.held = None
             return  # `arrived` tells when another is in its place
@@ -241,11 +243,15 @@ class Dispatch:
             again = self._lost[work.id] < LOSSES
         if outcome.state == "done" or not others:
             del self._copies[work.id]
-        self._watcher.ended(worker, work, outcome, again)
+        self._tell(worker, work, outcome, again)
         if again and not others:
             self._queue.put_back(work)
         elif outcome.state == "done" or (outcome.state not in ("stopped", "storage") and not again and not others):
             self._settle(work, outcome)
+
+    def _tell(self, worker: int, work: Work, outcome: Outcome, again: bool = False) -> None:
+        for watcher in self._watchers:
+            watcher.ended(worker, work, outcome, again)
 
     def _settle(self, work: Work, outcome: Outcome) -> None:
         """Note what is done or given up."""

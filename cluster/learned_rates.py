@@ -35,8 +35,10 @@ def learn_from(plan: Plan, folder: RunFolder, left: Remaining) -> list[Path]:
 def learn(plan: Plan, folder: RunFolder, work: Iterable[Work]) -> list[Rates]:
     """The rates by which the finished part of `work` was done, one for each device. Records are all that is read."""
     sums: dict[str, dict[tuple[str, str], tuple[float, int]]] = {}
-    for piece in work:
-        record = folder.record(piece)
+    pieces = list(work)
+    records = folder.records(pieces)
+    for piece in pieces:
+        record = records.get(piece.id)
         if record is None or not {"seconds", "device"} <= record.keys():
             continue
         of_device = sums.setdefault(record["device"], {})

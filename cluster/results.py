@@ -1,5 +1,6 @@
 """From finished shards to what people read: the image table, scores, the leaderboard and the contact sheets."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from efface.eval.calibration import mean_accuracy, read_calibration
 from efface.eval.leaderboard import Row, leaderboard, rich_table, write_csv
 from efface.eval.score import score_table
 from efface.eval.sheet import write_sheets
+from efface.eval.stages import rich_table as stages_table
+from efface.eval.stages import score_stages
+from efface.eval.stages import write_csv as write_stages
 from efface.eval.table import read_images, read_table, write_table
 from efface.eval.weight_change import mean_weight_change
 from efface.files import write_json
@@ -31,6 +35,8 @@ class Results:
 
     folder: RunFolder
     rows: list[Row]
+    stages: dict[str, dict[str, Any]]
+    """Of each chain of requests, by its method's label: what `score_stages` says."""
     accuracy: dict[str, float | None]
     """Of each judge on images of the unedited base."""
     failures: list[str]
@@ -41,6 +47,8 @@ class Results:
         """The leaderboard, and where the rest lies."""
         if self.rows:
             console.print(rich_table(self.rows, console.width))
+        for label, chain in self.stages.items():
+            console.print(stages_table(chain, f"{label}, request by request"))
         for judge, accuracy in self.accuracy.items():
             said = "unknown" if accuracy is None else f"{accuracy:.1%}"
             console.print(f"judge {judge}: {said} right on images of the unedited base", markup=False, soft_wrap=True)
@@ -60,8 +68,12 @@ def gather(plan: Plan, folder: RunFolder) -> Results | None:
     so that they are made again.
     """
     made = folder.records(plan.jobs)
-    failed = folder.failures(plan.jobs)
-    failures = [f"{m.folder} ({failed[m.id]['stage']}): {failed[m.id]['reason']}" for m in plan.jobs if m.id in failed]
+    failed = folder.failures(plan.models)
+    failures = [
+        f"{model.folder} ({failed[model.id].get('stage')}): {failed[model.id].get('reason')}"
+        for model in plan.models
+        if model.id in failed
+    ]
     whole = [model for model in plan.models if len(folder.records(plan.shards[model.id])) == len(plan.shards[model.id])]
     whole = [model for model in whole if model.job is None or model.id in made]
     accuracy = {
@@ -70,7 +82,7 @@ def gather(plan: Plan, folder: RunFolder) -> Results | None:
         if folder.verified(trial)
     }
     if not whole:
-        return Results(folder, [], accuracy, failures, [])
+        return Results(folder, [], {}, accuracy, failures, [])
     shards = [shard for model in whole for shard in plan.shards[model.id]]
     parts = [_verdicts(folder, shard) for shard in shards]
     if any(part is None for part in parts):
@@ -89,11 +101,42 @@ def gather(plan: Plan, folder: RunFolder) -> Results | None:
         for label, records in by_label.items()
         if all("seconds" in r["metrics"] for r in records)
     }
-    rows = leaderboard(scores, changes, seconds)
-    write_json(folder.scores, {"methods": scores, "weight_change": changes, "seconds": seconds, "judges": accuracy})
+    stages = _stages(plan, scores)
+    rows = leaderboard(_of_last_stages(plan, scores), changes, seconds)
+    told = {"methods": scores, "weight_change": changes, "seconds": seconds, "judges": accuracy}
+    write_json(folder.scores, {**told, "stages": stages} if stages else told)
     write_csv(folder.leaderboard, rows)
+    for label, chain in stages.items():
+        write_stages(folder.stages(label), chain)
     write_sheets(folder.sheets, _of_first_judge(plan, table), _finder(folder, shards, parts))
-    return Results(folder, rows, accuracy, failures, unscored)
+    return Results(folder, rows, stages, accuracy, failures, unscored)
+
+
+def _chains(plan: Plan) -> dict[str, list[tuple[str, str]]]:
+    """Label of a chain's last model -> label and request of each of its models, in order."""
+    chains: list[list[tuple[str, str]]] = []
+    for model in plan.jobs:
+        if model.job and model.job.strategy == "continual":
+            if model.after is None:
+                chains.append([])
+            chains[-1].append((model.label, model.job.concepts[-1]))
+    return {chain[-1][0]: chain for chain in chains}
+
+
+def _stages(plan: Plan, scores: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What is to be said of every chain that is scored up to some request, as far as it is."""
+    stages = {}
+    for label, chain in _chains(plan).items():
+        scored = list(itertools.takewhile(lambda stage: stage[0] in scores, chain))
+        if scored:
+            stages[label] = score_stages(scored, scores)
+    return stages
+
+
+def _of_last_stages(plan: Plan, scores: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The scores without those of models that another request followed."""
+    followed = {label for chain in _chains(plan).values() for label, _ in chain[:-1]}
+    return {label: score for label, score in scores.items() if label not in followed}
 
 
 def _verdicts(folder: RunFolder, shard: Shard) -> pa.Table | None:

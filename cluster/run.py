@@ -1,5 +1,6 @@
 """Run a campaign: plan, see what is missing, do it on Ray or in this process, and put the results together."""
 
+import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,10 @@ from efface.cluster.campaign import HOW, Campaign, DeltaEvaluation, Limits, read
 from efface.cluster.dispatch import Remaining, dispatch, remaining
 from efface.cluster.executors import Executor, InProcess, RayActors
 from efface.cluster.expand import plan_campaign, plan_deltas
+from efface.cluster.journal import Journal
+from efface.cluster.learned_rates import learn_from
 from efface.cluster.lease import Lease
+from efface.cluster.metrics import Metrics
 from efface.cluster.plan import Plan
 from efface.cluster.progress import Display
 from efface.cluster.results import Results, gather
@@ -86,7 +90,7 @@ def carry_out(run: Run, workers: int | None, address: str | None, console: Conso
 
     Raises UserError where another driver is at work on the run, and Stopped where it was laid down on the way.
     """
-    with Lease(run.folder.root) as lease, _asked_to_stop(console) as asked:
+    with Lease(run.folder.root) as lease, asked_to_stop(console) as asked:
         wish = run.folder.wish()
 
         def stopping() -> bool:
@@ -115,7 +119,7 @@ def carry_out_part(run: Run, number: int, parts: int, console: Console) -> int:
     if not 1 <= number <= parts:
         raise UserError(f"--part {number}/{parts}: should be 1/{parts} to {parts}/{parts}")
     part = replace(run, plan=run.plan.part(number, parts))
-    with _asked_to_stop(console) as asked:
+    with asked_to_stop(console) as asked:
         left, wish = part.remaining, run.folder.wish()
         if not left.nothing:
             _do(part, left, 0, None, console, lambda: bool(asked) or run.folder.wish() != wish)
@@ -134,12 +138,15 @@ def _do(
     executor = _executor(run, left, workers, address, stopping)
     with ExitStack() as closing:
         closing.callback(executor.close)
+        journal = closing.enter_context(contextlib.closing(Journal(run.folder)))
         display = closing.enter_context(Display(run.plan, left, executor.workers, console))
-        dispatch(left, run.folder, executor, display, run.limits, stopping)
+        metrics = Metrics(run.plan, left, executor.workers)
+        dispatch(left, run.folder, executor, [journal, display, metrics], run.limits, stopping)
+    learn_from(run.plan, run.folder, left)
 
 
 @contextmanager
-def _asked_to_stop(console: Console) -> Iterator[list[int]]:
+def asked_to_stop(console: Console) -> Iterator[list[int]]:
     """Signals that ask to stop: the first is kept in the list, a second one interrupts at once."""
     asked: list[int] = []
 
@@ -165,35 +172,39 @@ def _yaml(order: BaseModel) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(order.model_dump(mode="json")))
 
 
-def _executor(
-    run: Run, left: Remaining, workers: int | None, address: str | None, stopping: Callable[[], bool]
-) -> Executor:
-    resources, root = run.plan.resources, run.folder.root
-    setting = Setting(
+def setting_of(run: Run) -> Setting:
+    """What the workers of a run share."""
+    plan, root = run.plan, run.folder.root
+    return Setting(
         # An absolute path: an actor's working directory is its own.
         root=str(root if is_remote(root) else root.resolve()),
-        base=run.plan.base,
-        base_id=run.plan.base_id,
-        concept_set=run.plan.concept_set,
-        recipe=run.plan.recipe,
-        prompt_set=run.plan.prompt_set,
-        calibrations=run.plan.calibrations,
-        judged=run.plan.judged,
-        cpus=resources.cpus,
-        gpus=resources.gpus,
+        base=plan.base,
+        base_id=plan.base_id,
+        concept_set=plan.concept_set,
+        recipe=plan.recipe,
+        prompt_set=plan.prompt_set,
+        calibrations=plan.calibrations,
+        judged=plan.judged,
+        cpus=plan.resources.cpus,
+        gpus=plan.resources.gpus,
         checkpoint_steps=run.limits.checkpoint_steps,
         wish=run.folder.wish(),
     )
+
+
+def _executor(
+    run: Run, left: Remaining, workers: int | None, address: str | None, stopping: Callable[[], bool]
+) -> Executor:
     if workers == 0:
-        return InProcess(setting, stopping)
+        return InProcess(setting_of(run), stopping)
     useful = len(left.calibrations) + len(left.jobs) + len(left.shards)
-    return RayActors(setting, min(useful, workers or useful), address)
+    return RayActors(setting_of(run), min(useful, workers or useful), address)
 
 
 def summary(run: Run) -> dict[str, Any]:
     """How far a run is: counts of jobs and images, done, failed and all."""
     left = run.remaining
-    failures = run.folder.failures(run.plan.jobs)
+    failures = run.folder.failures(run.plan.models)
     made = run.folder.records(run.plan.jobs)
     given_up = {model.id for model in (*left.failed, *left.blocked)}
     images_left = sum(len(shard.questions) for shard in left.shards)
@@ -208,7 +219,7 @@ def summary(run: Run) -> dict[str, Any]:
         "jobs": {
             "all": len(run.plan.jobs),
             "done": len(made.keys() - given_up),
-            "failed": len(left.failed),
+            "failed": len([model for model in left.failed if model.job]),
             "blocked": len(left.blocked),
             "left": len(left.jobs),
         },

@@ -7,7 +7,7 @@
     evaluations/<model>/<shard>.verdicts.parquet   rows of the image table
     evaluations/<model>/<shard>.images.parquet     the images behind them, PNG in Parquet
     evaluations/<model>/<shard>.json               the shard's record
-    table.parquet scores.json leaderboard.csv sheets/<concept>.png
+    table.parquet scores.json leaderboard.csv sheets/<concept>.png stages/<method>.csv
     leases/ logs/ stop.json                        who works on it, what happened, and a wish that it stop
 
 A record is written after the outputs it names, with their sizes and SHA-256, and carries a check of itself; what has no
@@ -18,7 +18,7 @@ on a shared file system, or on an object store.
 import json
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +57,10 @@ class RunFolder:
     @property
     def leaderboard(self) -> Path:
         return self.root / "leaderboard.csv"
+
+    def stages(self, label: str) -> Path:
+        """What a chain of requests came to after each of them."""
+        return self.root / "stages" / f"{slug(label)}.csv"
 
     @property
     def cache(self) -> Path:
@@ -98,22 +102,23 @@ class RunFolder:
     # what is done
 
     def record(self, work: Work) -> dict[str, Any] | None:
-        """The record of finished work; None if it is not done, or a file it names is gone or was changed since."""
-        return self.records([work]).get(work.id)
-
-    def records(self, works: Iterable[Work]) -> dict[str, dict[str, Any]]:
-        """The records of those works that are done, by their ids. A folder is listed once for all its works.
+        """The record of finished work; None if it is not done, or a file it names is gone or was changed since.
 
         An output is known by its size; one that is newer than its record is hashed. A record whose outputs are not what
         it says is withdrawn.
         """
+        path = self._record(work)
+        return self._whole(path, work, lambda name: _entry(path.parent / name))
+
+    def records(self, works: Iterable[Work]) -> dict[str, dict[str, Any]]:
+        """The records of those works that are done, by their ids. A folder is listed once for all its works."""
         listings: dict[Path, dict[str, _Entry]] = {}
         found = {}
         for work in works:
             path = self._record(work)
             if path.parent not in listings:
                 listings[path.parent] = _entries(path.parent)
-            record = self._whole(path, work, listings[path.parent])
+            record = self._whole(path, work, listings[path.parent].get)
             if record is not None:
                 found[work.id] = record
         return found
@@ -136,7 +141,7 @@ class RunFolder:
 
     def failures(self, models: Iterable[Model]) -> dict[str, dict[str, Any]]:
         """Why jobs cannot be finished, by their ids."""
-        told = {model.id: self.failure(model) for model in models if model.job}
+        told = {model.id: self.failure(model) for model in models}
         return {name: failure for name, failure in told.items() if failure is not None}
 
     def finish(self, work: Work, outputs: list[Path], **facts: Any) -> dict[str, Any]:
@@ -197,18 +202,21 @@ class RunFolder:
     def _evaluation(self, model: Model) -> Path:
         return self.root / "evaluations" / model.folder
 
-    def _whole(self, path: Path, work: Work, entries: dict[str, "_Entry"]) -> dict[str, Any] | None:
+    def _whole(self, path: Path, work: Work, entry: Callable[[str], "_Entry | None"]) -> dict[str, Any] | None:
         """The record at `path` if it is this work's, as it was written, and its outputs are what it says."""
-        record = _intact(_read_json(path)) if path.name in entries else None
-        if record is None or record.get("id") != work.id:
+        of_record = entry(path.name)
+        record = _intact(_read_json(path)) if of_record else None
+        if of_record is None or record is None or record.get("id") != work.id:
             return None
         outputs: dict[str, dict[str, Any]] = record["outputs"]
-        if any(name not in entries or entries[name].size != output["bytes"] for name, output in outputs.items()):
-            return None
-        newer = [name for name in outputs if entries[name].changed > entries[path.name].changed]
-        if any(_sha256(path.parent / name) != outputs[name]["sha256"] for name in newer):
-            path.unlink()
-            return None
+        entries = {name: entry(name) for name in outputs}
+        for name, output in outputs.items():
+            found = entries[name]
+            if found is None or found.size != output["bytes"]:
+                return None
+            if found.changed > of_record.changed and _sha256(path.parent / name) != output["sha256"]:
+                path.unlink()
+                return None
         return record
 
     def _stem(self, shard: Shard) -> str:
@@ -258,10 +266,21 @@ def _entries(folder: Path) -> dict[str, _Entry]:
         with os.scandir(folder) as entries:
             stats = {entry.name: entry.stat() for entry in entries if entry.name[0] != "."}
         return {name: _Entry(stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
         raise StorageError(f"{folder}: cannot be read ({error.strerror or error})") from None
+
+
+def _entry(path: Path) -> _Entry | None:
+    """A file; None where there is none. Raises StorageError where that cannot be told."""
+    try:
+        stat: Any = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror or error})") from None
+    return _Entry(stat.st_size, stat.st_mtime if is_remote(path) else stat.st_mtime_ns)
 
 
 def _moment(file: dict[str, Any]) -> float:

@@ -175,19 +175,6 @@ class _GivenUp:
         self.models.add(work.id if isinstance(work, Model) else work.model.id)
 
 
-class _Nobody:
-    """Watches without a word."""
-
-    def started(self, worker: int, work: Work) -> None:
-        pass
-
-    def ended(self, worker: int, work: Work, outcome: Outcome, again: bool) -> None:
-        pass
-
-    def tick(self) -> None:
-        pass
-
-
 def everything(plan: Plan) -> Remaining:
     """All the work of a plan, as on the first day."""
     shards = [shard for model in plan.models for shard in plan.shards[model.id]]
@@ -203,7 +190,7 @@ def simulate(
     """
     gpus = VirtualGPUs(seconds, speeds, rates, faults)
     given_up = _GivenUp()
-    dispatch(left, given_up, gpus, _Nobody())
+    dispatch(left, given_up, gpus, [])
     calibrations = [seconds[trial.id] for trial in left.calibrations]
     chains = _chains(left, seconds, rates.load_seconds)
     bound = lower_bound(calibrations, chains, speeds)

@@ -114,7 +114,7 @@ def carry_out(
     plan: Plan, folder: RunFolder, fate: Fate = always_done, workers: int = 2, seed: int = 0
 ) -> PretendedWorkers:
     pretended = PretendedWorkers(plan, workers, seed, fate)
-    dispatch(remaining(plan, folder), folder, pretended, Notes())
+    dispatch(remaining(plan, folder), folder, pretended, [Notes()])
     return pretended
 
 
@@ -191,7 +191,7 @@ def test_a_model_is_judged_by_the_worker_that_made_it(made: Plan, folder: RunFol
 def test_a_watcher_hears_of_everything_and_whether_it_is_tried_again(made: Plan, folder: RunFolder) -> None:
     notes, bad = Notes(), made.jobs[0]
     pretended = PretendedWorkers(made, 2, 0, lambda work, attempt: FAULT if work == bad else DONE)
-    dispatch(remaining(made, folder), folder, pretended, notes)
+    dispatch(remaining(made, folder), folder, pretended, [notes])
     assert notes.started_ == [work.id for _, work in pretended.log]
     assert sorted(name for name, _, _ in notes.ended_) == sorted(notes.started_)
     assert [told for told in notes.ended_ if told[1] != "done"] == [(bad.id, "fault", True), (bad.id, "fault", False)]
@@ -207,5 +207,5 @@ def test_with_nothing_left_nothing_is_asked_of_anybody(made: Plan, folder: RunFo
     from efface.cluster.dispatch import Remaining
 
     pretended = PretendedWorkers(made, 2, 0)
-    dispatch(Remaining(), folder, pretended, Notes())
+    dispatch(Remaining(), folder, pretended, [Notes()])
     assert pretended.log == []

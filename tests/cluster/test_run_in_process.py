@@ -253,11 +253,11 @@ def test_a_fault_in_one_shard_fails_its_model_and_no_other(
     bad = run.plan.shards[run.plan.jobs[0].id][1]
     really = Worker._judge
 
-    def judge(self: Worker, shard: Shard) -> None:
+    def judge(self: Worker, shard: Shard, halve: bool) -> None:
         if shard.id == bad.id:
             print("what the worker said before")
             raise ZeroDivisionError("broken")
-        really(self, shard)
+        really(self, shard, halve)
 
     monkeypatch.setattr(Worker, "_judge", judge)
     results = run_here(run)

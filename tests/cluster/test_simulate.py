@@ -56,7 +56,7 @@ def forecast(what: Work, speeds: Sequence[float], known: Rates | None = None) ->
 def history(what: Work, speeds: Sequence[float], known: Rates, faults: Faults) -> tuple[list[Stretch], set[str]]:
     """What the GPUs did, and the models that were given up."""
     gpus, given_up = VirtualGPUs(what[1], speeds, known, faults), simulator._GivenUp()
-    dispatch(what[0], given_up, gpus, simulator._Nobody())
+    dispatch(what[0], given_up, gpus, [])
     return gpus.history, given_up.models
 
 
