@@ -114,6 +114,16 @@ def test_a_second_delta_leaves_nothing_of_the_first(tiny_base: Base) -> None:
     assert same(tiny_base.tensors(), before | second.tensors)
 
 
+def test_what_is_in_place_tells_states_of_a_base_apart(tiny_base: Base) -> None:
+    one, other = raised(tiny_base, "unet.conv_in.weight", 1), raised(tiny_base, "unet.conv_in.weight", 2)
+    seen = [tiny_base.state_id]
+    for delta in (one, other, one, None):
+        tiny_base.swap(delta)
+        seen.append(tiny_base.state_id)
+    assert seen[0] == seen[4] == tiny_base.fingerprint
+    assert seen[1] == seen[3] and len(set(seen)) == 3
+
+
 def test_a_delta_of_another_base_is_refused_and_changes_nothing(tiny_base: Base) -> None:
     applied = raised(tiny_base, "unet.conv_in.weight", 1)
     tiny_base.swap(applied)

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from efface.errors import UserError
 from efface.models.base import Base
-from efface.models.delta import Delta, combine
+from efface.models.delta import Delta, combine, stack
 from efface.models.export import export
 
 KEY = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
@@ -157,6 +157,59 @@ def test_a_delta_that_does_not_fit_is_refused(tiny_base: Base, name: str) -> Non
         module = name.removesuffix(".weight")
         parts = {"down": torch.zeros(1, 5), "up": torch.zeros(7, 1), "alpha": torch.tensor(1.0)}
         delta_of(tiny_base, {f"{module}.{k}": v for k, v in parts.items()}, "adapter").edited(tiny_base)
+
+
+@pytest.mark.parametrize("weight", [KEY, PROJECTION])
+def test_stacked_adapters_are_one_that_adds_what_both_add(tiny_base: Base, weight: str) -> None:
+    below, above = adapter(tiny_base, weight, rank=4, alpha=2.0), adapter(tiny_base, weight, rank=2, alpha=3.0)
+    kind, tensors = stack(tiny_base, below, "adapter", above.tensors)
+    original = tiny_base.originals()[weight]
+    added = [delta.edited(tiny_base)[weight].double() - original.double() for delta in (below, above)]
+    stacked = delta_of(tiny_base, tensors, kind)
+    assert stacked.kind == "adapter" and tensors[weight.replace(".weight", ".down")].shape[0] == 6
+    torch.testing.assert_close(
+        stacked.edited(tiny_base)[weight].double(), original + added[0] + added[1], atol=1e-5, rtol=0
+    )
+
+
+def test_a_module_of_one_adapter_alone_keeps_its_tensors(tiny_base: Base) -> None:
+    below, above = adapter(tiny_base, KEY, rank=4, alpha=2.0), adapter(tiny_base, VALUE, rank=2, alpha=3.0)
+    _, tensors = stack(tiny_base, below, "adapter", above.tensors)
+    assert tensors == {**below.tensors, **above.tensors}
+
+
+def test_weights_lie_over_weights_and_over_merged_adapters(tiny_base: Base) -> None:
+    above = moved(tiny_base, 2, KEY)
+    for below in (moved(tiny_base, 1, KEY, VALUE), adapter(tiny_base, VALUE, 2, 1.0)):
+        kind, tensors = stack(tiny_base, below, "weights", above.tensors)
+        assert kind == "weights" and tensors.keys() == {KEY, VALUE}
+        assert torch.equal(tensors[KEY], above.tensors[KEY])
+        assert torch.equal(tensors[VALUE], below.edited(tiny_base)[VALUE])
+
+
+def test_an_adapter_over_weights_is_merged_into_them(tiny_base: Base) -> None:
+    below, above = moved(tiny_base, 1, KEY), adapter(tiny_base, KEY, 2, 1.0)
+    kind, tensors = stack(tiny_base, below, "adapter", above.tensors)
+    added = above.edited(tiny_base)[KEY].double() - tiny_base.originals()[KEY].double()
+    assert kind == "weights"
+    torch.testing.assert_close(tensors[KEY].double(), below.tensors[KEY].double() + added, atol=1e-5, rtol=0)
+
+
+def test_the_lineage_of_a_job_s_delta_is_its_own_request(tiny_base: Base) -> None:
+    job = {"method": "esd", "concepts": ["cat", "dog"], "base_id": tiny_base.fingerprint}
+    delta = Delta("weights", {}, {"job": job, "job_id": "1" * 16})
+    own = {"job_id": "1" * 16, "method": "esd", "concepts": ["cat", "dog"], "delta": delta.id}
+    assert delta.lineage == [own]
+    assert moved(tiny_base, 1, KEY).lineage == []
+
+
+def test_the_lineage_of_a_chain_survives_the_file(tiny_base: Base, tmp_path: Path) -> None:
+    job = {"method": "esd", "concepts": ["cat", "dog"], "base_id": tiny_base.fingerprint}
+    first = {"job_id": "0" * 16, "method": "esd", "concepts": ["cat"], "delta": "f" * 16}
+    second = {"job_id": "1" * 16, "method": "esd", "concepts": ["dog"]}
+    delta = Delta("weights", {}, {"job": job, "job_id": "1" * 16, "lineage": [first, second]})
+    delta.save(tmp_path / "d.safetensors")
+    assert Delta.load(tmp_path / "d.safetensors").lineage == [first, {**second, "delta": delta.id}]
 
 
 def test_combining_adds_the_scaled_differences(tiny_base: Base) -> None:

@@ -14,11 +14,12 @@ from efface.errors import UserError
 from efface.models.base import Base, load_base
 from efface.models.delta import Delta
 from efface.models.groups import select
-from efface.train.job import Job, run_job
+from efface.train.job import Job, make_job, run_job
 from efface.train.method import GradientMethod, get_method, method_names, parse_config
 
 QuickJob = Callable[..., Job]
 every_method = pytest.mark.parametrize("name", method_names())
+CONTINUAL = [name for name in method_names() if "continual" in get_method(name).strategies]
 
 
 def checksum(base: Base) -> str:
@@ -129,3 +130,49 @@ def test_a_job_can_be_made_again_from_its_delta(
     job = quick_job(name)
     provenance: dict[str, Any] = run_job(job, tiny_base, concept_set)[0].provenance
     assert Job.model_validate(provenance["job"]) == job and provenance["job_id"] == job.id
+
+
+def next_request(name: str, quick_job: QuickJob, base: Base, concept_set: ConceptSet) -> tuple[Job, Delta]:
+    """The dog's request after the cat's, which changed all of the UNet, or is the method's own."""
+    follows_any = issubclass(get_method(name), GradientMethod)
+    before = quick_job("esd", variant="full") if follows_any else quick_job(name)
+    parent, _ = run_job(before, base, concept_set)
+    job = make_job(
+        before.base,
+        before.base_id,
+        name,
+        concept_set,
+        ["cat", "dog"],
+        config=quick_job(name).config,
+        strategy="continual",
+        parent=before.id,
+    )
+    return job, parent
+
+
+@pytest.mark.parametrize("name", CONTINUAL)
+def test_the_same_request_after_the_same_delta_gives_the_same_bytes(
+    name: str, quick_job: QuickJob, tiny_base_folder: Path, concept_set: ConceptSet, tmp_path: Path
+) -> None:
+    for file in ("first", "second"):
+        base = load_base(tiny_base_folder)
+        job, parent = next_request(name, quick_job, base, concept_set)
+        parent.save(tmp_path / "parent")
+        torch.manual_seed(len(file))
+        run_job(job, base, concept_set, parent=Delta.load(tmp_path / "parent"))[0].save(tmp_path / file)
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+
+
+@pytest.mark.parametrize("name", CONTINUAL)
+def test_a_request_leaves_all_but_its_group_as_the_request_before_left_it_and_the_base_alone(
+    name: str, quick_job: QuickJob, tiny_base: Base, concept_set: ConceptSet
+) -> None:
+    before = checksum(tiny_base)
+    job, parent = next_request(name, quick_job, tiny_base, concept_set)
+    delta, _ = run_job(job, tiny_base, concept_set, parent=parent)
+    assert tiny_base.applied is None and checksum(tiny_base) == before
+    allowed = set(select(tiny_base, get_method(name)(parse_config(name, job.config)).group))
+    old, new = parent.edited(tiny_base), delta.edited(tiny_base)
+    assert old.keys() <= new.keys()
+    changed = {key for key in new if key not in old or not torch.equal(new[key], old[key])}
+    assert changed and changed <= allowed

@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 
 from efface.concepts.concept import ConceptSet
-from efface.errors import UserError
+from efface.errors import JobFailure, UserError
 from efface.files import content_id
 from efface.models.base import Base
 from efface.train.job import Job, make_job, run_job
+from efface.train.method import get_method
 
 FIELDS: dict[str, Any] = {
     "base": "tiny",
@@ -34,6 +35,12 @@ def test_the_id_is_the_hash_of_every_field_and_nothing_else() -> None:
 )
 def test_any_change_gives_another_id(change: dict[str, Any]) -> None:
     assert Job(**{**FIELDS, **change}).id != Job(**FIELDS).id
+
+
+def test_the_request_before_is_part_of_the_id_where_there_is_one() -> None:
+    chained = {**FIELDS, "strategy": "continual", "concepts": ["cat", "dog"], "parent": "2" * 16}
+    assert Job(**chained).id == content_id(chained) != Job(**{**chained, "parent": "3" * 16}).id
+    assert Job.model_validate(Job(**chained).model_dump(mode="json")) == Job(**chained)
 
 
 def test_the_folders_name_is_readable_and_ends_in_the_id() -> None:
@@ -66,6 +73,14 @@ def test_a_wrong_request_is_refused_in_a_sentence(
         make_job("tiny", "0" * 64, "esd", concept_set, **wanted)
 
 
+def test_a_strategy_that_the_method_does_not_know_is_refused(
+    concept_set: ConceptSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(get_method("esd"), "strategies", frozenset({"single", "multi"}))
+    with pytest.raises(UserError, match="'esd' does not support the strategy 'continual', only multi, single"):
+        make_job("tiny", "0" * 64, "esd", concept_set, ["cat"], strategy="continual")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -89,3 +104,27 @@ def test_several_concepts_make_one_delta(method: str, tiny_base: Base, concept_s
     job = make_job("tiny", tiny_base.fingerprint, method, concept_set, ["cat", "fox"], config=config, strategy="multi")
     delta, metrics = run_job(job, tiny_base, concept_set)
     assert delta.provenance["job"]["concepts"] == ["cat", "fox"] and len(metrics["losses"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("batch", "of_so_many", "runs_as"), [(4, 1, (2, 2)), (6, 3, (3, 6)), (3, 1, (1, 3)), (9, 1, (3, 3))]
+)
+def test_with_half_the_batch_a_step_has_as_many_samples_and_the_delta_says_so(
+    batch: int, of_so_many: int, runs_as: tuple[int, int], quick_job: Any, tiny_base: Base, concept_set: ConceptSet
+) -> None:
+    names = ("batch_size", "gradient_accumulation_steps")
+    whole = quick_job("esd", **dict(zip(names, (batch, of_so_many), strict=True)))
+    delta, metrics = run_job(whole, tiny_base, concept_set, halve_batch=True)
+    assert delta.provenance["job_id"] == whole.id
+    assert delta.provenance["batch_halved"] == dict(zip(names, runs_as, strict=True))
+    assert metrics["samples_seen"] == 2 * batch * of_so_many
+    smaller, _ = run_job(quick_job("esd", **dict(zip(names, runs_as, strict=True))), tiny_base, concept_set)
+    assert all(value.equal(smaller.tensors[name]) for name, value in delta.tensors.items())
+
+
+@pytest.mark.parametrize(("method", "config"), [("esd", {"batch_size": 1}), ("uce", {})])
+def test_a_batch_that_cannot_be_halved_ends_the_job(
+    method: str, config: dict[str, Any], quick_job: Any, tiny_base: Base, concept_set: ConceptSet
+) -> None:
+    with pytest.raises(JobFailure, match=f"method '{method}' needs more memory than there is"):
+        run_job(quick_job(method, **config), tiny_base, concept_set, halve_batch=True)
