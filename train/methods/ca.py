@@ -20,7 +20,7 @@ Left out of the authors' code: the zoom augmentation with its mask, whose normal
 four times the mean squared error (a one-channel mask over four latent channels). Both terms are plain means
 here, as in the paper; `prior_weight=0.25` gives the code's balance.
 
-Several concepts: trained jointly, in turns.
+Several concepts: trained jointly, in turns. In a chain the images are made by the model of the request before.
 """
 
 from dataclasses import dataclass

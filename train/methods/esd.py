@@ -10,7 +10,7 @@ neighbouring steps.
 Erasing from a wider prompt f (the newer script's `erase_from`) keeps the edit local to f: trajectory and
 student are conditioned on f, and the target is eps*(x_t, f) - eta (eps*(x_t, c) - eps*(x_t, 0)).
 
-Several concepts: one of them, drawn uniformly, for each batch.
+Several concepts: one of them, drawn uniformly, for each batch. In a chain theta* is the model of the request before.
 """
 
 from dataclasses import dataclass

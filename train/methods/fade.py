@@ -17,7 +17,8 @@ sentences are summed, five against three, so the hinge is practically never at r
 norms (per element, as in the other two terms) and means. The authors' AdamW keeps 8-bit states, which saves
 memory and is not reproduced.
 
-`multi` trains one adapter, with one of the concepts drawn for every batch, as the authors' script does.
+`multi` trains one adapter, with one of the concepts drawn for every batch, as the authors' script does. `continual`
+stacks a new adapter on those of the requests before, which are part of the frozen model then.
 """
 
 import re

@@ -13,7 +13,8 @@ The authors' two implementations differ in the tokens that give the c's:
 - `all` (the older one): from there to the end of the text window, concept and guide aligned at their last
   words; of preserved prompts all 77 tokens, and the empty prompt is always preserved.
 
-Several concepts (`multi`) are one solve over the sum of their statistics.
+Several concepts (`multi`) are one solve over the sum of their statistics, and so are all requests of a chain
+(`continual`) so far, from the unedited base.
 """
 
 from typing import Literal
