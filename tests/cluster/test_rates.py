@@ -1,7 +1,7 @@
 """Rates: seconds by steps and concepts, means learned from records, and measured numbers before estimates."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,10 +26,10 @@ class Records:
     """Stands for a run folder of which only the records are read."""
 
     def __init__(self, records: dict[str, dict[str, Any]]) -> None:
-        self.records = records
+        self._records = records
 
-    def record(self, work: Any) -> dict[str, Any] | None:
-        return self.records.get(work.id)
+    def records(self, works: Iterable[Any]) -> dict[str, dict[str, Any]]:
+        return {work.id: self._records[work.id] for work in works if work.id in self._records}
 
 
 def record(seconds: float, size: int = 100, device: str = "cpu", **facts: Any) -> dict[str, Any]:
