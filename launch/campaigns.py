@@ -1,72 +1,59 @@
-"""`efface run | plan | status | retry`."""
+"""`efface run | plan | status | retry | cancel | logs | gc`."""
 
 import json
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from efface.errors import UserError
+from efface.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
+    from efface.cluster.plan import Model, Plan
     from efface.cluster.run import Run
 
 LOG_WIDTH = 120
 """Columns of text where there is no terminal that has a width."""
 
 
-def run(campaign: str, out: Path | None, overrides: list[str], workers: int | None, address: str | None) -> None:
-    """Run a campaign and show its leaderboard."""
+def run(
+    campaign: str, out: str | None, overrides: list[str], workers: int | None, address: str | None, part: str | None
+) -> None:
+    """Run a campaign, or a part of one, and show its leaderboard."""
     from efface.cluster.campaign import read_campaign
-    from efface.cluster.run import open_run
+    from efface.cluster.run import carry_out_part, open_run
 
-    carry_out_and_show(open_run(read_campaign(campaign, overrides), out), workers, address)
-
-
-def retry(folder: Path, workers: int | None, address: str | None) -> None:
-    """Forget the failures of a run and go on with it."""
-    from efface.cluster.run import reopen_run
-
-    opened = reopen_run(folder)
-    failed = opened.remaining.failed
-    if not failed:
-        raise UserError(f"{folder}: no job of this run has failed")
-    for model in failed:
-        opened.folder.forgive(model)
-    carry_out_and_show(opened, workers, address)
+    opened = open_run(read_campaign(campaign, overrides), _path(out))
+    if part is None:
+        carry_out_and_show(opened, workers, address)
+        return
+    number, parts = _part(part)
+    if carry_out_part(opened, number, parts, _console()):
+        raise typer.Exit(1)
 
 
-def plan(campaign: str, out: Path | None, overrides: list[str], as_json: bool) -> None:
-    """What a campaign would do."""
+def plan(campaign: str, out: str | None, overrides: list[str], rates: str | None, as_json: bool) -> None:
+    """What a campaign would do, and what it would cost."""
     from efface.cluster.campaign import read_campaign
     from efface.cluster.dispatch import remaining
+    from efface.cluster.estimate import estimate
     from efface.cluster.expand import plan_campaign
+    from efface.cluster.rates import rates_for
     from efface.cluster.run_folder import RunFolder
 
     expanded = plan_campaign(read_campaign(campaign, overrides), fetch=False)
-    left = remaining(expanded, RunFolder(out or Path("runs") / expanded.name))
-    todo = {model.id for model in left.jobs}
-    rows = [
-        {
-            "id": model.id,
-            "method": model.label,
-            "concepts": list(model.job.concepts) if model.job else [],
-            "seed": model.job.seed if model.job else None,
-            "shards": len(expanded.shards[model.id]),
-            "images": sum(len(shard.questions) for shard in expanded.shards[model.id]),
-            "state": "left" if model.id in todo else "failed" if model in left.failed else "there",
-        }
-        for model in expanded.models
-    ]
+    left = remaining(expanded, RunFolder(_path(out) or f"runs/{expanded.name}"))
+    known = rates_for(expanded, rates)
+    cost = estimate(expanded, left, known) if known else None
+    rows = _rows(expanded, {model.id for model in left.jobs}, {model.id for model in (*left.failed, *left.blocked)})
     images_left = sum(len(shard.questions) for shard in left.shards)
     total = {"jobs": len(expanded.jobs), "shards": expanded.shard_count, "images": expanded.images}
     undone = {"jobs": len(left.jobs), "shards": len(left.shards), "images": images_left}
     if as_json:
-        known = {"campaign": expanded.name, "provisional": expanded.provisional}
-        print(json.dumps({**known, "all": total, "left": undone, "models": rows}, indent=2))
+        whole = {"campaign": expanded.name, "provisional": expanded.provisional, "all": total, "left": undone}
+        print(json.dumps({**whole, "estimate": cost.as_json() if cost else None, "models": rows}, indent=2))
         return
     from rich.table import Table
 
@@ -74,39 +61,120 @@ def plan(campaign: str, out: Path | None, overrides: list[str], as_json: bool) -
     for title in ("model", "method", "concepts", "seed", "shards", "images", "state"):
         table.add_column(title)
     for row in rows:
-        seed = "" if row["seed"] is None else str(row["seed"])
-        concepts = ", ".join(map(str, row["concepts"] if isinstance(row["concepts"], list) else ()))
-        told = (row["id"], row["method"], concepts, seed, row["shards"], row["images"], row["state"])
-        table.add_row(*(Text(str(cell)) for cell in told))
+        table.add_row(*(Text(_cell(value)) for value in row.values()))
     Console(highlight=False).print(table)
     print(", ".join(f"{undone[key]} of {total[key]} {key}" for key in total) + " left to do")
+    for line in cost.told() if cost else ["no rates are known of this machine's device: give some with --rates"]:
+        print(line)
     if expanded.provisional:
         print(f"base '{expanded.base.name}' is unknown until fetched: ids are provisional, and nothing counts as there")
 
 
-def status(folder: Path, as_json: bool) -> None:
-    """How far a run is."""
+def status(folder: str, as_json: bool) -> None:
+    """How far a run is, who works on it, and on what."""
+    from efface.cluster.lease import driver_at_work
     from efface.cluster.run import reopen_run, summary
+    from efface.launch.submit.launched import launched
 
-    found = summary(reopen_run(folder))
+    opened = reopen_run(_path(folder))
+    found = summary(opened)
+    found["driver"] = driver_at_work(opened.folder.root)
+    found["running"] = _running(opened) if found["driver"] else []
+    found["launched"] = [list(row) for row in launched(opened.folder.root)]
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
         return
     jobs, images = found["jobs"], found["images"]
     failed = f", {jobs['failed']} failed" if jobs["failed"] else ""
-    print(f"{found['campaign']}: jobs {jobs['done']}/{jobs['all']}{failed}, images {images['done']}/{images['all']}")
+    blocked = f", {jobs['blocked']} wait for a failed one" if jobs["blocked"] else ""
+    print(
+        f"{found['campaign']}: jobs {jobs['done']}/{jobs['all']}{failed}{blocked}, "
+        f"images {images['done']}/{images['all']}"
+    )
+    print(f"  {found['driver']} is at work" if found["driver"] else "  nobody is at work on it")
+    for line in found["running"]:
+        print(f"  {line}")
+    for what, name, state in found["launched"]:
+        print(f"  {what} {name}: {state}")
     for failure in found["failures"]:
         print(f"  failed: {failure['job']} ({failure['stage']}): {failure['reason']}")
     if found["failures"]:
         print(f"`efface retry {folder}` tries them again")
 
 
+def retry(folder: str, jobs: list[str], workers: int | None, address: str | None) -> None:
+    """Forget the failures of a run, or of some of its jobs, and go on with it."""
+    from efface.cluster.run import reopen_run
+
+    opened = reopen_run(_path(folder))
+    failed = opened.remaining.failed
+    wanted = [find_job(opened.plan, job) for job in jobs]
+    fine = next((model for model in wanted if model not in failed), None)
+    if fine or not failed:
+        what = f"job {fine.folder}" if fine else "no job of this run"
+        raise UserError(f"{folder}: {what} has {'not ' if fine else ''}failed")
+    for model in wanted or failed:
+        opened.folder.forgive(model)
+    carry_out_and_show(opened, workers, address)
+
+
+def cancel(folder: str, job: str | None) -> None:
+    """Ask whoever works on a run to lay it down, or give up one of its jobs."""
+    from efface.cluster.lease import driver_at_work
+    from efface.cluster.run import reopen_run
+
+    opened = reopen_run(_path(folder))
+    if job is None:
+        opened.folder.wish_to_stop()
+        driver = driver_at_work(opened.folder.root)
+        print(f"{driver} has been asked to stop" if driver else "nobody is at work on it; parts of it stop if any run")
+        return
+    model = find_job(opened.plan, job)
+    if opened.folder.record(model) and len(opened.folder.records(opened.plan.shards[model.id])) == len(
+        opened.plan.shards[model.id]
+    ):
+        raise UserError(f"{folder}: job {model.folder} is finished already")
+    opened.folder.fail(model, "cancelled", "")
+    print(f"{model.folder} is given up; `efface retry {folder} {model.id}` takes it up again")
+
+
+def logs(folder: str, job: str) -> None:
+    """What is known of one job: what happened to it, what its training printed, why it failed."""
+    from efface.cluster.journal import read_journal
+    from efface.cluster.run import reopen_run
+
+    opened = reopen_run(_path(folder))
+    model = find_job(opened.plan, job)
+    for event in read_journal(opened.folder):
+        if model.id in (event.get("id"), event.get("model")):
+            what = f"shard {event['index']}" if event.get("work") == "shard" else "training"
+            ending = f": {event['state']} after {event['seconds']} s" if "state" in event else ""
+            reason = f" ({event['reason']})" if event.get("reason") else ""
+            print(f"{event['time']}  worker {event['worker']}  {what} {event['event']}{ending}{reason}")
+    log = opened.folder.log(model)
+    if log.is_file():
+        print(log.read_text(errors="replace").rstrip())
+    failure = opened.folder.failure(model)
+    if failure:
+        print(f"failed ({failure.get('stage')}): {failure.get('reason')}\n{failure.get('details')}".rstrip())
+
+
+def gc(folder: str, dry_run: bool) -> None:
+    """Remove what a run folder needs no more."""
+    from efface.cluster.garbage import collect
+    from efface.cluster.run import reopen_run
+
+    removed = collect(reopen_run(_path(folder)), dry_run)
+    for what, size in removed.items():
+        print(f"{size:>15,} bytes  {what}")
+    print(f"{sum(removed.values()):>15,} bytes in all {'would be ' if dry_run else ''}removed")
+
+
 def carry_out_and_show(opened: "Run", workers: int | None, address: str | None) -> None:
     """Do what is missing, show the results, and leave with exit code 1 where a job failed."""
     from efface.cluster.run import carry_out
 
-    # Bound to today's stdout: a worker in this process catches what is printed while it works.
-    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
+    console = _console()
     results = carry_out(opened, workers, address, console)
     results.show(console)
     if results.failures:
@@ -114,3 +182,78 @@ def carry_out_and_show(opened: "Run", workers: int | None, address: str | None) 
             console.print(Text.assemble(("failed", "red"), f": {failure}"), soft_wrap=True)
         console.print(f"`efface retry {opened.folder.root}` tries them again", markup=False, soft_wrap=True)
         raise typer.Exit(1)
+
+
+def find_job(plan: "Plan", name: str) -> "Model":
+    """The job meant by its folder's name, its id, or the beginning of either. Raises UserError."""
+    found = [model for model in plan.jobs if name in (model.id, model.folder)]
+    found = found or [m for m in plan.jobs if name and (m.id.startswith(name) or m.folder.startswith(name))]
+    if not found:
+        raise UserError(f"'{name}' is no job of this run, {did_you_mean(name, (model.folder for model in plan.jobs))}")
+    if len(found) > 1:
+        some = ", ".join(model.folder for model in found[:4])
+        raise UserError(
+            f"'{name}' could be {len(found)} jobs ({some}{', …' if len(found) > 4 else ''}), give more of it"
+        )
+    return found[0]
+
+
+def _rows(plan: "Plan", todo: set[str], hopeless: set[str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": model.id,
+            "method": model.label,
+            "concepts": list(model.job.concepts) if model.job else [],
+            "seed": model.job.seed if model.job else None,
+            "shards": len(plan.shards[model.id]),
+            "images": sum(len(shard.questions) for shard in plan.shards[model.id]),
+            "state": "left" if model.id in todo else "failed" if model.id in hopeless else "there",
+        }
+        for model in plan.models
+    ]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(value)
+    return "" if value is None else str(value)
+
+
+def _running(opened: "Run") -> list[str]:
+    """What the workers of the driver at work do now, by its journal."""
+    from efface.cluster.journal import read_journal
+
+    doing: dict[tuple[int, str], dict[str, Any]] = {}
+    for event in read_journal(opened.folder):
+        if event["event"] == "opened":
+            doing.clear()
+        elif event["event"] == "started":
+            doing[event["worker"], event["id"]] = event
+        elif event["event"] == "ended":
+            doing.pop((event["worker"], event["id"]), None)
+    lines = []
+    for (worker, _), event in sorted(doing.items(), key=lambda item: item[0][0]):
+        about = (
+            f"{event['label']}: {', '.join(event['concepts']) or 'the base'}" if "label" in event else event["judge"]
+        )
+        what = f"shard {event['index']} of {about}" if event["work"] == "shard" else f"{event['work']} {about}"
+        lines.append(f"worker {worker}  {what}  since {event['time'][11:19]} UTC")
+    return lines
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, slash, parts = text.partition("/")
+    if not (slash and number.isdigit() and parts.isdigit()):
+        raise UserError(f"--part {text}: should be like 3/16, the third of sixteen parts")
+    return int(number), int(parts)
+
+
+def _path(place: str | None) -> Any:
+    from efface.files import as_path
+
+    return None if place is None else as_path(place)
+
+
+def _console() -> Console:
+    # Bound to today's stdout: a worker in this process catches what is printed while it works.
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)

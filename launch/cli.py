@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from efface.errors import JobFailure, UserError
+from efface.errors import JobFailure, Stopped, UserError
 from efface.launch.submit.commands import app as submit
 
 app = typer.Typer(
@@ -38,6 +38,16 @@ BaseName = Annotated[
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …; auto takes a GPU if there is one.")]
 
 Workers = Annotated[int | None, typer.Option(min=0, help="At most so many workers; 0: in this process, without Ray.")]
+Address = Annotated[str | None, typer.Option(help="Join the Ray cluster there; default: $RAY_ADDRESS, or a local one.")]
+RunFolder = Annotated[str, typer.Argument(help="A run folder: a path, or a URL such as s3://bucket/folder.")]
+RunOut = Annotated[
+    str | None,
+    typer.Option("--out", "-o", help="The run folder, a path or a URL such as s3://bucket/folder; default: runs/NAME."),
+]
+CampaignSet = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Overrides a key of the campaign; repeatable."),
+]
 
 
 @app.command(rich_help_panel=ERASE)
@@ -159,45 +169,39 @@ def attack(
 @app.command(rich_help_panel=CAMPAIGN)
 def run(
     campaign: Annotated[str, typer.Argument(help="A campaign YAML, or the name of a shipped one.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The run folder; default: runs/NAME.")] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Overrides a key of the campaign; repeatable."),
-    ] = None,
+    out: RunOut = None,
+    set_: CampaignSet = None,
     workers: Workers = None,
-    address: Annotated[
-        str | None, typer.Option(help="Join the Ray cluster there; default: $RAY_ADDRESS, or a local one.")
+    address: Address = None,
+    part: Annotated[
+        str | None, typer.Option(metavar="K/N", help="Only part K of N, in this process: for arrays of batch jobs.")
     ] = None,
 ) -> None:
     """Run a campaign: train, judge and score many jobs at once. Typed again, it does only what is missing."""
     from efface.launch import campaigns
 
-    campaigns.run(campaign, out, set_ or [], workers, address)
+    campaigns.run(campaign, out, set_ or [], workers, address, part)
 
 
 @app.command(rich_help_panel=CAMPAIGN)
 def plan(
     campaign: Annotated[str, typer.Argument(help="A campaign YAML, or the name of a shipped one.")],
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The run folder, to see what is done already.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Overrides a key of the campaign; repeatable."),
+    out: RunOut = None,
+    set_: CampaignSet = None,
+    rates: Annotated[
+        str | None,
+        typer.Option(help="Estimate by these rates: a file, or shipped ones by name; default: measured here."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a campaign would do: jobs, shards, images, and what is done already."""
+    """Show what a campaign would do and cost: jobs, shards, images, hours, disk, and what is done already."""
     from efface.launch import campaigns
 
-    campaigns.plan(campaign, out, set_ or [], as_json)
+    campaigns.plan(campaign, out, set_ or [], rates, as_json)
 
 
 @app.command(rich_help_panel=CAMPAIGN)
-def status(
-    folder: Annotated[Path, typer.Argument(help="A run folder.")],
-    as_json: Json = False,
-) -> None:
+def status(folder: RunFolder, as_json: Json = False) -> None:
     """Show how far a run is, while it runs or after."""
     from efface.launch import campaigns
 
@@ -206,14 +210,49 @@ def status(
 
 @app.command(rich_help_panel=CAMPAIGN)
 def retry(
-    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    folder: RunFolder,
+    jobs: Annotated[list[str] | None, typer.Argument(help="Jobs by name or id; default: all that failed.")] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="All that failed, as without any job named.")] = False,
     workers: Workers = None,
-    address: Annotated[str | None, typer.Option(help="Join the Ray cluster there.")] = None,
+    address: Address = None,
 ) -> None:
     """Try again the jobs of a run that failed."""
     from efface.launch import campaigns
 
-    campaigns.retry(folder, workers, address)
+    campaigns.retry(folder, [] if failed else jobs or [], workers, address)
+
+
+@app.command(rich_help_panel=CAMPAIGN)
+def cancel(
+    folder: RunFolder,
+    job: Annotated[str | None, typer.Argument(help="Give up this job alone; default: the run is laid down.")] = None,
+) -> None:
+    """Lay down a run, wherever it runs: jobs save what they have, and the same command goes on from there."""
+    from efface.launch import campaigns
+
+    campaigns.cancel(folder, job)
+
+
+@app.command(rich_help_panel=CAMPAIGN)
+def logs(
+    folder: RunFolder,
+    job: Annotated[str, typer.Argument(help="A job by the name of its folder, its id, or the beginning of either.")],
+) -> None:
+    """Show what happened to a job, what its training printed, and why it failed."""
+    from efface.launch import campaigns
+
+    campaigns.logs(folder, job)
+
+
+@app.command(rich_help_panel=CAMPAIGN)
+def gc(
+    folder: RunFolder,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+) -> None:
+    """Remove what a run folder needs no more: half-written files, checkpoints and caches of finished jobs."""
+    from efface.launch import campaigns
+
+    campaigns.gc(folder, dry_run)
 
 
 @app.command(rich_help_panel=LOOK)
@@ -291,6 +330,8 @@ def main() -> None:
         sys.exit(_complain(str(error), 2))
     except JobFailure as error:
         sys.exit(_complain(str(error), 1))
+    except Stopped as stopped:
+        sys.exit(_complain(str(stopped), 130))
     except SystemExit as end:
         if end.code == 130:  # typer's answer to an interruption
             _complain("interrupted; what is finished is kept, the same command goes on from there", 130)
