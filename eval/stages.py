@@ -129,7 +129,7 @@ def _row(stage: Mapping[str, Any], came_back: Mapping[str, float] | None) -> dic
     }
 
 
-def _mean(scores: Sequence[Mapping[str, float]], axes: Sequence[Axis]) -> dict[Axis, float] | None:
+def _mean(scores: Sequence[Mapping[Axis, float]], axes: Sequence[Axis]) -> dict[Axis, float] | None:
     """The mean by axis; None of nothing."""
     return {axis: fmean(score[axis] for score in scores) for axis in axes} if scores else None
 
