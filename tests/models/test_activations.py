@@ -1,0 +1,134 @@
+"""What a pass costs: counts on the meta device against real tensors on the CPU, the profiler and closed forms."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from efface.models.activations import count, unet_pass
+from efface.models.base import Base, architecture
+from efface.models.groups import select
+from efface.models.loading import empty_components
+
+ROWS, SIDE = 2, 8
+
+
+def names(unet: UNet2DConditionModel, group: str) -> list[str]:
+    return [name.removeprefix("unet.") for name in select({"unet": unet}, group)]
+
+
+def on_meta(base: Base) -> UNet2DConditionModel:
+    with torch.device("meta"):
+        return UNet2DConditionModel.from_config(base.unet.config)
+
+
+def real_pass(base: Base, group: str) -> torch.Tensor:
+    """The loss of a forward pass of real numbers, whose backward is still to come."""
+    for parameter in select(base, group).values():
+        parameter.requires_grad_(True)
+    latents, embedding = torch.randn(ROWS, 4, SIDE, SIDE), torch.randn(ROWS, 77, 16)
+    return base.unet(latents, torch.zeros(ROWS, dtype=torch.int64), embedding).sample.square().mean()
+
+
+@pytest.mark.parametrize("group", ["full", "noxattn", "xattn", "kv-xattn"])
+def test_saved_bytes_are_those_of_real_tensors(tiny_base: Base, group: str) -> None:
+    weights = {parameter.untyped_storage().data_ptr() for parameter in tiny_base.unet.parameters()}
+    real: dict[int, int] = {}
+    held = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        held.append(storage)
+        real[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        predicted = real_pass(tiny_base, group)
+        # The loss itself keeps the prediction, which `saved` leaves to the method.
+        prediction = 4 * ROWS * 4 * SIDE * SIDE
+    kept = sum(size for place, size in real.items() if place not in weights)
+    unet = on_meta(tiny_base)
+    counted = unet_pass(unet, names(unet, group), ROWS, SIDE, SIDE).saved
+    # A GPU's attention keeps its statistics in multiples of 32 rows, and 16 bytes of random state a layer.
+    assert counted + prediction == pytest.approx(kept, rel=1e-3)
+    predicted.backward()
+
+
+@pytest.mark.parametrize("group", ["full", "kv-xattn"])
+def test_the_peak_is_that_of_torchs_profiler(tiny_base: Base, group: str) -> None:
+    """Sums of what the CPU's allocator gave and took back, as the profiler writes them down."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        real_pass(tiny_base, group).backward()
+    changes = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(changes, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    unet = on_meta(tiny_base)
+    counted = unet_pass(unet, names(unet, group), ROWS, SIDE, SIDE).peak
+    # At the peak, early in the backward pass, there is next to no gradient of a weight yet.
+    assert counted == pytest.approx(peak, rel=0.05)
+
+
+def test_a_pass_without_gradient_keeps_nothing(tiny_base: Base) -> None:
+    found = unet_pass(on_meta(tiny_base), [], ROWS, SIDE, SIDE)
+    assert (found.saved, found.backward_flops) == (0, 0) and found.peak > 0
+
+
+def test_counting_leaves_the_unet_as_it_was(tiny_base: Base) -> None:
+    before = {name: value.clone() for name, value in tiny_base.unet.state_dict().items()}
+    unet_pass(tiny_base.unet, names(tiny_base.unet, "full"), ROWS, SIDE, SIDE, "bf16", checkpointing=True)
+    assert all(torch.equal(value, before[name]) for name, value in tiny_base.unet.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in tiny_base.unet.parameters())
+    assert not tiny_base.unet.is_gradient_checkpointing
+
+
+def linear(features: int, precision: Any) -> Any:
+    """A linear layer with frozen norm before it, (8, features), counted on the meta device."""
+    with torch.device("meta"):
+        module = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, features, bias=False))
+        rows = torch.zeros(8, features)
+    module[0].requires_grad_(False)
+    return count(module, lambda: module(rows), True, precision)
+
+
+def test_a_linear_layer_keeps_its_input() -> None:
+    """2 n^2 operations a row forward, and as many for the weight's gradient: its input has none to ask for."""
+    found = linear(16, "fp32")
+    assert found.saved == 8 * 16 * 4
+    assert (found.forward_flops, found.backward_flops) == (8 * 2 * 16**2, 8 * 2 * 16**2)
+
+
+def test_under_autocast_it_keeps_input_in_bf16() -> None:
+    assert linear(16, "bf16").saved == 8 * 16 * 2
+
+
+def test_under_autocast_a_trained_weight_lies_there_a_second_time_in_bf16() -> None:
+    """Where the layer before is trained too, a gradient goes through the second layer, and so its bf16 copy stays."""
+    with torch.device("meta"):
+        module = nn.Sequential(nn.Linear(16, 16, bias=False), nn.Linear(16, 16, bias=False))
+        rows = torch.zeros(8, 16)
+    found = count(module, lambda: module(rows), True, "bf16")
+    assert found.saved == 2 * 8 * 16 * 2 + 16 * 16 * 2
+
+
+@pytest.fixture(scope="module")
+def sd() -> UNet2DConditionModel:
+    return empty_components(architecture("sd-v1-4"))[0]
+
+
+def test_a_forward_pass_of_stable_diffusion_is_803_gflop(sd: UNet2DConditionModel) -> None:
+    """The figure published for its UNet at 512 px: 401.6 GMAC."""
+    assert unet_pass(sd, [], 1, 64, 64).forward_flops / 2e9 == pytest.approx(401.6, abs=0.1)
+
+
+def test_checkpointing_trades_memory_for_a_second_forward(sd: UNet2DConditionModel) -> None:
+    trained = names(sd, "kv-xattn")
+    plain, traded = (unet_pass(sd, trained, 1, 64, 64, checkpointing=on) for on in (False, True))
+    assert traded.saved < plain.saved / 4 and traded.peak < plain.peak
+    # All but the first and the last layers lie in blocks that are computed again.
+    again = traded.backward_flops - plain.backward_flops
+    assert 0.7 * plain.forward_flops < again <= plain.forward_flops
