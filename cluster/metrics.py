@@ -94,8 +94,7 @@ class Metrics:
         """When a model came to be, by its folder; those not in it were there from the start."""
         self._put_back: dict[str, float] = {}
         """When a piece of work was given back, to be tried again."""
-        for kind, number in _hits(plan, left).items():
-            self._set("efface_cache_hits", number, kind=kind)
+        self._hits = _hits(plan, left)
         self.tick()
 
     def started(self, worker: int, work: Work) -> None:
@@ -121,10 +120,13 @@ class Metrics:
             self._give_up(work)
 
     def tick(self) -> None:
+        """Ray exports a gauge once for each time it is set, so all of them are set again and again."""
         for state in STATES:
             self._set("efface_jobs", self._jobs[state], state=state)
             self._set("efface_shards", self._shards[state], state=state)
         self._set("efface_busy_fraction", self._clock.busy / self._workers)
+        for kind, number in self._hits.items():
+            self._set("efface_cache_hits", number, kind=kind)
 
     def _done(self, work: Work, seconds: float, halved: bool) -> None:
         self._move(work, "done")

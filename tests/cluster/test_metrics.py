@@ -305,6 +305,16 @@ def metrics_url() -> Iterator[str]:
     patch.undo()
 
 
+def test_every_tick_tells_every_gauge(made: Plan, board: Board) -> None:
+    """Ray forgets a gauge that was not set since it was last asked."""
+    metrics = Metrics(made, everything(made), 1)
+    told = set(board.gauges)
+    assert {name for name, *_ in told} == {metric.name for metric in METRICS if metric.kind == "gauge"}
+    board.gauges.clear()
+    metrics.tick()
+    assert set(board.gauges) == told
+
+
 def scraped(url: str) -> dict[str, dict[str, float]]:
     """Our series as Prometheus would read them: name -> the values of our own tags -> value."""
     with urllib.request.urlopen(url, timeout=10) as answer:
