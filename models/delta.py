@@ -57,7 +57,7 @@ class Delta:
         Each has the `job_id`, the `method`, the `concepts` of that request alone, and the id of the `delta` it left.
         """
         told = self.provenance
-        if "job" not in told:
+        if "job_id" not in told:
             return []
         alone = {"job_id": told["job_id"], "method": told["job"]["method"], "concepts": told["job"]["concepts"]}
         *before, own = told.get("lineage", [alone])
