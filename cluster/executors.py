@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from efface.cluster.run_folder import Work
+from efface.cluster.stand_in import StandIn
 from efface.cluster.worker import Outcome, Setting, Worker
 from efface.errors import JobFailure, UserError
 
@@ -15,6 +16,9 @@ START_SECONDS = 600.0
 
 STARTS = 3
 """How often in a row workers may die while they start."""
+
+
+WorkerClass = type[Worker] | type[StandIn]
 
 
 class Executor(Protocol):
@@ -48,8 +52,8 @@ class InProcess:
     workers = 1
     depth = 1
 
-    def __init__(self, setting: Setting, stopping: Callable[[], bool]) -> None:
-        self._worker = Worker(setting, stopping)
+    def __init__(self, setting: Setting, stopping: Callable[[], bool], worker: WorkerClass = Worker) -> None:
+        self._worker = worker(setting, stopping)
         self._arrived = [0]
         self._ended: list[tuple[int, Work, Outcome]] = []
 
@@ -84,9 +88,7 @@ class RayActors:
 
     depth = 2
 
-    def __init__(
-        self, setting: Setting, wanted: int, address: str | None = None, worker: type[Worker] = Worker
-    ) -> None:
+    def __init__(self, setting: Setting, wanted: int, address: str | None = None, worker: WorkerClass = Worker) -> None:
         """At most `wanted` actors of the class `worker`. Raises UserError where not one fits on the cluster."""
         import ray
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from efface.cluster.campaign import HOW, Campaign, DeltaEvaluation, Limits, read_campaign
 from efface.cluster.dispatch import Remaining, dispatch, remaining
-from efface.cluster.executors import Executor, InProcess, RayActors
+from efface.cluster.executors import Executor, InProcess, RayActors, WorkerClass
 from efface.cluster.expand import plan_campaign, plan_deltas
 from efface.cluster.journal import Journal
 from efface.cluster.learned_rates import learn_from
@@ -25,7 +25,7 @@ from efface.cluster.plan import Plan
 from efface.cluster.progress import Display
 from efface.cluster.results import Results, gather
 from efface.cluster.run_folder import RunFolder
-from efface.cluster.worker import Setting
+from efface.cluster.worker import Setting, Worker
 from efface.errors import JobFailure, StorageError, UserError
 from efface.files import content_id, is_remote
 from efface.models.delta import Delta
@@ -85,7 +85,9 @@ def open_evaluation(deltas: Sequence[tuple[Path, Delta]], wanted: DeltaEvaluatio
     return Run(plan, folder, wanted.limits)
 
 
-def carry_out(run: Run, workers: int | None, address: str | None, console: Console) -> Results:
+def carry_out(
+    run: Run, workers: int | None, address: str | None, console: Console, worker: WorkerClass = Worker
+) -> Results:
     """Do what is missing, then score. `workers`: at most so many; 0: in this process, without Ray.
 
     Raises UserError where another driver is at work on the run, and Stopped where it was laid down on the way.
@@ -106,7 +108,7 @@ def carry_out(run: Run, workers: int | None, address: str | None, console: Conso
             if results:
                 return results
             if not left.nothing:
-                _do(run, left, workers, address, console, stopping)
+                _do(run, left, workers, address, console, stopping, worker)
     raise JobFailure(f"{run.folder.root}: files there change after they are written, so the run cannot be finished")
 
 
@@ -133,9 +135,10 @@ def _do(
     address: str | None,
     console: Console,
     stopping: Callable[[], bool],
+    worker: WorkerClass = Worker,
 ) -> None:
     """One time through the remaining work."""
-    executor = _executor(run, left, workers, address, stopping)
+    executor = _executor(run, left, workers, address, stopping, worker)
     with ExitStack() as closing:
         closing.callback(executor.close)
         journal = closing.enter_context(contextlib.closing(Journal(run.folder)))
@@ -193,12 +196,17 @@ def setting_of(run: Run) -> Setting:
 
 
 def _executor(
-    run: Run, left: Remaining, workers: int | None, address: str | None, stopping: Callable[[], bool]
+    run: Run,
+    left: Remaining,
+    workers: int | None,
+    address: str | None,
+    stopping: Callable[[], bool],
+    worker: WorkerClass,
 ) -> Executor:
     if workers == 0:
-        return InProcess(setting_of(run), stopping)
+        return InProcess(setting_of(run), stopping, worker)
     useful = len(left.calibrations) + len(left.jobs) + len(left.shards)
-    return RayActors(setting_of(run), min(useful, workers or useful), address)
+    return RayActors(setting_of(run), min(useful, workers or useful), address, worker)
 
 
 def summary(run: Run) -> dict[str, Any]:

@@ -108,6 +108,8 @@ class Worker:
         log = io.StringIO()
         outcome = Outcome("done")
         try:
+            if self._cancelled(work):
+                return Outcome("failed", "cancelled")
             with redirect_stdout(log), redirect_stderr(log):
                 try:
                     self._do(work, halve=False)
@@ -129,6 +131,11 @@ class Worker:
         if isinstance(work, Model):
             return self._kept(work, outcome, log.getvalue())
         return outcome
+
+    def _cancelled(self, work: Work) -> bool:
+        """Whether the job, or that of the shard's model, was given up since."""
+        model = work.model if isinstance(work, Shard) else work
+        return isinstance(model, Model) and self.folder.failure(model) is not None
 
     def _do(self, work: Work, halve: bool) -> None:
         if isinstance(work, Calibration):
@@ -171,7 +178,7 @@ class Worker:
             model.job,
             self.base,
             self.setting.concept_set,
-            self._on_step,
+            lambda done, steps, loss: self._on_step(model, done, steps, loss),
             cache=self.folder.cache,
             parent=_load(parent) if parent else None,
             checkpoint=self.folder.checkpoint(model),
@@ -229,14 +236,16 @@ class Worker:
         recipe = self.setting.recipe
         return recipe.model_copy(update={"batch_size": max(1, recipe.batch_size // 2)}) if halve else recipe
 
-    def _on_step(self, done: int, steps: int, loss: float) -> None:
-        """After every optimiser step. Raises Stopped where work is to be laid down."""
+    def _on_step(self, model: Model, done: int, steps: int, loss: float) -> None:
+        """After every optimiser step. Raises Stopped where work is to be laid down, JobFailure if it was given up."""
         if done % max(1, steps // 20) == 0 or done == steps:
             print(f"step {done} of {steps}, loss {loss:.6g}")
         if time.monotonic() - self._looked >= STOP_LOOKS:
             self._looked = time.monotonic()
             if self._stopping():
                 raise Stopped
+            if self._cancelled(model):
+                raise JobFailure("cancelled")
 
     def _cost(self, start: float) -> dict[str, Any]:
         return {"seconds": time.perf_counter() - start, "device": self.device_name}
