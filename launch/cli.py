@@ -255,6 +255,21 @@ def gc(
     campaigns.gc(folder, dry_run)
 
 
+@app.command(rich_help_panel=CAMPAIGN)
+def search(
+    file: Annotated[str, typer.Argument(help="A search YAML, or the name of a shipped one.")],
+    out: RunOut = None,
+    set_: CampaignSet = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Configs to try, in all; default: the file's.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="At most so many trials at a time.")] = None,
+    address: Address = None,
+) -> None:
+    """Search a method's settings: many on few images, the best on more. Typed again, it goes on where it was."""
+    from efface.launch import search as searching
+
+    searching.search(file, out, set_ or [], trials, workers, address)
+
+
 @app.command(rich_help_panel=LOOK)
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method, with every field of its config.")] = None,

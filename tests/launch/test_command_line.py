@@ -47,6 +47,7 @@ COMMANDS: dict[str, tuple[list[str], set[str]]] = {
     "cancel": (["folder", "job"], set()),
     "logs": (["folder", "job"], set()),
     "gc": (["folder"], {"--dry-run"}),
+    "search": (["file"], CAMPAIGN_OPTIONS | WORKERS | {"--trials"}),
     "submit": ([], set()),
     "methods": (["name"], JSON),
     "judges": ([], JSON),

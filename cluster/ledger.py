@@ -1,0 +1,102 @@
+"""The ledger of a search: every config tried, in its order, and how far it came.
+
+    trials.json    [{"number": 1, "id": …, "point": {…}, "ended": true, "state": "judged", "score": …, …}, …]
+
+The driver alone writes it, whole, whenever something happened.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from efface.cluster.run_folder import RunFolder
+from efface.cluster.search_space import Point
+from efface.files import content_id, write_json
+
+RESULTS = (
+    "state",
+    "score",
+    "err_mean",
+    "interval",
+    "axes",
+    "images_per_prompt",
+    "weight_change",
+    "challenge",
+    "seconds",
+    "jobs",
+    "reason",
+)
+
+Row = dict[str, Any]
+
+
+class Ledger:
+    """What earlier starts of the search knew, and what this one hears."""
+
+    def __init__(self, folder: RunFolder, told: Callable[[Row], None] = lambda row: None) -> None:
+        """`told` is called with every row that changed."""
+        self._path = folder.root / "trials.json"
+        self._told = told
+        self._before = _read(self._path.read_bytes()) if self._path.is_file() else []
+        self._now: dict[str, Row] = {}
+        """By Tune's name of the trial, in their order."""
+
+    @property
+    def rows(self) -> list[Row]:
+        """Every trial: as it is now, and where this start has not come to it yet, as it was."""
+        now = list(self._now.values())
+        return [*now, *self._before[len(now) :]]
+
+    @property
+    def points(self) -> list[Point]:
+        return [row["point"] for row in self.rows]
+
+    def whole(self, trials: int) -> bool:
+        """Whether so many trials have come to their end."""
+        return len(self.rows) >= trials and all(row["ended"] for row in self.rows)
+
+    def begun(self, trial: str, point: Point) -> None:
+        """A trial starts; the known ones come first, in their order."""
+        if trial in self._now:
+            return  # it broke, and is tried again
+        place = len(self._now)
+        known = self._before[place] if place < len(self._before) else None
+        if known is None or known["point"] != point:
+            known = {"number": place + 1, "id": content_id(point), "point": point, "ended": False, "state": "begun"}
+        self._now[trial] = known
+        self._write()
+
+    def judged(self, trial: str, result: Mapping[str, Any]) -> None:
+        """A trial was judged on a rung, or cannot be; what was judged on more images before stays."""
+        row, found = self._now[trial], {name: result[name] for name in RESULTS if name in result}
+        if found.get("images_per_prompt", 0) < row.get("images_per_prompt", 0):
+            return
+        if found == {name: row[name] for name in found if name in row}:
+            return
+        self._now[trial] = {**{name: row[name] for name in ("number", "id", "point", "ended")}, **found}
+        self._write()
+        self._told(self._now[trial])
+
+    def ended(self, trial: str) -> None:
+        """Nothing more comes of a trial."""
+        self._now[trial] = {**self._now[trial], "ended": True}
+        self._write()
+
+    def broken(self, trial: str, reason: str) -> None:
+        """A trial broke more often than it may; the next start tries it again."""
+        row = {**self._now[trial], "reason": reason}
+        self._now[trial] = {**row, "state": "broken"} if row["state"] == "begun" else row
+        self._write()
+        self._told({**row, "state": "broken"})
+
+    def _write(self) -> None:
+        write_json(self._path, self.rows)
+
+
+def _read(data: bytes) -> list[Row]:
+    """The rows; none where the file is damaged, and the search begins anew over the run folder."""
+    try:
+        rows = json.loads(data)
+    except ValueError:
+        return []
+    return rows if isinstance(rows, list) else []

@@ -1,0 +1,25 @@
+"""`efface search`."""
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+LOG_WIDTH = 120
+"""Columns of text where there is no terminal that has a width."""
+
+
+def search(
+    name_or_path: str,
+    out: Path | None,
+    overrides: list[str],
+    trials: int | None,
+    workers: int | None,
+    address: str | None,
+) -> None:
+    """Carry out a search and show its Pareto front."""
+    from efface.cluster.search import run_search
+    from efface.cluster.search_space import read_search
+
+    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
+    run_search(read_search(name_or_path, overrides), out, trials, workers, address, console).show(console)
