@@ -24,7 +24,8 @@ setup(
             "miniature/judge/*",
             "miniature/*.md",
             "miniature/*.json",
-            "cluster/deploy/*",
+            "cluster/deploy/**/*",
+            "launch/slurm/*",
         ]
     },
     install_requires=[
@@ -43,10 +44,25 @@ setup(
         "pyarrow>=17",
         "pillow>=10",
         "numpy>=1.26",
+        "universal-pathlib>=0.3",
+        "jinja2>=3.1",
+        "filelock>=3.12",
+        "psutil>=5.9",
     ],
     extras_require={
         "xformers": ["xformers>=0.0.34"],
-        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.12", "mypy>=1.15", "import-linter>=2.3"],
+        "s3": ["s3fs>=2024.10", "botocore>1.35.20"],
+        "search": ["optuna>=4"],
+        "curves": ["tensorboard>=2.15"],
+        "dev": [
+            "efface[s3,search,curves]",
+            "moto[server,s3]>=5.1",
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "ruff>=0.12",
+            "mypy>=1.15",
+            "import-linter>=2.3",
+        ],
     },
     entry_points={"console_scripts": ["efface = efface.launch.cli:main"]},
 )
