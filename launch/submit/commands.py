@@ -80,12 +80,13 @@ def ray(
     from efface.launch.submit import ray_job as launcher
     from efface.launch.submit.order import read_order
     from efface.launch.submit.profile import read_cluster
+    from efface.strict import find_config
 
     profile, order = read_cluster(cluster), read_order(campaign, set_ or [], out)
     if stop:
         typer.echo(f"stopped: {launcher.stop(order, profile)}")
         return
-    job, new = launcher.submit(order, profile)
+    job, new = launcher.submit(order, profile, str(find_config("clusters", cluster).absolute()))
     _tell([job], new)
     if follow and not launcher.follow(order, profile, job):
         raise typer.Exit(1)

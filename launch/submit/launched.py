@@ -28,12 +28,12 @@ SLURM_STATES = {
 
 
 class Job(NamedTuple):
-    """One job of a launcher: `by` slurm, ray or kube; `what` of the campaign; its `id` there; where it is known."""
+    """One job of a launcher: `by` slurm, ray or kube; `what` of the campaign; its `id` there; the profile's file."""
 
     by: str
     what: str
     id: str
-    where: str = ""
+    cluster: str = ""
 
 
 def note(folder: Path, jobs: list[Job]) -> None:

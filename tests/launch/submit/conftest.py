@@ -1,0 +1,54 @@
+"""What the tests of `efface submit` share: a SLURM of two nodes, where one can be, and a world that its nodes can read."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from slurm_cluster import SlurmCluster, why_not
+
+
+@pytest.fixture(scope="session")
+def slurm_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
+    reason = why_not()
+    if reason:
+        pytest.skip(f"no SLURM here: {reason}")
+    cluster = SlurmCluster(tmp_path_factory.mktemp("slurm"))
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def slurm(slurm_nodes: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
+    """The cluster, idle, with its commands on the PATH."""
+    for name, value in slurm_nodes.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    yield slurm_nodes
+    for job in slurm_nodes.ask("squeue", "--noheader", "--format=%A").split():
+        slurm_nodes.ask("scancel", job)
+    slurm_nodes.ask("scontrol", "update", "nodename=n[1-2]", "state=resume") if _down(slurm_nodes) else None
+    slurm_nodes.wait(slurm_nodes.empty, 60)
+
+
+def _down(cluster: SlurmCluster) -> bool:
+    return "down" in cluster.ask("sinfo", "--noheader", "--format=%t")
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> "Write":
+    return Write(tmp_path)
+
+
+class Write:
+    """`profile(slurm={…})` writes a cluster profile and gives its path."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, **sections: object) -> str:
+        import yaml
+
+        path = self.folder / "cluster.yaml"
+        path.write_text(yaml.safe_dump({"name": "test", **sections}))
+        return os.fspath(path)
