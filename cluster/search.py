@@ -60,7 +60,12 @@ class Found:
 
 
 def run_search(
-    search: Search, out: Path | None, trials: int | None, workers: int | None, address: str | None, console: Console
+    search: Search,
+    out: str | Path | None,
+    trials: int | None,
+    workers: int | None,
+    address: str | None,
+    console: Console,
 ) -> Found:
     """Carry a search out in `out` (default `runs/NAME`); it does what is missing of `trials` (default: the file's).
 

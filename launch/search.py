@@ -1,7 +1,6 @@
 """`efface search`."""
 
 import sys
-from pathlib import Path
 
 from rich.console import Console
 
@@ -11,7 +10,7 @@ LOG_WIDTH = 120
 
 def search(
     name_or_path: str,
-    out: Path | None,
+    out: str | None,
     overrides: list[str],
     trials: int | None,
     workers: int | None,
