@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import checkpoint
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 Precision = Literal["fp32", "bf16"]
 
@@ -79,7 +79,7 @@ def count(module: nn.Module, forward: Callable[[], Tensor], backward: bool, prec
     Attention is counted as a GPU's fused kernels do it, which never hold the matrix of scores.
     """
     weights = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
-    live = _Live(weights)
+    live = _Counter(weights)
     saved: dict[int, Any] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -92,7 +92,6 @@ def count(module: nn.Module, forward: Callable[[], Tensor], backward: bool, prec
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(lambda weight: live.forget(weight.grad))
     with ExitStack() as modes:
-        flops = modes.enter_context(FlopCounterMode(display=False))
         modes.enter_context(live)
         modes.enter_context(_AsOnAGPU(precision))
         modes.enter_context(torch.set_grad_enabled(backward))
@@ -100,12 +99,12 @@ def count(module: nn.Module, forward: Callable[[], Tensor], backward: bool, prec
             output = forward()
         kept = sum(storage.nbytes() for storage in saved.values())
         saved.clear()
-        forward_flops = flops.get_total_flops()
+        forward_flops = live.flops
         if backward:
             loss = output.float().square().mean()
             del output
             loss.backward()
-    return Pass(kept, live.peak, forward_flops, flops.get_total_flops() - forward_flops)
+    return Pass(kept, live.peak, forward_flops, live.flops - forward_flops)
 
 
 class _AsOnAGPU(TorchFunctionMode):
@@ -138,16 +137,22 @@ def _fused_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attended
 
 
-class _Live(TorchDispatchMode):
-    """The bytes of all storages made under it that are alive, now and at most."""
+class _Counter(TorchDispatchMode):
+    """The bytes of all storages made under it that are alive, now and at most; and the operations done.
+
+    torch's own FlopCounterMode keeps tensors alive beyond their time, so its formulas are used without it.
+    """
 
     def __init__(self, known: Iterable[int]) -> None:
         super().__init__()
         self.sizes = dict.fromkeys(known, 0)
-        self.now = self.peak = 0
+        self.now = self.peak = self.flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func.overloadpacket)
+        if formula:
+            self.flops += formula(*args, **(kwargs or {}), out_val=made)
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor):
                 self._see(tensor.untyped_storage())
