@@ -70,6 +70,7 @@ class Resources(Strict):
 
     cpus: int = Field(1, ge=1, description="CPU cores, and torch threads, of a worker")
     gpus: float = Field(0, ge=0, le=1, description="GPUs of a worker, also a fraction; 0: it computes on the CPU")
+    processes: int = Field(1, ge=1, description="processes that train one job together, each in a worker's place")
 
 
 class Limits(Strict):
@@ -94,6 +95,7 @@ class Campaign(Strict):
     evaluation: Evaluation = Evaluation()
     resources: Resources = Resources()
     limits: Limits = Limits()
+    setup: dict[str, Any] = Field({}, description="how jobs are run: fields of `Setup` in train/setup.py")
 
     @field_validator("seeds")
     @classmethod
@@ -114,7 +116,7 @@ class DeltaEvaluation(Strict):
     limits: Limits = Limits()
 
 
-HOW = ("resources", "limits")
+HOW = ("resources", "limits", "setup")
 """Keys of an order that say how the work is done and not what it is: they may change while a run is under way."""
 
 

@@ -139,6 +139,8 @@ class Dispatch:
         self._idle: deque[int] = deque()
         self._open_to_more: set[int] = set()
         """Workers that have just ended something, and might take a second piece."""
+        self._gathering: Model | None = None
+        """The job for which a gang is coming together."""
         self._copies: Counter[str] = Counter()
         """How many workers do a piece of work, by its id; work that is settled is not in it."""
         self._broken: Counter[str] = Counter()
@@ -155,9 +157,9 @@ class Dispatch:
             if not self._stopping:
                 self._feed()
             if not self._copies:
-                if self._stopping or not len(self._queue):
+                if self._stopping or not (self._gathering or len(self._queue)):
                     break
-                assert not self._idle, "work is left that nobody can begin"
+                assert self._gathering or not self._idle, "work is left that nobody can begin"
             for worker, work, outcome in self._executor.outcomes(timeout=LOOK):
                 self._end(worker, work, outcome)
             if self._executor.clock() - self._looked >= LOOK:
@@ -183,10 +185,18 @@ class Dispatch:
         """
         open_to_more = sorted(self._open_to_more)
         self._open_to_more.clear()
-        while self._idle and (first := self._queue.take(self._slots[self._idle[0]].held)):
-            worker = self._idle.popleft()
-            self._give(worker, first)
-            open_to_more.append(worker)
+        while self._idle and (first := self._gathering or self._queue.take(self._slots[self._idle[0]].held)):
+            if isinstance(first, Model) and not first.solved and self._executor.processes > 1:
+                self._gathering = first
+                workers = self._executor.gather(self._idle)
+                if workers is None:
+                    return  # whoever ends something from now on waits for the others
+                self._gathering = None
+                self._give_together(workers, first)
+            else:
+                worker = self._idle.popleft()
+                self._give(worker, first)
+                open_to_more.append(worker)
         for place in range(1, self._executor.depth):
             for worker in open_to_more:
                 slot = self._slots[worker]
@@ -195,7 +205,18 @@ class Dispatch:
                     if second:
                         self._give(worker, second)
 
+    def _give_together(self, workers: Sequence[int], job: Model) -> None:
+        """A job to a gang. It is the first worker's; all of them are new ones afterwards."""
+        for worker in workers:
+            self._idle.remove(worker)
+        self._begin(workers[0], job)
+        self._executor.submit_job(workers, job)
+
     def _give(self, worker: int, work: Work) -> None:
+        self._begin(worker, work)
+        self._executor.submit(worker, work)
+
+    def _begin(self, worker: int, work: Work) -> None:
         slot = self._slots[worker]
         if not slot.doing:
             slot.since = self._executor.clock()
@@ -204,7 +225,6 @@ class Dispatch:
         self._copies[work.id] += 1
         for watcher in self._watchers:
             watcher.started(worker, work)
-        self._executor.submit(worker, work)
 
     def _end(self, worker: int, work: Work, outcome: Outcome) -> None:
         """A worker is done with a piece of work, in whatever way."""

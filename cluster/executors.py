@@ -3,9 +3,12 @@
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
+from efface.cluster.gang import Leader
 from efface.cluster.run_folder import Work
 from efface.cluster.stand_in import StandIn
 from efface.cluster.worker import Outcome, Setting, Worker
@@ -26,12 +29,20 @@ class Executor(Protocol):
 
     workers: int
     depth: int
+    processes: int
+    """Workers whose places one job takes."""
 
     def arrived(self) -> list[int]:
         """Workers that can take work since now: at the beginning, and again where another took one's place."""
 
     def submit(self, worker: int, work: Work) -> None:
         """Hand a piece of work to a worker; returns at once, or when the work is done."""
+
+    def gather(self, idle: Sequence[int]) -> list[int] | None:
+        """Of the workers that have nothing to do, `processes` that should train a job together; None: not yet."""
+
+    def submit_job(self, workers: Sequence[int], work: Work) -> None:
+        """Hand a job to a gang in the place of several workers. It ends as the first one's, and all are gone then."""
 
     def outcomes(self, timeout: float) -> Iterator[tuple[int, Work, Outcome]]:
         """What has ended, waiting up to `timeout` seconds for something to end."""
@@ -51,6 +62,7 @@ class InProcess:
 
     workers = 1
     depth = 1
+    processes = 1
 
     def __init__(self, setting: Setting, stopping: Callable[[], bool], worker: WorkerClass = Worker) -> None:
         self._worker = worker(setting, stopping)
@@ -63,6 +75,12 @@ class InProcess:
 
     def submit(self, worker: int, work: Work) -> None:
         self._ended.append((worker, work, self._worker.run(work)))
+
+    def gather(self, idle: Sequence[int]) -> list[int] | None:
+        return list(idle[:1])
+
+    def submit_job(self, workers: Sequence[int], work: Work) -> None:
+        self.submit(workers[0], work)
 
     def outcomes(self, timeout: float) -> Iterator[tuple[int, Work, Outcome]]:
         ended, self._ended = self._ended, []
@@ -101,11 +119,21 @@ class RayActors:
         self._setting = setting
         self._actors: list[Any] = []
         self._running: dict[Any, tuple[int, Work]] = {}
+        self._gangs: dict[int, list[int]] = {}
+        """First worker of a gang -> all whose places it takes."""
+        self._nodes: dict[int, str] = {}
+        """Node of each worker that came up."""
+        self.processes = setting.processes
         self._starting: dict[Any, int] = {}
         self._deaths = 0
         self._alive_at = time.monotonic()
         try:
             self.workers = _how_many(setting, wanted)
+            if self.workers < setting.processes:
+                raise UserError(
+                    f"a job is trained by {setting.processes} processes, and the cluster has room for {self.workers} "
+                    "workers; lower resources.processes in the campaign, or allow more workers"
+                )
             for number in range(self.workers):
                 self._actors.append(None)
                 self._start(number)
@@ -124,7 +152,7 @@ class RayActors:
         for reference in ready:
             worker = self._starting.pop(reference)
             try:
-                ray.get(reference)
+                self._nodes[worker] = ray.get(reference)
             except RayActorError as error:
                 self._deaths += 1
                 if "UserError" in str(error) or self._deaths >= STARTS:
@@ -137,6 +165,27 @@ class RayActors:
 
     def submit(self, worker: int, work: Work) -> None:
         self._running[self._actors[worker].run.remote(work)] = (worker, work)
+
+    def gather(self, idle: Sequence[int]) -> list[int] | None:
+        """On one node where any has so many workers, that which has the fewest to spare."""
+        places: dict[str, list[int]] = {}
+        for worker in idle:
+            places.setdefault(self._nodes[worker], []).append(worker)
+        fitting = [workers for workers in places.values() if len(workers) >= self.processes]
+        if fitting:
+            return min(fitting, key=len)[: self.processes]
+        largest = max(Counter(self._nodes.values()).values())
+        return list(idle[: self.processes]) if largest < self.processes <= len(idle) else None
+
+    def submit_job(self, workers: Sequence[int], work: Work) -> None:
+        import ray
+
+        first = workers[0]
+        for worker in workers:  # their resources become the gang's
+            ray.kill(self._actors[worker])
+        self._actors[first] = ray.remote(Leader).options(num_cpus=0, max_restarts=0).remote()
+        self._gangs[first] = list(workers)
+        self._running[self._actors[first].run.remote(self._setting, work, self.processes)] = (first, work)
 
     def outcomes(self, timeout: float) -> Iterator[tuple[int, Work, Outcome]]:
         import ray
@@ -160,7 +209,7 @@ class RayActors:
         for reference in self._of(worker):
             del self._running[reference]
         ray.kill(self._actors[worker])
-        self._start(worker)
+        self._restart(worker)
         return True
 
     def clock(self) -> float:
@@ -183,6 +232,11 @@ class RayActors:
         self._actors[worker] = ray.remote(self._class).options(**options).remote(self._setting)
         self._starting[self._actors[worker].ready.remote()] = worker
 
+    def _restart(self, worker: int) -> None:
+        """New workers in the place of one that is gone, or of all of its gang."""
+        for place in self._gangs.pop(worker, [worker]):
+            self._start(place)
+
     def _of(self, worker: int) -> list[Any]:
         """The calls that a worker has not answered yet, in their order."""
         return [reference for reference, (of, _) in self._running.items() if of == worker]
@@ -193,13 +247,17 @@ class RayActors:
         from ray.exceptions import RayActorError, RayError
 
         worker, work = self._running.pop(reference)
+        gang = worker in self._gangs
         try:
-            yield worker, work, ray.get(reference)
+            outcome = replace(ray.get(reference), worker_gone=gang)
+            if gang:
+                self._restart(worker)
+            yield worker, work, outcome
         except RayActorError as error:
             # The first of them was under way; the others only waited in its line.
             broke = Outcome("lost" if _node_died(error) else "fault", "the worker died", str(error), worker_gone=True)
             waiting = [(other, *self._running.pop(other)) for other in self._of(worker)]
-            self._start(worker)
+            self._restart(worker)
             yield worker, work, broke
             for _, of, waited in waiting:
                 yield of, waited, Outcome("lost", "the worker died", worker_gone=True)

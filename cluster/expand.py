@@ -1,5 +1,6 @@
 """From what a user asks for, a campaign or some deltas, to the plan that does it."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from efface.models.delta import Delta
 from efface.models.locate import NotFetched
 from efface.strict import parse
 from efface.train.job import Job, make_job
-from efface.train.method import get_method, parse_config
+from efface.train.method import ClosedFormMethod, get_method, parse_config
 
 
 def plan_campaign(campaign: Campaign, fetch: bool = True) -> Plan:
@@ -24,6 +25,9 @@ def plan_campaign(campaign: Campaign, fetch: bool = True) -> Plan:
 
     A base that is only on the hub is fetched for its fingerprint; without `fetch` the plan is provisional then.
     """
+    from efface.train.setup import Setup
+
+    parse(Setup, campaign.setup | ({"tracker_folder": "curves"} if campaign.setup.get("tracker") else {}), "setup")
     base = read_base(campaign.base)
     concept_set = load_concept_set(campaign.concepts.set or base.concepts or _no_concepts(base, "concepts.set"))
     targets = _targets(campaign, concept_set)
@@ -90,21 +94,22 @@ def _jobs(
                 make_job, base.name, base_id, choice.method, concept_set, config=resolved, strategy=campaign.strategy
             )
             names = [target.name for target in targets]
+            solved = issubclass(get_method(choice.method), ClosedFormMethod)
             if campaign.strategy == "continual":
                 for seed in campaign.seeds:
-                    yield from _chain(label, partial(make, seed=seed), names)
+                    yield from _chain(label, partial(make, seed=seed), names, solved)
             else:
                 groups = [[name] for name in names] if campaign.strategy == "single" else [names]
-                for group in groups:
-                    yield from (Model(label, make(group, seed=seed), base_id) for seed in campaign.seeds)
+                for group, seed in itertools.product(groups, campaign.seeds):
+                    yield Model(label, make(group, seed=seed), base_id, solved=solved)
 
 
-def _chain(label: str, make: Callable[..., Job], names: Sequence[str]) -> Iterator[Model]:
+def _chain(label: str, make: Callable[..., Job], names: Sequence[str], solved: bool) -> Iterator[Model]:
     """The models of a chain of requests, each made from the one before."""
     before: Job | None = None
     for stage in range(1, len(names) + 1):
         job = make(names[:stage], parent=before.id) if before else make(names[:stage])
-        yield Model(stage_label(label, stage, len(names)), job, job.base_id, before.slug if before else None)
+        yield Model(stage_label(label, stage, len(names)), job, job.base_id, before.slug if before else None, solved)
         before = job
 
 

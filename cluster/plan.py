@@ -42,6 +42,8 @@ class Model:
     base_id: str
     after: str | None = None
     """The folder of the model that this one continues, in a chain of requests."""
+    solved: bool = False
+    """Made in closed form, for which one process is enough."""
 
     @cached_property
     def id(self) -> str:

@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,6 +41,7 @@ class Run:
     plan: Plan
     folder: RunFolder
     limits: Limits = field(default_factory=Limits)
+    setup: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def remaining(self) -> Remaining:
@@ -52,7 +53,7 @@ def open_run(campaign: Campaign, out: Path | None) -> Run:
     plan = plan_campaign(campaign)
     folder = RunFolder(out or Path("runs") / campaign.name)
     folder.open(folder.campaign, _yaml(campaign), HOW)
-    return Run(plan, folder, campaign.limits)
+    return Run(plan, folder, campaign.limits, campaign.setup)
 
 
 def reopen_run(root: Path) -> Run:
@@ -60,7 +61,7 @@ def reopen_run(root: Path) -> Run:
     folder = RunFolder(root)
     folder.must_exist()
     campaign = read_campaign(folder.campaign)
-    return Run(plan_campaign(campaign), folder, campaign.limits)
+    return Run(plan_campaign(campaign), folder, campaign.limits, campaign.setup)
 
 
 def open_evaluation(deltas: Sequence[tuple[Path, Delta]], wanted: DeltaEvaluation, out: Path | None) -> Run:
@@ -192,6 +193,8 @@ def setting_of(run: Run) -> Setting:
         gpus=plan.resources.gpus,
         checkpoint_steps=run.limits.checkpoint_steps,
         wish=run.folder.wish(),
+        processes=plan.resources.processes,
+        setup=run.setup,
     )
 
 

@@ -86,6 +86,10 @@ class RunFolder:
     def checkpoint(self, model: Model) -> Path:
         return self.job(model) / "checkpoint.safetensors"
 
+    def curves(self, model: Model) -> Path:
+        """Loss, learning rate and gradient norm of a job's training, where its campaign asks for them."""
+        return self.job(model) / "curves"
+
     def log(self, model: Model) -> Path:
         """What a job's training printed."""
         return self.job(model) / "log.txt"

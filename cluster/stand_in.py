@@ -7,7 +7,7 @@ time but what it is told to. Chaos, scale and scheduling are tried with it; what
 
 import hashlib
 import io
-import os
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -43,9 +43,9 @@ class StandIn:
         self.folder = RunFolder(setting.root)
         self._stopping = stopping or (lambda: self.folder.wish() != setting.wish)
 
-    def ready(self) -> int:
-        """The process id."""
-        return os.getpid()
+    def ready(self) -> str:
+        """What tells this node from others."""
+        return socket.gethostname()
 
     def run(self, work: Work) -> Outcome:
         """Pretend a piece of work; its outputs and record are real files in the run folder."""

@@ -4,12 +4,12 @@ It knows nothing of Ray. The same class runs inside a Ray actor, in the driver's
 """
 
 import io
-import os
+import socket
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from efface.cluster.plan import Calibration, Model, Shard
@@ -24,6 +24,7 @@ from efface.models.recipe import Recipe
 if TYPE_CHECKING:
     from efface.eval.judges.judge import Judge
     from efface.models.delta import Delta
+    from efface.train.setup import Setup
 
 CALIBRATION_SEEDS = (10_000, 10_001)
 """Image seeds of a judge's trial, apart from those of a campaign: one to fit on, one to measure on."""
@@ -48,6 +49,10 @@ class Setting:
     """Optimiser steps between two checkpoints of a training."""
     wish: str | None = None
     """The last wish to stop that does not count any more."""
+    processes: int = 1
+    """How many train one job together."""
+    setup: Mapping[str, Any] = field(default_factory=dict)
+    """How jobs are run: fields of `train.setup.Setup`."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,11 @@ STOP_LOOKS = 1.0
 class Worker:
     """Holds the base; `run` does one piece of work and leaves its outputs and record in the run folder."""
 
-    def __init__(self, setting: Setting, stopping: Callable[[], bool] | None = None) -> None:
-        """`stopping`: whether to lay work down; default: whether the run folder has a new wish to stop."""
+    def __init__(self, setting: Setting, stopping: Callable[[], bool] | None = None, rank: int = 0) -> None:
+        """`stopping`: whether to lay work down; default: whether the run folder has a new wish to stop.
+
+        rank: in a gang, where rank 0 alone writes.
+        """
         import torch
 
         from efface.models.base import load_base
@@ -87,6 +95,7 @@ class Worker:
         if self.device == "cuda" and setting.gpus < 1:
             torch.cuda.set_per_process_memory_fraction(setting.gpus)
         self.setting = setting
+        self._rank = rank
         self.folder = RunFolder(setting.root)
         self.base = load_base(setting.base, self.device)
         if self.base.fingerprint != setting.base_id:
@@ -99,9 +108,9 @@ class Worker:
         self._stopping = stopping or (lambda: self.folder.wish() != setting.wish)
         self._looked = time.monotonic()
 
-    def ready(self) -> int:
-        """The process id, once everything is loaded."""
-        return os.getpid()
+    def ready(self) -> str:
+        """What tells this node from others, once everything is loaded."""
+        return socket.gethostname()
 
     def run(self, work: Work) -> Outcome:
         """Train a job or judge a shard. Never raises: what goes wrong is told in the outcome, with its log."""
@@ -128,7 +137,7 @@ class Worker:
             outcome = Outcome("failed", str(error), log.getvalue() + traceback.format_exc())
         except Exception as error:
             outcome = Outcome("fault", f"{type(error).__name__}: {error}", log.getvalue() + traceback.format_exc())
-        if isinstance(work, Model):
+        if isinstance(work, Model) and not self._rank:
             return self._kept(work, outcome, log.getvalue())
         return outcome
 
@@ -183,8 +192,11 @@ class Worker:
             parent=_load(parent) if parent else None,
             checkpoint=self.folder.checkpoint(model),
             every=self.setting.checkpoint_steps,
+            setup=self._setup(model),
             halve_batch=halve,
         )
+        if self._rank:
+            return
         path = self.folder.delta(model)
         _save(delta, path)
         self.folder.finish(
@@ -196,6 +208,14 @@ class Worker:
             weight_change=weight_change(self.base, delta),
             **self._cost(start),
         )
+
+    def _setup(self, model: Model) -> "Setup":
+        from efface.train.setup import Setup
+
+        fields = dict(self.setting.setup)
+        if fields.get("tracker"):
+            fields["tracker_folder"] = self.folder.curves(model)
+        return Setup.model_validate(fields)
 
     def _judge(self, shard: Shard, halve: bool) -> None:
         from efface.eval.evaluate import evaluate

@@ -1,0 +1,111 @@
+"""A gang: several workers' worth of GPUs that train one job together, and the actor that leads it.
+
+One placement group, one actor for each process with its own GPU, torchrun's variables set here, and the rendezvous at a
+port of rank 0's. Every process runs the same job (`train/loop.py` shares its batches out); rank 0 keeps the result. If
+one of them dies, all are stopped, and the job goes on from its last checkpoint in a new gang.
+"""
+
+import os
+import socket
+from typing import Any
+
+from efface.cluster.plan import Model
+from efface.cluster.worker import Outcome, Setting, Worker
+
+RENDEZVOUS = 3
+"""How many ports are tried: one that was free a moment ago may be taken."""
+
+GROUP_SECONDS = 300.0
+"""How long the placement group may take; its GPUs were set free for it, so it should take none."""
+
+
+class Member:
+    """One process of a gang."""
+
+    def address(self) -> tuple[str, int]:
+        """This node's address, and a port that is free there."""
+        import ray
+
+        host = ray.util.get_node_ip_address()
+        with socket.socket() as free:
+            free.bind((host, 0))
+            return host, free.getsockname()[1]
+
+    def run(self, setting: Setting, model: Model, rank: int, size: int, host: str, port: int) -> Outcome:
+        """This rank's part in the training of a job."""
+        # Each sees its own GPU alone, as device 0, so each is the only one of its node as far as torch can tell.
+        os.environ |= {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(size),
+            "LOCAL_RANK": "0",
+            "LOCAL_WORLD_SIZE": "1",
+            "MASTER_ADDR": host,
+            "MASTER_PORT": str(port),
+        }
+        if rank == 0 and _taken(host, port):
+            return Outcome("fault", f"{host}:{port} is taken", details="EADDRINUSE")
+        return Worker(setting, rank=rank).run(model)
+
+
+class Leader:
+    """Puts a gang together, waits for it, and takes it apart; needs no GPU itself."""
+
+    def run(self, setting: Setting, model: Model, size: int) -> Outcome:
+        """Train a job with `size` processes."""
+        import ray
+        from ray.util.placement_group import placement_group, remove_placement_group
+
+        bundle = {name: amount for name, amount in (("CPU", setting.cpus), ("GPU", setting.gpus)) if amount}
+        group = placement_group([bundle] * size, strategy="PACK")
+        try:
+            if not group.wait(GROUP_SECONDS):
+                return Outcome("lost", f"the cluster had no room for {size} processes of {bundle}")
+            for _ in range(RENDEZVOUS):
+                outcome = self._together(setting, model, size, group)
+                if "EADDRINUSE" not in outcome.details:
+                    break
+            return outcome
+        except ray.exceptions.RayError as error:
+            return Outcome("fault", type(error).__name__, str(error))
+        finally:
+            remove_placement_group(group)
+
+    def _together(self, setting: Setting, model: Model, size: int, group: Any) -> Outcome:
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        members = [
+            ray.remote(Member)
+            .options(
+                num_cpus=setting.cpus,
+                num_gpus=setting.gpus,
+                max_restarts=0,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, rank),
+            )
+            .remote()
+            for rank in range(size)
+        ]
+        try:
+            host, port = ray.get(members[0].address.remote())
+            calls = [m.run.remote(setting, model, rank, size, host, port) for rank, m in enumerate(members)]
+            waiting = calls
+            while waiting:
+                ended, waiting = ray.wait(waiting, num_returns=1)
+                outcome: Outcome = ray.get(ended[0])
+                if outcome.state != "done":
+                    break  # the others would wait for it for ever
+            return outcome
+        except ray.exceptions.RayActorError as error:
+            return Outcome("fault", "a process of the gang died", str(error))
+        finally:
+            for member in members:
+                ray.kill(member)
+
+
+def _taken(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return True
+    return False
