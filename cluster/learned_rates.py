@@ -52,7 +52,7 @@ def merged(old: Rates | None, new: Rates) -> Rates:
     """Means over what both stand on."""
     if old is None:
         return new
-    sums = {}
+    sums: dict[tuple[str, str], tuple[float, int]] = {}
     for rates in (old, new):
         for table in TABLES:
             for name, mean in getattr(rates, table).items():
@@ -73,8 +73,7 @@ def _measures(plan: Plan, piece: Work, record: dict[str, Any]) -> Iterator[Measu
         if steps:
             yield "seconds_per_step", method, record["seconds"], steps
         else:
-            concepts = 1 if piece.job.strategy == "continual" else len(piece.job.concepts)
-            yield "seconds_per_job", method, record["seconds"], concepts
+            yield "seconds_per_job", method, record["seconds"], len(piece.job.concepts)
         yield "bytes_per_delta", method, written, 1
 
 

@@ -88,12 +88,15 @@ def rates_for(plan: Plan, name_or_path: str | Path | None = None) -> Rates | Non
 
 def seconds_of(job: "Job", rates: Rates) -> float | None:
     """How long a job's training takes; None where the rates know nothing of its method."""
-    per_job, per_step = rates.seconds_per_job.get(job.method), rates.seconds_per_step.get(job.method)
-    steps = steps_of(job) if per_step else 0
-    if per_job is None and not steps:
+    per_job, per_step, steps = (
+        rates.seconds_per_job.get(job.method),
+        rates.seconds_per_step.get(job.method),
+        steps_of(job),
+    )
+    if per_job is None and not (per_step and steps):
         return None
-    # A request of a chain erases its last concept alone.
-    concepts = 1 if job.strategy == "continual" else len(job.concepts)
+    # A request of a chain is trained on its last concept alone; a closed form is solved for all so far.
+    concepts = 1 if job.strategy == "continual" and steps else len(job.concepts)
     return (per_job or 0.0) * concepts + (per_step or 0.0) * steps
 
 

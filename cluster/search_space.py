@@ -63,7 +63,7 @@ class Dimension(Strict):
             return self.choice
         if self.integer:
             return self.integer
-        low, high = self.uniform or self.loguniform or (0.0, 0.0)
+        low, high = self._range
         return low, high, low + 0.618 * (high - low)
 
     def distribution(self) -> "BaseDistribution":
@@ -74,7 +74,13 @@ class Dimension(Strict):
             return CategoricalDistribution(self.choice)
         if self.integer:
             return IntDistribution(*self.integer)
-        return FloatDistribution(*self.uniform) if self.uniform else FloatDistribution(*self.loguniform, log=True)
+        return FloatDistribution(*self._range, log=self.loguniform is not None)
+
+    @property
+    def _range(self) -> tuple[float, float]:
+        found = self.uniform or self.loguniform
+        assert found
+        return found
 
 
 class Search(Strict):

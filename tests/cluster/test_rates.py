@@ -79,6 +79,15 @@ def test_what_comes_before_the_first_step_is_done_for_each_concept(plan: MakePla
     assert uce.job and seconds_of(uce.job, rates(seconds_per_job={"uce": 5.0})) == 10
 
 
+def test_a_request_of_a_chain_is_trained_on_its_last_concept_and_solved_for_all(plan: MakePlan) -> None:
+    limits = {"prompts_per_concept": {"retain": 0}}
+    made = plan(strategy="continual", concepts={"targets": ["cat", "bus"]}, evaluation=limits)
+    known = rates(seconds_per_job={"uce": 5.0, "esd": 100.0}, seconds_per_step={"esd": 3.0})
+    seconds = [seconds_of(model.job, known) for model in made.jobs if model.job]
+    assert [(model.label, model.job and model.job.method) for model in made.jobs][0] == ("uce 1/2", "uce")
+    assert seconds == [5, 10, 106, 106]
+
+
 def test_a_closed_form_has_no_steps(plan: MakePlan) -> None:
     uce = plan().jobs[0].job
     assert uce and seconds_of(uce, rates(seconds_per_step={"uce": 5.0})) is None
