@@ -294,6 +294,12 @@ def test_a_search_on_ray_tune_finds_a_front(search: MakeSearch, tmp_path: Path) 
     deltas = [out / "jobs" / job / "delta.safetensors" for row in found.front for job in row["jobs"]]
     assert deltas and all(delta.is_file() for delta in deltas)
 
+    shown = io.StringIO()
+    found.show(Console(file=shown, width=200))
+    assert "2 trials: 2 judged; the unedited base has ERR" in shown.getvalue()
+    assert all(f"{row['err_mean']:.3f}" in shown.getvalue() for row in found.front)
+    assert str(out / "pareto.csv") in shown.getvalue()
+
     # Typed again, nothing is done: not even Ray is started.
     before = works(out)
     again, said = carry_out(search(**UCE), out, trials=2)
