@@ -104,14 +104,16 @@ def kube(
     from efface.launch.submit import kube as launcher
     from efface.launch.submit.order import read_order
     from efface.launch.submit.profile import read_cluster
+    from efface.strict import find_config
 
     profile = read_cluster(cluster)
-    order = read_order(campaign, set_ or [], launcher.run_folder(profile, campaign, set_ or [], out))
+    order = read_order(campaign, set_ or [], out, f"{launcher.place_of(profile).mount}/runs")
     text = launcher.manifest(order, profile)
     if dry_run:
-        typer.echo(text)
+        typer.echo(text, nl=False)
         return
-    _tell([launcher.apply(order, profile, text)], True)
+    job, new = launcher.apply(order, profile, str(find_config("clusters", cluster).absolute()), text)
+    _tell([job], new)
 
 
 def _tell(jobs: "list[Job]", new: bool) -> None:

@@ -37,10 +37,10 @@ class Order:
         return [python, "-m", "efface", "run", campaign, "--out", self.out, *options]
 
 
-def read_order(campaign: str, overrides: list[str], out: str | None) -> Order:
-    """The order to run `campaign` in `out` (default `runs/NAME`); a local path is made absolute. Raises UserError."""
+def read_order(campaign: str, overrides: list[str], out: str | None, runs: str = "runs") -> Order:
+    """The order to run `campaign` in `out` (default `RUNS/NAME`); a local path is made absolute. Raises UserError."""
     read = read_campaign(campaign, overrides)
-    place = out or f"runs/{read.name}"
+    place = out or f"{runs}/{read.name}"
     if "\n" in place:
         raise UserError("--out holds a line break, should be a folder or a URL")
     folder = as_path(place)

@@ -123,6 +123,7 @@ def _attempts(client: Any, order: Order) -> list[tuple[str, str]]:
 def _client(place: RayPlace) -> Iterator[Any]:
     """A client that shows its token. Raises UserError where the cluster cannot be used, or takes jobs from anyone."""
     import requests
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     headers = {"Authorization": f"Bearer {_token(place)}"}
@@ -137,9 +138,9 @@ def _client(place: RayPlace) -> Iterator[Any]:
         yield JobSubmissionClient(place.address, headers=headers)
     except (requests.RequestException, ConnectionError):
         raise UserError(f"no Ray cluster answers at {place.address}; give its address in ray.address") from None
+    except AuthenticationError:
+        raise UserError(f"the Ray cluster at {place.address} refuses the token of {_token_file(place)}") from None
     except RuntimeError as error:
-        if any(word in str(error) for word in ("Authentication failed", "Authentication required")):
-            raise UserError(f"the Ray cluster at {place.address} refuses the token of {_token_file(place)}") from None
         raise UserError(f"the Ray cluster at {place.address} refuses: {str(error).strip().splitlines()[0]}") from None
     finally:
         os.environ.update(away)

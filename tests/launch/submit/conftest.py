@@ -1,4 +1,4 @@
-"""What the tests of `efface submit` share: a SLURM of two nodes, where one can be, and a world that its nodes can read."""
+"""What the tests of `efface submit` share: a SLURM of two nodes, where one can be."""
 
 import os
 from collections.abc import Iterator

@@ -1,5 +1,6 @@
-"""The head of a Ray cluster on loopback, with dashboard and token, on a Python that has everything but efface itself."""
+"""The head of a Ray cluster on loopback, with dashboard and token, on a Python that has all but efface itself."""
 
+import json
 import os
 import signal
 import socket
@@ -68,6 +69,21 @@ class RayHead:
         self._process.wait()
         self._process = None
 
+    def jobs_as_text(self) -> str:
+        """All that the cluster tells of its jobs to those who may ask."""
+        request = urllib.request.Request(
+            f"{self.address}/api/jobs/", headers={"Authorization": f"Bearer {self.token_file.read_text()}"}
+        )
+        return str(urllib.request.urlopen(request, timeout=20).read().decode())
+
+    def jobs(self) -> list[object]:
+        return list(json.loads(self.jobs_as_text()))
+
+    def install_efface(self) -> None:
+        """Give the cluster's Python the efface of this checkout."""
+        site = next((self.folder / "env" / "lib").glob("python*/site-packages"))
+        (site / "efface.pth").write_text(f"{Path(__file__).resolve().parents[3]}\n")
+
     def listens(self) -> list[str]:
         """Addresses at which processes of the cluster listen."""
         mine = {f"pid={number}," for number in _of_cluster(self._scratch.name)}
@@ -76,10 +92,7 @@ class RayHead:
 
     def _answers(self) -> bool:
         try:
-            request = urllib.request.Request(
-                f"{self.address}/api/jobs/", headers={"Authorization": f"Bearer {self.token_file.read_text()}"}
-            )
-            return bool(urllib.request.urlopen(request, timeout=5).status == 200)
+            return self.jobs_as_text() == "[]"
         except OSError:
             return False
 

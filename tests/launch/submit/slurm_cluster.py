@@ -1,8 +1,8 @@
 """A SLURM of two nodes on this machine, each in namespaces of its own: processes, network, host name.
 
-Inside, a node sees its own processes and its own network alone, so `ray stop` there stops nobody else's Ray, and nothing
-listens where anybody could reach it. Needs root, the Debian packages slurm-wlm and munge, and a kernel that gives
-namespaces; `why_not` says what is missing.
+Inside, a node sees its own processes and its own network alone, so `ray stop` there stops nobody else's Ray, and
+nothing listens where anybody could reach it. Needs root, the Debian packages slurm-wlm and munge, and a kernel that
+gives namespaces; `why_not` says what is missing.
 """
 
 import os

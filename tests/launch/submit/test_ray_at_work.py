@@ -1,6 +1,10 @@
 """Campaigns on a real Ray cluster: over HTTP, with a token, and past the cluster's death."""
 
 import csv
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,8 +13,10 @@ from command import Efface
 from ray_head import RayHead
 from tiny_campaign import UCE
 
+from efface.launch.submit.launched import launched
+
 Campaign = Callable[..., Path]
-ONE_IMAGE = {"images_per_prompt": 1, "prompts_per_concept": {"adjacent": 1, "retain": 1}}
+LIMITS = {"adjacent": 1, "retain": 1}
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +32,112 @@ def cluster(head: RayHead, profile: Callable[..., str]) -> str:
     return profile(ray={"address": head.address, "token_file": str(head.token_file)})
 
 
-def test_a_campaign(efface: Efface, head: RayHead, cluster: str, campaign_file: Campaign, tmp_path: Path) -> None:
-    asked = [campaign_file(methods=[UCE], evaluation=ONE_IMAGE), "--cluster", cluster, "--out", tmp_path / "run"]
-    said = efface("submit", "ray", *asked, "--follow")
-    assert said.code == 0, said
-    print(said.out)
-    with (tmp_path / "run" / "leaderboard.csv").open() as file:
-        assert [row["method"] for row in csv.DictReader(file)] == ["base", "uce"]
+@pytest.fixture
+def asked(cluster: str, campaign_file: Campaign, tmp_path: Path) -> Callable[[int], list[str]]:
+    """Arguments for a campaign of 14 images and as many more for each further image of a prompt."""
+
+    def write(images: int) -> list[str]:
+        evaluation = {"images_per_prompt": images, "prompts_per_concept": LIMITS, "shard_size": 4}
+        campaign = campaign_file(methods=[UCE], evaluation=evaluation)
+        return [str(campaign), "--cluster", cluster, "--out", str(tmp_path / "run")]
+
+    return write
+
+
+def methods(run: Path) -> list[str]:
+    with (run / "leaderboard.csv").open() as file:
+        return [row["method"] for row in csv.DictReader(file)]
+
+
+def wait(what: Callable[[], object], head: RayHead, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, f"not within {seconds} seconds: {head.jobs_as_text()}"
+        time.sleep(0.3)
+
+
+def test_without_the_right_token_no_job_is_accepted(
+    efface: Efface, head: RayHead, profile: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wrong").write_text("0" * 64)
+    wrong = profile(ray={"address": head.address, "token_file": str(tmp_path / "wrong")})
+    said = efface("submit", "ray", "demo", "--cluster", wrong)
+    assert said.sentence == f"the Ray cluster at {head.address} refuses the token of {tmp_path / 'wrong'}"
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+    none = profile(ray={"address": head.address})
+    assert "no token can be read there" in efface("submit", "ray", "demo", "--cluster", none).sentence
+    assert head.jobs() == []
+
+
+def test_its_servers_are_on_loopback_alone(head: RayHead) -> None:
+    assert len(head.listens()) > 5
     assert all(where.startswith(("127.0.0.1:", "[::ffff:127.0.0.1]:", "[::1]:")) for where in head.listens())
-    assert head.listens()
+
+
+@pytest.mark.slow
+def test_a_campaign_runs_once_however_often_it_is_submitted(
+    efface: Efface, head: RayHead, asked: Callable[[int], list[str]], tmp_path: Path
+) -> None:
+    first = efface("submit", "ray", *asked(1))
+    second = efface("submit", "ray", *asked(1), "--follow")
+    third = efface("submit", "ray", *asked(1))
+    assert (first.code, second.code, third.code) == (0, 0, 0), second
+    number = first.out.split()[-1]
+    assert f"submitted: ray campaign {number}" in first.out
+    assert f"there already: ray campaign {number}" in second.out and f"{number}: done" in second.out
+    assert third.out == f"there already: ray campaign {number}\n"
+    assert methods(tmp_path / "run") == ["base", "uce"]
+    assert launched(tmp_path / "run") == [("ray campaign", number, "done")]
+    assert head.token_file.read_text() not in head.jobs_as_text()
+
+
+@pytest.mark.slow
+def test_a_job_that_was_stopped_goes_on_when_it_is_submitted_again(
+    efface: Efface, head: RayHead, asked: Callable[[int], list[str]], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    first = efface("submit", "ray", *asked(20)).out.split()[-1]
+    wait(lambda: list(run.glob("evaluations/*/*.verdicts.parquet")), head)
+    assert efface("submit", "ray", *asked(20), "--stop").out == f"stopped: {first}\n"
+    wait(lambda: launched(run) == [("ray campaign", first, "stopped")], head)
+    done = {path: path.stat().st_mtime_ns for path in run.glob("evaluations/*/*.verdicts.parquet")}
+    assert "runs no job" in efface("submit", "ray", *asked(20), "--stop").sentence
+    again = efface("submit", "ray", *asked(20), "--follow")
+    assert again.code == 0 and f"submitted: ray campaign {first}-2" in again.out, again
+    assert methods(run) == ["base", "uce"]
+    assert done == {path: path.stat().st_mtime_ns for path in done}
+
+
+@pytest.mark.slow
+def test_a_campaign_outlives_its_cluster(
+    efface: Efface, head: RayHead, asked: Callable[[int], list[str]], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    first = efface("submit", "ray", *asked(20)).out.split()[-1]
+    wait(lambda: list(run.glob("evaluations/*/*.verdicts.parquet")), head)
+    head.kill()
+    done = {path: path.stat().st_mtime_ns for path in run.glob("evaluations/*/*.verdicts.parquet")}
+    assert "no Ray cluster answers" in efface("submit", "ray", *asked(20)).sentence
+    assert launched(run) == [("ray campaign", first, "unknown")]
+    head.start()
+    assert launched(run) == [("ray campaign", first, "gone")]
+    again = efface("submit", "ray", *asked(20), "--follow")
+    assert again.code == 0 and f"submitted: ray campaign {first}" in again.out, again
+    assert methods(run) == ["base", "uce"]
+    assert done == {path: path.stat().st_mtime_ns for path in done}
+
+
+@pytest.mark.slow
+def test_rays_own_command_does_as_well(head: RayHead, campaign_file: Campaign, tmp_path: Path) -> None:
+    """`ray job submit --working-dir . -- efface run …`, on nodes that have efface."""
+    campaign = campaign_file(methods=[UCE], evaluation={"images_per_prompt": 1, "prompts_per_concept": LIMITS})
+    folder = tmp_path / "here"
+    folder.mkdir()
+    campaign.rename(folder / "campaign.yaml")
+    head.install_efface()
+    command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", head.address]
+    command += ["--working-dir", ".", "--", "python", "-m", "efface", "run", "campaign.yaml", f"--out={tmp_path}/run"]
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(head.token_file)}
+    done = subprocess.run(command, cwd=folder, env={**os.environ, **token}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert methods(tmp_path / "run") == ["base", "uce"]

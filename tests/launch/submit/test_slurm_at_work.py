@@ -1,4 +1,4 @@
-"""Campaigns on a real SLURM of two nodes: from `efface submit slurm` to the leaderboard, whatever happens on the way."""
+"""Campaigns on a real SLURM of two nodes: from `efface submit slurm` to the leaderboard, whatever happens."""
 
 import csv
 from collections.abc import Callable

@@ -1,0 +1,156 @@
+"""Campaigns as RayJobs: what is applied is what KubeRay's own schema takes, and asks for what the profile says."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from command import Efface
+from tiny_campaign import UCE
+
+Profile = Callable[..., str]
+PLACE = {"image": "registry.example.org/efface:0.1.0", "claim": "efface", "workers": 3, "cpus": 6, "gpus": 2}
+
+
+def strict(schema: Any) -> Any:
+    """The schema with fields that it does not name refused, as Kubernetes does under strict validation."""
+    if isinstance(schema, list):
+        return [strict(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {key: strict(value) for key, value in schema.items()}
+    if schema.get("x-kubernetes-int-or-string"):
+        return {"type": ["integer", "string"]}
+    if isinstance(schema.get("properties"), dict) and "type" in schema and "additionalProperties" not in schema:
+        closed["additionalProperties"] = False
+    return closed
+
+
+@pytest.fixture(scope="module")
+def rayjob() -> jsonschema.Draft202012Validator:
+    schema = json.loads(Path(__file__).with_name("rayjob-schema.json").read_text())
+    schema["properties"]["metadata"] = {
+        "type": "object",
+        "required": ["name", "namespace"],
+        "additionalProperties": True,
+    }
+    return jsonschema.Draft202012Validator(strict(schema))
+
+
+@pytest.fixture
+def applied(efface: Efface, profile: Profile, campaign_file: Callable[..., Path]) -> Callable[..., list[Any]]:
+    """The documents for a campaign, with changes to the profile's section."""
+
+    def dry_run(gpus: float = 0, environment: dict[str, str] | None = None, **changes: Any) -> list[Any]:
+        cluster = profile(listen="nodes", environment=environment or {}, kube={**PLACE, **changes})
+        campaign = campaign_file(methods=[UCE], resources={"gpus": gpus})
+        said = efface("submit", "kube", campaign, "--cluster", cluster, "--dry-run")
+        assert said.code == 0, said
+        return list(yaml.safe_load_all(said.out))
+
+    return dry_run
+
+
+def test_kuberay_takes_it(applied: Callable[..., list[Any]], rayjob: jsonschema.Draft202012Validator) -> None:
+    for changes in ({}, {"gpus": 0, "node_selector": {"gpu": "a100"}}, {"environment": {"HF_HOME": '/models "x"'}}):
+        _, job = applied(**changes)
+        rayjob.validate(job)
+    job["spec"]["rayClusterSpec"]["authOptions"]["mode"] = "open"
+    with pytest.raises(jsonschema.ValidationError, match="'open' is not one of"):
+        rayjob.validate(job)
+    job["spec"]["rayClusterSpec"]["authOption"] = job["spec"]["rayClusterSpec"].pop("authOptions")
+    with pytest.raises(jsonschema.ValidationError, match="authOption"):
+        rayjob.validate(job)
+
+
+def test_the_head_only_drives_and_the_workers_are_those_of_the_profile(applied: Callable[..., list[Any]]) -> None:
+    _, job = applied(gpus=1, ttl_seconds=7)
+    spec, cluster = job["spec"], job["spec"]["rayClusterSpec"]
+    assert (spec["entrypointNumCpus"], spec["entrypointNumGpus"]) == (0, 0)
+    assert cluster["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert (spec["shutdownAfterJobFinishes"], spec["ttlSecondsAfterFinished"]) == (True, 7)
+    (workers,) = cluster["workerGroupSpecs"]
+    (container,) = workers["template"]["spec"]["containers"]
+    assert workers["replicas"] == 3
+    assert container["resources"]["limits"] == {"cpu": "6", "memory": "16Gi", "nvidia.com/gpu": "2"}
+    assert container["resources"]["requests"] == container["resources"]["limits"]
+
+
+def test_the_campaign_travels_whole_and_runs_as_anywhere_else(
+    applied: Callable[..., list[Any]], efface: Efface, tmp_path: Path
+) -> None:
+    configmap, job = applied()
+    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    assert head["volumes"][1]["configMap"]["name"] == configmap["metadata"]["name"]
+    (mounted,) = [mount for mount in head["containers"][0]["volumeMounts"] if mount["name"] == "campaign"]
+    words = job["spec"]["entrypoint"].split()
+    assert words[:5] == ["python", "-m", "efface", "run", f"{mounted['mountPath']}/campaign.yaml"]
+    assert words[5:] == ["--out", "/data/runs/tiny"]
+    # What the head would run, run here with the file it would find.
+    (tmp_path / "mounted.yaml").write_text(configmap["data"]["campaign.yaml"])
+    said = efface("run", tmp_path / "mounted.yaml", "--out", tmp_path / "run", "--workers", "0")
+    assert said.code == 0 and (tmp_path / "run" / "leaderboard.csv").is_file(), said
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], list[str], str]] = {
+    "no section": ({}, [], "cluster 'test': has no section kube, should say at least kube.image and kube.claim"),
+    "loopback": ({"kube": PLACE}, [], "listen is loopback, and pods have to reach each other: listen: nodes"),
+    "no image": ({"listen": "nodes", "kube": {"claim": "x"}}, [], "key 'kube.image' is missing"),
+    "too few GPUs": (
+        {"listen": "nodes", "kube": {**PLACE, "gpus": 0}},
+        ["--set", "resources.gpus=1"],
+        "cluster 'test': kube.gpus is 0, and a worker of campaign 'demo' needs 1 (resources.gpus)",
+    ),
+    "out of the volume": ({"listen": "nodes", "kube": PLACE}, ["--out", "/runs"], "--out /runs: lies outside of /data"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_in_one_sentence(mistake: str, efface: Efface, profile: Profile) -> None:
+    sections, arguments, expected = MISTAKES[mistake]
+    assert expected in efface("submit", "kube", "demo", "--cluster", profile(**sections), *arguments).sentence
+
+
+KUBECTL = """\
+#!/bin/sh
+# Stands in for a Kubernetes API: keeps what is applied, and answers `get` with the phase in the file `phase`.
+cd "$(dirname "$0")"
+echo "$3 $4" >> asked
+case $3 in
+    apply) cat > applied; echo Running > phase ;;
+    get) [ -f phase ] && echo "{\\"status\\": {\\"jobDeploymentStatus\\": \\"$(cat phase)\\"}}" ;;
+    delete) rm phase ;;
+esac
+exit 0
+"""
+
+
+def test_applied_twice_it_is_one_job_and_a_failed_one_is_made_anew(
+    efface: Efface, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    (bin_folder / "kubectl").write_text(KUBECTL)
+    (bin_folder / "kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin_folder}:/usr/bin:/bin")
+    command = ["submit", "kube", "demo", "--cluster", profile(listen="nodes", kube=PLACE)]
+    assert efface(*command).out.startswith("submitted: kube campaign efface-demo-")
+    assert efface(*command).out.startswith("there already: kube campaign efface-demo-")
+    (bin_folder / "phase").write_text("Failed")
+    assert efface(*command).out.startswith("submitted: kube campaign efface-demo-")
+    asked = (bin_folder / "asked").read_text().splitlines()
+    assert [line.split()[0] for line in asked] == ["get", "apply", "get", "get", "delete", "apply"]
+    kinds = [document["kind"] for document in yaml.safe_load_all((bin_folder / "applied").read_text())]
+    assert kinds == ["ConfigMap", "RayJob"]
+
+
+def test_without_kubectl_nothing_is_applied(
+    efface: Efface, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    said = efface("submit", "kube", "demo", "--cluster", profile(listen="nodes", kube=PLACE))
+    assert said.sentence == "`kubectl` is not on this machine; --dry-run writes the manifest without it"
