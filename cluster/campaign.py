@@ -71,6 +71,9 @@ class Resources(Strict):
     cpus: int = Field(1, ge=1, description="CPU cores, and torch threads, of a worker")
     gpus: float = Field(0, ge=0, le=1, description="GPUs of a worker, also a fraction; 0: it computes on the CPU")
     processes: int = Field(1, ge=1, description="processes that train one job together, each in a worker's place")
+    launcher: Literal["actors", "ray-train"] = Field(
+        "actors", description="who starts these processes: efface's own actors, or Ray Train's TorchTrainer"
+    )
 
 
 class Limits(Strict):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from efface.cluster.gang import Leader
+from efface.cluster.gang import Leader, TrainLeader
 from efface.cluster.run_folder import Work
 from efface.cluster.stand_in import StandIn
 from efface.cluster.worker import Outcome, Setting, Worker
@@ -183,7 +183,8 @@ class RayActors:
         first = workers[0]
         for worker in workers:  # their resources become the gang's
             ray.kill(self._actors[worker])
-        self._actors[first] = ray.remote(Leader).options(num_cpus=0, max_restarts=0).remote()
+        leader = TrainLeader if self._setting.launcher == "ray-train" else Leader
+        self._actors[first] = ray.remote(leader).options(num_cpus=0, max_restarts=0).remote()
         self._gangs[first] = list(workers)
         self._running[self._actors[first].run.remote(self._setting, work, self.processes)] = (first, work)
 

@@ -93,6 +93,9 @@ def carry_out(
 
     Raises UserError where another driver is at work on the run, and Stopped where it was laid down on the way.
     """
+    results = _done(run)
+    if results:
+        return results
     with Lease(run.folder.root) as lease, asked_to_stop(console) as asked:
         wish = run.folder.wish()
 
@@ -105,12 +108,17 @@ def carry_out(
 
         for _ in range(ROUNDS):
             left = run.remaining
-            results = gather(run.plan, run.folder) if left.nothing else None
-            if results:
-                return results
             if not left.nothing:
                 _do(run, left, workers, address, console, stopping, worker)
+            results = _done(run)
+            if results:
+                return results
     raise JobFailure(f"{run.folder.root}: files there change after they are written, so the run cannot be finished")
+
+
+def _done(run: Run) -> Results | None:
+    """What the run came to, if nothing of it is left to do and no file was damaged."""
+    return gather(run.plan, run.folder) if run.remaining.nothing else None
 
 
 def carry_out_part(run: Run, number: int, parts: int, console: Console) -> int:
@@ -194,6 +202,7 @@ def setting_of(run: Run) -> Setting:
         checkpoint_steps=run.limits.checkpoint_steps,
         wish=run.folder.wish(),
         processes=plan.resources.processes,
+        launcher=plan.resources.launcher,
         setup=run.setup,
     )
 

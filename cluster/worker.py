@@ -51,6 +51,8 @@ class Setting:
     """The last wish to stop that does not count any more."""
     processes: int = 1
     """How many train one job together."""
+    launcher: str = "actors"
+    """Who starts them."""
     setup: Mapping[str, Any] = field(default_factory=dict)
     """How jobs are run: fields of `train.setup.Setup`."""
 

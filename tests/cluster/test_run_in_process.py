@@ -224,7 +224,7 @@ def test_a_summary_counts_what_is_done(done: Run) -> None:
         done.folder.verdicts(shard).unlink()
     told = summary(reopen_run(done.folder.root))
     images = 3 * PROMPTS * IMAGES_PER_PROMPT
-    assert told["jobs"] == {"all": 2, "done": 2, "failed": 0, "left": 0}
+    assert told["jobs"] == {"all": 2, "done": 2, "failed": 0, "blocked": 0, "left": 0}
     assert told["images"] == {"all": images, "done": images - 10, "lost": 0, "left": 10}
 
 
@@ -239,7 +239,7 @@ def test_a_job_without_a_finite_loss_fails_alone_and_says_where_and_why(
     assert failure.startswith(run.plan.jobs[1].folder) and "(training)" in failure
     assert " of 4: the learning rate 1e+30 is probably too high" in failure
     told = summary(run)
-    assert told["jobs"] == {"all": 2, "done": 1, "failed": 1, "left": 0}
+    assert told["jobs"] == {"all": 2, "done": 1, "failed": 1, "blocked": 0, "left": 0}
     assert told["images"]["lost"] == PROMPTS * IMAGES_PER_PROMPT and told["images"]["left"] == 0
     assert [f["job"] for f in told["failures"]] == [run.plan.jobs[1].folder]
     delta = run.folder.delta(run.plan.jobs[0])
