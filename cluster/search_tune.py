@@ -6,6 +6,7 @@ after a kill has Tune try the known configs first, in their order, which the fol
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,15 @@ from efface.cluster.ledger import Ledger
 from efface.cluster.run_folder import RunFolder
 from efface.cluster.search_space import Search
 from efface.cluster.worker import Outcome, Setting, Worker
-from efface.errors import Stopped
+from efface.errors import Stopped, StorageError
 
 ATTEMPTS = 2
 """How often a trial may break before it is given up."""
 
 LAID_DOWN = "laid down"
+
+LOOK = 1.0
+"""Seconds between two looks at whether to stop."""
 
 
 class Trainable(tune.Trainable):
@@ -97,26 +101,38 @@ class Reports(_Unsaved, tune.Callback):
 
 
 class Halt(_Unsaved, tune.Stopper):
-    """Ends the search when it is asked to."""
+    """Ends the search when it is asked to, or when its folder is lost."""
 
     def __init__(self, asked: Callable[[], bool]) -> None:
         self._asked = asked
+        self._over = False
+        self._looked = -LOOK
+
+    def now(self) -> bool:
+        try:
+            return self._asked()
+        except StorageError:  # the caller of `climb` asks again, and hears it
+            return True
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        return self._asked()
+        if not self._over and time.monotonic() - self._looked >= LOOK:
+            self._looked = time.monotonic()
+            self._over = self.now()
+        return self._over
 
 
 def climb(
     search: Search, setting: Setting, trials: int, workers: int, ledger: Ledger, scratch: str, asked: Callable[[], bool]
 ) -> None:
-    """Try configs until there are `trials` in the ledger; on the Ray that runs, at most `workers` at a time."""
+    """Try configs until there are `trials` in the ledger or it is `asked` to stop; at most `workers` at a time, on the
+    Ray that runs."""
     os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_DISABLE_SIGINT_HANDLER="1", RAY_AIR_NEW_OUTPUT="0")
     optuna_logging.set_verbosity(optuna_logging.WARNING)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the ledger tells of broken trials in a line
-    known = ledger.points
+    known, halt = ledger.points, Halt(asked)
     optuna = OptunaSearch(
         {name: dimension.distribution() for name, dimension in search.space.items()},
         metric="score",
@@ -147,8 +163,8 @@ def climb(
             name=search.name,
             storage_path=scratch,
             failure_config=tune.FailureConfig(max_failures=ATTEMPTS - 1),
-            callbacks=[Reports(ledger, asked)],
-            stop=Halt(asked),
+            callbacks=[Reports(ledger, halt.now)],
+            stop=halt,
             verbose=0,
         ),
     ).fit()

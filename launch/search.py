@@ -2,6 +2,7 @@
 
 import sys
 
+import typer
 from rich.console import Console
 
 LOG_WIDTH = 120
@@ -16,9 +17,13 @@ def search(
     workers: int | None,
     address: str | None,
 ) -> None:
-    """Carry out a search and show its Pareto front."""
+    """Carry out a search and show its Pareto front; exit code 1 where a trial broke."""
     from efface.cluster.search import run_search
     from efface.cluster.search_space import read_search
 
     console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
-    run_search(read_search(name_or_path, overrides), out, trials, workers, address, console).show(console)
+    found = run_search(read_search(name_or_path, overrides), out, trials, workers, address, console)
+    found.show(console)
+    if any(row["state"] == "broken" for row in found.rows):
+        console.print("the same command tries the broken trials again")
+        raise typer.Exit(1)
