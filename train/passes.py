@@ -1,0 +1,160 @@
+"""The forward passes a batch of each method takes, as rows: what memory and operations are reckoned from.
+
+One row is one latent with one prompt. Tests hold these numbers against the methods at work.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextModel
+
+from efface.errors import UserError
+from efface.models.activations import unet_pass
+from efface.models.adapters import attach
+from efface.models.base import RANDOM, BaseSpec, architecture
+from efface.models.groups import select
+from efface.models.loading import empty_components
+from efface.models.locate import DIFFUSERS_FILES, locate
+from efface.models.recipe import Recipe
+from efface.train.method import Method
+
+IMAGES_AT_ONCE: int = Recipe.model_fields["batch_size"].default
+
+
+@dataclass(frozen=True)
+class Size:
+    """A base as shapes without numbers, on the meta device."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    image_size: int
+
+    @property
+    def latent_side(self) -> int:
+        return self.image_size // self.pixels_per_latent
+
+    @property
+    def pixels_per_latent(self) -> int:
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Of one batch of a gradient method."""
+
+    trained: int
+    """Rows of the pass with a gradient."""
+    frozen: int
+    """Rows of the largest pass without one: a step of a roll-out, or the teacher's."""
+    frozen_in_all: float
+    """Rows of all passes without a gradient, on average."""
+    sides: tuple[int, ...]
+    """Heights and widths of the latents are drawn of these."""
+    images: int
+    """Images of the base that are drawn at once before the first step; 0: none."""
+
+
+@lru_cache(maxsize=4)
+def size_of(base: BaseSpec) -> Size:
+    """The shapes of a base from its configs alone. Raises NotFetched where they are on the hub."""
+    if base.source.startswith(RANDOM):
+        folder = architecture(base.source.removeprefix(RANDOM))
+    elif base.architecture:
+        folder = architecture(base.architecture)
+    else:
+        folder = locate(base.source, DIFFUSERS_FILES, fetch=False)
+    return Size(*empty_components(folder), base.image_size)
+
+
+def passes(method: Method, size: Size) -> Passes | None:
+    """None for a closed form, which takes no pass. Raises UserError for a method that is not told of here."""
+    if method.name not in KNOWN:
+        raise UserError(f"the passes of method '{method.name}' are not known, only of {', '.join(KNOWN)}")
+    return KNOWN[method.name](method.config, size)
+
+
+def _esd(config: Any, size: Size) -> Passes:
+    rows, guided = config.batch_size, 2 if config.guidance_scale > 1 else 1
+    asked = 3 if config.erase_from else 2
+    rollout = guided * (config.rollout_steps - 1) / 2  # stopped before step 0, 1, … or the last
+    return Passes(
+        trained=rows,
+        frozen=rows * max(guided if config.rollout_steps > 1 else 0, asked),
+        frozen_in_all=rows * (rollout + asked),
+        sides=(size.latent_side,),
+        images=0,
+    )
+
+
+def _ca(config: Any, size: Size) -> Passes:
+    frozen = config.batch_size if config.objective == "model" else 0
+    return Passes(
+        trained=config.batch_size * (2 if config.prior_weight > 0 else 1),
+        frozen=frozen,
+        frozen_in_all=frozen,
+        sides=(size.latent_side,),
+        images=min(IMAGES_AT_ONCE, config.anchor_images),
+    )
+
+
+def _fade(config: Any, size: Size) -> Passes:
+    listed = isinstance(config.neighbours, tuple)
+    neighbours = len(config.neighbours) if listed else config.neighbour_count
+    prompts, guided = 1 + len(config.sentences) + neighbours, 2 if config.denoising_guidance > 1 else 1
+    rollout = guided * config.denoising_steps / 2  # stopped before step 1, 2, … or the last
+    sides = tuple(side // size.pixels_per_latent for side in config.sizes or (size.image_size,))
+    return Passes(
+        trained=config.batch_size * (1 + neighbours),
+        frozen=config.batch_size * prompts * guided,
+        frozen_in_all=config.batch_size * prompts * (rollout + 1),
+        sides=sides,
+        images=IMAGES_AT_ONCE if config.neighbours == "computed" else 0,
+    )
+
+
+def _uce(config: Any, size: Size) -> None:
+    return None
+
+
+KNOWN: dict[str, Callable[[Any, Size], Passes | None]] = {"ca": _ca, "esd": _esd, "fade": _fade, "uce": _uce}
+
+
+def trained_tensors(method: Method, size: Size) -> tuple[UNet2DConditionModel, dict[str, nn.Parameter]]:
+    """A UNet with the method's adapters where it has some, and in it what is trained, by name."""
+    if method.delta_kind != "adapter":
+        return size.unet, _of_unet(select({"unet": size.unet}, method.group))
+    unet = copy.deepcopy(size.unet)
+    layers = [name.removesuffix(".weight") for name in select({"unet": unet}, method.group)]
+    adapters = attach({"unet": unet}, layers, method.config.rank, method.config.alpha, torch.Generator())
+    trained = {id(parameter) for parameter in adapters.parameters().values()}
+    return unet, {name: parameter for name, parameter in unet.named_parameters() if id(parameter) in trained}
+
+
+def _of_unet(chosen: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    return {name.removeprefix("unet."): parameter for name, parameter in chosen.items()}
+
+
+def step_flops(method: Method, size: Size, checkpointing: bool = False) -> float:
+    """Floating-point operations of one optimiser step, on average; preparation is not in it."""
+    taken = passes(method, size)
+    if taken is None:
+        return 0.0
+    unet, trained = trained_tensors(method, size)
+    shapes = list(product(taken.sides, repeat=2))
+    total = 0.0
+    for height, width in shapes:
+        one = counted(unet, tuple(trained), 1, height, width, "fp32", checkpointing)
+        total += taken.trained * (one.forward_flops + one.backward_flops) + taken.frozen_in_all * one.forward_flops
+    return float(method.config.gradient_accumulation_steps * total / len(shapes))
+
+
+counted = lru_cache(maxsize=64)(unet_pass)
+"""`unet_pass`, counted once; what is trained is given as a tuple."""
