@@ -122,7 +122,7 @@ def _holder(folder: Path) -> tuple[int, dict[str, Any] | None]:
         if not numbers:
             return 0, None
         content = json.loads((folder / f"{max(numbers):08d}.json").read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # of a folder that is not there, stores say either
         return 0, None
     except OSError as error:
         raise StorageError(f"{folder}: cannot be read ({error.strerror or error})") from None

@@ -1,0 +1,200 @@
+"""Files that are whole or absent, on a disk and in an object store alike; and names made of content."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import uuid
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from efface import files
+from efface.errors import StorageError
+from efface.files import as_path, content_id, create, is_remote, local_copy, sha256_file, slug, write_atomic, write_json
+
+
+@pytest.fixture(params=["disk", "memory"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A folder that is not there yet, on a disk and in fsspec's store in memory."""
+    return tmp_path / "new" if request.param == "disk" else as_path(f"memory://{uuid.uuid4().hex}/new")
+
+
+def test_a_path_is_local_and_a_url_is_not(tmp_path: Path) -> None:
+    assert as_path(str(tmp_path)) == tmp_path and as_path(tmp_path) is tmp_path
+    assert not is_remote(tmp_path)
+    remote = as_path("memory://bucket/folder")
+    assert is_remote(remote) and str(remote / "file") == "memory://bucket/folder/file"
+
+
+def test_a_url_of_no_known_kind_is_told_in_a_sentence() -> None:
+    with pytest.raises(StorageError, match="nowhere://bucket/x: cannot be opened") as told:
+        as_path("nowhere://bucket/x")
+    assert "\n" not in str(told.value)
+
+
+def test_what_is_written_is_read_and_its_folder_made(place: Path) -> None:
+    write_atomic(place / "deep" / "file", b"one")
+    assert (place / "deep" / "file").read_bytes() == b"one"
+    write_atomic(place / "deep" / "file", b"another")
+    assert (place / "deep" / "file").read_bytes() == b"another"
+    assert [path.name for path in (place / "deep").iterdir()] == ["file"]
+
+
+def test_a_file_is_created_once_and_never_written_over(place: Path) -> None:
+    assert create(place / "file", b"first")
+    assert not create(place / "file", b"second")
+    assert (place / "file").read_bytes() == b"first"
+    assert [path.name for path in place.iterdir()] == ["file"]
+
+
+def test_json_is_written_so_that_people_and_programs_read_it(place: Path) -> None:
+    write_json(place / "file", {"name": "Müller", "seeds": [1, 2]})
+    text = (place / "file").read_text(encoding="utf-8")
+    assert json.loads(text) == {"name": "Müller", "seeds": [1, 2]} and "Müller" in text and text.endswith("}\n")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(place / "nan", float("nan"))
+    assert not (place / "nan").exists()
+
+
+def test_a_hash_is_that_of_the_bytes(place: Path) -> None:
+    write_atomic(place / "file", b"abc")
+    # FIPS 180-4, the example of one block.
+    assert sha256_file(place / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_local_copy_has_the_content_and_is_gone_afterwards(place: Path) -> None:
+    write_atomic(place / "delta.safetensors", b"tensors")
+    with local_copy(place / "delta.safetensors") as copy:
+        assert copy.read_bytes() == b"tensors" and copy.name == "delta.safetensors" and not is_remote(copy)
+    assert copy.exists() == (not is_remote(place))
+
+
+def test_a_local_copy_of_what_is_not_there_is_a_place_to_write_it(place: Path) -> None:
+    place.mkdir(parents=True)
+    with local_copy(place / "none") as copy:
+        assert not copy.exists() and copy.parent.is_dir()
+
+
+def test_a_file_that_holds_these_bytes_is_not_touched(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "file", b"same")
+    before = (tmp_path / "file").stat()
+    write_atomic(tmp_path / "file", b"same")
+    assert (tmp_path / "file").stat() == before
+    write_atomic(tmp_path / "file", b"diff")
+    assert (tmp_path / "file").read_bytes() == b"diff"
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_atomic(tmp_path / "file", b"old")
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(StorageError, match=r"file: cannot be written \(No space left on device\)"):
+        write_atomic(tmp_path / "file", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_a_file_that_cannot_be_created_is_not_taken_for_one_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(122, "Disk quota exceeded")
+
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(StorageError, match="Disk quota exceeded"):
+        create(tmp_path / "file", b"")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("write", [write_atomic, create])
+def test_a_place_that_is_a_file_is_told_in_a_sentence(write: object, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="file/under/it: cannot be written"):
+        write(tmp_path / "file" / "under" / "it", b"")  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("error", [OSError("broken pipe"), PermissionError("denied"), RuntimeError("a\nb"), KeyError()])
+def test_whatever_a_store_says_becomes_one_sentence(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = as_path(f"memory://{uuid.uuid4().hex}/file")
+
+    def fail(*arguments: object, **more: object) -> None:
+        raise error
+
+    monkeypatch.setattr(type(path.fs), "pipe_file", fail)  # type: ignore[attr-defined]
+    for write in (write_atomic, create):
+        with pytest.raises(StorageError, match="cannot be written") as told:
+            write(path, b"")
+        assert "\n" not in str(told.value)
+
+
+def _create_when_told(start: Connection, path: Path, name: str) -> None:
+    start.recv()
+    start.send(create(path, name.encode()))
+
+
+def test_of_many_processes_that_create_a_file_at_once_one_succeeds(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    for attempt in range(5):
+        path = tmp_path / str(attempt)
+        pipes = [context.Pipe() for _ in range(8)]
+        own = [
+            context.Process(target=_create_when_told, args=(there, path, str(number)))
+            for number, (_, there) in enumerate(pipes)
+        ]
+        for process in own:
+            process.start()
+        for here, _ in pipes:
+            here.send("go")
+        succeeded = [number for number, (here, _) in enumerate(pipes) if here.recv()]
+        for process in own:
+            process.join()
+        assert [int(path.read_bytes())] == succeeded
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
+    contents = [letter * 100_000 for letter in (b"a", b"b")]
+    write_atomic(tmp_path / "file", contents[0])
+    context = multiprocessing.get_context("fork")
+    writer = context.Process(
+        target=lambda: [write_atomic(tmp_path / "file", contents[i % 2]) for i in range(1, 200)], daemon=True
+    )
+    writer.start()
+    seen = set()
+    while writer.is_alive():
+        seen.add(hashlib.sha256((tmp_path / "file").read_bytes()).hexdigest())
+    writer.join()
+    assert seen <= {hashlib.sha256(content).hexdigest() for content in contents} and writer.exitcode == 0
+
+
+def test_an_id_is_made_of_content_and_not_of_its_order() -> None:
+    assert content_id({"b": [1, "ü"], "a": None}) == content_id({"a": None, "b": [1, "ü"]})
+    expected = hashlib.sha256('{"a":null,"b":[1,"ü"]}'.encode()).hexdigest()[:16]
+    assert content_id({"b": [1, "ü"], "a": None}) == expected
+    assert content_id([1, 2]) != content_id([2, 1])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("Van Gogh", "van-gogh"), ("  a//b  ", "a-b"), ("--", "x"), ("", "x"), ("é", "x"), ("x" * 60, "x" * 40),
+     ("a" * 39 + " b", "a" * 39)],
+)  # fmt: skip
+def test_a_name_becomes_a_part_of_a_file_name(text: str, expected: str) -> None:
+    assert slug(text) == expected
+
+
+def test_a_temporary_file_is_hidden_so_that_what_lists_a_folder_passes_it_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    really = os.replace
+    monkeypatch.setattr(files.os, "replace", lambda old, new: (seen.extend(os.listdir(tmp_path)), really(old, new))[-1])
+    write_atomic(tmp_path / "file", b"")
+    assert len(seen) == 1 and seen[0].startswith(".file.")
