@@ -60,7 +60,7 @@ def slurm(
         for name, text in texts.items():
             typer.echo(f"==> {launcher.launch_folder(order) / name}.sh <==\n{text}")
         return
-    launcher.check(order, profile)
+    launcher.check(order, profile, texts)
     open_run(order.campaign, order.folder)
     jobs, new = launcher.submit(order, profile, chosen, texts)
     _tell(jobs, new)

@@ -20,7 +20,7 @@ from efface.cluster.campaign import Campaign
 from efface.errors import UserError
 from efface.strict import Strict, find_config, read_strict
 
-Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._,@:/+=-]*$")]
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9/._][A-Za-z0-9._,@:/+=-]*$")]
 """What may stand unquoted in a script."""
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Line = Annotated[str, Field(pattern=r"^[^\n\r]+$")]

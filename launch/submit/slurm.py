@@ -5,11 +5,13 @@ that writes the leaderboard. `shared`: a Ray of the job's own on nodes that othe
 symmetric-run` on nodes of one's own. Every job saves before its time is up and queues itself again.
 """
 
+import getpass
 import os
 import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +67,8 @@ def launch_folder(order: Order) -> Path:
     return folder.absolute() / "launch"
 
 
-def check(order: Order, cluster: Cluster) -> None:
-    """Ask SLURM whether the profile can be right, before anything is written. Raises UserError in one sentence."""
+def check(order: Order, cluster: Cluster, texts: dict[str, str]) -> None:
+    """Ask SLURM whether it would take the scripts, before anything is written. Raises UserError in one sentence."""
     place = cluster.slurm
     where = f"cluster '{cluster.name}': slurm"
     check_room(order.campaign, where, place.cpus, place.gpus)
@@ -77,11 +79,17 @@ def check(order: Order, cluster: Cluster) -> None:
     if place.partition and place.partition not in partitions:
         raise UserError(f"{where}.partition: unknown '{place.partition}', {did_you_mean(place.partition, partitions)}")
     _check_account(where, place)
-    chosen = [place.partition] if place.partition else list(partitions)
-    most = max((partitions[name] for name in chosen), default=0)
-    if place.gpus > most:
-        told = f"partition '{place.partition}'" if place.partition else "this cluster"
-        raise UserError(f"{where}.gpus is {place.gpus}, and a node of {told} has at most {most}")
+    chosen = [partitions[place.partition]] if place.partition else list(partitions.values())
+    told = f"partition '{place.partition}'" if place.partition else "this cluster"
+    gpus, limit = max(gpus for gpus, _ in chosen), max((limit for _, limit in chosen), key=_seconds)
+    if place.gpus > gpus:
+        raise UserError(f"{where}.gpus is {place.gpus}, and a node of {told} has at most {gpus}")
+    if _seconds(place.time) > _seconds(limit):
+        raise UserError(f"{where}.time is {place.time}, and a job of {told} may take at most {limit}")
+    with tempfile.TemporaryDirectory(prefix="efface-") as scratch:
+        for name, text in texts.items():
+            write_atomic(Path(scratch) / name, text.encode())
+            _ask("sbatch", "--test-only", f"{scratch}/{name}")
 
 
 def submit(order: Order, cluster: Cluster, style: str, texts: dict[str, str]) -> tuple[list[Job], bool]:
@@ -96,7 +104,6 @@ def submit(order: Order, cluster: Cluster, style: str, texts: dict[str, str]) ->
     write_atomic(launch / "campaign.yaml", order.text.encode())
     for name, text in texts.items():
         write_atomic(launch / f"{name}.sh", text.encode())
-        _ask("sbatch", "--test-only", str(launch / f"{name}.sh"))
     jobs: list[Job] = []
     for name in texts:
         after = [f"--dependency=afterany:{jobs[-1].id}"] if jobs else []
@@ -109,8 +116,10 @@ def submit(order: Order, cluster: Cluster, style: str, texts: dict[str, str]) ->
 def _check_account(where: str, place: SlurmPlace) -> None:
     """Against the accounts of this user, where the cluster keeps any."""
     try:
-        lines = _ask("sacctmgr", "--noheader", "--parsable2", "show", "assoc", f"user={_user()}", "format=account")
-        strict = "associations" in _ask("scontrol", "show", "config").partition("AccountingStorageEnforce")[2][:80]
+        lines = _ask(
+            "sacctmgr", "--noheader", "--parsable2", "show", "assoc", f"user={getpass.getuser()}", "format=account"
+        )
+        strict = re.search(r"AccountingStorageEnforce\s*=.*associations", _ask("scontrol", "show", "config"))
     except UserError:
         return  # a cluster without accounting has no accounts to be wrong about
     accounts = sorted({line.strip() for line in lines.splitlines() if line.strip()})
@@ -120,20 +129,26 @@ def _check_account(where: str, place: SlurmPlace) -> None:
         raise UserError(f"{where}.account is missing, and this cluster wants one; yours are {', '.join(accounts)}")
 
 
-def _user() -> str:
-    import getpass
-
-    return getpass.getuser()
-
-
-def _partitions() -> dict[str, int]:
-    """Every partition, and the most GPUs that a node of it has."""
-    most: dict[str, int] = {}
-    for line in _ask("sinfo", "--noheader", "--format=%R|%G").splitlines():
-        name, _, gres = line.partition("|")
+def _partitions() -> dict[str, tuple[int, str]]:
+    """Each partition: the most GPUs that a node of it has, and its time limit. Raises UserError where there is none."""
+    found: dict[str, tuple[int, str]] = {}
+    for line in _ask("sinfo", "--noheader", "--format=%R|%l|%G").splitlines():
+        name, limit, gres = line.strip().split("|", 2)
         gpus = sum(int(count) for count in re.findall(r"\bgpu(?::[^:,()]+)?:(\d+)", gres))
-        most[name.strip()] = max(most.get(name.strip(), 0), gpus)
-    return most
+        found[name] = (max(gpus, found.get(name, (0, ""))[0]), limit)
+    if not found:
+        raise UserError("SLURM shows no partition to this user")
+    return found
+
+
+def _seconds(time: str) -> float:
+    """Of a time as SLURM writes it: minutes[:seconds], hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
+    if not time[:1].isdigit():
+        return float("inf")  # infinite, n/a
+    days, _, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    units = (3600, 60, 1) if days or len(parts) == 3 else (60, 1)
+    return int(days or 0) * 86400 + sum(part * unit for part, unit in zip(parts, units, strict=False))
 
 
 def _ask(*command: str) -> str:

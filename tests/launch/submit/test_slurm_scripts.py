@@ -1,0 +1,198 @@
+"""The scripts of `efface submit slurm`, and what is refused before one is queued."""
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import Efface
+from slurm_cluster import SlurmCluster
+
+Profile = Callable[..., str]
+STYLES = ["array", "shared", "exclusive"]
+SHORT = ["--set", "concepts.targets=[cat]", "--set", "methods=[{method: uce, preset: miniature}]"]
+
+
+@pytest.fixture
+def scripts(efface: Efface, profile: Profile, tmp_path: Path) -> Callable[..., dict[str, str]]:
+    """The scripts of a dry run by their names, for a profile of these sections."""
+
+    def dry_run(style: str, *arguments: str, **sections: Any) -> dict[str, str]:
+        command = ["submit", "slurm", "demo", *SHORT, "--style", style, "--dry-run", "--out", tmp_path / "run"]
+        said = efface(*command, "--cluster", profile(**sections), *arguments)
+        assert said.code == 0, said
+        parts = said.out.split("==> ")[1:]
+        return {Path(part.split(" <==\n")[0]).stem: part.split(" <==\n", 1)[1] for part in parts}
+
+    return dry_run
+
+
+def directives(script: str) -> list[str]:
+    return [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_dry_run_shows_what_bash_can_read_and_writes_nothing(
+    style: str, scripts: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    shown = scripts(style)
+    assert list(shown) == (["array", "leaderboard"] if style == "array" else [style])
+    for text in shown.values():
+        assert text.startswith("#!/usr/bin/env bash\n")
+        assert subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True).stderr == ""
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_the_profile_reaches_the_script(style: str, scripts: Callable[..., dict[str, str]]) -> None:
+    section = {"partition": "gpu", "account": "vision", "qos": "high", "time": "1-02:03:04", "cpus": 6, "gpus": 2}
+    section |= {"memory": "48G", "constraint": "a100", "modules": ["cuda/12.8"], "setup": ["source env/bin/activate"]}
+    section |= {"container": "/images/efface.sqsh", "mounts": ["/scratch:/scratch"], "warn_seconds": 90}
+    for text in scripts(style, slurm=section, environment={"HF_HOME": "/models"}).values():
+        for expected in (
+            *("--partition=gpu", "--account=vision", "--qos=high", "--time=1-02:03:04", "--cpus-per-task=6"),
+            *("--gpus-per-node=2", "--mem=48G", "--constraint=a100", "--signal=B:USR1@90", "--requeue"),
+        ):
+            assert expected in directives(text)
+        lines = text.splitlines()
+        order = [
+            lines.index(line) for line in ("module load cuda/12.8", "source env/bin/activate", "export HF_HOME=/models")
+        ]
+        assert order == sorted(order)
+        assert (
+            "srun --cpus-per-task=6 --container-image=/images/efface.sqsh --container-mounts=/scratch:/scratch" in text
+        )
+        assert "/bin/python" not in text  # the container has a Python of its own
+
+
+def test_an_array_has_no_more_parts_than_there_are_models(scripts: Callable[..., dict[str, str]]) -> None:
+    assert "--array=1-2" in directives(scripts("array", slurm={"parts": 50})["array"])  # UCE's, and the base
+
+
+def test_values_arrive_as_they_are_written(scripts: Callable[..., dict[str, str]]) -> None:
+    value = """it's "$(touch /tmp/never)" `x` $HOME \\ ;"""
+    text = scripts("array", environment={"NOTE": value})["array"]
+    (export,) = [line for line in text.splitlines() if line.startswith("export NOTE=")]
+    echoed = subprocess.run(["bash", "-c", f"{export}\nprintenv NOTE"], capture_output=True, text=True)
+    assert echoed.stdout == value + "\n"
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], list[str], str]] = {
+    "unknown profile": ({}, ["--cluster", "locl"], "unknown cluster 'locl': did you mean 'local'?"),
+    "unknown key": ({"slurm": {"partitoin": "x"}}, [], "unknown key 'slurm.partitoin', did you mean 'partition'?"),
+    "unknown style": ({}, ["--style", "arry"], "--style: unknown 'arry', did you mean 'array'?"),
+    "a second directive": (
+        {"slurm": {"partition": "gpu\n#SBATCH --uid=0"}},
+        [],
+        "slurm.partition: string should match",
+    ),
+    "a command": ({"slurm": {"account": "x; reboot"}}, [], "slurm.account: string should match"),
+    "time": ({"slurm": {"time": "soon"}}, [], "slurm.time: string should match"),
+    "nodes on loopback": (
+        {"slurm": {"nodes": 2, "style": "shared"}},
+        [],
+        "cluster 'test': slurm.nodes is 2, and the nodes of a Ray have to reach each other: set listen: nodes",
+    ),
+    "campaign": ({}, ["--set", "metods=[]"], "unknown key 'metods', did you mean 'methods'?"),
+    "method": ({}, ["--set", "methods=[{method: uec}]"], "unknown method 'uec': did you mean 'uce'?"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_in_one_sentence(
+    mistake: str, efface: Efface, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sections, arguments, expected = MISTAKES[mistake]
+    asked = ["submit", "slurm", "demo", "--cluster", profile(**sections), "--out", tmp_path / "run", *arguments]
+    assert expected in efface(*asked).sentence
+    assert not (tmp_path / "run").exists() and not (tmp_path / "runs").exists()
+
+
+SECRETS: dict[str, dict[str, Any]] = {
+    "environment.HF_TOKEN": {"environment": {"HF_TOKEN": "x"}},
+    "environment.AWS_SECRET_ACCESS_KEY": {"environment": {"AWS_SECRET_ACCESS_KEY": "x"}},
+    "environment.DATABASE": {"environment": {"DATABASE": "mysql://me:mine@host/db"}},
+    "environment.NOTE": {"environment": {"NOTE": "hf_" + "a" * 34}},
+    "slurm.setup.1": {"slurm": {"setup": ["cd /work", "export WANDB_API_KEY=x"]}},
+}
+
+
+@pytest.mark.parametrize("place", SECRETS)
+def test_a_profile_holds_no_secret(place: str, efface: Efface, profile: Profile) -> None:
+    said = efface("submit", "slurm", "demo", "--cluster", profile(**SECRETS[place]), "--dry-run").sentence
+    assert f"{place} looks like a secret, which scripts and logs would show; name a file instead" in said
+
+
+def test_a_profile_may_name_the_file_of_a_secret(scripts: Callable[..., dict[str, str]]) -> None:
+    files = {"HF_TOKEN_PATH": "/home/me/.token", "AWS_SHARED_CREDENTIALS_FILE": "/home/me/aws"}
+    assert scripts("array", environment={**files, "TOKENIZERS_PARALLELISM": "false", "RAY_AUTH_MODE": "token"})
+
+
+def test_without_slurm_it_says_where_to_submit(
+    efface: Efface, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    said = efface("submit", "slurm", "demo", *SHORT, "--cluster", profile(), "--out", tmp_path / "run")
+    assert said.sentence == "`sinfo` is not on this machine; submit where SLURM's commands are"
+    assert not (tmp_path / "run").exists()
+
+
+REFUSED: dict[str, tuple[dict[str, Any], list[str], str]] = {
+    "partition": ({"partition": "mian"}, [], "slurm.partition: unknown 'mian', did you mean 'main'?"),
+    "GPUs": ({"gpus": 3}, [], "slurm.gpus is 3, and a node of this cluster has at most 2"),
+    "no GPUs": (
+        {"cpus": 2},
+        ["--set", "resources.gpus=0.5"],
+        "slurm.gpus is 0, and a worker of campaign 'demo' needs 0.5 (resources.gpus); raise the one or lower the other",
+    ),
+    "CPUs": ({"cpus": 64}, [], "SLURM refuses (sbatch): "),
+    "time": (
+        {"time": "2-00", "partition": "main"},
+        [],
+        "slurm.time is 2-00, and a job of partition 'main' may take at most 1:00:00",
+    ),
+    "memory": ({"memory": "900G"}, [], "SLURM refuses (sbatch): "),
+}
+
+
+@pytest.mark.parametrize("mistake", REFUSED)
+def test_what_a_real_slurm_has_not_is_refused_before_anything_is_written(
+    mistake: str, slurm: SlurmCluster, efface: Efface, profile: Profile, tmp_path: Path
+) -> None:
+    section, arguments, expected = REFUSED[mistake]
+    asked = ["demo", *SHORT, "--cluster", profile(slurm=section), "--out", tmp_path / "run", *arguments]
+    assert expected in efface("submit", "slurm", *asked).sentence
+    assert slurm.empty() and not (tmp_path / "run").exists()
+
+
+ACCOUNTS = """\
+#!/bin/sh
+# Stands in for accounting, which wants a database: this user has two accounts, and jobs must name one.
+case $0 in
+    *sacctmgr) printf 'vision\\nspeech\\n' ;;
+    *scontrol) echo 'AccountingStorageEnforce = associations,limits' ;;
+    *sinfo) echo 'main|infinite|gpu:2(S:0)' ;;
+    *) exit 1 ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("account", "expected"),
+    [
+        ({"account": "vison"}, "slurm.account: unknown 'vison', did you mean 'vision'?"),
+        ({}, "slurm.account is missing, and this cluster wants one; yours are speech, vision"),
+    ],
+)
+def test_an_account_that_is_not_the_users(
+    account: dict[str, str], expected: str, efface: Efface, profile: Profile, tmp_path: Path, monkeypatch: Any
+) -> None:
+    for name in ("sacctmgr", "scontrol", "sinfo"):
+        (tmp_path / name).write_text(ACCOUNTS)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    asked = ["demo", *SHORT, "--cluster", profile(slurm=account), "--out", tmp_path / "run"]
+    assert expected in efface("submit", "slurm", *asked).sentence
