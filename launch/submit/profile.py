@@ -68,7 +68,7 @@ class SlurmPlace(Strict):
 
 
 class KubePlace(Strict):
-    """A Kubernetes namespace with the KubeRay operator (1.5.1 or newer)."""
+    """A Kubernetes namespace with the KubeRay operator (1.6 or newer)."""
 
     image: Annotated[str, Field(pattern=r"^\S+$")] = Field(description="built from cluster/deploy/Dockerfile")
     namespace: Kubename = "default"
