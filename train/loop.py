@@ -1,9 +1,9 @@
-"""The one training loop: a gradient method, a task, and Accelerate between them and the devices.
+"""The one training loop: a gradient method, a task, and an engine between them and the devices.
 
 An optimiser step takes `gradient_accumulation_steps` batches. Batch number `step *
 gradient_accumulation_steps + k` goes to process `k mod processes`, and every batch is a function of (seed,
 number): so the same job on more processes sees the same samples, and what is left of a run at a step
-boundary is `(trained values, optimiser state, losses)`.
+boundary is `(trained values, optimiser state, losses)`: a checkpoint.
 
 Trained tensors are fp32. The learning rate is a pure function of the step. Clipping is explicit, never a
 default.
@@ -11,44 +11,74 @@ default.
 
 import copy
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.state import PartialState
 from torch import Tensor, nn
 
-from efface.errors import JobFailure, UserError
-from efface.models.predictor import NoisePredictor, predictor
+from efface.errors import JobFailure, Stopped, UserError
+from efface.train.checkpoint import Checkpoint, read, run_key, write
+from efface.train.engine import Engine, from_first, own_accelerate_state
 from efface.train.method import GradientMethod, Student, Task, TrainingConfig
+from efface.train.setup import Setup, arranged
+from efface.train.zero import ZeroEngine, deepspeed_config
+
+OnStep = Callable[[int, int, float], None]
+PLAIN = Setup()
 
 
 def train(
-    method: GradientMethod, task: Task, on_step: Callable[[int, int, float], None] | None = None
+    method: GradientMethod,
+    task: Task,
+    on_step: OnStep | None = None,
+    *,
+    checkpoint: Path | None = None,
+    every: int = 50,
+    setup: Setup = PLAIN,
 ) -> tuple[dict[str, Tensor], list[float]]:
-    """The delta's tensors, and the loss of every optimiser step (mean over its batches).
+    """The delta's tensors, on the CPU, and the loss of every optimiser step (mean over its batches).
 
-    `on_step(done, steps, loss)` is called after every optimiser step. Raises JobFailure where a loss, or a
-    trained tensor in the end, is not finite.
+    `on_step(done, steps, loss)` is called after every optimiser step. It may raise Stopped, in any process of a gang:
+    then every process saves the checkpoint and raises Stopped. `checkpoint` is also written every `every` steps, and
+    read in the beginning, by the gang's first process; it is left in place.
+
+    Raises JobFailure where a loss, or a trained tensor in the end, is not finite; StorageError where the checkpoint
+    cannot be written.
     """
     student = Student(copy.deepcopy(task.base.unet).float().eval().requires_grad_(False))
     method.prepare(task, student)
     trained = method.trained(student)
     for value in trained.values():
         value.requires_grad_(True)
-    with own_accelerate_state():
-        training = begin(method, student, trained)
-        while training.step < method.steps:
-            loss = advance(training)
-            if on_step is not None:
-                on_step(training.step, method.steps, loss)
-    tensors = method.saved(student)
+    saved = Saved(checkpoint, run_key(method, task), every)
+    with (
+        own_accelerate_state(),
+        arranged(setup, method.config.precision, task.base.unet, student.unet, list(trained.values())),
+    ):
+        training = begin(method, student, trained, setup, saved)
+        with closing(training.engine):
+            while training.step < method.steps:
+                loss = advance(training)
+                go_on(training, on_step, loss, saved)
+            with training.engine.whole():
+                tensors = {name: value.to("cpu", copy=True) for name, value in method.saved(student).items()}
     if not all(bool(value.isfinite().all()) for value in tensors.values()):
         raise JobFailure(f"the trained weights are not finite after step {method.steps}: {_too_fast(method)}")
     return tensors, training.losses
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Where a run's checkpoint lies (None: nowhere), what it is known by, and how many steps lie between two."""
+
+    path: Path | None
+    key: str
+    every: int
 
 
 @dataclass
@@ -56,11 +86,7 @@ class Training:
     """A run between two optimiser steps."""
 
     method: GradientMethod
-    trained: list[nn.Parameter]
-    predict: NoisePredictor
-    model: nn.Module
-    optimizer: Any
-    accelerator: Accelerator
+    engine: Engine
     losses: list[float] = field(default_factory=list)
 
     @property
@@ -69,12 +95,15 @@ class Training:
         return len(self.losses)
 
 
-def begin(method: GradientMethod, student: Student, trained: dict[str, nn.Parameter]) -> Training:
-    """A run before its first step. The model stays on the device it is on."""
+def begin(
+    method: GradientMethod, student: Student, trained: dict[str, nn.Parameter], setup: Setup, saved: Saved
+) -> Training:
+    """A run before its first step, or before the one after its checkpoint. The model stays on the device it is on."""
+    config: TrainingConfig = method.config
     on_cpu = next(iter(trained.values())).device.type == "cpu"
     # A gang's processes share the batches of one optimiser step.
     processes = PartialState(cpu=on_cpu).num_processes
-    batches = method.config.gradient_accumulation_steps
+    batches = config.gradient_accumulation_steps
     if batches % processes:
         what = f"gradient_accumulation_steps is {batches}"
         raise UserError(f"{what}, which {processes} processes cannot share: give a multiple of {processes}")
@@ -83,39 +112,92 @@ def begin(method: GradientMethod, student: Student, trained: dict[str, nn.Parame
         mixed_precision="no",
         gradient_accumulation_steps=batches // processes,
         step_scheduler_with_optimizer=False,
+        log_with="tensorboard" if setup.tensorboard else None,
+        project_dir=setup.tensorboard,
     )
-    values = list(trained.values())
-    optimizer = make_optimizer(method.config, values, method.learning_rate)
-    model, optimizer = accelerator.prepare(student.unet, optimizer, device_placement=[False, False])
-    return Training(method, values, predictor(model), model, optimizer, accelerator)
+    if setup.tensorboard:
+        if not accelerator.log_with:
+            raise UserError("setup.tensorboard: TensorBoard is not installed, should be: pip install tensorboard")
+        accelerator.init_trackers("training")
+    found = from_first(accelerator, _found(saved, accelerator.is_main_process))
+    if found:
+        with torch.no_grad():
+            for name, value in trained.items():
+                value.copy_(found.trained[name])
+    engine = _engine(accelerator, student, trained, config, setup)
+    if found:
+        engine.restore(found.moments, len(found.losses))
+    return Training(method, engine, list(found.losses) if found else [])
+
+
+def _engine(
+    accelerator: Accelerator,
+    student: Student,
+    trained: dict[str, nn.Parameter],
+    config: TrainingConfig,
+    setup: Setup,
+) -> Engine:
+    if setup.deepspeed is None:
+        return Engine(accelerator, student, trained, config)
+    settings = deepspeed_config(setup.deepspeed, config, accelerator.num_processes)
+    return ZeroEngine(accelerator, student, trained, config, settings)
+
+
+def _found(saved: Saved, first: bool) -> Checkpoint | None:
+    return read(saved.path, saved.key) if saved.path and first else None
 
 
 def advance(training: Training) -> float:
     """One optimiser step; its loss."""
-    method, accelerator = training.method, training.accelerator
+    method, engine = training.method, training.engine
     config: TrainingConfig = method.config
-    for group in training.optimizer.param_groups:
-        group["lr"] = method.learning_rate * learning_rate_factor(
-            training.step, method.steps, config.warmup_steps, config.schedule
-        )
+    accelerator = engine.accelerator
+    rate = method.learning_rate * learning_rate_factor(
+        training.step, method.steps, config.warmup_steps, config.schedule
+    )
     first = training.step * config.gradient_accumulation_steps
     losses = []
+    norm = None
     for k in range(accelerator.process_index, config.gradient_accumulation_steps, accelerator.num_processes):
-        with torch.no_grad():
+        with torch.no_grad(), engine.whole():
             batch = method.batch(first + k)
-        with accelerator.accumulate(training.model):
-            loss = method.loss(training.predict, batch)
+        with engine.accumulate():
+            loss = method.loss(engine.predict, batch)
             losses.append(loss.detach())
-            accelerator.backward(loss)
-            if accelerator.sync_gradients and config.max_grad_norm > 0:
-                accelerator.clip_grad_norm_(training.trained, config.max_grad_norm)
-            training.optimizer.step()
-            training.optimizer.zero_grad()
-    mean = float(accelerator.reduce(torch.stack(losses).mean(), "mean"))
+            norm = engine.descend(loss, rate, measure=bool(accelerator.trackers))
+    mean = engine.mean(torch.stack(losses).mean())
+    where = f"at step {training.step + 1} of {method.steps}"
     if not math.isfinite(mean):
-        raise JobFailure(f"the loss is {mean} at step {training.step + 1} of {method.steps}: {_cause(training)}")
+        raise JobFailure(f"the loss is {mean} {where}: {_cause(training)}")
+    if norm is not None and not math.isfinite(norm):
+        raise JobFailure(f"the gradient is not finite {where}: {_cause(training)}")
     training.losses.append(mean)
+    if accelerator.trackers:
+        accelerator.log({"loss": mean, "learning_rate": rate, "gradient_norm": norm}, step=training.step)
     return mean
+
+
+def go_on(training: Training, on_step: OnStep | None, loss: float, saved: Saved) -> None:
+    """Between two steps: tell `on_step`, save what is due. Raises Stopped, in all processes of a gang together."""
+    stopped = None
+    try:
+        if on_step is not None:
+            on_step(training.step, training.method.steps, loss)
+    except Stopped as asked:
+        stopped = asked
+    stop = training.engine.anywhere(stopped is not None)
+    due = training.step % saved.every == 0 and training.step < training.method.steps
+    if saved.path and (due or stop):
+        save(training, saved.path, saved.key)
+    if stop:
+        raise stopped or Stopped("another process of the gang was told to stop")
+
+
+def save(training: Training, path: Path, key: str) -> None:
+    """The run's checkpoint, put together by all processes of a gang and written by the first."""
+    trained, moments = training.engine.state()
+    if training.engine.accelerator.is_main_process:
+        write(path, key, Checkpoint(training.losses, trained, moments))
 
 
 def learning_rate_factor(step: int, steps: int, warmup_steps: int, schedule: str) -> float:
@@ -126,34 +208,6 @@ def learning_rate_factor(step: int, steps: int, warmup_steps: int, schedule: str
     if schedule == "linear":
         return 1 - done
     return 0.5 * (1 + math.cos(math.pi * done)) if schedule == "cosine" else 1.0
-
-
-def make_optimizer(config: TrainingConfig, values: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
-    """The optimiser a config asks for."""
-    makers: dict[str, type[torch.optim.Optimizer]] = {
-        "adam": torch.optim.Adam,
-        "adamw": torch.optim.AdamW,
-        "sgd": torch.optim.SGD,
-    }
-    return makers[config.optimizer](values, lr=learning_rate, weight_decay=config.weight_decay)  # type: ignore[call-arg]
-
-
-@contextmanager
-def own_accelerate_state() -> Iterator[None]:
-    """Accelerate's process-wide singletons, empty for the block and put back after it.
-
-    Without it a second job in one process would inherit the first one's settings, or be refused.
-    """
-    shared = [state._shared_state for state in (AcceleratorState, GradientState, PartialState)]
-    before = [dict(state) for state in shared]
-    for state in shared:
-        state.clear()
-    try:
-        yield
-    finally:
-        for state, old in zip(shared, before, strict=True):
-            state.clear()
-            state.update(old)
 
 
 def _cause(training: Training) -> str:

@@ -70,6 +70,11 @@ class TrainingConfig(MethodConfig):
         "constant", description="the learning rate after the warm-up: kept, or lowered towards 0 at the end"
     )
     warmup_steps: int = Field(0, ge=0, description="optimiser steps in which the learning rate rises linearly from 0")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="of the UNets' forward passes and of the weights that are not trained; the trained ones, the loss "
+        "and the optimiser are fp32 in any case",
+    )
 
 
 class GradientConfig(TrainingConfig):

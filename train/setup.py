@@ -1,0 +1,77 @@
+"""How a job is run, as against what it computes: nothing here changes a delta beyond rounding.
+
+So it is no part of a job's id. What does change numbers, such as the precision, stands in `TrainingConfig`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from efface.models.attention import Backend, set_attention
+from efface.strict import Strict
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+
+class Setup(Strict):
+    """The means of a job: memory, kernels, the split over processes, and what is logged."""
+
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass: a quarter more work, a tenth of the memory"
+    )
+    attention: Backend | None = Field(
+        None, description="kernel of the attention (`models/attention.py`); null: as it is in the base"
+    )
+    deepspeed: str | None = Field(
+        None, description="a name in configs/deepspeed/, or a YAML file like them; null: DistributedDataParallel"
+    )
+    tensorboard: Path | None = Field(
+        None, description="folder for TensorBoard: loss, learning rate and gradient norm of every step; null: none"
+    )
+
+
+@contextmanager
+def arranged(
+    setup: Setup,
+    precision: Literal["fp32", "bf16"],
+    teacher: "UNet2DConditionModel",
+    student: "UNet2DConditionModel",
+    trained: list[nn.Parameter],
+) -> Iterator[None]:
+    """Both UNets as `setup` and `precision` ask for; the teacher is put back afterwards, bit for bit.
+
+    bf16: all weights but the trained ones are bf16, and so is the arithmetic in the UNets' forward passes. The trained
+    ones stay fp32, and so does everything outside of the UNets.
+    """
+    processors = dict(teacher.attn_processors)
+    if setup.attention is not None:
+        set_attention(student, setup.attention)
+        set_attention(teacher, setup.attention)
+    if setup.gradient_checkpointing:
+        student.enable_gradient_checkpointing()
+    originals = {parameter: parameter.data for parameter in teacher.parameters()}
+    if precision == "bf16":
+        for unet in (student, teacher):
+            _lower(unet, trained)
+    try:
+        yield
+    finally:
+        teacher.set_attn_processor(processors)
+        for parameter, value in originals.items():
+            parameter.data = value
+        teacher.__dict__.pop("forward", None)
+
+
+def _lower(unet: "UNet2DConditionModel", trained: list[nn.Parameter]) -> None:
+    kept = {id(parameter) for parameter in trained}
+    for parameter in unet.parameters():
+        if id(parameter) not in kept:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    # An autocast of its own for each pass: its cached casts of trained weights would otherwise outlive a roll-out.
+    unet.forward = torch.autocast(unet.device.type, torch.bfloat16)(unet.forward)
