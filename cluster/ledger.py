@@ -37,15 +37,10 @@ class Ledger:
         """`told` is called with every row that changed."""
         self._path = folder.root / "trials.json"
         self._told = told
-        self._before = _read(self._path.read_bytes()) if self._path.is_file() else []
-        self._now: dict[str, Row] = {}
-        """By Tune's name of the trial, in their order."""
-
-    @property
-    def rows(self) -> list[Row]:
-        """Every trial: as it is now, and where this start has not come to it yet, as it was."""
-        now = list(self._now.values())
-        return [*now, *self._before[len(now) :]]
+        self.rows = _read(self._path.read_bytes()) if self._path.is_file() else []
+        """Every trial, in the order they began first."""
+        self._places: dict[str, int] = {}
+        """Where the row is of a trial that Tune has begun now, by Tune's name of it."""
 
     @property
     def points(self) -> list[Point]:
@@ -56,38 +51,43 @@ class Ledger:
         return len(self.rows) >= trials and all(row["ended"] for row in self.rows)
 
     def begun(self, trial: str, point: Point) -> None:
-        """A trial starts; the known ones come first, in their order."""
-        if trial in self._now:
+        """A trial starts: one that is known by its point, or a new one."""
+        if trial in self._places:
             return  # it broke, and is tried again
-        place = len(self._now)
-        known = self._before[place] if place < len(self._before) else None
-        if known is None or known["point"] != point:
-            known = {"number": place + 1, "id": content_id(point), "point": point, "ended": False, "state": "begun"}
-        self._now[trial] = known
-        self._write()
+        taken = self._places.values()
+        known = (place for place, row in enumerate(self.rows) if row["point"] == point and place not in taken)
+        place = next(known, len(self.rows))
+        self._places[trial] = place
+        if place == len(self.rows):
+            row = {"number": place + 1, "id": content_id(point), "point": point, "ended": False, "state": "begun"}
+            self.rows.append(row)
+            self._write()
 
     def judged(self, trial: str, result: Mapping[str, Any]) -> None:
         """A trial was judged on a rung, or cannot be; what was judged on more images before stays."""
-        row, found = self._now[trial], {name: result[name] for name in RESULTS if name in result}
+        row = self.rows[self._places[trial]]
+        found = {name: result[name] for name in RESULTS if name in result}
         if found.get("images_per_prompt", 0) < row.get("images_per_prompt", 0):
             return
         if found == {name: row[name] for name in found if name in row}:
             return
-        self._now[trial] = {**{name: row[name] for name in ("number", "id", "point", "ended")}, **found}
-        self._write()
-        self._told(self._now[trial])
+        self._change(trial, {**{name: row[name] for name in ("number", "id", "point", "ended")}, **found})
+        self._told(self.rows[self._places[trial]])
 
     def ended(self, trial: str) -> None:
         """Nothing more comes of a trial."""
-        self._now[trial] = {**self._now[trial], "ended": True}
-        self._write()
+        self._change(trial, {**self.rows[self._places[trial]], "ended": True})
 
     def broken(self, trial: str, reason: str) -> None:
         """A trial broke more often than it may; the next start tries it again."""
-        row = {**self._now[trial], "reason": reason}
-        self._now[trial] = {**row, "state": "broken"} if row["state"] == "begun" else row
-        self._write()
+        row = {**self.rows[self._places[trial]], "reason": reason}
+        self._change(trial, {**row, "state": "broken"} if row["state"] == "begun" else row)
         self._told({**row, "state": "broken"})
+
+    def _change(self, trial: str, row: Row) -> None:
+        if row != self.rows[self._places[trial]]:
+            self.rows[self._places[trial]] = row
+            self._write()
 
     def _write(self) -> None:
         write_json(self._path, self.rows)

@@ -79,8 +79,36 @@ def run_search(
     order = search.model_dump(mode="json", exclude={"evaluation": {"images_per_prompt"}})
     folder.open(folder.root / "search.yaml", OmegaConf.to_yaml(OmegaConf.create(order)), [*HOW, "trials"])
     wanted = trials or search.trials
-    with Lease(folder.root) as lease, asked_to_stop(console) as signals:
-        wish = folder.wish()
+    base_only = _base_only(first.plan)
+    if not (Ledger(folder).whole(wanted) and remaining(base_only, folder).nothing):
+        with Lease(folder.root) as lease:
+            _carry_on(
+                search, Run(first.plan, folder, search.limits), base_only, wanted, workers, address, lease, console
+            )
+    rows = Ledger(folder).rows
+    front = front_of(rows, search.rungs[-1])
+    base = base_score(first.plan, folder)
+    write_results(folder, rows, front, base)
+    return Found(folder, rows, front, base)
+
+
+def _carry_on(
+    search: Search,
+    run: Run,
+    base_only: Plan,
+    trials: int,
+    workers: int | None,
+    address: str | None,
+    lease: Lease,
+    console: Console,
+) -> None:
+    """Do what is missing. Raises Stopped where it was laid down."""
+    from efface.cluster.search_tune import climb  # needs Ray Tune and Optuna
+
+    folder, wish = run.folder, run.folder.wish()
+    ledger = Ledger(folder, lambda row: console.print(_line(row), soft_wrap=True))
+    # In this order: as it starts, Ray takes the signals for itself, and would end the process on SIGTERM.
+    with _ray(search, address) as scratch, asked_to_stop(console) as signals:
 
         def asked() -> bool:
             if lease.lost:
@@ -89,24 +117,12 @@ def run_search(
                 folder.wish_to_stop()  # workers hear of it
             return folder.wish() != wish
 
-        ledger = Ledger(folder, lambda row: console.print(_line(row), soft_wrap=True))
-        base_only = _base_only(first.plan)
-        if not (ledger.whole(wanted) and remaining(base_only, folder).nothing):
-            with _ray(search, address) as scratch:
-                setting = setting_of(Run(first.plan, folder, search.limits))
-                at_once = min(workers or wanted, wanted, _fitting(setting))
-                _judge_base(base_only, search, folder, setting, at_once, console, asked)
-                # Needs Ray Tune and Optuna.
-                from efface.cluster.search_tune import climb
-
-                climb(search, setting, wanted, at_once, ledger, scratch, asked)
-            if asked():
-                raise Stopped
-        rows = ledger.rows
-    front = front_of(rows, search.rungs[-1])
-    base = base_score(first.plan, folder)
-    write_results(folder, rows, front, base)
-    return Found(folder, rows, front, base)
+        setting = setting_of(run)
+        at_once = min(workers or trials, trials, _fitting(setting))
+        _judge_base(base_only, search, folder, setting, at_once, console, asked)
+        climb(search, setting, trials, at_once, ledger, scratch, asked)
+        if asked():
+            raise Stopped
 
 
 def _check_installed() -> None:

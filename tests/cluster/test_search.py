@@ -234,11 +234,24 @@ def test_a_search_that_goes_on_keeps_what_it_has_not_come_to_yet(tmp_path: Path)
         first.judged(name, judged(0.5, 2))
         first.ended(name)
     again = Ledger(folder)
+    # Several workers start in any order, and Tune is shown the rungs again, from the first.
+    again.begun("y", {"eta": "b"})
     again.begun("x", {"eta": "a"})
-    again.judged("x", judged(0.4, 1))  # Tune is shown the rungs again, from the first
+    again.judged("x", judged(0.4, 1))
     third = Ledger(folder)
     assert third.points == first.points and third.whole(3) and not third.whole(4)
-    assert [row["images_per_prompt"] for row in third.rows] == [2, 2, 2]
+    assert [(row["number"], row["images_per_prompt"]) for row in third.rows] == [(1, 2), (2, 2), (3, 2)]
+
+
+def test_a_point_that_comes_twice_is_two_trials(tmp_path: Path) -> None:
+    ledger = Ledger(RunFolder(tmp_path))
+    for start in ("a", "b"):
+        ledger.begun(start, {"eta": 1})
+    assert [row["number"] for row in ledger.rows] == [1, 2]
+    again = Ledger(RunFolder(tmp_path))
+    for start in ("c", "d"):
+        again.begun(start, {"eta": 1})
+    assert len(again.rows) == 2
 
 
 def test_a_broken_trial_is_not_at_its_end(tmp_path: Path) -> None:
