@@ -270,6 +270,27 @@ def search(
     searching.search(file, out, set_ or [], trials, workers, address)
 
 
+@app.command(rich_help_panel=CAMPAIGN)
+def prefetch(
+    names: Annotated[list[str], typer.Argument(help="Campaigns or bases.")],
+) -> None:
+    """Fetch the models that campaigns or bases need, once; afterwards HF_HUB_OFFLINE=1 works."""
+    from efface.launch import prefetch as fetching
+
+    fetching.prefetch(names)
+
+
+@app.command(rich_help_panel=LOOK)
+def doctor(
+    campaign: Annotated[str | None, typer.Argument(help="A campaign this machine should be fit for.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Look at this machine: versions, GPUs, memory, disk, hub, Ray. Exit code 1 where something must be mended."""
+    from efface.launch import doctor as examination
+
+    examination.doctor(campaign, as_json)
+
+
 @app.command(rich_help_panel=LOOK)
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method, with every field of its config.")] = None,

@@ -57,6 +57,21 @@ def needs(names: Sequence[str]) -> list[Need]:
     return list(found.values())
 
 
+def missing_sources(names: Sequence[str]) -> list[str]:
+    """What of it is not on this machine."""
+    return [need.source for need in needs(names) if not _is_here(need)]
+
+
+def _is_here(need: Need) -> bool:
+    from efface.models.locate import NotFetched, locate
+
+    try:
+        locate(need.source, need.files, fetch=False)
+    except NotFetched:
+        return False
+    return True
+
+
 def _is_campaign(name: str) -> bool:
     """Whether `name` is a campaign and not a base: both may be YAML files, and names of shipped ones."""
     from efface.strict import read_yaml, shipped
@@ -87,13 +102,7 @@ def fetch(need: Need, sleep: Callable[[float], None] = time.sleep) -> bool:
     from filelock import FileLock
     from huggingface_hub import constants
 
-    from efface.models.locate import NotFetched, locate
-
-    try:
-        locate(need.source, need.files, fetch=False)
-    except NotFetched:
-        pass
-    else:
+    if _is_here(need):
         return False
     if constants.HF_HUB_OFFLINE:
         raise UserError(f"{need.source}: is not in the hub's cache, and HF_HUB_OFFLINE forbids to fetch it; unset it")
@@ -103,12 +112,9 @@ def fetch(need: Need, sleep: Callable[[float], None] = time.sleep) -> bool:
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}), set HF_HOME to a folder that can") from None
     with FileLock(folder / f"efface-{slug(need.source)}.lock"):
-        try:
-            locate(need.source, need.files, fetch=False)
-        except NotFetched:
-            _download(need, sleep)
-        else:
+        if _is_here(need):
             return False
+        _download(need, sleep)
     return True
 
 

@@ -6,15 +6,17 @@ leaves 2 GB for them. DeepSpeed's part is as in the source of 0.19.8.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from efface.models.activations import Precision, count
 from efface.models.groups import select
+from efface.strict import find_config, read_yaml
 from efface.train.method import Method
 from efface.train.passes import Passes, Size, counted, passes, trained_tensors
+from efface.train.setup import Setup
 
 Offload = Literal["none", "optimizer", "all"]
 """What lies in the host's memory: nothing, gradients and optimiser states, or (stage 3) the edited UNet too."""
@@ -110,6 +112,16 @@ def memory(
         update=0 if offload != "none" else FP32 * (temporary + flat) * trained // (processes if zero else 1),
         host=parts["host"],
     )
+
+
+def under(setup: Setup) -> dict[str, Any]:
+    """The arguments of `memory` that `setup` stands for. Raises UserError for an unknown DeepSpeed config."""
+    options: dict[str, Any] = {"checkpointing": setup.gradient_checkpointing}
+    if setup.deepspeed is not None:
+        zero = read_yaml(find_config("deepspeed", setup.deepspeed)).get("zero_optimization", {})
+        offload = "all" if "offload_param" in zero else "optimizer" if "offload_optimizer" in zero else "none"
+        options |= {"zero": zero.get("stage", 0), "offload": offload}
+    return options
 
 
 def _shared(student: int, trained: int, states: int, processes: int, zero: int, offload: Offload) -> dict[str, int]:

@@ -49,6 +49,8 @@ COMMANDS: dict[str, tuple[list[str], set[str]]] = {
     "gc": (["folder"], {"--dry-run"}),
     "search": (["file"], CAMPAIGN_OPTIONS | WORKERS | {"--trials"}),
     "submit": ([], set()),
+    "prefetch": (["names"], set()),
+    "doctor": (["campaign"], JSON),
     "methods": (["name"], JSON),
     "judges": ([], JSON),
     "concepts": (["name"], JSON),

@@ -1,0 +1,195 @@
+"""Each check of `efface doctor`, on machines that are made up."""
+
+from typing import Any
+
+import pytest
+
+from efface.launch import checks
+from efface.launch.checks import GIB, Build, Finding, Gpu
+
+CPU, CUDA12, CUDA13 = Build("2.13.0+cpu", None), Build("2.13.0", (12, 8)), Build("2.15.0", (13, 2))
+H200, T4 = Gpu("NVIDIA H200", 140 * GIB), Gpu("Tesla T4", 15 * GIB)
+
+
+def test_versions_that_do_not_fit_are_told_with_what_would() -> None:
+    found = {"python": "3.11.7", "torch": "2.9.0", "ray": None}
+    assert checks.versions(found, {}).state == "ok"
+    finding = checks.versions(found, {"torch": "torch>=2.10", "ray": "ray[default]>=2.52"})
+    assert finding == Finding(
+        "versions",
+        "problem",
+        "python 3.11.7, torch 2.9.0, ray missing",
+        "pip install 'torch>=2.10' 'ray[default]>=2.52'",
+    )
+
+
+@pytest.mark.parametrize(
+    ("torch", "driver", "gpus", "state", "told"),
+    [
+        (CPU, False, [], "ok", "none, everything runs on the CPU"),
+        (CUDA12, False, [], "ok", "none, everything runs on the CPU"),
+        (CPU, True, [], "problem", "torch 2.13.0+cpu is built for CPUs, on a machine with an NVIDIA driver"),
+        (CUDA13, True, [], "problem", "torch, built for CUDA 13.2, finds no GPU on a machine with an NVIDIA driver"),
+        (CUDA12, True, [H200, T4], "ok", "2: NVIDIA H200 (140 GiB), Tesla T4 (15 GiB); torch for CUDA 12.8"),
+    ],
+)
+def test_gpus(torch: Build, driver: bool, gpus: list[Gpu], state: str, told: str) -> None:
+    finding = checks.cuda(torch, driver, gpus)
+    assert (finding.state, finding.told) == (state, told)
+
+
+@pytest.mark.parametrize(
+    ("torch", "wheel", "state"),
+    [
+        (CUDA13, None, "ok"),
+        (CPU, Build("0.0.35", (12, 8)), "ok"),
+        (CUDA12, Build("0.0.35", (12, 6)), "ok"),
+        (CUDA13, Build("0.0.35", (12, 8)), "warning"),
+        (CUDA13, Build("0.0.35", None), "warning"),
+    ],
+)
+def test_xformers_goes_with_torchs_cuda(torch: Build, wheel: Build | None, state: str) -> None:
+    assert checks.xformers(torch, wheel).state == state
+
+
+def test_the_published_wheel_of_xformers_does_not_go_with_cuda_13() -> None:
+    finding = checks.xformers(CUDA13, Build("0.0.35", (12, 8)))
+    assert finding.told == "0.0.35 is built for CUDA 12.8, torch for CUDA 13.2"
+    assert finding.remedy == "install the xformers for CUDA 13 from PyTorch's index, or do without it"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "version", "state"), [(0, None, "ok"), (1, None, "ok"), (2, None, "problem"), (8, "2.28.3", "ok")]
+)
+def test_nccl_is_needed_from_two_gpus_on(gpus: int, version: str | None, state: str) -> None:
+    assert checks.nccl(gpus, version).state == state
+
+
+def test_a_port() -> None:
+    assert checks.port(4711).state == "ok"
+    finding = checks.port(None, "Operation not permitted")
+    assert finding.state == "problem" and "(Operation not permitted)" in finding.told
+
+
+@pytest.mark.parametrize(
+    ("wanted", "needed", "gpus", "state", "told"),
+    [
+        (0, {}, [], "ok", "the campaign asks for no GPU"),
+        (1, {}, [], "warning", "the campaign asks for 1 GPU a worker, and this machine has none"),
+        (1, {"esd": 10 * GIB}, [H200, T4], "ok", "esd 10.0 GiB, of 15.0 GiB"),
+        (1, {"esd": 14 * GIB}, [T4], "warning", "esd 14.0 GiB, of 15.0 GiB: a close fit"),
+        (
+            1,
+            {"uce": GIB, "u": 16 * GIB},
+            [T4],
+            "problem",
+            "uce 1.0 GiB, u 16.0 GiB, of 15.0 GiB there are for a worker",
+        ),
+        (0.1, {"esd": 15 * GIB}, [H200], "problem", "esd 15.0 GiB, of 14.0 GiB there are for a worker"),
+    ],
+)
+def test_gpu_memory(wanted: float, needed: dict[str, int], gpus: list[Gpu], state: str, told: str) -> None:
+    finding = checks.gpu_memory(wanted, needed, gpus)
+    assert (finding.state, finding.told) == (state, told)
+
+
+@pytest.mark.parametrize(("free", "state"), [(None, "warning"), (64 * 2**20, "warning"), (8 * GIB, "ok")])
+def test_shared_memory(free: int | None, state: str) -> None:
+    assert checks.shared_memory(free).state == state
+
+
+@pytest.mark.parametrize(
+    ("free", "needed", "state"),
+    [
+        (100 * GIB, None, "ok"),
+        (GIB, None, "warning"),
+        (100 * GIB, 90 * GIB, "ok"),
+        (100 * GIB, 150 * GIB, "warning"),
+        (100 * GIB, 250 * GIB, "problem"),
+    ],
+)
+def test_disk(free: int, needed: int | None, state: str) -> None:
+    assert checks.disk(free, needed).state == state
+
+
+@pytest.mark.parametrize(("limit", "state"), [(256, "problem"), (1024, "ok"), (65_535, "ok")])
+def test_open_files(limit: int, state: str) -> None:
+    assert checks.open_files(limit).state == state
+
+
+@pytest.mark.parametrize(
+    ("offline", "trouble", "missing", "state"),
+    [
+        (False, None, [], "ok"),
+        (False, None, ["a/b"], "ok"),
+        (False, "timed out", [], "warning"),
+        (False, "timed out", ["a/b"], "problem"),
+        (True, None, [], "ok"),
+        (True, None, ["a/b"], "problem"),
+    ],
+)
+def test_the_hub_matters_where_something_is_missing(
+    offline: bool, trouble: str | None, missing: list[str], state: str
+) -> None:
+    assert checks.hub(offline, "https://hub", trouble, missing).state == state
+
+
+@pytest.mark.parametrize(
+    ("version", "mode", "token", "joins", "state"),
+    [
+        (None, None, False, False, "problem"),
+        ("2.51.1", None, False, False, "problem"),  # tokens came with 2.52
+        ("2.52.0", None, False, False, "warning"),
+        ("2.52.0", "token", False, False, "ok"),
+        ("2.60.0", None, False, False, "ok"),  # on by default for local clusters since 2.59
+        ("2.60.0", "disabled", True, False, "warning"),
+        ("2.60.0", None, False, True, "problem"),
+        ("2.60.0", "token", True, True, "ok"),
+        ("2.60.0", None, True, True, "ok"),
+        ("2.9.3", None, True, False, "problem"),  # numbers, not letters, are compared
+    ],
+)
+def test_ray_asks_for_a_token(version: str | None, mode: str | None, token: bool, joins: bool, state: str) -> None:
+    assert checks.ray_tokens(version, mode, token, joins).state == state
+
+
+@pytest.mark.parametrize(
+    ("processes", "joins", "state"), [([], False, "ok"), ([12, 13], False, "warning"), ([12], True, "ok")]
+)
+def test_a_ray_that_runs_already(processes: list[int], joins: bool, state: str) -> None:
+    assert checks.ray_here(processes, joins).state == state
+
+
+def every_finding() -> list[Finding]:
+    """One of each that is not ok."""
+    return [
+        checks.versions({"torch": None}, {"torch": "torch>=2.10"}),
+        checks.cuda(CPU, True, []),
+        checks.cuda(CUDA12, True, []),
+        checks.xformers(CUDA13, Build("0.0.35", (12, 8))),
+        checks.nccl(2, None),
+        checks.port(None),
+        checks.gpu_memory(1, {}, []),
+        checks.gpu_memory(1, {"esd": 20 * GIB}, [T4]),
+        checks.gpu_memory(1, {"esd": 14 * GIB}, [T4]),
+        checks.shared_memory(None),
+        checks.shared_memory(0),
+        checks.disk(0, None),
+        checks.disk(GIB, 4 * GIB),
+        checks.open_files(256),
+        checks.hub(True, "https://hub", None, ["a/b"]),
+        checks.hub(False, "https://hub", "timed out", []),
+        checks.hub(False, "https://hub", "timed out", ["a/b"]),
+        checks.ray_tokens(None, None, False, False),
+        checks.ray_tokens("2.51.0", None, False, False),
+        checks.ray_tokens("2.60.0", "disabled", True, False),
+        checks.ray_tokens("2.60.0", None, False, True),
+        checks.ray_tokens("2.52.0", None, False, False),
+        checks.ray_here([1], False),
+    ]
+
+
+@pytest.mark.parametrize("finding", every_finding(), ids=lambda finding: finding.name)
+def test_whatever_is_not_ok_has_a_remedy_in_one_line(finding: Any) -> None:
+    assert finding.state in ("warning", "problem")
+    assert finding.remedy and "\n" not in finding.told + finding.remedy

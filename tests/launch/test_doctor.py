@@ -1,0 +1,148 @@
+"""`efface doctor` on this machine, and on made-up ones: it says all it looked at, and never breaks."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from command import Efface
+
+from efface.launch import checks, doctor
+from efface.launch.checks import GIB, Build, Finding, Gpu
+
+ALWAYS = {"versions", "gpus", "xformers", "nccl", "port", "shared memory", "open files", "disk", "hub"}
+ALWAYS |= {"ray tokens", "ray here"}
+WITH_A_CAMPAIGN = ALWAYS | {"campaign", "gpu memory"}
+
+
+@pytest.fixture(autouse=True)
+def _healthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with nothing to complain about, whatever the one that runs the tests is like."""
+    monkeypatch.setattr(doctor, "_hub_trouble", lambda: None)
+    monkeypatch.setattr(doctor, "_ray_processes", list)
+    monkeypatch.setattr(doctor, "_free", lambda place: 10**12)
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def campaign(tmp_path: Path, **changes: Any) -> str:
+    file = tmp_path / "campaign.yaml"
+    asked = {"name": "mine", "base": "miniature", "methods": [{"method": "uce"}], **changes}
+    file.write_text(yaml.safe_dump(asked))
+    return str(file)
+
+
+def by_name(findings: list[Finding]) -> dict[str, Finding]:
+    return {finding.name: finding for finding in findings}
+
+
+def test_everything_is_looked_at_and_a_healthy_machine_ends_with_0(efface: Efface) -> None:
+    said = efface("doctor", "--json")
+    found = json.loads(said.out)
+    assert {finding["name"] for finding in found} == ALWAYS
+    assert all(set(finding) == {"name", "state", "told", "remedy"} for finding in found)
+    assert (said.code, said.err) == (0, "")
+    assert f"python {sys.version.split()[0]}" in next(f["told"] for f in found if f["name"] == "versions")
+
+
+def test_people_get_a_line_for_each_and_an_arrow_to_the_remedy(efface: Efface, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "open_files", lambda limit: Finding("open files", "problem", "too few", "raise it"))
+    said = efface("doctor")
+    assert "problem open files: too few\n        -> raise it\n" in said.out
+    assert said.code == 1 and all(f"{name}: " in said.out for name in ALWAYS)
+
+
+def test_a_warning_does_not_fail(efface: Efface, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_ray_processes", lambda: [1])
+    said = efface("doctor")
+    assert "warning ray here" in said.out and said.code == 0
+
+
+def test_a_check_that_breaks_is_a_finding(efface: Efface, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> list[int]:
+        raise RuntimeError("psutil is confused\nat length")
+
+    monkeypatch.setattr(doctor, "_ray_processes", broken)
+    said = efface("doctor")
+    assert "warning ray here: could not be looked at (psutil is confused)" in said.out and said.code == 0
+
+
+def test_a_campaign_is_planned_and_measured(tmp_path: Path) -> None:
+    found = by_name(list(doctor.examine(campaign(tmp_path))))
+    assert set(found) == WITH_A_CAMPAIGN
+    assert found["campaign"].told.startswith("3 jobs, ") or "jobs" in found["campaign"].told
+    assert found["gpu memory"].told == "the campaign asks for no GPU"
+    assert "take up to" in found["disk"].told
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"base": "minature"}, "unknown base 'minature': did you mean 'miniature'?"),
+        ({"methods": [{"method": "esd", "config": {"etta": 1}}]}, "unknown key 'etta', did you mean 'eta'?"),
+    ],
+)
+def test_a_faulty_campaign_is_a_problem(tmp_path: Path, changes: dict[str, Any], told: str, efface: Efface) -> None:
+    said = efface("doctor", campaign(tmp_path, **changes))
+    assert f"problem campaign: {told}" in said.out or told in said.out
+    assert said.code == 1 and "Traceback" not in said.out + said.err
+
+
+def test_a_campaign_that_is_not_there_is_a_problem_too(efface: Efface) -> None:
+    said = efface("doctor", "no-such-campaign")
+    assert "problem campaign: unknown campaign 'no-such-campaign'" in said.out and said.code == 1
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "setup", "state"), [(80, {}, "ok"), (16, {}, "problem"), (16, {"deepspeed": "zero2-offload"}, "ok")]
+)
+def test_a_job_is_held_against_the_gpu(
+    gigabytes: int, setup: dict[str, Any], state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ESD-u takes 20.7 GB on one GPU: see tests/train/test_memory.py."""
+
+    class WithAGpu:
+        torch, driver, nccl = Build("2.13.0", (12, 8)), True, None
+        gpus = (Gpu("a GPU", gigabytes * GIB),)
+
+    monkeypatch.setattr(doctor, "_Machine", WithAGpu)
+    asked = campaign(
+        tmp_path,
+        base="sd-v1-4-random",
+        concepts={"set": "genmu-2025", "targets": ["Van Gogh"]},
+        methods=[{"method": "esd", "label": "u", "config": {"variant": "u"}}],
+        evaluation={
+            "prompts": "genmu-2025",
+            "judges": ["miniature"],
+            "images_per_prompt": 1,
+            "prompts_per_concept": {"adversarial": 0},
+        },
+        resources={"gpus": 1},
+        setup=setup,
+    )
+    finding = by_name(list(doctor.examine(asked)))["gpu memory"]
+    assert finding.state == state and finding.told.startswith("u ")
+
+
+def test_without_a_campaign_torch_is_not_imported() -> None:
+    import subprocess
+
+    code = "import sys\nfrom efface.launch.doctor import examine\nlist(examine(None))\nprint('torch' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"HF_HUB_OFFLINE": "1"})
+    assert ended.stdout == "False\n", ended.stderr
+
+
+def test_builds_are_read_without_importing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package = tmp_path / "xformers"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError('built for another torch')")
+    (package / "cpp_lib.json").write_text('{"version": {"cuda": 1208, "torch": "2.10.0+cu128"}}')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "xformers", raising=False)
+    monkeypatch.setattr(doctor, "_version", lambda name: "0.0.35")
+    assert doctor._xformers() == Build("0.0.35", (12, 8))
+    import torch
+
+    assert doctor._torch() == Build(torch.__version__, doctor._numbers(torch.version.cuda))
