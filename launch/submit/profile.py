@@ -31,6 +31,16 @@ ASSIGNED = re.compile(r"([A-Za-z][A-Za-z0-9_-]*)\s*[=:]\s*\S")
 KEY_MATERIAL = re.compile(r"hf_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{12,}|-----BEGIN|://[^/\s:@]+:[^/\s@]+@")
 
 
+def seconds(time: str) -> float:
+    """Of a time as SLURM writes it: minutes[:seconds], hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
+    if not time[:1].isdigit():
+        return float("inf")  # infinite, n/a
+    days, _, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    units = (3600, 60, 1) if days or len(parts) == 3 else (60, 1)
+    return int(days or 0) * 86400 + sum(part * unit for part, unit in zip(parts, units, strict=False))
+
+
 class RayPlace(Strict):
     """A Ray cluster that is there, as its head's job server shows it."""
 
@@ -62,9 +72,14 @@ class SlurmPlace(Strict):
     setup: tuple[Line, ...] = Field((), description="shell lines before the work, such as `source env/bin/activate`")
     container: Word | None = Field(None, description="image for srun --container-image (Pyxis)")
     mounts: tuple[Word, ...] = Field((), description="of the container, FROM:TO")
-    python: Word | None = Field(None, description="default: the Python that submits; in a container `python`")
     warn_seconds: int = Field(120, ge=5, description="so long before the time limit the work is told to save")
     requeues: int = Field(20, ge=0, description="how often a job may queue itself again")
+
+    @model_validator(mode="after")
+    def _time_to_work(self) -> "SlurmPlace":
+        if seconds(self.time) < 2 * self.warn_seconds:
+            raise ValueError(f"time is {self.time}, should be at least twice warn_seconds, {self.warn_seconds}")
+        return self
 
 
 class KubePlace(Strict):

@@ -21,7 +21,7 @@ from efface.errors import UserError, did_you_mean
 from efface.files import is_remote, write_atomic
 from efface.launch.submit.launched import Job, note, unfinished
 from efface.launch.submit.order import Order
-from efface.launch.submit.profile import Cluster, SlurmPlace, check_room
+from efface.launch.submit.profile import Cluster, SlurmPlace, check_room, seconds
 
 TEMPLATES = Path(__file__).parents[1] / "slurm"
 
@@ -81,10 +81,10 @@ def check(order: Order, cluster: Cluster, texts: dict[str, str]) -> None:
     _check_account(where, place)
     chosen = [partitions[place.partition]] if place.partition else list(partitions.values())
     told = f"partition '{place.partition}'" if place.partition else "this cluster"
-    gpus, limit = max(gpus for gpus, _ in chosen), max((limit for _, limit in chosen), key=_seconds)
+    gpus, limit = max(gpus for gpus, _ in chosen), max((limit for _, limit in chosen), key=seconds)
     if place.gpus > gpus:
         raise UserError(f"{where}.gpus is {place.gpus}, and a node of {told} has at most {gpus}")
-    if _seconds(place.time) > _seconds(limit):
+    if seconds(place.time) > seconds(limit):
         raise UserError(f"{where}.time is {place.time}, and a job of {told} may take at most {limit}")
     with tempfile.TemporaryDirectory(prefix="efface-") as scratch:
         for name, text in texts.items():
@@ -139,16 +139,6 @@ def _partitions() -> dict[str, tuple[int, str]]:
     if not found:
         raise UserError("SLURM shows no partition to this user")
     return found
-
-
-def _seconds(time: str) -> float:
-    """Of a time as SLURM writes it: minutes[:seconds], hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
-    if not time[:1].isdigit():
-        return float("inf")  # infinite, n/a
-    days, _, rest = time.rpartition("-")
-    parts = [int(part) for part in rest.split(":")]
-    units = (3600, 60, 1) if days or len(parts) == 3 else (60, 1)
-    return int(days or 0) * 86400 + sum(part * unit for part, unit in zip(parts, units, strict=False))
 
 
 def _ask(*command: str) -> str:

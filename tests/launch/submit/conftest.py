@@ -27,12 +27,9 @@ def slurm(slurm_nodes: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterato
     yield slurm_nodes
     for job in slurm_nodes.ask("squeue", "--noheader", "--format=%A").split():
         slurm_nodes.ask("scancel", job)
-    slurm_nodes.ask("scontrol", "update", "nodename=n[1-2]", "state=resume") if _down(slurm_nodes) else None
     slurm_nodes.wait(slurm_nodes.empty, 60)
-
-
-def _down(cluster: SlurmCluster) -> bool:
-    return "down" in cluster.ask("sinfo", "--noheader", "--format=%t")
+    for node in slurm_nodes.ask("sinfo", "--noheader", "--states=down,drain", "--Node", "--format=%N").split():
+        slurm_nodes.ask("scontrol", "update", f"nodename={node}", "state=resume")
 
 
 @pytest.fixture

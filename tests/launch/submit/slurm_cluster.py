@@ -102,6 +102,10 @@ class SlurmCluster:
         words = self.ask("scontrol", "show", "job", "--oneliner", number).splitlines()[0].split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
+    def restarts(self, number: str) -> int:
+        """How often a job has begun again."""
+        return int(self.job(number)["Restarts"])
+
     def wait(self, what: Callable[[], object], seconds: float, told: Callable[[], str] = str) -> None:
         """Until `what` is true."""
         end = time.monotonic() + seconds

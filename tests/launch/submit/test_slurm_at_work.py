@@ -43,6 +43,7 @@ def submit(
     return queue
 
 
+STYLES = ["shared"]
 Submit = Callable[..., tuple[Path, list[str]]]
 
 
@@ -61,4 +62,56 @@ def test_a_ray_over_two_nodes(style: str, slurm: SlurmCluster, submit: Submit) -
     run, _ = submit(style, listen="nodes", nodes=2, images=10)
     slurm.wait(slurm.empty, 180, lambda: logs(run))
     assert methods(run) == ["base", "uce"], logs(run)
-    print(logs(run))
+
+
+def judged(run: Path) -> dict[Path, int]:
+    """The finished shards, and when they were written."""
+    return {path: path.stat().st_mtime_ns for path in run.glob("evaluations/*/*.verdicts.parquet")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("style", STYLES)
+def test_out_of_time_a_job_saves_and_goes_on(style: str, slurm: SlurmCluster, submit: Submit) -> None:
+    run, numbers = submit(style, images=150, time="2", warn_seconds=30, parts=1)
+    slurm.wait(lambda: slurm.restarts(numbers[0]) == 1, 180, lambda: logs(run))
+    before = judged(run)
+    assert before and not (run / "leaderboard.csv").exists()
+    slurm.wait(slurm.empty, 400, lambda: logs(run))
+    assert methods(run) == ["base", "uce"], logs(run)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert "efface: out of time; saved and queued again" in logs(run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("style", STYLES)
+def test_a_job_that_gives_way_to_another_goes_on_after_it(
+    style: str, slurm: SlurmCluster, submit: Submit, tmp_path: Path
+) -> None:
+    run, numbers = submit(style, images=40, cpus=4, parts=1)
+    slurm.wait(lambda: len(judged(run)) > 2, 120, lambda: logs(run))
+    node = slurm.job(numbers[0])["NodeList"]
+    urgent = slurm.ask("sbatch", "--parsable", "--partition=urgent", "--exclusive", f"--nodelist={node}",
+                       f"--output={tmp_path}/urgent.log", "--wrap=sleep 5")  # fmt: skip
+    slurm.ask("scontrol", "update", f"nodename={other(node)}", "state=drain", "reason=test")
+    slurm.wait(lambda: slurm.job(urgent)["JobState"] == "COMPLETED", 120, lambda: logs(run))
+    assert slurm.restarts(numbers[0]) == 1
+    before = judged(run)
+    slurm.wait(slurm.empty, 300, lambda: logs(run))
+    assert methods(run) == ["base", "uce"], logs(run)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("style", STYLES)
+def test_a_job_whose_node_is_lost_goes_on_elsewhere(style: str, slurm: SlurmCluster, submit: Submit) -> None:
+    run, numbers = submit(style, images=40, parts=1)
+    slurm.wait(lambda: len(judged(run)) > 2, 120, lambda: logs(run))
+    node = slurm.job(numbers[0])["NodeList"]
+    slurm.ask("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    slurm.wait(lambda: slurm.job(numbers[0])["NodeList"] == other(node), 120, lambda: logs(run))
+    slurm.wait(slurm.empty, 300, lambda: logs(run))
+    assert methods(run) == ["base", "uce"], logs(run)
+
+
+def other(node: str) -> str:
+    return {"n1": "n2", "n2": "n1"}[node]
