@@ -122,7 +122,7 @@ def _carry_on(
         _judge_base(base_only, search, folder, setting, at_once, console, asked)
         climb(search, setting, trials, at_once, ledger, scratch, asked)
         if asked():
-            raise Stopped
+            raise Stopped("laid down; what is finished is kept, the same command goes on from there")
 
 
 def _check_installed() -> None:
