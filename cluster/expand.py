@@ -17,7 +17,7 @@ from efface.models.delta import Delta
 from efface.models.locate import NotFetched
 from efface.strict import parse
 from efface.train.job import Job, make_job
-from efface.train.method import ClosedFormMethod, get_method, parse_config
+from efface.train.method import ClosedFormMethod, MethodConfig, TrainingConfig, get_method, parse_config
 
 
 def plan_campaign(campaign: Campaign, fetch: bool = True) -> Plan:
@@ -89,7 +89,9 @@ def _jobs(
                     f"campaign '{campaign.name}': two methods are called '{label}', give one a label of its own"
                 )
             labels.add(label)
-            resolved = parse_config(choice.method, config, choice.preset).model_dump(mode="json")
+            parsed = parse_config(choice.method, config, choice.preset)
+            _check_shares(campaign, label, parsed)
+            resolved = parsed.model_dump(mode="json")
             make = partial(
                 make_job, base.name, base_id, choice.method, concept_set, config=resolved, strategy=campaign.strategy
             )
@@ -102,6 +104,16 @@ def _jobs(
                 groups = [[name] for name in names] if campaign.strategy == "single" else [names]
                 for group, seed in itertools.product(groups, campaign.seeds):
                     yield Model(label, make(group, seed=seed), base_id, solved=solved)
+
+
+def _check_shares(campaign: Campaign, label: str, config: MethodConfig) -> None:
+    """Raises UserError where the batches of an optimiser step cannot be shared out evenly."""
+    processes = campaign.resources.processes
+    if isinstance(config, TrainingConfig) and config.gradient_accumulation_steps % processes:
+        raise UserError(
+            f"campaign '{campaign.name}', method '{label}': {processes} processes share the batches of a step, so "
+            f"gradient_accumulation_steps should be a multiple of {processes}, not {config.gradient_accumulation_steps}"
+        )
 
 
 def _chain(label: str, make: Callable[..., Job], names: Sequence[str], solved: bool) -> Iterator[Model]:
