@@ -6,7 +6,7 @@ The same job gives the same delta, byte for byte: neither time nor place goes in
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor
@@ -30,9 +30,7 @@ from efface.train.method import (
     get_method,
     parse_config,
 )
-
-if TYPE_CHECKING:
-    from efface.train.setup import Setup
+from efface.train.setup import Setup
 
 
 class Job(Strict):
@@ -129,7 +127,7 @@ def run_job(
     parent: Delta | None = None,
     checkpoint: Path | None = None,
     every: int = 50,
-    setup: "Setup | None" = None,
+    setup: Setup | None = None,
     halve_batch: bool = False,
 ) -> tuple[Delta, dict[str, Any]]:
     """The job's delta, and its metrics `{"losses": […], "seconds": …, "samples_seen": …}`.
@@ -152,7 +150,7 @@ def run_job(
     base.swap(None if solved else parent)
     try:
         if isinstance(method, GradientMethod):
-            tensors, losses = train(method, task, on_step, **_how(checkpoint, every, setup))
+            tensors, losses = train(method, task, on_step, checkpoint=checkpoint, every=every, setup=setup or Setup())
             samples_seen = len(losses) * method.config.batch_size * method.config.gradient_accumulation_steps
         else:
             assert isinstance(method, ClosedFormMethod)
@@ -166,11 +164,6 @@ def run_job(
     delta = Delta(kind, own, _provenance(job, parent, method if halve_batch else None))
     seconds = time.perf_counter() - start
     return delta, {"losses": losses, "seconds": seconds, "samples_seen": samples_seen}
-
-
-def _how(checkpoint: Path | None, every: int, setup: "Setup | None") -> dict[str, Any]:
-    given = {"checkpoint": checkpoint, "every": every} if checkpoint else {}
-    return given | ({"setup": setup} if setup else {})
 
 
 def _task(job: Job, base: Base, concept_set: ConceptSet, cache: Path | None, solved: bool) -> Task:

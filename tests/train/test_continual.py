@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import QUICK
 from torch import Tensor
 
 from efface.concepts.concept import Concept, ConceptSet
-from efface.errors import UserError
+from efface.errors import Stopped, UserError
 from efface.models.base import Base, load_base
 from efface.models.delta import Delta
 from efface.train.chain import with_standing_anchor
@@ -19,6 +18,15 @@ from efface.train.job import Job, make_job, run_job
 from efface.train.method import ClosedFormMethod, Task, get_method, method_names, parse_config
 
 CHAIN = ("cat", "dog", "bus")
+# Two steps of each method on 16 px images.
+QUICK: dict[str, dict[str, Any]] = {
+    "ca": {"samples_seen": 4, "batch_size": 2, "effective_learning_rate": 1e-3, "anchor_images": 3, "image_steps": 2},
+    "esd": {"steps": 2, "learning_rate": 1e-3, "rollout_steps": 3},
+    "fade": {
+        **{"steps": 2, "learning_rate": 1e-3, "warmup_steps": 0, "batch_size": 1},
+        **{"neighbours": "adjacent", "denoising_steps": 3, "sizes": None},
+    },
+}
 CONTINUAL = [name for name in method_names() if "continual" in get_method(name).strategies]
 TRAINED = [name for name in CONTINUAL if not issubclass(get_method(name), ClosedFormMethod)]
 SOLVED = [name for name in CONTINUAL if name not in TRAINED]
@@ -131,6 +139,25 @@ def test_the_base_is_as_it_was_also_after_an_error(parent: str | None, tiny_base
     with pytest.raises(RuntimeError, match="broken"):
         run_job(job(tiny_base, "esd", concepts, first), tiny_base, WORLD, broken, parent=first)
     assert tiny_base.applied is None and same(copies(tiny_base), before)
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_a_request_laid_down_is_taken_up_where_it_was(method: str, tiny_base: Base, tmp_path: Path) -> None:
+    first = erase(tiny_base, "esd", ["cat"])
+    wanted, checkpoint = job(tiny_base, method, ["cat", "bus"], first), tmp_path / "checkpoint.safetensors"
+    whole, _ = run_job(wanted, tiny_base, WORLD, parent=first)
+    steps: list[int] = []
+
+    def stop(done: int, steps: int, loss: float) -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        run_job(wanted, tiny_base, WORLD, stop, parent=first, checkpoint=checkpoint)
+    assert tiny_base.applied is None
+    taken_up, _ = run_job(
+        wanted, tiny_base, WORLD, lambda done, *_: steps.append(done), parent=first, checkpoint=checkpoint
+    )
+    assert steps == [2] and taken_up.id == whole.id
 
 
 def test_what_the_model_before_has_drawn_is_kept_apart_from_what_the_base_has(tiny_base: Base, tmp_path: Path) -> None:
