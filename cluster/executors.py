@@ -1,10 +1,13 @@
 """Where work runs: in this process, or in Ray actors. Both hold `Worker`s and answer in the same words."""
 
 import os
+import signal
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -284,7 +287,8 @@ def start_or_join(address: str | None, cpus: int, scratch: str) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address:
         try:
-            ray.init(address=address, **quiet)
+            with _signals_kept():
+                ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(f"no Ray cluster can be joined at '{address}': {_last_line(str(error))}") from None
         return
@@ -292,7 +296,18 @@ def start_or_join(address: str | None, cpus: int, scratch: str) -> None:
     # imported, which may have been earlier.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
-    ray.init("local", num_cpus=max(os.cpu_count() or 1, cpus), include_dashboard=False, _temp_dir=scratch, **quiet)
+    with _signals_kept():
+        ray.init("local", num_cpus=max(os.cpu_count() or 1, cpus), include_dashboard=False, _temp_dir=scratch, **quiet)
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """As it starts, Ray takes SIGTERM for itself and would end the process on it: ours are put back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _how_many(setting: Setting, wanted: int) -> int:
