@@ -67,11 +67,11 @@ def set_attention(unet: UNet2DConditionModel, backend: Backend) -> dict[str, Any
     times = None
     used = "sdpa"
     if backend == "auto" and device.type == "cuda":
-        able = {name: attend for name, attend in KERNELS.items() if _why_not(name, device, dtype) is None}
+        able = {name: attend for name, attend in KERNELS.items() if why_not(name, device, dtype) is None}
         times = milliseconds(able, device, dtype, shapes(unet))
         used = min(times, key=lambda name: times[name])
     elif backend not in ("auto", "sdpa"):
-        reason = _why_not(backend, device, dtype)
+        reason = why_not(backend, device, dtype)
         if reason:
             _warn(f"attention by {backend} is not to be had ({reason}); using sdpa")
         else:
@@ -129,7 +129,7 @@ KERNELS: dict[str, Attention] = {
 }
 
 
-def _why_not(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+def why_not(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why a backend cannot compute here, or None where it can: it was tried, forward and backward."""
     if backend == "xformers" and attention_processor.xformers is None:
         return "it is not installed"

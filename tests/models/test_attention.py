@@ -124,7 +124,7 @@ def test_auto_on_a_gpu_is_the_fastest_of_those_that_work(
         return {"sdpa": 2.0, "flash": 3.0, "xformers": 1.5}
 
     monkeypatch.setattr(UNet2DConditionModel, "device", torch.device("cuda"))
-    monkeypatch.setattr(attention, "_why_not", lambda name, *_: "no kernel" if name == "cudnn" else None)
+    monkeypatch.setattr(attention, "why_not", lambda name, *_: "no kernel" if name == "cudnn" else None)
     monkeypatch.setattr(attention, "milliseconds", timed)
     report = set_attention(tiny_base.unet, "auto")
     assert asked == [(["flash", "sdpa", "xformers"], "cuda", torch.float32, ((2, 64, 8),))]
