@@ -252,6 +252,8 @@ class Dispatch:
     def _conclude(self, worker: int, work: Work, outcome: Outcome) -> None:
         """What the end of one copy of a piece of work means for it."""
         others = self._copies[work.id]
+        if outcome.state == "stopped":
+            self._stopping = True  # the worker heard of it first
         if outcome.state == "storage":
             self._stopping, self._storage = True, outcome.reason
         again = False

@@ -261,6 +261,7 @@ class RayActors:
             # The first of them was under way; the others only waited in its line.
             broke = Outcome("lost" if _node_died(error) else "fault", "the worker died", str(error), worker_gone=True)
             waiting = [(other, *self._running.pop(other)) for other in self._of(worker)]
+            ray.kill(self._actors[worker])  # it may only be out of reach, and would keep its place
             self._restart(worker)
             yield worker, work, broke
             for _, of, waited in waiting:
@@ -337,7 +338,8 @@ def _told(resources: dict[str, float]) -> str:
 
 
 def _node_died(error: Any) -> bool:
-    return bool(getattr(error, "preempted", False)) or "node" in str(error).lower().partition("died")[2]
+    # Of a worker that died alone Ray tells too, among its advice, of "node deaths".
+    return bool(getattr(error, "preempted", False)) or "because its node has died" in str(error)
 
 
 def _last_line(text: str) -> str:
