@@ -52,6 +52,7 @@ def test_what_the_rates_do_not_know_is_named_and_not_counted(plan: MakePlan) -> 
     known = {**KNOWN, "seconds_per_image": {}, "seconds_per_step": {}, "bytes_per_delta": {"uce": 1000.0}}
     found = estimate(made, everything(made), Rates(**known))
     assert found.training == {"uce": 10} and found.judging == found.calibrating == 0
+    assert found.disk_bytes == 2 * 1000 + 5 * 14 * 100
     assert found.unknown == (
         "training by 'esd' (2 jobs)",
         "storage of models by 'esd'",
