@@ -107,8 +107,7 @@ def _carry_on(
 
     folder, wish = run.folder, run.folder.wish()
     ledger = Ledger(folder, lambda row: console.print(_line(row), soft_wrap=True))
-    # In this order: as it starts, Ray takes the signals for itself, and would end the process on SIGTERM.
-    with _ray(search, address) as scratch, asked_to_stop(console) as signals:
+    with asked_to_stop(console) as signals, _ray(search, address) as scratch:
 
         def asked() -> bool:
             if lease.lost:
