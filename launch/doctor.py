@@ -229,7 +229,8 @@ def _gpu_memory(campaign: "Campaign", plan: "Plan", gpus: list[Gpu]) -> Finding:
     from efface.train.passes import size_of
     from efface.train.setup import Setup
 
-    wanted, needed = campaign.resources.gpus, {}
+    wanted = campaign.resources.gpus
+    needed: dict[str, int] = {}
     if wanted and gpus:
         options = under(parse(Setup, campaign.setup, "setup"))
         for label, method in _methods(plan).items():

@@ -149,6 +149,22 @@ def test_without_xformers_sdpa_is_used_and_one_warning_says_so(tiny_base: Base) 
     assert classes(tiny_base) == {"AttnProcessor2_0"}
 
 
+def test_under_autocast_a_backend_is_tried_in_the_dtype_it_will_meet(
+    tiny_base: Base, with_xformers: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FlashAttention knows no fp32, in which trained weights are."""
+
+    def lower_only(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if q.dtype == torch.float32:
+            raise NotImplementedError
+        return q
+
+    monkeypatch.setitem(attention.KERNELS, "flash", lower_only)
+    assert set_attention(tiny_base.unet, "flash", torch.bfloat16)["used"] == "flash"
+    with pytest.warns(UserWarning, match="no kernel for torch.float32"):
+        assert set_attention(tiny_base.unet, "flash")["used"] == "sdpa"
+
+
 @pytest.mark.parametrize("backend", ["xformers", "cudnn"])
 def test_a_backend_without_a_kernel_for_the_cpu_falls_back(
     tiny_base: Base, backend: Any, with_xformers: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
