@@ -1,0 +1,289 @@
+"""What goes wrong with a run. Each disturbance says which exit codes it may lead to, and notes what it may cost."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+from chaos_driver import Driver
+from chaos_scene import DISK, Scene, remount, used
+
+from efface.cluster.run_folder import RunFolder
+
+KILLED, BY_TERM, LAID_DOWN, REFUSED = -signal.SIGKILL, -signal.SIGTERM, 130, 2
+
+RPC_FAILURES = (
+    '{"CoreWorkerService.grpc_client.PushTask": {"num_failures": 20, "req_failure_prob": 10, "resp_failure_prob": 10,'
+    ' "in_flight_failure_prob": 5}, "NodeManagerService.grpc_client.RequestWorkerLease": {"num_failures": 20,'
+    ' "req_failure_prob": 15, "resp_failure_prob": 15, "in_flight_failure_prob": 5}}'
+)
+
+
+class Disturbance:
+    """Nothing goes wrong."""
+
+    codes: tuple[int, ...] = (0,)
+    of_what_is_there = False
+    """Whether it needs a run that has begun."""
+
+    def before(self, scene: Scene) -> dict[str, Any]:
+        """Meddle before the driver starts; what is to be changed in its order."""
+        return {}
+
+    def during(self, scene: Scene, driver: Driver) -> None:
+        """Meddle while it runs."""
+
+    def after(self, scene: Scene, code: int) -> None:
+        """Put right what keeps the next driver from working, and see what cannot be told from the exit code."""
+
+
+class KillDriver(Disturbance):
+    """SIGKILL at any moment."""
+
+    codes = (0, KILLED)
+
+    def during(self, scene: Scene, driver: Driver) -> None:
+        scene.moment(driver)
+        driver.signal(signal.SIGKILL)
+        scene.losses += scene.workers
+
+
+class KillDriverBetweenWrites(Disturbance):
+    codes = (0, KILLED)
+
+    def before(self, scene: Scene) -> dict[str, Any]:
+        scene.losses += scene.workers
+        return {"kill_at_write": scene.draw.randint(1, scene.undisturbed.writes)}
+
+
+class AskToStop(Disturbance):
+    """SIGTERM or SIGINT: what runs is laid down, and nothing of it is lost."""
+
+    codes = (0, LAID_DOWN, BY_TERM)
+
+    def during(self, scene: Scene, driver: Driver) -> None:
+        scene.moment(driver)
+        driver.signal(scene.draw.choice([signal.SIGTERM, signal.SIGINT]))
+
+    def after(self, scene: Scene, code: int) -> None:
+        if code == BY_TERM:  # it came before the driver could hear it, or after it had done everything
+            scene.losses += scene.workers
+
+
+class AskTwice(AskToStop):
+    """The second signal stops at once."""
+
+    def during(self, scene: Scene, driver: Driver) -> None:
+        super().during(scene, driver)
+        time.sleep(scene.draw.uniform(0, 0.1))
+        driver.signal(signal.SIGINT)
+        scene.losses += scene.workers
+
+
+class Cancel(Disturbance):
+    """Somebody elsewhere asks for the run to be laid down."""
+
+    codes = (0, LAID_DOWN)
+
+    def during(self, scene: Scene, driver: Driver) -> None:
+        scene.moment(driver)
+        if scene.root.exists():
+            RunFolder(scene.root).wish_to_stop()
+
+
+class FullDisk(Disturbance):
+    """The disk has less room than is needed, from the start."""
+
+    codes = (0, REFUSED)
+
+    def before(self, scene: Scene) -> dict[str, Any]:
+        self._leave(scene, 2 ** scene.draw.uniform(12, 21))
+        return {}
+
+    def after(self, scene: Scene, code: int) -> None:
+        assert remount(scene.root.parent, f"size={DISK}")
+        scene.losses += scene.workers
+
+    def _leave(self, scene: Scene, room: float) -> None:
+        disk = scene.root.parent
+        remount(disk, f"size={used(disk) + int(room)}")
+
+
+class DiskFillsUp(FullDisk):
+    """There is no room any more from some moment on."""
+
+    def before(self, scene: Scene) -> dict[str, Any]:
+        return {}
+
+    def during(self, scene: Scene, driver: Driver) -> None:
+        scene.moment(driver)
+        self._leave(scene, 0)
+
+
+class ReadOnly(Disturbance):
+    """The whole disk, from the start."""
+
+    codes = (0, REFUSED)
+    of_what_is_there = True
+
+    def before(self, scene: Scene) -> dict[str, Any]:
+        assert remount(scene.root.parent, "ro")
+        return {}
+
+    def after(self, scene: Scene, code: int) -> None:
+        assert remount(scene.root.parent, "rw")
+
+
+class BecomesReadOnly(Disturbance):
+    """Nothing can be made or removed in any folder from some moment on."""
+
+    codes = (0, REFUSED)
+
+    def during(self, scene: Scene, driver: Driver) -> None:
+        scene.moment(driver)
+        folders = [scene.root, *(path for path in scene.root.rglob("*") if path.is_dir())]
+        subprocess.run(["chattr", "-f", "+i", *folders])
+
+    def after(self, scene: Scene, code: int) -> None:
+        subprocess.run(["chattr", "-f", "-R", "-i", scene.root.parent])
+        scene.losses += scene.workers
+
+
+class Damage(Disturbance):
+    """Up to three files of the run folder are cut, emptied, changed in a bit or gone; some look as old as before."""
+
+    of_what_is_there = True
+
+    def before(self, scene: Scene) -> dict[str, Any]:
+        for _ in range(scene.draw.randint(1, 3)):
+            files = scene.files()
+            if files:
+                self._spoil(scene, scene.draw.choice(files))
+        return {}
+
+    def _spoil(self, scene: Scene, path: Path) -> None:
+        was, data = path.stat(), path.read_bytes()
+        kind = scene.draw.choice(["flip", "flip", "cut", "empty", "gone"])
+        if kind == "gone":
+            path.unlink()
+        elif kind == "flip" and data:
+            place = scene.draw.randrange(len(data))
+            path.write_bytes(data[:place] + bytes([data[place] ^ 1 << scene.draw.randrange(8)]) + data[place + 1 :])
+        else:
+            path.write_bytes(b"" if kind == "empty" else data[: scene.draw.randrange(len(data) + 1)])
+        if kind != "gone" and scene.draw.random() < 0.5:
+            os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+        scene.spoilt[path.parent.name] += 1
+
+
+class WildTimes(Disturbance):
+    """All files are from any time within twenty years, and the driver's clock jumps as far."""
+
+    of_what_is_there = True
+
+    def before(self, scene: Scene) -> dict[str, Any]:
+        for path in scene.files():
+            moment = time.time() + scene.draw.uniform(-3e8, 3e8)
+            os.utime(path, (moment, moment))
+        return {"clock": scene.draw.getrandbits(32)}
+
+
+class TwoDrivers(Disturbance):
+    """Of two that start together one works; the other says so and leaves."""
+
+    codes = (0, REFUSED)
+
+    def during(self, scene: Scene, driver: Driver) -> None:
+        told = scene.folder / "second.txt"
+        told.unlink(missing_ok=True)
+        time.sleep(scene.draw.choice([0, 0, 0.1]))
+        self._second = Driver(replace(driver.order, told=told))
+        self._told = told
+
+    def after(self, scene: Scene, code: int) -> None:
+        second = self._second.wait(120)
+        assert (code, second) in {(0, REFUSED), (REFUSED, 0), (0, 0)}, f"two drivers ended with {code} and {second}"
+        if second == REFUSED:
+            assert "is at work on this run" in self._told.read_text()
+
+
+class KillWorker(Disturbance):
+    """SIGKILL to a Ray worker; the driver goes on with another."""
+
+    def during(self, scene: Scene, driver: Driver) -> None:
+        scene.moment(driver)
+        top = psutil.Process(scene.cluster.pid if driver.order.address and scene.cluster else driver.pid)
+        with suppress(psutil.Error):
+            workers = [p for p in top.children(recursive=True) if p.name().startswith("ray::Tried")]
+            if workers:
+                scene.draw.choice(workers).kill()
+                scene.losses += 1
+
+
+class KillWorkerBetweenWrites(Disturbance):
+    def before(self, scene: Scene) -> dict[str, Any]:
+        scene.losses += 1
+        return {"kill_worker_at_write": scene.draw.randint(1, max(1, scene.undisturbed.writes // 2))}
+
+
+class KillNode(Disturbance):
+    """A node dies with its raylet and worker, and after a while another joins."""
+
+    def during(self, scene: Scene, driver: Driver) -> None:
+        assert scene.cluster
+        scene.moment(driver)
+        scene.cluster.kill(scene.draw.randint(0, 1))
+        scene.losses += 1
+        time.sleep(scene.draw.uniform(0, 3))
+        scene.cluster.add()
+
+
+class RpcFailures(Disturbance):
+    """Calls between the processes of Ray fail, before they arrive, on the way, or with their answers."""
+
+    def before(self, scene: Scene) -> dict[str, Any]:
+        return {"address": None, "environment": {"RAY_testing_rpc_failure": RPC_FAILURES}}
+
+
+IN_PROCESS: dict[type[Disturbance], int] = {
+    KillDriver: 4,
+    KillDriverBetweenWrites: 6,
+    AskToStop: 3,
+    AskTwice: 1,
+    Cancel: 1,
+    FullDisk: 2,
+    DiskFillsUp: 2,
+    ReadOnly: 1,
+    BecomesReadOnly: 1,
+    Damage: 6,
+    WildTimes: 2,
+    TwoDrivers: 2,
+}
+"""How often each is drawn, in relation to the others."""
+
+ON_RAY: dict[type[Disturbance], int] = {
+    KillWorker: 5,
+    KillWorkerBetweenWrites: 4,
+    KillNode: 3,
+    RpcFailures: 3,
+    KillDriver: 3,
+    AskToStop: 2,
+    Damage: 1,
+    DiskFillsUp: 1,
+    TwoDrivers: 1,
+}
+
+
+def draw_disturbances(draw: random.Random, workers: int) -> list[Disturbance]:
+    """One to three; before those that meddle with what a run has left there is one that leaves something."""
+    weights = ON_RAY if workers else IN_PROCESS
+    kinds = draw.choices(list(weights), list(weights.values()), k=draw.choice([1, 1, 1, 2, 2, 3]))
+    if kinds[0].of_what_is_there:
+        kinds.insert(0, draw.choice([KillDriver, Disturbance]))
+    return [kind() for kind in kinds]

@@ -1,0 +1,144 @@
+"""A driver to be disturbed: `efface run`, whole and unchanged, in a process forked from a warm one.
+
+The code that is tried is not changed for it. Only the worker is another class where a stand-in is wanted.
+"""
+
+import multiprocessing
+import os
+import sys
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from chaos_within import jumping_clock, kill_at_write
+
+import efface.cluster.run as running
+from efface.cluster.executors import InProcess, RayActors
+from efface.cluster.stand_in import StandIn
+from efface.launch import campaigns, cli  # imported here so that no fork has to
+
+assert campaigns
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a driver is to do, and what goes wrong with it from within."""
+
+    root: Path
+    told: Path
+    """Where its output goes."""
+    campaign: str = "demo"
+    overrides: tuple[str, ...] = ()
+    effects: Path | None = None
+    """The file of the stand-in's effects; None: the real worker."""
+    job_seconds: float = 0.0
+    shard_seconds: float = 0.0
+    workers: int = 0
+    address: str | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    kill_at_write: int | None = None
+    """Which of the driver's writes is not made any more."""
+    kill_worker_at_write: int | None = None
+    """The same in the first of the Ray workers that comes so far."""
+    clock: int | None = None
+    """Seed of a clock that jumps by years, back and forth."""
+    writes: Path | None = None
+    """Where it is noted how many writes were made."""
+
+
+class Driver:
+    """A driver's process."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self._process = multiprocessing.get_context("fork").Process(target=_drive, args=(order,))
+        self._process.start()
+        self._below: dict[int, psutil.Process] = {}
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process.is_alive()
+
+    def signal(self, number: int) -> None:
+        """Does nothing where the process is no more."""
+        self._see()
+        if self._process.is_alive():
+            os.kill(self.pid, number)
+
+    def wait(self, seconds: float) -> int | None:
+        """Its exit code, negative for a signal; None where it does not end in time, and then it is killed."""
+        self._process.join(seconds)
+        code = self._process.exitcode
+        if code is None:
+            self._see()
+            self._process.kill()
+            self._process.join()
+        _, alive = psutil.wait_procs(list(self._below.values()), timeout=10)
+        for process in alive:
+            with suppress(psutil.Error):
+                process.kill()
+        return code
+
+    def _see(self) -> None:
+        """Remember the processes below, which outlive a driver that is killed for a moment."""
+        with suppress(psutil.Error):
+            self._below |= {child.pid: child for child in psutil.Process(self.pid).children(recursive=True)}
+
+
+def _drive(order: Order) -> None:
+    """In the new process."""
+    out = os.open(order.told, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    sys.stdout = sys.stderr = os.fdopen(1, "w", closefd=False)
+    os.environ |= order.environment
+    if order.address:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else Ray looks for a cluster on loopback elsewhere
+    if order.effects:
+        _pretend(order)
+    count = kill_at_write(order.kill_at_write)
+    if order.clock is not None:
+        jumping_clock(order.clock)
+    workers = ["--workers", str(order.workers), *(["--address", order.address] if order.address else [])]
+    sets = [word for override in order.overrides for word in ("--set", override)]
+    sys.argv = ["efface", "run", order.campaign, "--out", str(order.root), *workers, *sets]
+    code = 70
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if order.writes:
+        order.writes.write_text(str(count()))
+    os._exit(code)
+
+
+def _pretend(order: Order) -> None:
+    """Put the stand-in where workers are made."""
+    once = f"{order.told}.worker-killed"
+
+    class Tried(StandIn):
+        effects = str(order.effects)
+        job_seconds = order.job_seconds
+        shard_seconds = order.shard_seconds
+        kill_at = order.kill_worker_at_write if order.workers else None
+
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            if self.kill_at is not None:
+                kill_at_write(self.kill_at, once)
+
+    running.InProcess = lambda setting, stopping, _: InProcess(setting, stopping, Tried)  # type: ignore[misc,assignment]
+    running.RayActors = lambda setting, wanted, address, _: RayActors(setting, wanted, address, Tried)  # type: ignore[misc,assignment]

@@ -1,0 +1,125 @@
+"""Where a disturbed run takes place: its folder on a small disk of its own, and what is known of it beforehand."""
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from chaos_cluster import NodesOnLoopback
+from chaos_driver import Driver, Order
+
+DISK = "256m"
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """What a run comes to that nobody disturbs."""
+
+    seconds: float
+    writes: int
+    effects: int
+    results: dict[str, str]
+    """Of files: path -> what is in it, as far as it must be the same each time."""
+
+
+@dataclass
+class Scene:
+    """One run to be disturbed, and what may be done again for it."""
+
+    folder: Path
+    """For everything; the run folder is in `disk` below it."""
+    draw: random.Random
+    order: Order
+    undisturbed: Undisturbed
+    cluster: NodesOnLoopback | None = None
+    losses: int = 0
+    """Workers that lost what they were doing."""
+    spoilt: Counter[str] = field(default_factory=Counter)
+    """Files that were damaged, by the folder's name: of a job, or of a model's evaluation."""
+
+    @property
+    def root(self) -> Path:
+        return self.order.root
+
+    @property
+    def workers(self) -> int:
+        return self.order.workers or 1
+
+    def moment(self, driver: Driver) -> None:
+        """Wait for a moment of the run: drawn by its progress, or by the clock."""
+        if self.order.effects and self.draw.random() < 0.75:
+            wanted = self.draw.randint(count_lines(self.order.effects), self.undisturbed.effects)
+            until = time.monotonic() + 60
+            while driver.running and time.monotonic() < until and count_lines(self.order.effects) < wanted:
+                time.sleep(0.002)
+            time.sleep(self.draw.uniform(0, 0.05))
+        else:
+            until = time.monotonic() + self.draw.uniform(0, self.undisturbed.seconds)
+            while driver.running and time.monotonic() < until:
+                time.sleep(0.002)
+
+    def files(self) -> list[Path]:
+        """All files of the run folder but the campaign."""
+        return sorted(path for path in self.root.rglob("*") if path.is_file() and path.name != "campaign.yaml")
+
+
+@contextmanager
+def disk(folder: Path) -> Iterator[Path]:
+    """A small file system of its own at `folder`/disk; needs root."""
+    place = folder / "disk"
+    place.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "efface-chaos", place], check=True)
+    try:
+        yield place
+    finally:
+        remount(place, f"rw,size={DISK}")
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+def remount(place: Path, options: str) -> bool:
+    return subprocess.run(["mount", "-o", f"remount,{options}", place], capture_output=True).returncode == 0
+
+
+def may_mount(folder: Path) -> bool:
+    """Whether this user can have disks of its own."""
+    try:
+        with disk(folder / "may-mount"):
+            return True
+    except (OSError, subprocess.CalledProcessError):
+        return False
+
+
+def used(place: Path) -> int:
+    """Bytes on the disk that holds `place`."""
+    of = os.statvfs(place)
+    return (of.f_blocks - of.f_bfree) * of.f_frsize
+
+
+def count_lines(file: Path) -> int:
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def results(root: Path) -> dict[str, str]:
+    """Hashes of all results of a run, less the seconds that its jobs took."""
+    of: dict[str, Callable[[Path], Any]] = {
+        "table.parquet": Path.read_bytes,
+        "scores.json": lambda path: {**json.loads(path.read_bytes()), "seconds": None},
+        "leaderboard.csv": lambda path: [line.rpartition(",")[0] for line in path.read_text().splitlines()],
+        "sheets/*.png": Path.read_bytes,
+        "stages/*.csv": Path.read_bytes,
+        "jobs/*/delta.safetensors": Path.read_bytes,
+        "evaluations/*/*.parquet": Path.read_bytes,
+    }
+    return {
+        str(path.relative_to(root)): hashlib.sha256(repr(read(path)).encode()).hexdigest()
+        for pattern, read in of.items()
+        for path in sorted(root.glob(pattern))
+    }

@@ -1,0 +1,262 @@
+"""A trial: a campaign is run while things go wrong, taken up again until it is done, and held to what it must be.
+
+What must be is computed without any run (`efface.cluster.stand_in.expected`), or comes from a run that was let alone.
+"""
+
+import random
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from chaos_cluster import NodesOnLoopback
+from chaos_disturbances import REFUSED, Disturbance, draw_disturbances
+from chaos_driver import Driver, Order
+from chaos_scene import Scene, Undisturbed, count_lines, disk, results
+
+from efface.cluster.campaign import read_campaign
+from efface.cluster.expand import plan_campaign
+from efface.cluster.journal import read_journal
+from efface.cluster.run import reopen_run, setting_of
+from efface.cluster.run_folder import RunFolder
+from efface.cluster.stand_in import STEPS, expected
+from efface.errors import UserError
+from efface.eval.table import read_table
+
+CONCEPTS = ("cat", "dog", "bus", "tulip", "neon")
+METHODS = ("{method: uce, preset: miniature}", "{method: esd, preset: miniature, label: esd-x}")
+REAL_METHODS = (METHODS[0], "{method: esd, preset: miniature, label: esd-x, config: {steps: 6}}")
+
+PATIENCE = 180.0
+"""Seconds after which a driver is taken to hang."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a campaign is cut down to."""
+
+    overrides: tuple[str, ...]
+    checkpoint_steps: int
+    job_seconds: float
+    shard_seconds: float
+
+
+def draw_campaign(draw: random.Random, real: bool) -> Drawn:
+    """A small campaign of the miniature that can be planned."""
+    while True:
+        steps = draw.randint(1, 3 if real else 7)
+        targets = draw.sample(CONCEPTS[:3] if real else CONCEPTS, 2 if real else draw.randint(1, 3))
+        methods = REAL_METHODS if real else draw.sample(METHODS, draw.randint(1, 2))
+        overrides = (
+            f"strategy={draw.choice(['single', 'single', 'multi', 'continual'])}",
+            f"concepts.targets=[{', '.join(targets)}]",
+            f"methods=[{', '.join(methods)}]",
+            f"seeds={[0] if real else draw.choice([[0], [0], [0, 1]])}",
+            f"evaluation.images_per_prompt={1 if real else draw.choice([1, 1, 2])}",
+            "evaluation.prompts_per_concept={forget: 1, indirect: 1, adversarial: 1, adjacent: 1, retain: 1}",
+            f"evaluation.shard_size={draw.choice([8, 13, 64])}",
+            f"limits.checkpoint_steps={steps}",
+        )
+        try:
+            plan_campaign(read_campaign("demo", list(overrides)))
+        except UserError:
+            continue
+        return Drawn(overrides, steps, draw.uniform(0, 0.1), draw.choice([0.0, 0.01, 0.03]))
+
+
+@dataclass
+class Report:
+    """What a trial came to."""
+
+    number: int
+    names: list[str]
+    """Of the disturbances, in their order."""
+    workers: int
+    rows: int = 0
+    wrong_rows: int = 0
+    """Lost, doubled or different."""
+    losses: int = 0
+    shards_again: int = 0
+    steps_again: int = 0
+    refusals: int = 0
+    starts: int = 0
+    seconds: float = 0.0
+    wrong: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        where = f"{self.workers} Ray workers" if self.workers else "in process"
+        again = f"{self.shards_again} shards and {self.steps_again} steps again for {self.losses} losses"
+        verdict = "; ".join(self.wrong) or "ok"
+        return (
+            f"{self.number:4} {where:14} {' + '.join(self.names):52} {self.starts} starts, {self.rows} rows, {again}, "
+            f"{self.seconds:.0f} s: {verdict}"
+        )
+
+
+class Trials:
+    """Trials that share campaigns, what those come to undisturbed, and a cluster."""
+
+    def __init__(self, folder: Path, seed: int, campaigns: int, real: bool = False) -> None:
+        """campaigns: how many different ones are drawn."""
+        self._folder, self._seed, self._campaigns, self._real = folder, seed, campaigns, real
+        self._cluster: NodesOnLoopback | None = None
+        self._known: dict[int, tuple[Drawn, Undisturbed]] = {}
+
+    def __enter__(self) -> "Trials":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._cluster:
+            self._cluster.__exit__()
+
+    def run(self, number: int, workers: int, disturbances: Sequence[Disturbance] | None = None) -> Report:
+        """Trial `number`, the same each time for one seed. workers: on Ray; 0: in process. Never raises."""
+        draw = random.Random(f"{self._seed} {number} {workers}")
+        drawn_campaign, undisturbed = self._campaign(draw.randrange(self._campaigns))
+        if disturbances is None:
+            disturbances = draw_disturbances(draw, workers)
+        report = Report(number, [type(disturbance).__name__ for disturbance in disturbances], workers)
+        start = time.monotonic()
+        with self._scene(f"{number}-{workers}", draw, drawn_campaign, undisturbed, workers) as scene:
+            try:
+                for disturbance in disturbances:
+                    attempt(scene, disturbance, report)
+                attempt(scene, Disturbance(), report)
+                self._judge(scene, drawn_campaign, report)
+            except Exception as error:
+                report.wrong.append(f"{type(error).__name__}: {error}")
+        report.seconds = time.monotonic() - start
+        return report
+
+    def _campaign(self, index: int) -> tuple[Drawn, Undisturbed]:
+        if index not in self._known:
+            draw = random.Random(f"{self._seed} campaign {index}")
+            campaign = draw_campaign(draw, self._real)
+            nothing = Undisturbed(0, 0, 0, {})
+            with self._scene(f"undisturbed-{index}", draw, campaign, nothing, 0) as scene:
+                start = time.monotonic()
+                driver = Driver(scene.order)
+                code = driver.wait(2 * PATIENCE)
+                assert code == 0, (code, scene.order.told.read_text())
+                seconds, effects = time.monotonic() - start, scene.order.effects
+                writes = int((scene.folder / "writes.txt").read_text())
+                known = Undisturbed(seconds, writes, count_lines(effects) if effects else 0, results(scene.root))
+            self._known[index] = (campaign, known)
+        return self._known[index]
+
+    @contextmanager
+    def _scene(
+        self, name: str, draw: random.Random, campaign: Drawn, undisturbed: Undisturbed, workers: int
+    ) -> Iterator[Scene]:
+        folder = self._folder / name
+        folder.mkdir()
+        with disk(folder) as place:
+            order = Order(
+                root=place / "run",
+                told=folder / "told.txt",
+                overrides=campaign.overrides,
+                effects=None if self._real else folder / "effects.txt",
+                job_seconds=campaign.job_seconds,
+                shard_seconds=campaign.shard_seconds,
+                workers=workers,
+                address=self._nodes().address if workers else None,
+                writes=folder / "writes.txt",
+            )
+            yield Scene(folder, draw, order, undisturbed, self._cluster if workers else None)
+        shutil.rmtree(folder)
+
+    def _nodes(self) -> NodesOnLoopback:
+        if not self._cluster:
+            self._cluster = NodesOnLoopback(2, num_cpus=1).__enter__()
+        return self._cluster
+
+    def _judge(self, scene: Scene, campaign: Drawn, report: Report) -> None:
+        """Hold a finished run to what it must be."""
+        run = reopen_run(scene.root)
+        found = read_table(run.folder.table)
+        if not self._real:
+            wanted = expected(run.plan, setting_of(run))
+            rows, kept = Counter(map(repr, wanted.to_pylist())), Counter(map(repr, found.to_pylist()))
+            report.wrong_rows = ((rows - kept) + (kept - rows)).total()
+            if not found.equals(wanted):
+                report.wrong.append(f"{report.wrong_rows} rows are lost, doubled or different, or out of order")
+            count_again(scene, campaign, report)
+        report.rows, report.losses = found.num_rows, scene.losses
+        kept_results = results(scene.root)
+        different = [name for name, content in scene.undisturbed.results.items() if kept_results.get(name) != content]
+        more = kept_results.keys() - scene.undisturbed.results.keys()
+        if different or more:
+            report.wrong.append(f"not as undisturbed: {', '.join([*different, *more][:3])}")
+        failed = [path.parent.name for path in scene.root.glob("jobs/*/failure.json")]
+        if failed:
+            report.wrong.append(f"marked failed: {', '.join(failed)}")
+
+
+def attempt(scene: Scene, disturbance: Disturbance, report: Report) -> int | None:
+    """Start the driver once and disturb it; its exit code."""
+    scene.order.told.unlink(missing_ok=True)
+    driver = Driver(replace(scene.order, **disturbance.before(scene)))
+    report.starts += 1
+    name = type(disturbance).__name__
+    try:
+        disturbance.during(scene, driver)
+    finally:
+        code = driver.wait(PATIENCE)
+        told = scene.order.told.read_text() if scene.order.told.exists() else ""
+        disturbance.after(scene, code if code is not None else 70)
+    if code is None:
+        report.wrong.append(f"hangs under {name}")
+    elif code not in disturbance.codes:
+        report.wrong.append(f"exit code {code} under {name}: {told.strip()[-300:]}")
+    if "Traceback" in told:
+        report.wrong.append(f"a traceback under {name}: {told.strip()[-300:]}")
+    if code == REFUSED:
+        report.refusals += 1
+        if sum(line.startswith("efface: ") for line in told.splitlines()) != 1:
+            report.wrong.append(f"no single sentence under {name}: {told.strip()[-300:]}")
+    if list(scene.root.glob("jobs/*/failure.json")):
+        report.wrong.append(f"something is marked failed after {name}")
+    return code
+
+
+def count_again(scene: Scene, campaign: Drawn, report: Report) -> None:
+    """Shards and steps that were done more than once, and whether what happened allows for so many."""
+    assert scene.order.effects
+    done = Counter(scene.order.effects.read_text().splitlines())
+    shards = {line: count - 1 for line, count in done.items() if line.startswith("shard") and count > 1}
+    steps: Counter[str] = Counter()
+    for line, count in done.items():
+        if line.startswith("step"):
+            steps[line.split()[1]] += count - 1
+    report.shards_again, report.steps_again = sum(shards.values()), steps.total()
+    plan = reopen_run(scene.root).plan
+    folders = {model.id: model.folder for model in plan.models}
+    spoilt = {model: scene.spoilt[folder] for model, folder in folders.items()}
+    allowed = scene.losses + sum(spoilt.values()) + begun_twice(RunFolder(scene.root))
+    if report.shards_again > allowed:
+        report.wrong.append(f"{report.shards_again} shards done again, at most {allowed} may be")
+    for job, count in steps.items():
+        limit = campaign.checkpoint_steps * scene.losses + STEPS * spoilt[job]
+        if count > limit:
+            report.wrong.append(f"{count} steps of {job} done again, at most {limit} may be")
+    missing = [model.id for model in plan.jobs if done[f"step {model.id} {STEPS}"] < 1]
+    if missing:
+        report.wrong.append(f"never trained: {', '.join(missing)}")
+
+
+def begun_twice(folder: RunFolder) -> int:
+    """Shards that a driver gave to a second worker while the first still had them, as it does with stragglers."""
+    count = 0
+    under_way: Counter[str] = Counter()
+    for event in read_journal(folder):
+        if event["event"] == "opened":
+            under_way.clear()
+        elif event["event"] == "started" and event["work"] == "shard":
+            count += under_way[event["id"]] > 0
+            under_way[event["id"]] += 1
+        elif event["event"] == "ended" and event["work"] == "shard":
+            under_way[event["id"]] -= 1
+    return count
