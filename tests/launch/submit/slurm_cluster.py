@@ -41,7 +41,7 @@ KillWait=10
 MailProg=/bin/true
 NodeName=n1 NodeAddr=10.77.0.1 CPUs=4 RealMemory=8000 Gres=gpu:2
 NodeName=n2 NodeAddr=10.77.0.2 CPUs=4 RealMemory=8000 Gres=gpu:2
-PartitionName=main Nodes=ALL Default=YES MaxTime=60 PriorityTier=1 GraceTime=60
+PartitionName=main Nodes=ALL Default=YES MaxTime=1-00:00:00 PriorityTier=1 GraceTime=60
 PartitionName=urgent Nodes=ALL MaxTime=60 PriorityTier=10
 """
 NODE = """\

@@ -152,7 +152,7 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "time": (
         {"time": "2-00", "partition": "main"},
         [],
-        "slurm.time is 2-00, and a job of partition 'main' may take at most 1:00:00",
+        "slurm.time is 2-00, and a job of partition 'main' may take at most 1-00:00:00",
     ),
     "memory": ({"memory": "900G"}, [], "SLURM refuses (sbatch): "),
 }

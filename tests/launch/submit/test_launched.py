@@ -1,0 +1,82 @@
+"""`launch.json`: what was launched for a run folder, and how it is by the word of the launcher itself."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from slurm_cluster import SlurmCluster
+
+from efface.launch.submit.launched import Job, launched, note, read, unfinished
+
+
+def test_what_is_noted_is_read_again_each_once_and_oldest_first(tmp_path: Path) -> None:
+    first, second = Job("slurm", "array", "1"), Job("ray", "campaign", "efface-x", "/profile.yaml")
+    note(tmp_path, [first])
+    note(tmp_path, [second, first])
+    assert read(tmp_path) == [second, first]
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"jobs": [{"by": "slurm"}]}'])
+def test_a_folder_with_nothing_to_read_has_nothing_launched(content: str | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "launch.json").write_text(content)
+    assert launched(tmp_path) == []
+
+
+def test_slurm_says_how_a_job_is(slurm: SlurmCluster, tmp_path: Path) -> None:
+    def sbatch(*options: str) -> str:
+        return slurm.ask("sbatch", "--parsable", "--output=/dev/null", *options)
+
+    jobs = {
+        "waiting": sbatch("--hold", "--wrap=true"),
+        "running": sbatch("--wrap=sleep 30"),
+        "done": sbatch("--wrap=true"),
+        "failed": sbatch("--wrap=false"),
+        "stopped": sbatch("--hold", "--wrap=true"),
+        "gone": "999999",
+    }
+    slurm.ask("scancel", jobs["stopped"])
+    note(tmp_path, [Job("slurm", state, number) for state, number in jobs.items()])
+    expected = [(f"slurm {state}", number, state) for state, number in jobs.items()]
+    slurm.wait(lambda: launched(tmp_path) == expected, 20, lambda: str(launched(tmp_path)))
+    assert [job.what for job in unfinished(tmp_path)] == ["waiting", "running"]
+
+
+def test_of_an_array_the_parts_that_still_run_count(slurm: SlurmCluster, tmp_path: Path) -> None:
+    wrap = "--wrap=[ $SLURM_ARRAY_TASK_ID = 1 ] || sleep 30"
+    number = slurm.ask("sbatch", "--parsable", "--output=/dev/null", "--array=1-2", wrap)
+    note(tmp_path, [Job("slurm", "array", number)])
+    query = ("squeue", "--states=all", "--noheader", "--format=%T", f"--jobs={number}")
+    slurm.wait(lambda: set(slurm.ask(*query).split()) == {"COMPLETED", "RUNNING"}, 20)
+    assert launched(tmp_path) == [("slurm array", number, "running")]
+
+
+STAND_INS = {
+    "squeue": "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1",
+    "sacct": "echo 'CANCELLED by 0'; echo COMPLETED",
+}
+
+
+def test_a_job_that_left_the_queue_long_ago_is_known_to_accounting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, does in STAND_INS.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    note(tmp_path, [Job("slurm", "array", "7")])
+    assert launched(tmp_path) == [("slurm array", "7", "stopped")]
+
+
+@pytest.mark.parametrize("by", ["slurm", "ray", "kube"])
+def test_where_nobody_answers_nothing_is_known(
+    by: str, tmp_path: Path, profile: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "x")
+    there = profile(ray={"address": "http://127.0.0.1:9"}, listen="nodes", kube={"image": "x", "claim": "x"})
+    note(tmp_path, [Job(by, "array", "7", there)])
+    assert json.loads((tmp_path / "launch.json").read_text())["jobs"][0]["id"] == "7"
+    assert launched(tmp_path) == [(f"{by} array", "7", "unknown")]
+    assert unfinished(tmp_path) == []
