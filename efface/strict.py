@@ -37,8 +37,10 @@ def read_yaml(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
         if isinstance(error, OSError) and error.errno is None:  # OmegaConf's word for a lone number or text
             raise UserError(f"{path}: holds no mapping of keys to values") from None
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})") from None
-    except (YAMLError, OmegaConfBaseException, ValueError) as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    except AssertionError:  # OmegaConf's word for a text that says a number, or nothing
+        raise UserError(f"{path}: holds no mapping of keys to values") from None
+    except (YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid YAML ({_told(error)})") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: holds a {type(data).__name__}, should be a mapping of keys to values")
     return {str(key): value for key, value in data.items()}
@@ -47,8 +49,8 @@ def read_yaml(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
 def _overridden(tree: Any, overrides: list[str]) -> Any:
     try:
         return OmegaConf.merge(tree, OmegaConf.from_dotlist(overrides))
-    except (YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
-        told = f"--set {' '.join(overrides)}: cannot be laid over the file ({' '.join(str(error).split())})"
+    except (YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
+        told = f"--set {_one_line(' '.join(overrides))}: cannot be laid over the file ({_told(error)})"
         raise UserError(f"{told}, should be KEY=VALUE, and a list given whole: KEY=[…]") from None
 
 
@@ -57,7 +59,7 @@ def parse(model: type[Model], data: Any, where: str) -> Model:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise UserError(f"{where}: {_sentence(model, error)}") from None
+        raise UserError(f"{where}: {_one_line(_sentence(model, error))}") from None
 
 
 def read_strict(model: type[Model], path: Path, overrides: list[str] | None = None) -> Model:
@@ -82,9 +84,20 @@ def find_config(folder: str, name: str | Path) -> Path:
     raise UserError(f"unknown {what} '{name}': {did_you_mean(str(name), shipped(folder))}")
 
 
+def _told(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else _one_line(str(error))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(line.strip() for line in text.splitlines())
+
+
 def _sentence(model: type[BaseModel], error: ValidationError) -> str:
     fault = error.errors()[0]
-    place = [part for part in fault["loc"] if not (isinstance(part, str) and "[" in part)]
+    *before, last = fault["loc"] or ("",)
+    place = [part for part in before if not _is_type(part)]
+    if fault["type"] in ("extra_forbidden", "missing") or not _is_type(last):
+        place.append(last)
     key = ".".join(map(str, place))
     if fault["type"] == "extra_forbidden":
         return f"unknown key '{key}', {did_you_mean(str(place[-1]), _fields_at(model, place[:-1]))}"
@@ -93,10 +106,21 @@ def _sentence(model: type[BaseModel], error: ValidationError) -> str:
     message = fault["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     return (
-        f"{key}: {message}, not {fault['input']!r}"
+        f"{key}: {message}, not {_shown(fault['input'])}"
         if key and fault["type"] != "value_error"
         else (f"{key}: {message}" if key else message)
     )
+
+
+def _shown(value: Any) -> str:
+    """A value as it would be written in Python; of a long one the beginning."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def _is_type(part: int | str) -> bool:
+    """Whether a part of a place is no key but one of several types that a value may have: `tuple[str, ...]`."""
+    return isinstance(part, str) and "[" in part
 
 
 def _fields_at(model: type[BaseModel], place: list[Any]) -> list[str]:

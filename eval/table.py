@@ -87,7 +87,7 @@ def write_table(path: str | Path, table: pa.Table) -> None:
     if schema is SCHEMA:
         _check(table, str(path))
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     write_atomic(as_path(path), buffer.getvalue())
 
 
@@ -105,7 +105,8 @@ def _files(path: Path) -> Sequence[Path]:
 def _read(path: Path, schema: pa.Schema) -> pa.Table:
     try:
         # ParquetFile reads one file as it is; read_table would look for partitions in its path.
-        with pq.ParquetFile(io.BytesIO(path.read_bytes()) if is_remote(path) else path) as file:
+        source = io.BytesIO(path.read_bytes()) if is_remote(path) else path
+        with pq.ParquetFile(source, page_checksum_verification=True) as file:
             table = file.read()
     except (OSError, pa.ArrowException, ValueError) as error:
         raise UserError(f"{path}: not a Parquet file that can be read ({str(error).splitlines()[0]})") from None
