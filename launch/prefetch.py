@@ -33,9 +33,8 @@ class Need:
 def prefetch(names: Sequence[str]) -> None:
     """Fetch what campaigns and bases need, and say what was there already."""
     for need in needs(names):
-        print(f"{need.purpose}: {need.source} ", end="", flush=True)
         fetched = fetch(need)
-        print("fetched" if fetched else "is there already")
+        print(f"{need.purpose}: {need.source} {'fetched' if fetched else 'is there already'}", flush=True)
 
 
 def needs(names: Sequence[str]) -> list[Need]:
@@ -121,6 +120,7 @@ def fetch(need: Need, sleep: Callable[[float], None] = time.sleep) -> bool:
 def _download(need: Need, sleep: Callable[[float], None]) -> None:
     from huggingface_hub import snapshot_download
 
+    print(f"{need.source}: being fetched", flush=True)
     for delay in (*DELAYS, None):
         try:
             snapshot_download(need.source, allow_patterns=list(need.files))
@@ -131,7 +131,7 @@ def _download(need: Need, sleep: Callable[[float], None]) -> None:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise UserError(f"{need.source}: not to be had from the hub ({reason})") from None
             wait = min(max(delay, wait), LONGEST_WAIT)
-            print(f"(the hub cannot serve it now, another try in {wait:.0f} s) ", end="", flush=True)
+            print(f"{need.source}: the hub cannot serve it now, another try in {wait:.0f} s", flush=True)
             sleep(wait)
 
 

@@ -78,11 +78,17 @@ def test_what_lies_on_this_machine_needs_no_hub(hub: Hub, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("trouble", [Busy(429), Busy(503), ConnectionError("reset"), TimeoutError()])
-def test_a_busy_hub_is_asked_again_later_and_later(hub: Hub, trouble: Exception) -> None:
+def test_a_busy_hub_is_asked_again_later_and_later(
+    hub: Hub, trouble: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
     hub.troubles = [trouble] * 3
     waits: list[float] = []
     assert fetch(NEED, waits.append) is True
     assert waits == [1, 2, 4]
+    assert capsys.readouterr().out.splitlines() == [
+        "somebody/judge: being fetched",
+        *(f"somebody/judge: the hub cannot serve it now, another try in {wait} s" for wait in (1, 2, 4)),
+    ]
 
 
 def test_the_hub_says_how_long_to_wait(hub: Hub) -> None:
@@ -159,8 +165,8 @@ def test_of_two_processes_one_fetches_and_the_other_waits(tmp_path: Path) -> Non
         return subprocess.Popen([sys.executable, "-c", PROCESS, str(tmp_path)], stdout=subprocess.PIPE, text=True)
 
     processes = [start(), start()]
-    said = sorted(process.communicate(timeout=60)[0].strip() for process in processes)
-    assert said == ["False", "True"]
+    said = sorted(process.communicate(timeout=60)[0].splitlines() for process in processes)
+    assert said == [["False"], ["somebody/judge: being fetched", "True"]]
     assert (tmp_path / "log").read_text() == "fetched\n"
 
 
@@ -200,5 +206,6 @@ def test_it_says_what_it_did(hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: 
     prefetch(["mine"])
     assert capsys.readouterr().out.splitlines() == [
         "base: package:miniature/model is there already",
+        "somebody/judge: being fetched",
         "judge: somebody/judge fetched",
     ]
