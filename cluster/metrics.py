@@ -208,7 +208,7 @@ def _meters() -> dict[str, Any]:
 
 def _states(plan: Plan, left: Remaining) -> Iterator[tuple[Model | Shard, str]]:
     """Every job and shard, and its state at the start. All shards of a failed model count as failed."""
-    waiting = {work.id for work in (*left.jobs, *left.shards)}
+    waiting = {model.id for model in left.jobs} | {shard.id for shard in left.shards}
     given_up = {model.id for model in (*left.failed, *left.blocked)}
     for model in plan.models:
         failed = model.id in given_up
