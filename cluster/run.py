@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from pydantic import BaseModel
 from rich.console import Console
 
-from efface.cluster.campaign import HOW, Campaign, DeltaEvaluation, Limits, read_campaign
+from efface.cluster.campaign import HOW, Campaign, DeltaEvaluation, Limits
 from efface.cluster.dispatch import Remaining, dispatch, remaining
 from efface.cluster.executors import Executor, InProcess, RayActors, WorkerClass
 from efface.cluster.expand import plan_campaign, plan_deltas
@@ -29,6 +29,7 @@ from efface.cluster.worker import Setting, Worker
 from efface.errors import JobFailure, StorageError, UserError
 from efface.files import content_id, is_remote
 from efface.models.delta import Delta
+from efface.strict import read_strict
 
 ROUNDS = 4
 """How often files found damaged at the end are made again."""
@@ -60,7 +61,7 @@ def reopen_run(root: Path) -> Run:
     """The run that a folder holds. Raises UserError where it holds none."""
     folder = RunFolder(root)
     folder.must_exist()
-    campaign = read_campaign(folder.campaign)
+    campaign = read_strict(Campaign, folder.campaign)
     return Run(plan_campaign(campaign), folder, campaign.limits, campaign.setup)
 
 

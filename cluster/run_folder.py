@@ -264,8 +264,11 @@ def _entries(folder: Path) -> dict[str, _Entry]:
     """The files in a folder by name; none where there is no folder. Raises StorageError where it cannot be read."""
     try:
         if is_remote(folder):
+            from efface.store import asking
+
             store: Any = folder
-            files = store.fs.ls(store.path, detail=True)
+            with asking(folder):
+                files = store.fs.ls(store.path, detail=True)
             return {f["name"].rpartition("/")[2]: _Entry(f["size"] or 0, _moment(f)) for f in files}
         with os.scandir(folder) as entries:
             stats = {entry.name: entry.stat() for entry in entries if entry.name[0] != "."}

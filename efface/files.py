@@ -1,7 +1,7 @@
 """Files that are whole or absent, and names made of content: the ground every record and result stands on.
 
-A place is a local path or the URL of an object store (`s3://bucket/folder`), then a `UPath` of universal_pathlib, which
-has pathlib's words over fsspec.
+A place is a local path or the URL of an object store (`s3://bucket/folder`), then a `StorePath`, which has pathlib's
+words over fsspec.
 """
 
 import hashlib
@@ -23,11 +23,11 @@ def as_path(place: str | Path) -> Path:
         return place
     if "://" not in place:
         return Path(place)
-    from upath import UPath
+    from efface.store import StorePath
 
     try:
         # A listing that is kept would hide what other processes have written since.
-        return cast(Path, UPath(place, use_listings_cache=False))
+        return cast(Path, StorePath(place, use_listings_cache=False))
     except (ImportError, ValueError) as error:
         raise StorageError(f"{place}: cannot be opened ({str(error).splitlines()[0]})") from None
 
