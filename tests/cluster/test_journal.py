@@ -246,3 +246,13 @@ def test_every_line_is_json_on_its_own(made: Plan, folder: RunFolder) -> None:
     lines = file.read_bytes().split(b"\n")
     assert lines.pop() == b""
     assert [json.loads(line)["event"] for line in lines] == ["opened", "started", "ended", "closed"]
+
+
+def test_a_run_leaves_a_journal_of_everything_it_did(finished: Path, plan: Callable[..., Plan]) -> None:
+    made = plan()
+    works = [*made.calibrations, *made.jobs, *(shard for shards in made.shards.values() for shard in shards)]
+    opened, *told, closed = read_journal(RunFolder(finished))
+    assert (opened["event"], closed["event"]) == ("opened", "closed")
+    for event in ("started", "ended"):
+        assert sorted(line["id"] for line in told if line["event"] == event) == sorted(work.id for work in works)
+    assert {line["state"] for line in told if line["event"] == "ended"} == {"done"}
