@@ -28,7 +28,7 @@ def slurm(slurm_nodes: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterato
     for job in slurm_nodes.ask("squeue", "--noheader", "--format=%A").split():
         slurm_nodes.ask("scancel", job)
     slurm_nodes.wait(slurm_nodes.empty, 60)
-    for node in slurm_nodes.ask("sinfo", "--noheader", "--states=down,drain", "--Node", "--format=%N").split():
+    for node in {*slurm_nodes.ask("sinfo", "--noheader", "--states=down,drain", "--Node", "--format=%N").split()}:
         slurm_nodes.ask("scontrol", "update", f"nodename={node}", "state=resume")
 
 

@@ -10,6 +10,9 @@ from command import Efface
 from slurm_cluster import SlurmCluster
 from tiny_campaign import UCE
 
+from efface.files import sha256_file
+from efface.launch.submit.launched import launched
+
 Profile = Callable[..., str]
 Campaign = Callable[..., Path]
 
@@ -21,6 +24,12 @@ def logs(run: Path) -> str:
 def methods(run: Path) -> list[str]:
     with (run / "leaderboard.csv").open() as file:
         return [row["method"] for row in csv.DictReader(file)]
+
+
+def results(run: Path) -> dict[str, str]:
+    """What a campaign leaves: every delta, image and verdict, and the table, by their bytes."""
+    whole = [*run.glob("jobs/*/delta.safetensors"), *run.glob("evaluations/*/*.parquet"), run / "table.parquet"]
+    return {str(path.relative_to(run)): sha256_file(path) for path in whole}
 
 
 @pytest.fixture
@@ -43,8 +52,25 @@ def submit(
     return queue
 
 
-STYLES = ["shared"]
+STYLES = ["array", "shared"]
 Submit = Callable[..., tuple[Path, list[str]]]
+
+
+@pytest.mark.slow
+def test_an_array_without_ray(
+    slurm: SlurmCluster, submit: Submit, efface: Efface, campaign_file: Campaign, tmp_path: Path
+) -> None:
+    """And its run folder is that of a run on this machine, image by image."""
+    run, (array, leaderboard) = submit("array", parts=2)
+    assert launched(run)[0][:2] == ("slurm array", array)
+    again = efface("submit", "slurm", tmp_path / "campaign.yaml", "--cluster", tmp_path / "cluster.yaml", "--out", run)
+    assert again.code == 0 and again.out.startswith(f"there already: slurm array {array}\n")
+    slurm.wait(slurm.empty, 180, lambda: logs(run))
+    assert methods(run) == ["base", "uce"], logs(run)
+    assert launched(run) == [("slurm array", array, "done"), ("slurm leaderboard", leaderboard, "done")]
+    here = efface("run", tmp_path / "campaign.yaml", "--out", tmp_path / "here", "--workers", "0")
+    assert here.code == 0, here
+    assert results(run) == results(tmp_path / "here")
 
 
 @pytest.mark.slow
@@ -72,14 +98,14 @@ def judged(run: Path) -> dict[Path, int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("style", STYLES)
 def test_out_of_time_a_job_saves_and_goes_on(style: str, slurm: SlurmCluster, submit: Submit) -> None:
-    run, numbers = submit(style, images=150, time="2", warn_seconds=30, parts=1)
+    run, numbers = submit(style, images=100, time="2", warn_seconds=55, parts=1)
     slurm.wait(lambda: slurm.restarts(numbers[0]) == 1, 180, lambda: logs(run))
     before = judged(run)
     assert before and not (run / "leaderboard.csv").exists()
-    slurm.wait(slurm.empty, 400, lambda: logs(run))
+    slurm.wait(slurm.empty, 600, lambda: logs(run))
     assert methods(run) == ["base", "uce"], logs(run)
     assert before == {path: path.stat().st_mtime_ns for path in before}
-    assert logs(run).count("efface: out of time; saved and queued again") == slurm.restarts(numbers[0])
+    assert logs(run).count("efface: broken off, saved, and queued again") == slurm.restarts(numbers[0])
     assert "Killed" not in logs(run)
 
 
@@ -112,6 +138,18 @@ def test_a_job_whose_node_is_lost_goes_on_elsewhere(style: str, slurm: SlurmClus
     slurm.wait(lambda: slurm.job(numbers[0])["NodeList"] == other(node), 120, lambda: logs(run))
     slurm.wait(slurm.empty, 300, lambda: logs(run))
     assert methods(run) == ["base", "uce"], logs(run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("style", STYLES)
+def test_a_job_that_is_cancelled_saves_and_stays_so(style: str, slurm: SlurmCluster, submit: Submit) -> None:
+    run, numbers = submit(style, images=100, parts=1)
+    slurm.wait(lambda: len(judged(run)) > 2, 120, lambda: logs(run))
+    slurm.ask("scancel", *numbers)
+    slurm.wait(slurm.empty, 60, lambda: logs(run))
+    assert {state for _, _, state in launched(run)} == {"stopped"}
+    assert "queued again" not in logs(run)
+    assert not (run / "leaderboard.csv").exists()
 
 
 def other(node: str) -> str:
