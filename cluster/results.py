@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from efface.cluster.plan import BASE, Plan, Shard
-from efface.cluster.run_folder import RunFolder
+from efface.cluster.run_folder import Damaged, RunFolder
 from efface.errors import UserError
 from efface.eval.calibration import mean_accuracy, read_calibration
 from efface.eval.leaderboard import Row, leaderboard, rich_table, write_csv
@@ -64,8 +64,8 @@ class Results:
 def gather(plan: Plan, folder: RunFolder) -> Results | None:
     """Put together all shards that are done, score them, and write the results into the run folder.
 
-    Every byte of a verdict is checked against its record. None where some were changed: their records are withdrawn,
-    so that they are made again.
+    Every byte of a verdict, and of the images that are shown, is checked against its record. None where some were
+    changed: their records are withdrawn, so that they are made again.
     """
     made = folder.records(plan.jobs)
     failed = folder.failures(plan.models)
@@ -108,15 +108,18 @@ def gather(plan: Plan, folder: RunFolder) -> Results | None:
     write_csv(folder.leaderboard, rows)
     for label, chain in stages.items():
         write_stages(folder.stages(label), chain)
-    write_sheets(folder.sheets, _of_first_judge(plan, table), _finder(folder, shards, parts))
+    try:
+        write_sheets(folder.sheets, _of_first_judge(plan, table), _finder(folder, shards, parts))
+    except Damaged:
+        return None
     return Results(folder, rows, stages, accuracy, failures, unscored)
 
 
 def _chains(plan: Plan) -> dict[str, list[tuple[str, str]]]:
-    """Label of a chain's last model -> label and request of each of its models, in order."""
+    """Label of a chain's last model -> label and request of each of its models, in order, from the first one on."""
     chains: list[list[tuple[str, str]]] = []
     for model in plan.jobs:
-        if model.job and model.job.strategy == "continual":
+        if model.job and model.job.strategy == "continual" and (model.after or not model.job.parent):
             if model.after is None:
                 chains.append([])
             chains[-1].append((model.label, model.job.concepts[-1]))
@@ -149,7 +152,8 @@ def _verdicts(folder: RunFolder, shard: Shard) -> pa.Table | None:
 def _finder(
     folder: RunFolder, shards: Sequence[Shard], parts: Sequence[pa.Table]
 ) -> Callable[[Sequence[str]], pa.Table]:
-    """What finds images by their hashes, and reads only the shards that they are in."""
+    """What finds images by their hashes, and reads only the shards that they are in; it raises Damaged where one of
+    those was changed."""
 
     def find(hashes: Sequence[str]) -> pa.Table:
         wanted = pa.array(hashes, pa.string())
@@ -158,6 +162,9 @@ def _finder(
             for shard, part in zip(shards, parts, strict=True)
             if pc.any(pc.is_in(part["image_sha256"], wanted)).as_py()
         ]
+        for shard in having:
+            if not folder.verified(shard, [folder.images(shard).name]):
+                raise Damaged(f"{folder.images(shard)}: is not as it was written")
         return pa.concat_tables([read_images(folder.images(shard)) for shard in having])
 
     return find
