@@ -1,6 +1,5 @@
 """Campaigns on a real Ray cluster: over HTTP, with a token, and past the cluster's death."""
 
-import csv
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 from command import Efface
 from ray_head import RayHead
+from run_results import judged, methods, results
 from tiny_campaign import UCE
 
 from efface.launch.submit.launched import launched
@@ -42,11 +42,6 @@ def asked(cluster: str, campaign_file: Campaign, tmp_path: Path) -> Callable[[in
         return [str(campaign), "--cluster", cluster, "--out", str(tmp_path / "run")]
 
     return write
-
-
-def methods(run: Path) -> list[str]:
-    with (run / "leaderboard.csv").open() as file:
-        return [row["method"] for row in csv.DictReader(file)]
 
 
 def wait(what: Callable[[], object], head: RayHead, seconds: float = 120) -> None:
@@ -89,6 +84,8 @@ def test_a_campaign_runs_once_however_often_it_is_submitted(
     assert methods(tmp_path / "run") == ["base", "uce"]
     assert launched(tmp_path / "run") == [("ray campaign", number, "done")]
     assert head.token_file.read_text() not in head.jobs_as_text()
+    here = efface("run", asked(1)[0], "--out", tmp_path / "here", "--workers", "0")
+    assert here.code == 0 and results(tmp_path / "run") == results(tmp_path / "here")
 
 
 @pytest.mark.slow
@@ -97,10 +94,10 @@ def test_a_job_that_was_stopped_goes_on_when_it_is_submitted_again(
 ) -> None:
     run = tmp_path / "run"
     first = efface("submit", "ray", *asked(20)).out.split()[-1]
-    wait(lambda: list(run.glob("evaluations/*/*.verdicts.parquet")), head)
+    wait(lambda: judged(run), head)
     assert efface("submit", "ray", *asked(20), "--stop").out == f"stopped: {first}\n"
     wait(lambda: launched(run) == [("ray campaign", first, "stopped")], head)
-    done = {path: path.stat().st_mtime_ns for path in run.glob("evaluations/*/*.verdicts.parquet")}
+    done = judged(run)
     assert "runs no job" in efface("submit", "ray", *asked(20), "--stop").sentence
     again = efface("submit", "ray", *asked(20), "--follow")
     assert again.code == 0 and f"submitted: ray campaign {first}-2" in again.out, again
@@ -114,9 +111,9 @@ def test_a_campaign_outlives_its_cluster(
 ) -> None:
     run = tmp_path / "run"
     first = efface("submit", "ray", *asked(20)).out.split()[-1]
-    wait(lambda: list(run.glob("evaluations/*/*.verdicts.parquet")), head)
+    wait(lambda: judged(run), head)
     head.kill()
-    done = {path: path.stat().st_mtime_ns for path in run.glob("evaluations/*/*.verdicts.parquet")}
+    done = judged(run)
     assert "no Ray cluster answers" in efface("submit", "ray", *asked(20)).sentence
     assert launched(run) == [("ray campaign", first, "unknown")]
     head.start()

@@ -1,16 +1,15 @@
 """Campaigns on a real SLURM of two nodes: from `efface submit slurm` to the leaderboard, whatever happens."""
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command import Efface
+from run_results import judged, methods, results
 from slurm_cluster import SlurmCluster
 from tiny_campaign import UCE
 
-from efface.files import sha256_file
 from efface.launch.submit.launched import launched
 
 Profile = Callable[..., str]
@@ -19,17 +18,6 @@ Campaign = Callable[..., Path]
 
 def logs(run: Path) -> str:
     return "\n".join(f"== {path.name}\n{path.read_text()}" for path in sorted((run / "launch").glob("*.log")))
-
-
-def methods(run: Path) -> list[str]:
-    with (run / "leaderboard.csv").open() as file:
-        return [row["method"] for row in csv.DictReader(file)]
-
-
-def results(run: Path) -> dict[str, str]:
-    """What a campaign leaves: every delta, image and verdict, and the table, by their bytes."""
-    whole = [*run.glob("jobs/*/delta.safetensors"), *run.glob("evaluations/*/*.parquet"), run / "table.parquet"]
-    return {str(path.relative_to(run)): sha256_file(path) for path in whole}
 
 
 @pytest.fixture
@@ -75,11 +63,22 @@ def test_an_array_without_ray(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("style", ["shared", "exclusive"])
-def test_a_ray_on_one_node(style: str, slurm: SlurmCluster, submit: Submit) -> None:
-    run, _ = submit(style)
+def test_a_ray_on_one_node(style: str, slurm: SlurmCluster, submit: Submit, efface: Efface, tmp_path: Path) -> None:
+    """Its token can be read by its owner alone and is gone in the end, and nothing listens beyond loopback."""
+    run, (number,) = submit(style, images=4)
+    slurm.wait(lambda: len(judged(run)) > 2, 120, lambda: logs(run))
+    token_file = run / "launch" / f"token-{number}"
+    token = token_file.read_text()
+    assert len(token) == 64 and token_file.stat().st_mode & 0o777 == 0o600
+    lines = slurm.on("n1", "ss", "-ltnpH").splitlines()
+    listening = [line.split()[3] for line in lines if "slurm" not in line]
+    assert len(listening) > 5
+    assert all(where.startswith(("127.0.0.1:", "[::ffff:127.0.0.1]:", "[::1]:")) for where in listening)
     slurm.wait(slurm.empty, 120, lambda: logs(run))
     assert methods(run) == ["base", "uce"], logs(run)
-    assert not list((run / "launch").glob("token-*"))
+    assert not [path for path in run.rglob("*") if path.is_file() and token.encode() in path.read_bytes()]
+    here = efface("run", tmp_path / "campaign.yaml", "--out", tmp_path / "here", "--workers", "0")
+    assert here.code == 0 and results(run) == results(tmp_path / "here")
 
 
 @pytest.mark.slow
@@ -88,11 +87,6 @@ def test_a_ray_over_two_nodes(style: str, slurm: SlurmCluster, submit: Submit) -
     run, _ = submit(style, listen="nodes", nodes=2, images=10)
     slurm.wait(slurm.empty, 180, lambda: logs(run))
     assert methods(run) == ["base", "uce"], logs(run)
-
-
-def judged(run: Path) -> dict[Path, int]:
-    """The finished shards, and when they were written."""
-    return {path: path.stat().st_mtime_ns for path in run.glob("evaluations/*/*.verdicts.parquet")}
 
 
 @pytest.mark.slow
