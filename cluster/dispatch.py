@@ -263,10 +263,15 @@ class Dispatch:
         elif outcome.state == "lost":
             self._lost[work.id] += 1
             again = self._lost[work.id] < LOSSES
+        elif outcome.state == "damaged":
+            again = True  # once the job was done again, for which there is another round
         if outcome.state == "done" or not others:
             del self._copies[work.id]
         self._tell(worker, work, outcome, again)
-        if again and not others:
+        if outcome.state == "damaged":
+            if not others and not isinstance(work, Calibration):
+                self._queue.drop(work.model if isinstance(work, Shard) else work)
+        elif again and not others:
             self._queue.put_back(work)
         elif outcome.state == "done" or (outcome.state not in ("stopped", "storage") and not again and not others):
             self._settle(work, outcome)

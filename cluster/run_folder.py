@@ -29,6 +29,10 @@ from efface.files import as_path, content_id, is_remote, sha256_file, slug, writ
 Work = Calibration | Model | Shard
 
 
+class Damaged(Exception):
+    """A file that work builds on is not what was once written; it has to be made again first."""
+
+
 class RunFolder:
     """Paths, records and results of one campaign."""
 
@@ -139,6 +143,16 @@ class RunFolder:
         path.unlink()
         return None
 
+    def checked_delta(self, model: Model) -> Path:
+        """The delta of a finished job, every byte of it hashed. Raises Damaged where it is not what was once written;
+        its record is withdrawn then, so that the job is done again."""
+        return _checked(self.delta(model))
+
+    def checked_parent(self, model: Model) -> Path | None:
+        """The same of the model that this one continues, in a chain of requests."""
+        parent = self.parent_delta(model)
+        return _checked(parent) if parent else None
+
     def failure(self, model: Model) -> dict[str, Any] | None:
         """Why a job cannot be finished, if it was tried and failed."""
         return _read_json(self.job(model) / "failure.json")
@@ -232,6 +246,15 @@ class RunFolder:
         if isinstance(work, Model):
             return self.job(work) / "record.json"
         return self._evaluation(work.model) / f"{self._stem(work)}.json"
+
+
+def _checked(delta: Path) -> Path:
+    path = delta.with_name("record.json")
+    record = _intact(_read_json(path))
+    if record is None or record["outputs"].get(delta.name, {}).get("sha256") != _sha256(delta):
+        path.unlink(missing_ok=True)
+        raise Damaged(f"{delta}: is not as it was written")
+    return delta
 
 
 def _without(keys: Iterable[str], text: str) -> str:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from PIL import Image
 
 from efface.cluster.plan import Calibration, Model, Plan, Shard
-from efface.cluster.run_folder import RunFolder, Work
+from efface.cluster.run_folder import Damaged, RunFolder, Work
 from efface.cluster.worker import Outcome, Setting
 from efface.errors import Stopped, StorageError
 from efface.eval.table import IMAGE_SCHEMA, SCHEMA, write_table
@@ -61,24 +61,25 @@ class StandIn:
                 self._judge(work, start)
         except Stopped:
             return Outcome("stopped", "laid down")
+        except Damaged as error:
+            return Outcome("damaged", str(error))
         except StorageError as error:
             return Outcome("storage", str(error))
         return Outcome("done")
 
     def _train(self, model: Model, start: float) -> None:
-        parent, checkpoint = self.folder.parent_delta(model), self.folder.checkpoint(model)
-        state = begin(model, parent.read_bytes() if parent else b"")
-        step = 0
+        parent, checkpoint = self.folder.checked_parent(model), self.folder.checkpoint(model)
+        step, state = 0, begin(model, parent.read_bytes() if parent else b"")
         if checkpoint.is_file():
-            step, state = int(checkpoint.read_bytes()[:8]), checkpoint.read_bytes()[8:]
+            step, state = _taken_up(checkpoint.read_bytes()) or (step, state)
         while step < STEPS:
             time.sleep(self.job_seconds / STEPS)
             step, state = step + 1, advance(state)
             self._note(f"step {model.id} {step}")
             if step % self.setting.checkpoint_steps == 0:
-                write_atomic(checkpoint, b"%08d" % step + state)
+                write_atomic(checkpoint, _laid_down(step, state))
             if self._stopping():
-                write_atomic(checkpoint, b"%08d" % step + state)
+                write_atomic(checkpoint, _laid_down(step, state))
                 raise Stopped
         path = self.folder.delta(model)
         write_atomic(path, state)
@@ -96,7 +97,7 @@ class StandIn:
 
     def _judge(self, shard: Shard, start: float) -> None:
         time.sleep(self.shard_seconds)
-        delta = self.folder.delta(shard.model).read_bytes() if shard.model.job else b""
+        delta = self.folder.checked_delta(shard.model).read_bytes() if shard.model.job else b""
         verdicts, images = judged(self.setting, shard, delta)
         outputs = [self.folder.verdicts(shard), self.folder.images(shard)]
         for path, table in zip(outputs, (verdicts, images), strict=True):
@@ -132,6 +133,17 @@ def begin(model: Model, parent: bytes) -> bytes:
 def advance(state: bytes) -> bytes:
     """One step further: what was done twice, or left out, shows in the end."""
     return _hash(state)
+
+
+def _laid_down(step: int, state: bytes) -> bytes:
+    """A checkpoint, with a hash of itself in front."""
+    return _hash(b"%08d" % step, state) + b"%08d" % step + state
+
+
+def _taken_up(checkpoint: bytes) -> tuple[int, bytes] | None:
+    """Step and state; None of a damaged one, which counts for nothing."""
+    check, step, state = checkpoint[:32], checkpoint[32:40], checkpoint[40:]
+    return (int(step), state) if check == _hash(step, state) else None
 
 
 def judged(setting: Setting, shard: Shard, delta: bytes) -> tuple[pa.Table, pa.Table]:

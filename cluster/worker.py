@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from efface.cluster.plan import Calibration, Model, Shard
-from efface.cluster.run_folder import RunFolder, Work
+from efface.cluster.run_folder import Damaged, RunFolder, Work
 from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import PromptSet
 from efface.errors import JobFailure, Stopped, StorageError, UserError
@@ -63,10 +63,11 @@ class Outcome:
 
     `failed`: it cannot be done as asked, and trying again would not help. `fault`: something broke on the way. `lost`:
     its worker or node went away, which is not the work's fault. `stopped`: laid down on request. `storage`: results can
-    be kept no more. `spare`: a copy of it was done before.
+    be kept no more. `damaged`: the delta it builds on was, and has to be made again first. `spare`: a copy of it was
+    done before.
     """
 
-    state: Literal["done", "failed", "fault", "lost", "stopped", "storage", "spare"]
+    state: Literal["done", "failed", "fault", "lost", "stopped", "storage", "damaged", "spare"]
     reason: str = ""
     details: str = ""
     worker_gone: bool = False
@@ -133,6 +134,8 @@ class Worker:
                     outcome = Outcome("done", halved=True)
         except Stopped:
             outcome = Outcome("stopped", "laid down")
+        except Damaged as error:
+            outcome = Outcome("damaged", str(error))
         except StorageError as error:
             outcome = Outcome("storage", str(error), log.getvalue())
         except (JobFailure, UserError) as error:
@@ -184,7 +187,7 @@ class Worker:
         assert model.job
         start = time.perf_counter()
         self._put(None)
-        parent = self.folder.parent_delta(model)
+        parent = self.folder.checked_parent(model)
         delta, metrics = run_job(
             model.job,
             self.base,
@@ -251,7 +254,7 @@ class Worker:
         wanted = model.id if model else self.base.fingerprint[:16]
         if wanted != self._resident:
             edited = model is not None and model.job is not None
-            self.base.swap(_load(self.folder.delta(model)) if edited and model else None)
+            self.base.swap(_load(self.folder.checked_delta(model)) if edited and model else None)
             self._resident = wanted
 
     def _recipe(self, halve: bool) -> Recipe:

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import tempfile
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 HEALTH = {
@@ -70,11 +71,8 @@ class NodesOnLoopback:
 
 def _keep(pipe: Connection, scratch: str) -> None:
     """The process that keeps the cluster."""
-    os.environ |= {
-        "RAY_TMPDIR": scratch,
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_raylet_start_wait_time_s": "60",
-    }
+    os.environ |= {"RAY_TMPDIR": scratch, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # of the workers, who need what lies here
     os.makedirs(f"{scratch}/ray")  # where Ray notes the address of the last cluster, for those who ask for any
     from ray.cluster_utils import Cluster
 

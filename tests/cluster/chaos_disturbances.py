@@ -176,9 +176,11 @@ class Damage(Disturbance):
             place = scene.draw.randrange(len(data))
             path.write_bytes(data[:place] + bytes([data[place] ^ 1 << scene.draw.randrange(8)]) + data[place + 1 :])
         else:
-            path.write_bytes(b"" if kind == "empty" else data[: scene.draw.randrange(len(data) + 1)])
+            path.write_bytes(b"" if kind == "empty" else data[: scene.draw.randint(0, len(data))])
         if kind != "gone" and scene.draw.random() < 0.5:
             os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+            if path.name.endswith((".images.parquet", "delta.safetensors")):
+                scene.unlike.add(str(path.relative_to(scene.root)))
         scene.spoilt[path.parent.name] += 1
 
 

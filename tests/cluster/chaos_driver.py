@@ -99,7 +99,7 @@ def _drive(order: Order) -> None:
     os.dup2(out, 1)
     os.dup2(out, 2)
     sys.stdout = sys.stderr = os.fdopen(1, "w", closefd=False)
-    os.environ |= order.environment
+    os.environ |= {"PYTHONPATH": str(Path(__file__).parent), **order.environment}  # for the workers of a Ray of its own
     if order.address:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else Ray looks for a cluster on loopback elsewhere
     if order.effects:

@@ -44,6 +44,8 @@ class Scene:
     """Workers that lost what they were doing."""
     spoilt: Counter[str] = field(default_factory=Counter)
     """Files that were damaged, by the folder's name: of a job, or of a model's evaluation."""
+    unlike: set[str] = field(default_factory=set)
+    """Images and deltas with a changed bit and the time they had: made again where they are read, else not noticed."""
 
     @property
     def root(self) -> Path:

@@ -186,7 +186,8 @@ class Trials:
             count_again(scene, campaign, report)
         report.rows, report.losses = found.num_rows, scene.losses
         kept_results = results(scene.root)
-        different = [name for name, content in scene.undisturbed.results.items() if kept_results.get(name) != content]
+        wanted_results = {name: of for name, of in scene.undisturbed.results.items() if name not in scene.unlike}
+        different = [name for name, content in wanted_results.items() if kept_results.get(name) != content]
         more = kept_results.keys() - scene.undisturbed.results.keys()
         if different or more:
             report.wrong.append(f"not as undisturbed: {', '.join([*different, *more][:3])}")
