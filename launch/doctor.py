@@ -5,8 +5,9 @@ import os
 import resource
 import shutil
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from importlib import metadata, util
 from pathlib import Path
@@ -42,9 +43,8 @@ def doctor(campaign: str | None, as_json: bool) -> None:
 
 def examine(campaign: str | None) -> Iterator[Finding]:
     """Every finding; with a campaign also whether it fits. Raises nothing: a check that breaks is a finding too."""
-    pool = ThreadPoolExecutor(1)
-    asked = pool.submit(_hub_trouble)  # while everything else is looked at
-    pool.shutdown(wait=False)
+    asked = _HubAsked()
+    asked.start()  # while everything else is looked at
     yield _guarded("versions", lambda: checks.versions(*_versions()))
     seen = _Machine()
     yield _guarded("gpus", lambda: checks.cuda(seen.torch, seen.driver, seen.gpus))
@@ -205,13 +205,29 @@ def _hub_trouble() -> str | None:
     return None
 
 
-def _hub(asked: "Future[str | None]", missing: list[str]) -> Finding:
+class _HubAsked(threading.Thread):
+    """The question to the hub, for which nobody waits longer than TIMEOUT after it was put."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.put = time.monotonic()
+        self.trouble: str | None = f"no answer in {TIMEOUT:g} s"
+
+    def run(self) -> None:
+        try:
+            self.trouble = _hub_trouble()
+        except Exception as error:
+            self.trouble = str(error) or type(error).__name__
+
+    def wait(self) -> str | None:
+        self.join(max(0.0, self.put + TIMEOUT - time.monotonic()))
+        return self.trouble
+
+
+def _hub(asked: _HubAsked, missing: list[str]) -> Finding:
     from huggingface_hub import constants
 
-    try:
-        trouble = asked.result(timeout=TIMEOUT)
-    except TimeoutError:
-        trouble = f"no answer in {TIMEOUT:g} s"
+    trouble = asked.wait()
     return checks.hub(constants.HF_HUB_OFFLINE, constants.ENDPOINT, trouble, missing)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,14 @@ def test_a_check_that_breaks_is_a_finding(efface: Efface, monkeypatch: pytest.Mo
     monkeypatch.setattr(doctor, "_ray_processes", broken)
     said = efface("doctor")
     assert "warning ray here: could not be looked at (psutil is confused)" in said.out and said.code == 0
+
+
+def test_a_hub_that_never_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(doctor, "TIMEOUT", 0.2)
+    monkeypatch.setattr(doctor, "_hub_trouble", threading.Event().wait)
+    finding = by_name(list(doctor.examine(None)))["hub"]
+    assert finding.state == "warning" and finding.told.endswith("cannot be reached (no answer in 0.2 s)")
 
 
 def test_a_campaign_is_planned_and_measured(tmp_path: Path) -> None:
