@@ -91,5 +91,5 @@ def _sha256(tensors: Mapping[str, Tensor], losses: list[float]) -> str:
     digest = hashlib.sha256(json.dumps(losses).encode())
     for name, value in sorted(tensors.items()):
         digest.update(json.dumps([name, list(value.shape), str(value.dtype)]).encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

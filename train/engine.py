@@ -6,6 +6,7 @@ the model and the optimiser to DeepSpeed instead; processes, reductions and trac
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -117,24 +118,24 @@ def from_first(accelerator: Accelerator, found: Checkpoint | None) -> Checkpoint
     """The first process's checkpoint, for all: the others need not see its file."""
     if accelerator.num_processes == 1:
         return found
-    outline = None
+    device, parts = accelerator.device, ("trained", "moments")
+    told: list[Any] = [None]
     if found is not None:
-        parts = [{name: value.shape for name, value in part.items()} for part in (found.trained, found.moments)]
-        outline = (found.losses, *parts)
-    shared = [outline]
-    broadcast_object_list(shared)
-    if shared[0] is None:
+        shapes = {part: {name: value.shape for name, value in getattr(found, part).items()} for part in parts}
+        told = [(found.losses, shapes)]
+    broadcast_object_list(told)
+    if told[0] is None:
         return None
-    losses, trained, moments = shared[0]
+    losses, shapes = told[0]
 
-    def each(shapes: dict[str, torch.Size], own: dict[str, Tensor] | None) -> dict[str, Tensor]:
-        device = accelerator.device
+    def shared(part: str) -> dict[str, Tensor]:
+        own = getattr(found, part) if found else {}
         return {
             name: broadcast(own[name].to(device) if own else torch.empty(shape, device=device)).cpu()
-            for name, shape in shapes.items()
+            for name, shape in shapes[part].items()
         }
 
-    return Checkpoint(losses, each(trained, found and found.trained), each(moments, found and found.moments))
+    return Checkpoint(losses, *(shared(part) for part in parts))
 
 
 @contextmanager

@@ -112,12 +112,12 @@ def begin(
         mixed_precision="no",
         gradient_accumulation_steps=batches // processes,
         step_scheduler_with_optimizer=False,
-        log_with="tensorboard" if setup.tensorboard else None,
-        project_dir=setup.tensorboard,
+        log_with=setup.tracker,
+        project_dir=setup.tracker_folder,
     )
-    if setup.tensorboard:
+    if setup.tracker:
         if not accelerator.log_with:
-            raise UserError("setup.tensorboard: TensorBoard is not installed, should be: pip install tensorboard")
+            raise UserError(f"setup.tracker: {setup.tracker} is not installed, should be: pip install {setup.tracker}")
         accelerator.init_trackers("training")
     found = from_first(accelerator, _found(saved, accelerator.is_main_process))
     if found:

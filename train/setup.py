@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from efface.models.attention import Backend, set_attention
@@ -31,9 +31,16 @@ class Setup(Strict):
     deepspeed: str | None = Field(
         None, description="a name in configs/deepspeed/, or a YAML file like them; null: DistributedDataParallel"
     )
-    tensorboard: Path | None = Field(
-        None, description="folder for TensorBoard: loss, learning rate and gradient norm of every step; null: none"
+    tracker: Literal["tensorboard"] | None = Field(
+        None, description="what is told loss, learning rate and gradient norm of every step; null: nothing"
     )
+    tracker_folder: Path | None = Field(None, description="the folder the tracker writes to")
+
+    @model_validator(mode="after")
+    def _a_tracker_has_a_folder(self) -> "Setup":
+        if (self.tracker is None) != (self.tracker_folder is None):
+            raise ValueError("tracker and tracker_folder go together: give both or neither")
+        return self
 
 
 @contextmanager

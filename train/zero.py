@@ -11,8 +11,9 @@ checkpoint, are put together from everybody's parts.
 
 import logging
 import math
+import os
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -51,10 +52,13 @@ def deepspeed_config(name_or_path: str, config: TrainingConfig, processes: int) 
     auto = _auto(settings)
     if auto:
         raise UserError(f"{path}: {auto}: is 'auto', should be a value")
-    stage = settings.get("zero_optimization", {}).get("stage")
-    if stage not in STAGES:
+    zero = settings.get("zero_optimization")
+    stage = zero.get("stage") if isinstance(zero, dict) else None
+    if not isinstance(zero, dict) or stage not in STAGES:
         raise UserError(f"{path}: zero_optimization.stage: should be 1, 2 or 3, not {stage}")
     return settings | {
+        # Else ZeRO-3 replaces torch's linear function for the whole process and for good, by one that rounds otherwise.
+        "zero_optimization": zero | {"memory_efficient_linear": False},
         "train_micro_batch_size_per_gpu": config.batch_size,
         "gradient_accumulation_steps": config.gradient_accumulation_steps // processes,
         "gradient_clipping": config.max_grad_norm,
@@ -83,17 +87,20 @@ class ZeroEngine(Engine):
         deepspeed.utils.logger.setLevel(logging.WARNING)
         # A minute of g++ for an operator of inference that no training step calls.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        self.alone = not distributed.is_initialized()
-        if self.alone:
-            backend = "nccl" if self.accelerator.device.type == "cuda" else "gloo"
-            distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)
+        self.group = ExitStack()
+        if not distributed.is_initialized():
+            self.group.enter_context(_group_of_one(self.accelerator.device))
         self.unet = student.unet
         self.own_hooks = {
             module: (module._forward_pre_hooks.copy(), module._forward_hooks.copy()) for module in self.unet.modules()
         }
-        self.deepspeed, *_ = deepspeed.initialize(
-            model=self.unet, optimizer=self.optimizer, config=self.settings, dist_init_required=False
-        )
+        try:
+            self.deepspeed, *_ = deepspeed.initialize(
+                model=self.unet, optimizer=self.optimizer, config=self.settings, dist_init_required=False
+            )
+        except BaseException:
+            self.group.close()
+            raise
         self.predict = predictor(self.deepspeed)
 
     def whole(self) -> AbstractContextManager[None]:
@@ -173,10 +180,25 @@ class ZeroEngine(Engine):
     def close(self) -> None:
         super().close()
         self.deepspeed.destroy()
-        if self.alone:
-            import deepspeed
+        self.group.close()
 
-            deepspeed.comm.destroy_process_group()
+
+@contextmanager
+def _group_of_one(device: torch.device) -> Iterator[None]:
+    """What DeepSpeed asks for where no gang has been started: a process group, and the variable LOCAL_RANK."""
+    import deepspeed
+
+    given = os.environ.get("LOCAL_RANK")
+    os.environ["LOCAL_RANK"] = str(device.index or 0)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        deepspeed.comm.destroy_process_group()
+        os.environ.pop("LOCAL_RANK")
+        if given is not None:
+            os.environ["LOCAL_RANK"] = given
 
 
 def _hang(hooks: Mapping[nn.Module, tuple[Any, Any]]) -> None:

@@ -1,51 +1,142 @@
-"""A gang of processes does one process's job: it shares the batches of every step."""
+"""A gang of processes does one process's job: it shares the batches of every step, and can be cut like one."""
 
 import os
+import signal
 import socket
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from two_processes import difference, together
 
 from efface.concepts.concept import ConceptSet
 from efface.errors import UserError
-from efface.models.base import load_base
-from efface.train.job import make_job, run_job
+from efface.models.base import Base
+from efface.models.delta import Delta
+from efface.train.job import Job, run_job
+from efface.train.launched import Work, main, run_member
 
-CONFIG = {"steps": 2, "gradient_accumulation_steps": 2, "learning_rate": 1e-3, "rollout_steps": 3, "optimizer": "sgd"}
+QuickJob = Callable[..., Job]
 
 
-def member(rank: int, port: int, folder: Path, concept_set: ConceptSet, out: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.distributed.init_process_group("gloo")
-    base = load_base(folder)
-    job = make_job("tiny", base.fingerprint, "esd", concept_set, ["cat"], config=CONFIG)
-    delta, metrics = run_job(job, base, concept_set)
-    torch.save((delta.tensors, metrics["losses"]), out / f"{rank}.pt")
-    odd = make_job(
-        "tiny", base.fingerprint, "esd", concept_set, ["cat"], config={**CONFIG, "gradient_accumulation_steps": 3}
-    )
+@pytest.fixture
+def work(quick_job: QuickJob, tiny_base_folder: Path, concept_set: ConceptSet, tmp_path: Path) -> Any:
+    """A function (**config) -> four steps of ESD as a gang is told of them."""
+
+    def make(**config: Any) -> Work:
+        (tmp_path / "concepts.yaml").write_text(concept_set.model_dump_json())
+        settings = {"steps": 4, "gradient_accumulation_steps": 2, "optimizer": "adamw", **config}
+        return Work(
+            job=quick_job("esd", **settings),
+            base=str(tiny_base_folder),
+            concept_set=str(tmp_path / "concepts.yaml"),
+            out=tmp_path / "delta.safetensors",
+            checkpoint=tmp_path / "checkpoint",
+            every=2,
+        )
+
+    return make
+
+
+def killed(rank: int, work: Work) -> None:
+    def on_step(done: int, steps: int, loss: float) -> None:
+        if rank == 1 and done == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    run_member(work, on_step)
+
+
+def taken_up(rank: int, work: Work) -> None:
+    seen: list[int] = []
+    metrics = run_member(work, lambda done, *_: seen.append(done))
+    assert seen == [3, 4] and len(metrics["losses"]) == 4
+    uninterrupted = work.model_copy(update={"out": work.out.with_name("whole.safetensors"), "checkpoint": None})
+    assert run_member(uninterrupted)["losses"] == metrics["losses"]
+    odd = work.job.model_copy(update={"config": {**work.job.config, "gradient_accumulation_steps": 3}})
     with pytest.raises(UserError, match="gradient_accumulation_steps is 3, which 2 processes cannot share"):
-        run_job(odd, base, concept_set)
-    torch.distributed.destroy_process_group()
+        run_member(work.model_copy(update={"job": odd}))
+
+
+def test_a_gang_that_lost_a_member_ends_bit_for_bit_where_another_does_and_near_one_process(
+    work: Any, tiny_base: Base, concept_set: ConceptSet
+) -> None:
+    asked = work()
+    with pytest.raises(torch.multiprocessing.ProcessExitedException, match="SIGKILL"):
+        together(killed, asked)
+    assert asked.checkpoint.is_file() and not asked.out.exists()
+    together(taken_up, asked)
+    delta = Delta.load(asked.out)
+    assert delta.id == Delta.load(asked.out.with_name("whole.safetensors")).id
+    assert not asked.checkpoint.exists()
+    alone, _ = run_job(asked.job, tiny_base, concept_set)
+    assert difference(delta, alone, tiny_base) < 1e-3
+    assert delta.provenance == alone.provenance
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_delta_and_losses_of_one(
-    tiny_base_folder: Path, concept_set: ConceptSet, tmp_path: Path
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["torch.distributed.run", "--nproc-per-node", "2", "--master-port"],
+        ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port"],
+    ],
+)
+def test_torchrun_and_accelerate_launch_run_a_job(
+    command: list[str], work: Any, tiny_base: Base, concept_set: ConceptSet, tmp_path: Path
 ) -> None:
+    asked = work()
+    (tmp_path / "work.json").write_text(asked.model_dump_json())
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(member, (port, tiny_base_folder, concept_set, tmp_path), nprocs=2)
-    base = load_base(tiny_base_folder)
-    job = make_job("tiny", base.fingerprint, "esd", concept_set, ["cat"], config=CONFIG)
-    alone, metrics = run_job(job, base, concept_set)
-    for rank in range(2):
-        tensors, losses = torch.load(tmp_path / f"{rank}.pt")
-        assert losses == pytest.approx(metrics["losses"], rel=1e-5)
-        for name, value in alone.tensors.items():
-            torch.testing.assert_close(tensors[name], value, rtol=1e-5, atol=1e-7)
+        port = str(free.getsockname()[1])
+    told = subprocess.run(
+        [sys.executable, "-m", *command, port, "-m", "efface.train.launched", str(tmp_path / "work.json")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.count("step 4 of 4: loss") == 1
+    alone, _ = run_job(asked.job, tiny_base, concept_set)
+    assert difference(Delta.load(asked.out), alone, tiny_base) < 1e-3
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+
+
+@pytest.mark.usefixtures("alone")
+def test_one_process_needs_no_variables(work: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = work(steps=1)
+    (tmp_path / "work.json").write_text(asked.model_dump_json())
+    assert main([str(tmp_path / "work.json")]) == 0
+    assert Delta.load(asked.out).provenance["job_id"] == asked.job.id
+    assert capsys.readouterr().out.startswith("step 1 of 1: loss ")
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        (None, "cannot be read, should be a JSON file"),
+        ("{", "not valid JSON"),
+        ("{}", "key 'job' is missing"),
+    ],
+)
+def test_a_mistake_is_told_in_a_sentence(
+    text: str | None, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "work.json"
+    if text is not None:
+        file.write_text(text)
+    assert main([str(file)]) == 2
+    assert sentence in capsys.readouterr().err

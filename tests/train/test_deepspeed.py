@@ -1,0 +1,220 @@
+"""DeepSpeed in two processes, and in one, does what plain training of the same job does."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from two_processes import difference, saved, together
+
+from efface.concepts.concept import ConceptSet
+from efface.errors import JobFailure, Stopped, UserError
+from efface.models.base import Base, load_base
+from efface.strict import CONFIGS, shipped
+from efface.train.job import Job, run_job
+from efface.train.method import GradientConfig
+from efface.train.setup import Setup
+from efface.train.zero import deepspeed_config
+
+QuickJob = Callable[..., Job]
+Case = tuple[str, Job, str | None]
+"""Name of the file, job, and `Setup.deepspeed`."""
+
+# The tiny UNet's tensors would all be small enough to stay everywhere.
+ZERO3 = (
+    (CONFIGS / "deepspeed" / "zero3.yaml")
+    .read_text()
+    .replace("persistence_threshold: 10_000", "persistence_threshold: 0")
+)
+
+
+@pytest.fixture(scope="module")
+def zero3(tmp_path_factory: pytest.TempPathFactory) -> str:
+    assert "threshold: 0" in ZERO3
+    file = tmp_path_factory.mktemp("deepspeed") / "zero3.yaml"
+    file.write_text(ZERO3)
+    return str(file)
+
+
+def do(rank: int, cases: list[Case], folder: Path, concept_set: ConceptSet, out: Path) -> None:
+    """Every case, one after another, in a gang that stays together."""
+    base = load_base(folder)
+    originals = {name: value.clone() for name, value in base.tensors().items()}
+    torch.distributed.init_process_group("gloo")
+    for name, job, deepspeed in cases:
+        delta, _ = run_job(job, base, concept_set, setup=Setup(deepspeed=deepspeed))
+        assert all(torch.equal(value, originals[key]) for key, value in base.tensors().items())
+        if rank == 0:
+            delta.save(out / f"{name}.safetensors")
+    torch.distributed.destroy_process_group()
+
+
+def cut(rank: int, job: Job, ways: list[str | None], folder: Path, concept_set: ConceptSet, checkpoint: Path) -> None:
+    """One step of the job under each of `ways`, from checkpoint to checkpoint, which only the first process can see."""
+    base = load_base(folder)
+    torch.distributed.init_process_group("gloo")
+    mine = checkpoint if rank == 0 else checkpoint.with_name("nowhere")
+    for done, deepspeed in enumerate(ways):
+
+        def stop(step: int, steps: int, loss: float, done: int = done) -> None:
+            assert step == done + 1
+            if rank == 1:  # which then tells the other
+                raise Stopped("enough")
+
+        with pytest.raises(Stopped):
+            run_job(job, base, concept_set, stop, checkpoint=mine, setup=Setup(deepspeed=deepspeed))
+    torch.distributed.destroy_process_group()
+
+
+def test_zero_2_and_3_in_two_processes_give_the_delta_of_one(
+    quick_job: QuickJob, zero3: str, tiny_base: Base, tiny_base_folder: Path, concept_set: ConceptSet, tmp_path: Path
+) -> None:
+    how = {"variant": "selfattn", "steps": 2, "optimizer": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.01}
+    job = quick_job("esd", gradient_accumulation_steps=4, **how)
+    together(do, [("zero2", job, "zero2"), ("zero3", job, zero3)], tiny_base_folder, concept_set, tmp_path)
+    alone, _ = run_job(job, tiny_base, concept_set)
+    assert {name: difference(delta, alone, tiny_base) < 1e-5 for name, delta in saved(tmp_path).items()} == {
+        "zero2": True,
+        "zero3": True,
+    }
+
+
+@pytest.mark.slow
+def test_a_checkpoint_fits_any_stage_and_any_number_of_processes(
+    quick_job: QuickJob, zero3: str, tiny_base: Base, tiny_base_folder: Path, concept_set: ConceptSet, tmp_path: Path
+) -> None:
+    job = quick_job("esd", steps=5, gradient_accumulation_steps=2, optimizer="adamw", weight_decay=0.1)
+    checkpoint = tmp_path / "checkpoint"
+    together(cut, job, [zero3, "zero2", zero3, None], tiny_base_folder, concept_set, checkpoint)
+    seen: list[int] = []
+    delta, metrics = run_job(job, tiny_base, concept_set, lambda done, *_: seen.append(done), checkpoint=checkpoint)
+    assert seen == [5]
+    alone, uninterrupted = run_job(job, tiny_base, concept_set)
+    assert metrics["losses"] == pytest.approx(uninterrupted["losses"], rel=1e-5)
+    assert difference(delta, alone, tiny_base) < 1e-3
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "ca": {"batch_size": 2},
+    "esd": {"variant": "x"},
+    "esd u": {"variant": "u"},
+    "fade": {},
+}
+"""The gradient methods; ESD twice, for a small and for a large part of the UNet."""
+
+
+def settings(name: str, steps: int, optimizer: str) -> dict[str, Any]:
+    """`steps` optimiser steps of two batches; under SGD long enough for a change that is no rounding of the weights."""
+    rate = 1e-3 if optimizer == "adamw" or name == "fade" else 1.0
+    if name == "ca":
+        length = {"samples_seen": 2 * 2 * steps, "effective_learning_rate": rate}
+    else:
+        length = {"steps": steps, "learning_rate": rate}
+    return {**METHODS[name], **length, "optimizer": optimizer, "gradient_accumulation_steps": 2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("max_grad_norm", [0.0, 0.01])
+@pytest.mark.parametrize("optimizer, steps, tolerance", [("sgd", 1, 1e-5), ("sgd", 20, 1e-5), ("adamw", 20, 1e-3)])
+def test_every_method_agrees_under_ddp_and_every_stage(
+    optimizer: str,
+    steps: int,
+    tolerance: float,
+    max_grad_norm: float,
+    quick_job: QuickJob,
+    zero3: str,
+    tiny_base: Base,
+    tiny_base_folder: Path,
+    concept_set: ConceptSet,
+    tmp_path: Path,
+) -> None:
+    jobs = {
+        name: quick_job(name.split()[0], max_grad_norm=max_grad_norm, **settings(name, steps, optimizer))
+        for name in METHODS
+    }
+    ways = {"ddp": None, "zero2": "zero2", "zero3": zero3}
+    if steps == 1:
+        ways |= {name: name for name in ("zero1", "zero2-offload", "zero3-offload")}
+    cases = [(f"{name}, {way}", job, deepspeed) for name, job in jobs.items() for way, deepspeed in ways.items()]
+    together(do, cases, tiny_base_folder, concept_set, tmp_path)
+    alone = {name: run_job(job, tiny_base, concept_set)[0] for name, job in jobs.items()}
+    apart = {name: difference(delta, alone[name.split(",")[0]], tiny_base) for name, delta in saved(tmp_path).items()}
+    assert len(apart) == len(cases)
+    assert {name: far for name, far in apart.items() if far > tolerance} == {}
+
+
+@pytest.mark.parametrize("name", ["zero2-offload", "zero3"])
+def test_one_process_alone_may_use_it_too_and_with_gradient_checkpointing(
+    name: str, quick_job: QuickJob, tiny_base: Base, concept_set: ConceptSet
+) -> None:
+    environment, linear = dict(os.environ), torch.nn.functional.linear
+    job = quick_job("esd", gradient_accumulation_steps=2)
+    plain, _ = run_job(job, tiny_base, concept_set)
+    for checkpointing in (False, True):
+        how = Setup(deepspeed=name, gradient_checkpointing=checkpointing)
+        delta, _ = run_job(job, tiny_base, concept_set, setup=how)
+        assert difference(delta, plain, tiny_base) < 1e-3
+        assert not torch.distributed.is_initialized() and dict(os.environ) == environment
+        assert torch.nn.functional.linear is linear
+
+
+@pytest.mark.parametrize("name", ["zero2", "zero3"])
+def test_bf16_weights_that_are_not_trained_go_through_it_as_they_are(
+    name: str, quick_job: QuickJob, tiny_base: Base, concept_set: ConceptSet
+) -> None:
+    job = quick_job("esd", precision="bf16", optimizer="sgd", steps=1, learning_rate=1e3)
+    plain, _ = run_job(job, tiny_base, concept_set)
+    delta, _ = run_job(job, tiny_base, concept_set, setup=Setup(deepspeed=name))
+    # ZeRO-3's hooks add up the gradients of a skip connection in another order, and bf16 has eight bits.
+    assert difference(delta, plain, tiny_base) < 2**-8
+
+
+def test_a_step_that_deepspeed_would_leave_out_fails_the_job(
+    quick_job: QuickJob, tiny_base: Base, concept_set: ConceptSet
+) -> None:
+    job = quick_job("esd", steps=4, optimizer="sgd", learning_rate=1e30)
+    with pytest.raises(JobFailure, match=r"at step 2 of 4: the learning rate 1e\+30 is probably too high"):
+        run_job(job, tiny_base, concept_set, setup=Setup(deepspeed="zero2"))
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 0.7])
+@pytest.mark.parametrize("name", shipped("deepspeed"))
+def test_clipping_batch_and_accumulation_are_the_jobs_and_nothing_is_left_to_guess(
+    name: str, max_grad_norm: float
+) -> None:
+    config = GradientConfig(
+        steps=1, learning_rate=1, batch_size=3, gradient_accumulation_steps=8, max_grad_norm=max_grad_norm
+    )
+    settings = deepspeed_config(name, config, processes=4)
+    assert settings["gradient_clipping"] == max_grad_norm
+    assert settings["train_micro_batch_size_per_gpu"] == 3
+    assert settings["gradient_accumulation_steps"] == 2
+    assert all(type(value) is int for key, value in settings["zero_optimization"].items() if "bucket" in key)
+    assert "auto" not in str(settings)
+
+
+@pytest.fixture
+def refused(tmp_path: Path) -> Iterator[Callable[[str, str], None]]:
+    def check(text: str, sentence: str) -> None:
+        file = tmp_path / "own.yaml"
+        file.write_text(text)
+        with pytest.raises(UserError, match=sentence):
+            deepspeed_config(str(file), GradientConfig(steps=1, learning_rate=1), processes=1)
+
+    yield check
+
+
+def test_a_file_that_would_change_the_job_or_leaves_things_open_is_refused(refused: Callable[[str, str], None]) -> None:
+    refused("gradient_clipping: 1.0\nzero_optimization: {stage: 2}", "gradient_clipping: is set by the job's config")
+    refused(
+        "zero_optimization: {stage: 2, reduce_bucket_size: auto}", "zero_optimization.reduce_bucket_size: is 'auto'"
+    )
+    refused("zero_optimization: {stage: 4}", "zero_optimization.stage: should be 1, 2 or 3, not 4")
+    refused("{}", "zero_optimization.stage: should be 1, 2 or 3, not None")
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_known_one() -> None:
+    with pytest.raises(UserError, match=r"unknown deepspeed 'zero22': did you mean 'zero2'\?"):
+        deepspeed_config("zero22", GradientConfig(steps=1, learning_rate=1), processes=1)

@@ -1,0 +1,171 @@
+"""How a job is run changes its delta by nothing but rounding; the precision, which changes more, is the job's."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+from two_processes import difference
+
+from efface.concepts.concept import ConceptSet
+from efface.errors import UserError
+from efface.models.base import Base
+from efface.models.predictor import NoisePredictor
+from efface.strict import parse
+from efface.train.job import Job, run_job
+from efface.train.loop import train
+from efface.train.method import GradientConfig, GradientMethod, Student, Task, get_method, method_names, parse_config
+from efface.train.setup import Setup
+
+QuickJob = Callable[..., Job]
+GRADIENT = [name for name in method_names() if issubclass(get_method(name), GradientMethod)]
+
+
+@pytest.fixture
+def blocks_run() -> Iterator[Counter[bool]]:
+    """How many times a transformer block was computed, with and without gradient."""
+    count: Counter[bool] = Counter()
+
+    def tell(module: nn.Module, inputs: Any) -> None:
+        if isinstance(module, BasicTransformerBlock):
+            count[torch.is_grad_enabled()] += 1
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(tell)
+    yield count
+    handle.remove()
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_gradient_checkpointing_computes_blocks_twice_and_gives_the_same_delta(
+    name: str, quick_job: QuickJob, tiny_base: Base, concept_set: ConceptSet, blocks_run: Counter[bool]
+) -> None:
+    job = quick_job(name)
+    plain, _ = run_job(job, tiny_base, concept_set)
+    once = blocks_run.copy()
+    delta, _ = run_job(job, tiny_base, concept_set, setup=Setup(gradient_checkpointing=True))
+    again = blocks_run - once
+    assert again[True] == 2 * once[True] and again[False] == once[False]
+    assert all(torch.equal(delta.tensors[key], value) for key, value in plain.tensors.items())
+
+
+def test_the_attention_asked_for_is_used_by_teacher_and_student_and_the_base_gets_its_own_back(
+    quick_job: QuickJob, tiny_base: Base, concept_set: ConceptSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: Counter[str] = Counter()
+    compute = AttnProcessor2_0.__call__
+
+    def counted(self: Any, *args: Any, **options: Any) -> Tensor:
+        used["sdpa"] += 1
+        return compute(self, *args, **options)
+
+    monkeypatch.setattr(AttnProcessor2_0, "__call__", counted)
+    monkeypatch.setattr(AttnProcessor, "__call__", lambda *_, **__: pytest.fail("the base's own attention was used"))
+    own = AttnProcessor()
+    tiny_base.unet.set_attn_processor(own)
+    run_job(quick_job("esd"), tiny_base, concept_set, setup=Setup(attention="sdpa"))
+    assert used["sdpa"] > 0
+    assert all(processor is own for processor in tiny_base.unet.attn_processors.values())
+
+
+class Told(GradientMethod):
+    """Pulls the output's bias to 3, along its gradient (-4, -4, -4, -4) at 1; predicts once a step to see how."""
+
+    group = "full"
+
+    def __init__(self, fail: bool = False, **config: Any) -> None:
+        super().__init__(GradientConfig(steps=2, learning_rate=0.1, optimizer="sgd", **config))
+        self.fail = fail
+        self.dtypes: list[tuple[torch.dtype, ...]] = []
+
+    def prepare(self, task: Task, student: Student) -> None:
+        self.student, self.teacher = student, task.base.unet
+
+    def trained(self, student: Student) -> dict[str, nn.Parameter]:
+        return {"unet.conv_out.bias": student.unet.conv_out.bias}
+
+    def batch(self, index: int) -> Tensor:
+        return self.student(torch.zeros(1, 4, 8, 8), 500, torch.zeros(1, 77, 16))
+
+    def loss(self, student: NoisePredictor, batch: Tensor) -> Tensor:
+        if self.fail:
+            raise RuntimeError("on the way")
+        bias = self.student.unet.conv_out.bias
+        prediction = student(torch.zeros(1, 4, 8, 8), 500, torch.zeros(1, 77, 16))
+        self.dtypes.append(
+            (self.student.unet.conv_in.weight.dtype, self.teacher.conv_in.weight.dtype, bias.dtype, prediction.dtype)
+        )
+        return ((bias - 3) ** 2).sum() + 0 * prediction.sum()
+
+
+@pytest.fixture
+def task(tiny_base: Base, concept_set: ConceptSet) -> Task:
+    with torch.no_grad():
+        tiny_base.unet.conv_out.bias.fill_(1.0)
+    return Task(tiny_base, concept_set.concepts[:1], concept_set, 0)
+
+
+def test_in_bf16_the_frozen_weights_are_bf16_and_the_trained_ones_and_the_loss_fp32(task: Task) -> None:
+    method = Told(precision="bf16")
+    tensors, _ = train(method, task)
+    assert method.dtypes[0] == (torch.bfloat16, torch.bfloat16, torch.float32, torch.float32)
+    # in bf16 1.4 would be 1.3984 and 1.72 be 1.7188
+    torch.testing.assert_close(tensors["unet.conv_out.bias"], torch.full((4,), 1.72), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("fail", [False, True])
+def test_the_teacher_gets_its_fp32_weights_back_also_from_a_job_that_failed(fail: bool, task: Task) -> None:
+    before = {name: value.clone() for name, value in task.base.tensors().items()}
+    try:
+        train(Told(fail, precision="bf16"), task)
+    except RuntimeError:
+        assert fail
+    assert all(torch.equal(value, before[name]) for name, value in task.base.tensors().items())
+    output = task.base.unet(torch.zeros(1, 4, 8, 8), 1, torch.full((1, 77, 16), 1 / 3)).sample
+    assert output.dtype == torch.float32 and not torch.equal(output, output.bfloat16().float())
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_every_method_can_be_trained_in_bf16_to_nearly_the_same_delta(
+    name: str, quick_job: QuickJob, tiny_base: Base, concept_set: ConceptSet
+) -> None:
+    # SGD: Adam's first steps follow the gradient's signs, however small it is.
+    exact, _ = run_job(quick_job(name, optimizer="sgd"), tiny_base, concept_set)
+    delta, _ = run_job(quick_job(name, optimizer="sgd", precision="bf16"), tiny_base, concept_set)
+    assert all(value.dtype == torch.float32 for value in delta.tensors.values())
+    assert 0 < difference(delta, exact, tiny_base) < 0.1
+
+
+def test_the_precision_is_part_of_a_jobs_id(quick_job: QuickJob) -> None:
+    assert quick_job("esd").config["precision"] == "fp32"
+    assert quick_job("esd", precision="bf16").id != quick_job("esd").id
+    with pytest.raises(UserError, match="precision"):
+        parse_config("esd", {"precision": "fp16"})
+
+
+def test_tensorboard_is_told_loss_rate_and_gradient_norm_of_every_step(task: Task, tmp_path: Path) -> None:
+    train(Told(schedule="linear"), task, setup=Setup(tracker="tensorboard", tracker_folder=tmp_path))
+    events = EventAccumulator(str(tmp_path / "training")).Reload()
+    told = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    # loss 4 (b - 3)^2, gradient 2 (b - 3) in each of four; b = 1, then 1.4
+    assert told["loss"] == [(1, pytest.approx(16)), (2, pytest.approx(4 * 1.6**2))]
+    assert told["gradient_norm"] == [(1, pytest.approx(8)), (2, pytest.approx(6.4))]
+    assert told["learning_rate"] == [(1, pytest.approx(0.1)), (2, pytest.approx(0.05))]
+
+
+def test_nothing_is_logged_unless_asked_for(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    train(Told(), task)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_setup_that_is_none_is_refused() -> None:
+    with pytest.raises(UserError, match="did you mean 'gradient_checkpointing'"):
+        parse(Setup, {"gradient_checkpoint": True}, "setup")
+    with pytest.raises(UserError, match="tracker and tracker_folder go together"):
+        parse(Setup, {"tracker": "tensorboard"}, "setup")
