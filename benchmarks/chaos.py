@@ -1,17 +1,20 @@
 """Runs that are disturbed in every way and must come to the same; `python benchmarks/chaos.py --runs 200 --seed 0`.
 
-What goes wrong, and what must hold then, is in `tests/cluster/chaos_*.py` and told in docs/chaos.md. `--real N`: N runs
-more with the real miniature instead of stand-ins. `--only K` repeats one run and writes nothing. Needs root on Linux,
-for disks of its own. Writes benchmarks/results/chaos.json; about 25 minutes on one core.
+What goes wrong, and what must hold then, is in `tests/cluster/chaos_*.py` and told in docs/chaos.md. `--ray N`: so many
+of them by two Ray workers. `--real N`: N runs more, of the real miniature instead of stand-ins. `--only K` repeats one
+run of each kind and writes nothing. Needs root on Linux, for disks of its own. Writes benchmarks/results/chaos.json;
+half an hour on two cores.
 """
 
 import argparse
+import multiprocessing
 import os
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +31,44 @@ CAMPAIGNS, REAL_CAMPAIGNS = 20, 2
 RAY_WORKERS = 2
 
 
-def trials(folder: Path, seed: int, first: int, runs: int, on_ray: int) -> Iterator[Report]:
-    """`runs` in process, the first of them number `first`, and `on_ray` by two Ray workers."""
-    with Trials(folder, seed, CAMPAIGNS) as drawn:
-        for number in range(first, first + runs):
-            yield drawn.run(number, 0)
-        for number in range(first, first + on_ray):
-            yield drawn.run(number, RAY_WORKERS)
+@dataclass(frozen=True)
+class Group:
+    """Trials that go one after the other, beside those of other groups."""
+
+    name: str
+    numbers: range
+    workers: int = 0
+    real: bool = False
+
+    def run(self, folder: Path, seed: int, reports: "Queue[tuple[str, Report | None]]") -> None:
+        """In a process of its own; what it comes to goes into the queue, and None at the end."""
+        with Trials(folder, seed, REAL_CAMPAIGNS if self.real else CAMPAIGNS, self.real) as trials:
+            for number in self.numbers:
+                reports.put((self.name, trials.run(number, self.workers)))
+        reports.put((self.name, None))
 
 
-def real_trials(folder: Path, seed: int, first: int, runs: int) -> Iterator[Report]:
-    with Trials(folder, seed, REAL_CAMPAIGNS, real=True) as drawn:
-        for number in range(first, first + runs):
-            yield drawn.run(number, 0)
+def run_all(groups: list[Group], seed: int) -> dict[str, list[Report]]:
+    """The reports of each group."""
+    found: dict[str, list[Report]] = {group.name: [] for group in groups}
+    fork = multiprocessing.get_context("fork")
+    reports: Queue[tuple[str, Report | None]] = fork.Queue()
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        for group in groups:
+            place = Path(folder, group.name)
+            place.mkdir()
+            fork.Process(target=group.run, args=(place, seed, reports)).start()
+        under_way = len(groups)
+        while under_way:
+            name, report = reports.get()
+            if report is None:
+                under_way -= 1
+                continue
+            print(f"{name:5} {report}", flush=True)
+            found[name].append(report)
+        for process in multiprocessing.active_children():
+            process.join()
+    return found
 
 
 def summed(reports: list[Report]) -> dict[str, Any]:
@@ -67,21 +95,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="repeat this run alone")
     given = parser.parse_args()
-    on_ray = min(given.ray, given.runs)
-    first, runs, real = given.only or 0, given.runs - on_ray, given.real
-    if given.only is not None:
-        runs, on_ray, real = (min(1, count) for count in (runs, on_ray, real))
-    found: dict[str, list[Report]] = {"in process": [], "on Ray": [], "real": []}
+    numbers = range(given.only, given.only + 1) if given.only is not None else None
+    groups = [
+        Group("here", numbers or range(given.runs - given.ray)),
+        Group("ray", numbers or range(given.ray), workers=RAY_WORKERS),
+        Group("real", numbers or range(given.real), real=True),
+    ]
+    wanted = {"here": given.runs - given.ray, "ray": given.ray, "real": given.real}
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        os.mkdir(f"{folder}/real")
-        for report in trials(Path(folder), given.seed, first, runs, on_ray):
-            print(report, flush=True)
-            found["on Ray" if report.workers else "in process"].append(report)
-        for report in real_trials(Path(folder, "real"), given.seed, first, real):
-            print(report, flush=True)
-            found["real"].append(report)
-    measured = {name: summed(reports) for name, reports in found.items() if reports}
+    found = run_all([group for group in groups if wanted[group.name]], given.seed)
+    measured = {name: summed(reports) for name, reports in found.items()}
     for name, total in measured.items():
         print(f"{name}: {', '.join(f'{value} {key}' for key, value in total.items() if isinstance(value, int))}")
     if given.only is None:

@@ -58,7 +58,8 @@ class Scene:
     def moment(self, driver: Driver) -> None:
         """Wait for a moment of the run: drawn by its progress, or by the clock."""
         if self.order.effects and self.draw.random() < 0.75:
-            wanted = self.draw.randint(count_lines(self.order.effects), self.undisturbed.effects)
+            done = count_lines(self.order.effects)
+            wanted = self.draw.randint(done, max(done, self.undisturbed.effects))
             until = time.monotonic() + 60
             while driver.running and time.monotonic() < until and count_lines(self.order.effects) < wanted:
                 time.sleep(0.002)
