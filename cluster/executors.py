@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from efface.cluster.gang import Leader, TrainLeader
 from efface.cluster.run_folder import Work
@@ -259,7 +259,8 @@ class RayActors:
             yield worker, work, outcome
         except RayActorError as error:
             # The first of them was under way; the others only waited in its line.
-            broke = Outcome("lost" if _node_died(error) else "fault", "the worker died", str(error), worker_gone=True)
+            state: Literal["lost", "fault"] = "lost" if _not_its_fault(error) else "fault"
+            broke = Outcome(state, "the worker died", str(error), worker_gone=True)
             waiting = [(other, *self._running.pop(other)) for other in self._of(worker)]
             ray.kill(self._actors[worker])  # it may only be out of reach, and would keep its place
             self._restart(worker)
@@ -337,9 +338,13 @@ def _told(resources: dict[str, float]) -> str:
     return " and ".join(f"{amount:g} {name}" for name, amount in resources.items() if amount) or "nothing"
 
 
-def _node_died(error: Any) -> bool:
+def _not_its_fault(error: Any) -> bool:
+    """Whether a worker is gone with its node, or out of reach, and did not die of what it was doing."""
+    from ray.exceptions import ActorUnavailableError
+
     # Of a worker that died alone Ray tells too, among its advice, of "node deaths".
-    return bool(getattr(error, "preempted", False)) or "because its node has died" in str(error)
+    with_its_node = error.preempted or "because its node has died" in str(error)
+    return with_its_node or isinstance(error, ActorUnavailableError)
 
 
 def _last_line(text: str) -> str:
