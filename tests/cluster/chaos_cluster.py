@@ -69,10 +69,15 @@ class NodesOnLoopback:
         return answer
 
 
+def path_of_workers() -> str:
+    """Where Ray's workers, who are handed what lies here, look for modules first."""
+    return os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+
+
 def _keep(pipe: Connection, scratch: str) -> None:
     """The process that keeps the cluster."""
     os.environ |= {"RAY_TMPDIR": scratch, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # of the workers, who need what lies here
+    os.environ["PYTHONPATH"] = path_of_workers()
     os.makedirs(f"{scratch}/ray")  # where Ray notes the address of the last cluster, for those who ask for any
     from ray.cluster_utils import Cluster
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from chaos_cluster import path_of_workers
 from chaos_within import jumping_clock, kill_at_write
 
 import efface.cluster.run as running
@@ -99,7 +100,7 @@ def _drive(order: Order) -> None:
     os.dup2(out, 1)
     os.dup2(out, 2)
     sys.stdout = sys.stderr = os.fdopen(1, "w", closefd=False)
-    os.environ |= {"PYTHONPATH": str(Path(__file__).parent), **order.environment}  # for the workers of a Ray of its own
+    os.environ |= {"PYTHONPATH": path_of_workers(), **order.environment}
     if order.address:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else Ray looks for a cluster on loopback elsewhere
     if order.effects:
