@@ -108,9 +108,21 @@ def _read(path: Path, schema: pa.Schema) -> pa.Table:
         source = io.BytesIO(path.read_bytes()) if is_remote(path) else path
         with pq.ParquetFile(source, page_checksum_verification=True) as file:
             table = file.read()
+            if not _rows_agree(file.metadata):
+                raise ValueError("its counts of rows differ")
     except (OSError, pa.ArrowException, ValueError) as error:
         raise UserError(f"{path}: not a Parquet file that can be read ({str(error).splitlines()[0]})") from None
     return _fitted(table, schema, str(path))
+
+
+def _rows_agree(told: pq.FileMetaData) -> bool:
+    """Whether a file says everywhere that it has as many rows: its pages have checksums, and these counts have none."""
+    groups = [told.row_group(i) for i in range(told.num_row_groups)]
+    columns = ((group, group.column(i)) for group in groups for i in range(group.num_columns))
+    flat = ((group, column) for group, column in columns if "." not in column.path_in_schema)
+    return told.num_rows == sum(group.num_rows for group in groups) and all(
+        column.num_values == group.num_rows for group, column in flat
+    )
 
 
 def _fitted(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
@@ -118,7 +130,7 @@ def _fitted(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
     columns = []
     for field in schema:
         if table.column_names.count(field.name) != 1:
-            hint = did_you_mean(field.name, table.column_names)
+            hint = did_you_mean(field.name, [" ".join(name.split()) for name in table.column_names])
             raise UserError(f"{where}: column '{field.name}' should be there once, {hint}")
         columns.append(_column(table[field.name], field, where))
     return pa.table(columns, schema=schema)
@@ -154,7 +166,7 @@ def _check(table: pa.Table, where: str) -> None:
     """What the types do not say. Raises UserError."""
     for axis in table["axis"].unique().to_pylist():
         if axis not in AXES:
-            raise UserError(f"{where}: unknown axis '{axis}', {did_you_mean(axis, AXES)}")
+            raise UserError(f"{where}: unknown axis {axis!r}, {did_you_mean(axis, AXES)}")
     score, present = table["score"], table["present"]
     wrong = table.filter(pc.invert(pc.fill_null(pc.and_(pc.greater_equal(score, 0), pc.less_equal(score, 1)), True)))
     if wrong.num_rows:

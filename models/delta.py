@@ -75,7 +75,7 @@ class Delta:
         try:
             delta = Delta(header["kind"], tensors, header["provenance"])
             fault = _fault(delta, header)
-        except (KeyError, TypeError, AttributeError):
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
             fault = "its header is not one that efface wrote"
         if fault:
             raise UserError(f"{path}: not a usable delta, {fault}")
@@ -188,7 +188,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{path}: no such file; a delta is one .safetensors file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (SafetensorError, ValueError):
+    except (SafetensorError, ValueError, RecursionError):
         raise UserError(f"{path}: not a whole safetensors file") from None
 
 

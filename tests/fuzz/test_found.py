@@ -1,5 +1,6 @@
 """What fuzzing found, each as a test of its own."""
 
+import contextlib
 from pathlib import Path
 
 import pyarrow as pa
@@ -74,3 +75,16 @@ def test_no_flipped_bit_of_a_table_becomes_another_value(tmp_path: Path, table: 
         except UserError:
             refused += 1
     assert refused > len(whole) // 7 // 2
+
+
+def test_no_flipped_bit_of_a_file_takes_rows_away(tmp_path: Path) -> None:
+    """The second lowest bit of every byte behind the pages, where a count of rows among them says 3."""
+    path = tmp_path / "images.parquet"
+    write_table(path, IMAGES)
+    whole = path.read_bytes()
+    for place in range(len(whole) - 8 - int.from_bytes(whole[-8:-4], "little"), len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 2
+        path.write_bytes(damaged)
+        with contextlib.suppress(UserError):
+            assert len(read_images(path)) == len(IMAGES)

@@ -1,0 +1,19 @@
+"""Whatever a file holds, it is read or refused in a sentence; `benchmarks/fuzz.py` draws 10,000 files a reader."""
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from readers import READERS, Reader
+
+EXAMPLES = 200
+
+
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
+def test_a_file_is_read_or_refused_in_one_sentence(reader: Reader) -> None:
+    @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=HealthCheck)
+    @given(reader.drawn)
+    def holds(drawn: Any) -> None:
+        reader(drawn)
+
+    holds()
