@@ -113,6 +113,20 @@ class SlurmCluster:
             assert time.monotonic() < end, f"not within {seconds} seconds: {self.ask('squeue', '--all')}\n{told()}"
             time.sleep(0.3)
 
+    def lose(self, node: str) -> None:
+        """As when a node breaks down: its slurmd and every process of jobs on it are gone at once."""
+        lines = [line.split(None, 2) for line in self.on(node, "ps", "-eo", "pid=,ppid=,comm=").splitlines()]
+        gone = {pid for pid, _, name in lines if name.startswith(("slurmd", "slurmstepd"))}
+        while more := {pid for pid, parent, _ in lines if parent in gone} - gone:
+            gone |= more
+        self.on(node, "kill", "-KILL", *gone)
+        self.ask("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
+
+    def repair(self, node: str) -> None:
+        """The lost node is there again."""
+        self.on(node, "slurmd", "-N", node)
+        self._until(lambda: "idle" in self.ask("sinfo", "--noheader", f"--nodes={node}", "--format=%t"))
+
     def empty(self) -> bool:
         """Whether no job waits or runs."""
         return self.ask("squeue", "--noheader") == ""

@@ -128,10 +128,11 @@ def test_a_job_whose_node_is_lost_goes_on_elsewhere(style: str, slurm: SlurmClus
     run, numbers = submit(style, images=40, parts=1)
     slurm.wait(lambda: len(judged(run)) > 2, 120, lambda: logs(run))
     node = slurm.job(numbers[0])["NodeList"]
-    slurm.ask("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-    slurm.wait(lambda: slurm.job(numbers[0])["NodeList"] == other(node), 120, lambda: logs(run))
+    slurm.lose(node)
     slurm.wait(slurm.empty, 300, lambda: logs(run))
     assert methods(run) == ["base", "uce"], logs(run)
+    assert (slurm.restarts(numbers[0]), slurm.job(numbers[0])["NodeList"]) == (1, other(node))
+    slurm.repair(node)
 
 
 @pytest.mark.slow
