@@ -186,13 +186,17 @@ class Dispatch:
         open_to_more = sorted(self._open_to_more)
         self._open_to_more.clear()
         while self._idle and (first := self._gathering or self._queue.take(self._slots[self._idle[0]].held)):
-            if isinstance(first, Model) and not first.solved and self._executor.processes > 1:
-                self._gathering = first
-                workers = self._executor.gather(self._idle)
+            gangs = self._executor.gangs
+            if gangs and isinstance(first, Model) and not first.solved:
+                workers = gangs.gather(self._idle)
                 if workers is None:
+                    self._gathering = first
                     return  # whoever ends something from now on waits for the others
                 self._gathering = None
-                self._give_together(workers, first)
+                for worker in workers:
+                    self._idle.remove(worker)
+                self._begin(workers[0], first)
+                gangs.submit_job(workers, first)
             else:
                 worker = self._idle.popleft()
                 self._give(worker, first)
@@ -204,13 +208,6 @@ class Dispatch:
                     second = self._queue.take(slot.held, shards_only=True)
                     if second:
                         self._give(worker, second)
-
-    def _give_together(self, workers: Sequence[int], job: Model) -> None:
-        """A job to a gang. It is the first worker's; all of them are new ones afterwards."""
-        for worker in workers:
-            self._idle.remove(worker)
-        self._begin(workers[0], job)
-        self._executor.submit_job(workers, job)
 
     def _give(self, worker: int, work: Work) -> None:
         self._begin(worker, work)

@@ -32,20 +32,14 @@ class Executor(Protocol):
 
     workers: int
     depth: int
-    processes: int
-    """Workers whose places one job takes."""
+    gangs: "Gangs | None"
+    """How several workers train a job together; None: one does."""
 
     def arrived(self) -> list[int]:
         """Workers that can take work since now: at the beginning, and again where another took one's place."""
 
     def submit(self, worker: int, work: Work) -> None:
         """Hand a piece of work to a worker; returns at once, or when the work is done."""
-
-    def gather(self, idle: Sequence[int]) -> list[int] | None:
-        """Of the workers that have nothing to do, `processes` that should train a job together; None: not yet."""
-
-    def submit_job(self, workers: Sequence[int], work: Work) -> None:
-        """Hand a job to a gang in the place of several workers. It ends as the first one's, and all are gone then."""
 
     def outcomes(self, timeout: float) -> Iterator[tuple[int, Work, Outcome]]:
         """What has ended, waiting up to `timeout` seconds for something to end."""
@@ -60,12 +54,22 @@ class Executor(Protocol):
         """Let go of the workers."""
 
 
+class Gangs(Protocol):
+    """What an executor does that has several workers train a job together."""
+
+    def gather(self, idle: Sequence[int]) -> list[int] | None:
+        """Of the workers that have nothing to do, those that should train a job together; None: not yet."""
+
+    def submit_job(self, workers: Sequence[int], work: Work) -> None:
+        """Hand a job to a gang in the place of several workers. It ends as the first one's, and all are gone then."""
+
+
 class InProcess:
     """One worker in this process: no Ray, easy to debug."""
 
     workers = 1
     depth = 1
-    processes = 1
+    gangs = None
 
     def __init__(self, setting: Setting, stopping: Callable[[], bool], worker: WorkerClass = Worker) -> None:
         self._worker = worker(setting, stopping)
@@ -78,12 +82,6 @@ class InProcess:
 
     def submit(self, worker: int, work: Work) -> None:
         self._ended.append((worker, work, self._worker.run(work)))
-
-    def gather(self, idle: Sequence[int]) -> list[int] | None:
-        return list(idle[:1])
-
-    def submit_job(self, workers: Sequence[int], work: Work) -> None:
-        self.submit(workers[0], work)
 
     def outcomes(self, timeout: float) -> Iterator[tuple[int, Work, Outcome]]:
         ended, self._ended = self._ended, []
@@ -126,7 +124,7 @@ class RayActors:
         """First worker of a gang -> all whose places it takes."""
         self._nodes: dict[int, str] = {}
         """Node of each worker that came up."""
-        self.processes = setting.processes
+        self.gangs: Gangs | None = self if setting.processes > 1 else None
         self._starting: dict[Any, int] = {}
         self._deaths = 0
         self._alive_at = time.monotonic()
@@ -171,14 +169,14 @@ class RayActors:
 
     def gather(self, idle: Sequence[int]) -> list[int] | None:
         """On one node where any has so many workers, that which has the fewest to spare."""
-        places: dict[str, list[int]] = {}
+        size, places = self._setting.processes, dict[str, list[int]]()
         for worker in idle:
             places.setdefault(self._nodes[worker], []).append(worker)
-        fitting = [workers for workers in places.values() if len(workers) >= self.processes]
+        fitting = [workers for workers in places.values() if len(workers) >= size]
         if fitting:
-            return min(fitting, key=len)[: self.processes]
+            return min(fitting, key=len)[:size]
         largest = max(Counter(self._nodes.values()).values())
-        return list(idle[: self.processes]) if largest < self.processes <= len(idle) else None
+        return list(idle)[:size] if largest < size <= len(idle) else None
 
     def submit_job(self, workers: Sequence[int], work: Work) -> None:
         import ray
@@ -189,7 +187,7 @@ class RayActors:
         leader = TrainLeader if self._setting.launcher == "ray-train" else Leader
         self._actors[first] = ray.remote(leader).options(num_cpus=0, max_restarts=0).remote()
         self._gangs[first] = list(workers)
-        self._running[self._actors[first].run.remote(self._setting, work, self.processes)] = (first, work)
+        self._running[self._actors[first].run.remote(self._setting, work, self._setting.processes)] = (first, work)
 
     def outcomes(self, timeout: float) -> Iterator[tuple[int, Work, Outcome]]:
         import ray

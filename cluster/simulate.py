@@ -61,7 +61,7 @@ class VirtualGPUs:
     """An `Executor` whose workers take two pieces at a time, as Ray actors do, and no time at all."""
 
     depth = 2
-    processes = 1
+    gangs = None
 
     def __init__(
         self, seconds: Mapping[str, float], speeds: Sequence[float], rates: Rates, faults: Faults | None = None

@@ -27,11 +27,11 @@ INK, QUIET, PRESENT, ABSENT, PAPER = "#1b1b1b", "#6b6b6b", "#1f6fd6", "#b9b9b9",
 Column = tuple[Axis, str, str, int]  # axis, asked concept, prompt, seed
 
 
-Images = pa.Table | Callable[[Sequence[str]], pa.Table]
-"""A table of images (`IMAGE_SCHEMA`), or what finds those with the given hashes."""
+Finder = Callable[[Sequence[str]], pa.Table]
+"""What finds images by their hashes: rows of `IMAGE_SCHEMA`."""
 
 
-def write_sheets(folder: str | Path, verdicts: pa.Table, images: Images, columns: int = 3) -> list[Path]:
+def write_sheets(folder: str | Path, verdicts: pa.Table, images: "pa.Table | Finder", columns: int = 3) -> list[Path]:
     """One PNG for every concept of the image table `verdicts`, in `folder`; `images` holds what they speak
     of.
     """
@@ -44,7 +44,7 @@ def write_sheets(folder: str | Path, verdicts: pa.Table, images: Images, columns
     return paths
 
 
-def contact_sheet(verdicts: pa.Table, images: Images, concept: str, columns: int = 3) -> Image.Image:
+def contact_sheet(verdicts: pa.Table, images: "pa.Table | Finder", concept: str, columns: int = 3) -> Image.Image:
     """Rows: the base, then the methods by name. Columns: for each axis the first `columns` seeds.
 
     On the axes of other concepts each column asks for another one where there are enough. Of several judges
@@ -64,7 +64,7 @@ def contact_sheet(verdicts: pa.Table, images: Images, concept: str, columns: int
     used = {
         cell["image_sha256"] for cells in shown.values() for block in blocks for c in block if (cell := cells.get(c))
     }
-    found = images(sorted(used)) if callable(images) else images
+    found = images if isinstance(images, pa.Table) else images(sorted(used))
     wanted = found.filter(pc.is_in(found["image_sha256"], pa.array(sorted(used), pa.string())))
     pictures = {
         sha: Image.open(io.BytesIO(data)).convert("RGB")

@@ -30,7 +30,7 @@ class PretendedWorkers:
     """
 
     depth = 2
-    processes = 1
+    gangs = None
 
     def __init__(self, plan: Plan, workers: int, seed: int, fate: Fate = always_done) -> None:
         self.workers = workers

@@ -1,0 +1,105 @@
+"""A job on two processes under Ray: the delta of one, also when one of them is killed, or Ray Train starts them."""
+
+import contextlib
+import io
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from rich.console import Console
+from tiny_campaign import campaign_dict
+
+from efface.cluster.campaign import Campaign
+from efface.cluster.expand import plan_campaign
+from efface.cluster.journal import read_journal
+from efface.cluster.run import Run, carry_out, open_run
+from efface.errors import UserError
+from efface.models.base import load_base
+from efface.models.delta import Delta
+from efface.strict import parse
+
+STEPS = 60
+METHOD = {
+    "method": "esd",
+    "config": {"steps": STEPS, "learning_rate": 1e-3, "rollout_steps": 3, "gradient_accumulation_steps": 2},
+}
+
+
+def run_of(world: Path, root: Path, **changes: Any) -> Run:
+    keys = {"methods": [METHOD], "limits": {"checkpoint_steps": 5}, "resources": {"processes": 2}, **changes}
+    return open_run(parse(Campaign, campaign_dict(world, **keys), "campaign"), root)
+
+
+def finish(run: Run, workers: int) -> Delta:
+    results = carry_out(run, workers, None, Console(file=io.StringIO()))
+    assert results.failures == []
+    return Delta.load(run.folder.delta(run.plan.jobs[0]))
+
+
+@pytest.fixture(scope="module")
+def alone(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Delta:
+    """What one process makes of the job."""
+    return finish(run_of(world, tmp_path_factory.mktemp("alone") / "run"), 0)
+
+
+def assert_same(delta: Delta, other: Delta, world: Path) -> None:
+    """Each tensor's change, to a thousandth."""
+    before = load_base(world / "base.yaml").originals()
+    assert delta.tensors.keys() == other.tensors.keys()
+    for name, value in delta.tensors.items():
+        change = other.tensors[name] - before[name]
+        assert (value - other.tensors[name]).norm() <= 1e-3 * change.norm()
+
+
+@contextmanager
+def a_member_killed(checkpoint: Path) -> Iterator[list[int]]:
+    """Kills a process of the gang once the job has been saved for the first time; the list holds its number then."""
+    killed: list[int] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.05) and not killed:
+            if not checkpoint.exists():
+                continue
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if process.name().startswith("ray::Member") and not killed:
+                        os.kill(process.pid, signal.SIGKILL)
+                        killed.append(process.pid)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    yield killed
+    over.set()
+    thread.join()
+
+
+@pytest.mark.slow
+def test_a_gang_that_loses_a_process_goes_on_and_ends_with_the_same_delta(
+    world: Path, tmp_path: Path, alone: Delta
+) -> None:
+    run = run_of(world, tmp_path / "run")
+    with a_member_killed(run.folder.checkpoint(run.plan.jobs[0])) as killed:
+        delta = finish(run, 2)
+    assert killed
+    ends = [e["state"] for e in read_journal(run.folder) if e["event"] == "ended" and e["work"] == "job"]
+    assert ends == ["fault", "done"]
+    assert_same(delta, alone, world)
+
+
+@pytest.mark.slow
+def test_ray_train_starts_the_processes_where_it_should(world: Path, tmp_path: Path, alone: Delta) -> None:
+    resources = {"processes": 2, "launcher": "ray-train"}
+    assert_same(finish(run_of(world, tmp_path / "run", resources=resources), 2), alone, world)
+
+
+def test_batches_that_cannot_be_shared_out_are_refused_before_anything_runs(world: Path) -> None:
+    campaign = parse(Campaign, campaign_dict(world, resources={"processes": 3}, methods=[METHOD]), "campaign")
+    with pytest.raises(UserError, match="should be a multiple of 3, not 2"):
+        plan_campaign(campaign)
