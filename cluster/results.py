@@ -111,6 +111,8 @@ def gather(plan: Plan, folder: RunFolder) -> Results | None:
     try:
         write_sheets(folder.sheets, _of_first_judge(plan, table), _finder(folder, shards, parts))
     except Damaged:
+        for shard in shards:  # where some were changed, others may be
+            folder.verified(shard)
         return None
     return Results(folder, rows, stages, accuracy, failures, unscored)
 

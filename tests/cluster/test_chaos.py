@@ -1,0 +1,80 @@
+"""Whatever happens to a run, taken up again it comes to the same. `benchmarks/chaos.py` tries much more of it."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from chaos_disturbances import (
+    AskToStop,
+    AskTwice,
+    BecomesReadOnly,
+    Cancel,
+    Damage,
+    DiskFillsUp,
+    Disturbance,
+    FullDisk,
+    KillDriver,
+    KillDriverBetweenWrites,
+    KillNode,
+    KillWorker,
+    ReadOnly,
+    TwoDrivers,
+    WildTimes,
+)
+from chaos_scene import has_disks
+from chaos_trial import Trials
+
+ANYWHERE: list[Sequence[type[Disturbance]]] = [
+    (KillDriver, KillDriver),
+    (KillDriverBetweenWrites, KillDriverBetweenWrites),
+    (AskToStop, AskTwice),
+    (Cancel, WildTimes),
+    (KillDriver, Damage, Damage),
+    (TwoDrivers,),
+]
+ON_A_DISK: list[Sequence[type[Disturbance]]] = [
+    (FullDisk, DiskFillsUp),
+    (KillDriver, ReadOnly, BecomesReadOnly),
+]
+ON_RAY: list[Sequence[type[Disturbance]]] = [(KillWorker,), (KillNode,), (KillDriver, AskToStop)]
+
+
+def names(kinds: Sequence[type[Disturbance]]) -> str:
+    return "+".join(kind.__name__ for kind in kinds)
+
+
+@pytest.fixture(scope="module")
+def trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trials]:
+    with Trials(tmp_path_factory.mktemp("trials"), seed=1, campaigns=2) as drawn:
+        yield drawn
+
+
+@pytest.mark.parametrize("kinds", ANYWHERE, ids=names)
+def test_a_disturbed_run_comes_to_the_same(kinds: Sequence[type[Disturbance]], trials: Trials) -> None:
+    report = trials.run(ANYWHERE.index(kinds), 0, [kind() for kind in kinds])
+    assert report.wrong == [] and report.rows
+
+
+@pytest.mark.parametrize("kinds", ON_A_DISK, ids=names)
+def test_a_disk_without_room_or_rights_ends_in_one_sentence_and_costs_nothing(
+    kinds: Sequence[type[Disturbance]], trials: Trials, tmp_path: Path
+) -> None:
+    if not has_disks(tmp_path):
+        pytest.skip("needs root, for a disk of its own")
+    report = trials.run(100 + ON_A_DISK.index(kinds), 0, [kind() for kind in kinds])
+    assert report.wrong == [] and report.rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(20))
+def test_a_run_disturbed_at_random_comes_to_the_same(number: int, trials: Trials, tmp_path: Path) -> None:
+    if not has_disks(tmp_path):
+        pytest.skip("needs root, for disks of its own")
+    assert trials.run(number, 0).wrong == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kinds", ON_RAY, ids=names)
+def test_a_disturbed_run_on_ray_comes_to_the_same(kinds: Sequence[type[Disturbance]], trials: Trials) -> None:
+    report = trials.run(200 + ON_RAY.index(kinds), 2, [kind() for kind in kinds])
+    assert report.wrong == [] and report.rows
