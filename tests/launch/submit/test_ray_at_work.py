@@ -3,9 +3,12 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from command import Efface
@@ -62,6 +65,35 @@ def test_without_the_right_token_no_job_is_accepted(
     none = profile(ray={"address": head.address})
     assert "no token can be read there" in efface("submit", "ray", "demo", "--cluster", none).sentence
     assert head.jobs() == []
+
+
+class Open(BaseHTTPRequestHandler):
+    """A job server that asks for no token."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"[]")
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+
+def test_nothing_is_submitted_to_a_cluster_that_takes_jobs_from_anyone(
+    efface: Efface, profile: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text("secret")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Open) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        cluster = profile(ray={"address": address, "token_file": str(tmp_path / "token")})
+        said = efface("submit", "ray", "demo", "--cluster", cluster).sentence
+        server.shutdown()
+    assert said.startswith(f"the Ray cluster at {address} takes jobs from anyone who reaches it")
+    assert Open.asked == ["/api/jobs/"]
 
 
 def test_its_servers_are_on_loopback_alone(head: RayHead) -> None:
