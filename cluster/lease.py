@@ -126,10 +126,11 @@ def _holder(folder: Path) -> tuple[int, dict[str, Any] | None]:
         return 0, None
     except OSError as error:
         raise StorageError(f"{folder}: cannot be read ({error.strerror or error})") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         return max(numbers), None
-    whole = isinstance(content, dict) and isinstance(content.get("driver"), dict)
-    return max(numbers), content if whole and {*_me()} <= {*content["driver"]} else None
+    driver = content.get("driver") if isinstance(content, dict) else None
+    whole = isinstance(driver, dict) and {*_me()} <= {*driver} and type(driver["pid"]) is int and driver["pid"] > 0
+    return max(numbers), content if whole else None
 
 
 def _me() -> dict[str, Any]:

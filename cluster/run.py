@@ -182,7 +182,16 @@ def asked_to_stop(console: Console) -> Iterator[list[int]]:
 
 def _yaml(order: BaseModel) -> str:
     """What was asked for as it was understood, every default written out."""
-    return OmegaConf.to_yaml(OmegaConf.create(order.model_dump(mode="json")))
+    return OmegaConf.to_yaml(OmegaConf.create(_literal(order.model_dump(mode="json"))))
+
+
+def _literal(value: Any) -> Any:
+    """`value` with every `${` in it as text, for it is not to be resolved a second time."""
+    if isinstance(value, str):
+        return value.replace("${", "\\${")
+    if isinstance(value, dict):
+        return {key: _literal(inner) for key, inner in value.items()}
+    return [_literal(inner) for inner in value] if isinstance(value, list) else value
 
 
 def setting_of(run: Run) -> Setting:

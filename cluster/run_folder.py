@@ -338,6 +338,19 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 def _intact(record: dict[str, Any] | None) -> dict[str, Any] | None:
     """A record without its check, if it is what was once written."""
     try:
-        return record if record and record.pop("check", None) == content_id(record) else None
+        intact = record and record.pop("check", None) == content_id(record) and _names_outputs(record)
+        return record if intact else None
     except (ValueError, RecursionError):  # no JSON that was written here
         return None
+
+
+def _names_outputs(record: dict[str, Any]) -> bool:
+    """Whether a record says of each of its outputs, files beside it, how large it is and what its hash is."""
+    outputs = record.get("outputs")
+    return isinstance(outputs, dict) and all(
+        Path(name).name == name
+        and isinstance(output, dict)
+        and isinstance(output.get("bytes"), int)
+        and isinstance(output.get("sha256"), str)
+        for name, output in outputs.items()
+    )
