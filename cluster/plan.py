@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -105,8 +106,9 @@ class Plan:
     def part(self, number: int, parts: int) -> Plan:
         """Part `number` (1, …) of `parts`: whole chains of models with their shards, and a share of the base's."""
         share: dict[str, int] = {}
+        chains = itertools.count()
         for model in self.jobs:
-            share[model.folder] = share[model.after] if model.after else len(share) % parts
+            share[model.folder] = share[model.after] if model.after else next(chains) % parts
         mine = [model for model in self.jobs if share[model.folder] == number - 1]
         base = self.models[0]
         shards = {model.id: self.shards[model.id] for model in mine}

@@ -1,0 +1,258 @@
+"""Chains of requests: one model after another, each made from the one before and judged on all that was erased."""
+
+import io
+import json
+import random
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clocked import DONE, Clocked, Notes, everything
+from rich.console import Console
+from tiny_campaign import ESD, IMAGES_PER_PROMPT, UCE
+
+from efface.cluster.campaign import Campaign
+from efface.cluster.dispatch import dispatch, remaining
+from efface.cluster.plan import Model, Plan
+from efface.cluster.queue import Queue
+from efface.cluster.run import Run, carry_out, open_run, setting_of, summary
+from efface.cluster.run_folder import RunFolder, Work
+from efface.cluster.stand_in import StandIn, expected
+from efface.cluster.worker import Outcome, Worker
+from efface.errors import Stopped
+from efface.eval.table import read_table
+from efface.models.delta import Delta
+
+MakePlan = Callable[..., Plan]
+TARGETS = ["cat", "dog", "bus"]
+
+# Of four concepts, each the nearest of another, three are to go: what is adjacent to them cannot all be kept.
+NOT_ADJACENT = {
+    "images_per_prompt": IMAGES_PER_PROMPT,
+    "prompts_per_concept": {"adjacent": 0, "retain": 1},
+    "shard_size": 5,
+}
+
+
+def chains(**changes: Any) -> dict[str, Any]:
+    """What makes a campaign one of three requests, by two methods with two seeds."""
+    given = {"concepts": {"targets": TARGETS}, "seeds": [0, 1], "evaluation": NOT_ADJACENT}
+    return {"strategy": "continual", **given, **changes}
+
+
+@pytest.fixture
+def made(plan: MakePlan) -> Plan:
+    return plan(**chains())
+
+
+def of(plan: Plan, method: str, seed: int) -> list[Model]:
+    """The models of one chain in their order."""
+    return [model for model in plan.jobs if model.job and (model.job.method, model.job.seed) == (method, seed)]
+
+
+# the plan
+
+
+def test_each_request_is_a_job_that_knows_all_before_it_and_follows_the_last_of_them(made: Plan) -> None:
+    assert len(made.jobs) == 3 * 2 * 2
+    for method in ("uce", "esd"):
+        for seed in (0, 1):
+            chain = of(made, method, seed)
+            assert [model.job.concepts for model in chain if model.job] == [
+                ("cat",),
+                ("cat", "dog"),
+                ("cat", "dog", "bus"),
+            ]
+            assert chain[0].after is None and chain[0].job and chain[0].job.parent is None
+            for before, model in pairwise(chain):
+                assert model.after == before.folder and model.job and model.job.parent == before.id
+
+
+def test_stages_are_labelled_by_their_number_and_the_last_one_has_the_methods_name(made: Plan) -> None:
+    for method in ("uce", "esd"):
+        assert [model.label for model in of(made, method, 1)] == [f"{method} 1/3", f"{method} 2/3", method]
+
+
+def test_all_ids_are_different_and_those_of_chains_with_other_seeds_too(made: Plan) -> None:
+    assert len(set(everything(made))) == len(everything(made))
+
+
+def test_what_is_asked_later_changes_nothing_of_what_was_made_before(plan: MakePlan) -> None:
+    def ids(*targets: str) -> list[str]:
+        return [model.id for model in of(plan(**chains(concepts={"targets": list(targets)})), "esd", 0)]
+
+    whole = ids("cat", "dog", "bus")
+    assert ids("cat", "dog") == whole[:2] and ids("cat") == whole[:1]
+    other = ids("cat", "bus", "dog")
+    assert other[0] == whole[0] and not set(other[1:]) & set(whole)
+    assert not set(ids("dog", "cat", "bus")) & set(whole)
+
+
+def test_the_first_request_of_a_chain_is_not_the_job_of_the_concept_alone(plan: MakePlan) -> None:
+    alone = plan(**chains(strategy="single"))
+    assert not {model.id for model in alone.jobs} & {model.id for model in plan(**chains()).jobs}
+
+
+def test_every_stage_is_judged_on_all_erased_so_far_and_not_asked_to_have_kept_any(made: Plan) -> None:
+    for model in made.jobs:
+        assert model.job
+        asks = {a for shard in made.shards[model.id] for question in shard.questions for a in question.asks}
+        gone = set(model.job.concepts)
+        for axis in ("forget", "indirect", "adversarial"):
+            assert {ask.asked_concept for ask in asks if ask.axis == axis} == gone
+        assert {ask.concept for ask in asks if ask.axis == "retain"} == gone
+        assert not {ask.asked_concept for ask in asks if ask.axis == "retain"} & gone
+
+
+# what comes when
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 7, 30])
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_breaks_nothing_begins_before_its_parent_and_followers_of_the_failed_never(
+    seed: int, workers: int, made: Plan, tmp_path: Path
+) -> None:
+    chance = random.Random(f"{seed} {workers}")
+    folder = RunFolder(tmp_path / "run")
+    fates = [DONE] * 12 + [Outcome("failed", "no")] + [Outcome("fault", "broke"), Outcome("lost", worker_gone=True)] * 2
+
+    def fate(work: Work, attempt: int) -> Outcome:
+        return chance.choice(fates) if isinstance(work, Model) else DONE
+
+    executor = Clocked(made, workers, lambda work, attempt: chance.uniform(0.1, 9), fate)
+    dispatch(remaining(made, folder), folder, executor, [Notes()])  # `Clocked` looks that each parent is there
+    models = {model.folder: model for model in made.jobs}
+    for model in made.jobs:
+        before = models[model.after] if model.after else None
+        ended = executor.done.count(model.id)
+        assert ended == (0 if before and before.id not in executor.done else 0 if folder.failure(model) else 1)
+        shards = {shard.id for shard in made.shards[model.id]}
+        assert shards <= set(executor.done) if ended else not shards & set(executor.tries)
+        assert not (before and before.id not in executor.done and executor.tries[model.id])
+
+
+def test_a_chain_with_more_requests_to_come_goes_first(made: Plan) -> None:
+    short, long = of(made, "uce", 0), of(made, "esd", 1)
+    queue = Queue((), [*short[1:], *long], (), [made.models[0].id, short[0].id])
+    assert queue.take(None) == long[0]
+    assert queue.take(None) == short[1]
+    assert queue.take(None) is None and len(queue) == 3
+    queue.exists(short[1])
+    queue.exists(long[0])
+    assert [queue.take(None), queue.take(None)] == [long[1], short[2]]
+
+
+def test_one_worker_takes_all_first_requests_before_any_second(made: Plan) -> None:
+    queue = Queue((), made.jobs, (), [made.models[0].id])
+    firsts = [queue.take(None) for _ in range(4)]
+    assert {work.label for work in firsts if isinstance(work, Model)} == {"uce 1/3", "esd 1/3"}
+
+
+def test_a_chain_given_up_leaves_the_queue_with_all_that_would_follow(made: Plan) -> None:
+    chain, other = of(made, "esd", 0), of(made, "esd", 1)
+    shards = [shard for model in (*chain, *other) for shard in made.shards[model.id]]
+    queue = Queue((), [*chain, *other], shards, ())
+    assert queue.take(None) == chain[0]
+    queue.drop(chain[0])
+    assert len(queue) == len(other) + sum(len(made.shards[model.id]) for model in other)
+
+
+# carried out
+
+
+def run_here(run: Run, worker: Any = StandIn) -> None:
+    carry_out(run, 0, None, Console(file=io.StringIO()), worker)
+
+
+@pytest.fixture
+def run(campaign: Callable[..., Campaign], tmp_path: Path) -> Run:
+    return open_run(campaign(**chains()), tmp_path / "run")
+
+
+def test_a_failed_request_blocks_those_after_it_until_it_is_forgiven(run: Run) -> None:
+    chain = of(run.plan, "esd", 0)
+
+    class Unlucky(StandIn):
+        def run(self, work: Work) -> Outcome:
+            return Outcome("failed", "the loss is nan") if work == chain[1] else super().run(work)
+
+    run_here(run, Unlucky)
+    left = run.remaining
+    assert left.failed == [chain[1]] and left.blocked == [chain[2]] and left.nothing
+    assert chain[0].id in left.existing
+    told = summary(run)["jobs"]
+    assert told == {"all": 12, "done": 10, "failed": 1, "blocked": 1, "left": 0}
+    run.folder.forgive(chain[1])
+    left = run.remaining
+    assert left.jobs == [chain[1], chain[2]] and not left.blocked
+    run_here(run)
+    assert read_table(run.folder.table) == expected(run.plan, setting_of(run))
+
+
+def test_a_request_whose_judging_failed_blocks_nobody(run: Run) -> None:
+    run_here(run)
+    chain = of(run.plan, "esd", 0)
+    run.folder.fail(run.plan.shards[chain[0].id][0], "the judge broke", "")
+    left = run.remaining
+    assert left.failed == [chain[0]] and not left.blocked and {chain[1].id, chain[2].id} <= set(left.existing)
+
+
+# with real models
+
+LONGER = {**ESD, "config": {**ESD["config"], "steps": 4}}  # type: ignore[dict-item]
+
+
+@pytest.fixture
+def real(campaign: Callable[..., Campaign], tmp_path: Path) -> Run:
+    """Two requests by UCE and by ESD, on the tiny base."""
+    return open_run(
+        campaign(strategy="continual", concepts={"targets": ["cat", "bus"]}, methods=[UCE, LONGER]), tmp_path / "real"
+    )
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    kept = (path for path in root.rglob("*") if path.suffix in (".parquet", ".safetensors", ".png"))
+    return {str(path.relative_to(root)): path.read_bytes() for path in kept}
+
+
+def test_a_chain_of_real_models_is_scored_stage_by_stage_and_goes_on_inside_a_job(
+    real: Run, campaign: Callable[..., Campaign], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = open_run(
+        campaign(strategy="continual", concepts={"targets": ["cat", "bus"]}, methods=[UCE, LONGER]), tmp_path / "whole"
+    )
+    run_here(undisturbed, Worker)
+
+    monkeypatch.setattr("efface.cluster.worker.STOP_LOOKS", 0.0)
+    second = of(real.plan, "esd", 0)[1]
+    steps: list[int] = []
+    really = Worker._on_step
+
+    def on_step(self: Worker, model: Model, done: int, of_all: int, loss: float) -> None:
+        if model.id == second.id:
+            steps.append(done)
+            if steps == [1, 2]:
+                real.folder.wish_to_stop()
+        really(self, model, done, of_all, loss)
+
+    monkeypatch.setattr(Worker, "_on_step", on_step)
+    with pytest.raises(Stopped):
+        run_here(real, Worker)
+    assert real.folder.checkpoint(second).is_file() and second in real.remaining.jobs
+    assert not real.remaining.failed
+    run_here(real, Worker)
+    assert steps == [1, 2, 3, 4] and not real.folder.checkpoint(second).exists()
+    assert contents(real.folder.root) == contents(undisturbed.folder.root)
+
+    stages = json.loads(real.folder.scores.read_text())["stages"]
+    assert set(stages) == {"uce", "esd"}
+    assert [stage["request"] for stage in stages["esd"]["stages"]] == ["cat", "bus"]
+    assert stages["esd"]["stages"][1]["relapse"]
+    header = real.folder.stages("esd").read_text().splitlines()[0]
+    assert header.startswith("stage,label,request,err_mean") and "relapse_forget" in header
+    delta = Delta.load(real.folder.delta(second))
+    assert [entry["concepts"] for entry in delta.lineage] == [["cat"], ["bus"]]
+    rows = real.folder.leaderboard.read_text().splitlines()[1:]
+    assert {row.split(",")[0] for row in rows} == {"base", "uce", "esd"}

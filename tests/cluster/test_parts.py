@@ -1,0 +1,128 @@
+"""Parts of a run, for arrays of batch jobs: disjoint, together everything, and of any order or at once the same end."""
+
+import io
+import itertools
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from efface.cluster import run as running
+from efface.cluster.campaign import Campaign
+from efface.cluster.executors import InProcess
+from efface.cluster.plan import Plan
+from efface.cluster.run import Run, carry_out, carry_out_part, open_run, setting_of
+from efface.cluster.stand_in import StandIn, expected
+from efface.errors import UserError
+from efface.eval.table import read_table
+
+MakePlan = Callable[..., Plan]
+CHAINS = {"strategy": "continual", "concepts": {"targets": ["cat", "bus"]}, "seeds": [0, 1, 2]}
+
+
+def shard_ids(plan: Plan) -> list[str]:
+    return [shard.id for shards in plan.shards.values() for shard in shards]
+
+
+@pytest.mark.parametrize("changes", [{"seeds": [0, 1, 2]}, CHAINS], ids=["single", "continual"])
+@pytest.mark.parametrize("parts", [1, 2, 3, 5, 40])
+def test_parts_are_disjoint_and_together_everything(parts: int, changes: dict[str, Any], plan: MakePlan) -> None:
+    whole = plan(**changes)
+    found = [whole.part(number, parts) for number in range(1, parts + 1)]
+    jobs = [model.id for part in found for model in part.jobs]
+    assert sorted(jobs) == sorted(model.id for model in whole.jobs)
+    assert sorted(itertools.chain(*map(shard_ids, found))) == sorted(shard_ids(whole))
+    assert all(part.calibrations == whole.calibrations and part.models[0] == whole.models[0] for part in found)
+    assert all(shard.model in part.models for part in found for shards in part.shards.values() for shard in shards)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 4])
+def test_a_chain_is_never_torn_apart_and_chains_are_shared_out_evenly(parts: int, plan: MakePlan) -> None:
+    whole = plan(**CHAINS)
+    assert len(whole.jobs) == 2 * 2 * 3
+    chains = []
+    for number in range(1, parts + 1):
+        part = whole.part(number, parts)
+        folders = {model.folder for model in part.jobs}
+        assert all(model.after is None or model.after in folders for model in part.jobs)
+        chains.append(sum(model.after is None for model in part.jobs))
+    assert sum(chains) == 6 and max(chains) - min(chains) <= 1
+
+
+@pytest.fixture
+def run(campaign: Callable[..., Campaign], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run of 4 jobs whose workers in this process only pretend."""
+    monkeypatch.setattr(running, "InProcess", lambda setting, stopping, worker: InProcess(setting, stopping, StandIn))
+    return open_run(campaign(seeds=[0, 1]), tmp_path / "run")
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*given: object) -> InProcess:
+        raise AssertionError("a worker was started")
+
+    monkeypatch.setattr(running, "InProcess", start)
+
+
+@pytest.mark.parametrize("order", [[1, 2, 3], [3, 1, 2]])
+def test_after_all_parts_a_run_has_nothing_left_but_to_score(
+    order: list[int], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in order:
+        assert not run.folder.table.exists()
+        assert carry_out_part(run, number, 3, quiet()) == 0
+        part = run.plan.part(number, 3)
+        assert {model.id for model in part.jobs} <= set(run.folder.records(part.jobs))
+    no_work(monkeypatch)
+    carry_out(run, 0, None, quiet())
+    assert read_table(run.folder.table) == expected(run.plan, setting_of(run))
+    assert run.folder.leaderboard.is_file()
+
+
+def test_parts_side_by_side_come_to_the_same_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StandIn, "shard_seconds", 0.01)
+    failed: list[int] = []
+    threads = [
+        threading.Thread(target=lambda n=number: failed.append(carry_out_part(run, n, 2, quiet()))) for number in (1, 2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == [0, 0]
+    no_work(monkeypatch)
+    carry_out(run, 0, None, quiet())
+    assert read_table(run.folder.table) == expected(run.plan, setting_of(run))
+
+
+def test_a_part_does_only_its_own_and_only_what_is_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    carry_out_part(run, 2, 3, quiet())
+    mine = {model.id for model in run.plan.part(2, 3).jobs}
+    assert set(run.folder.records(run.plan.jobs)) == mine and len(mine) < len(run.plan.jobs)
+    no_work(monkeypatch)
+    assert carry_out_part(run, 2, 3, quiet()) == 0
+
+
+def test_a_part_says_how_many_of_its_jobs_have_failed(run: Run) -> None:
+    first, second = run.plan.part(1, 2).jobs[0], run.plan.part(2, 2).jobs[0]
+    run.folder.fail(first, "the loss is nan", "")
+    assert carry_out_part(run, 1, 2, quiet()) == 1
+    assert carry_out_part(run, 2, 2, quiet()) == 0
+    assert run.folder.record(second) and not run.folder.record(first)
+
+
+def test_parts_do_not_shut_each_other_out(run: Run) -> None:
+    carry_out_part(run, 1, 2, quiet())
+    assert not (run.folder.root / "leases").exists()
+
+
+@pytest.mark.parametrize(("number", "parts"), [(0, 3), (4, 3), (1, 0), (-1, 3)])
+def test_a_part_that_is_none_is_told_in_a_sentence(number: int, parts: int, run: Run) -> None:
+    with pytest.raises(UserError, match=f"--part {number}/{parts}: should be "):
+        carry_out_part(run, number, parts, quiet())
