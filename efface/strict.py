@@ -80,7 +80,7 @@ def find_config(folder: str, name: str | Path) -> Path:
                 return path
     except OSError:
         pass  # a name too long for the file system is no file, and no shipped name either
-    what = {"bases": "base", "campaigns": "campaign"}.get(folder, folder.removesuffix("s"))
+    what = {"bases": "base", "searches": "search"}.get(folder, folder.removesuffix("s"))
     raise UserError(f"unknown {what} '{name}': {did_you_mean(str(name), shipped(folder))}")
 
 
