@@ -53,8 +53,8 @@ class Work(Strict):
 def run_member(work: Work, on_step: OnStep | None = None) -> dict[str, Any]:
     """This process's part of the work; the first of the gang saves the delta. The metrics of `run_job`.
 
-    All members call it, each in a process of its own that does nothing else with torch.distributed. Raises what
-    `run_job` raises; Stopped in all members where one of them was told to stop.
+    All members call it, each in a process of its own. Raises what `run_job` raises; Stopped in all members where one
+    of them was told to stop.
     """
     with gang():
         parent = Delta.load(work.parent) if work.parent else None
@@ -79,8 +79,12 @@ def run_member(work: Work, on_step: OnStep | None = None) -> dict[str, Any]:
 
 @contextmanager
 def gang() -> Iterator[None]:
-    """The process group that torchrun's variables tell of; none where there is one process."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """The process group that torchrun's variables tell of; none where there is one process, or a group already.
+
+    Work done one after another goes within one `gang()`: a second group at the same port can meet what is left of the
+    first.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
         yield
         return
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)

@@ -18,7 +18,7 @@ from efface.errors import UserError
 from efface.models.base import Base
 from efface.models.delta import Delta
 from efface.train.job import Job, run_job
-from efface.train.launched import Work, main, run_member
+from efface.train.launched import Work, gang, main, run_member
 
 QuickJob = Callable[..., Job]
 
@@ -52,13 +52,14 @@ def killed(rank: int, work: Work) -> None:
 
 def taken_up(rank: int, work: Work) -> None:
     seen: list[int] = []
-    metrics = run_member(work, lambda done, *_: seen.append(done))
-    assert seen == [3, 4] and len(metrics["losses"]) == 4
-    uninterrupted = work.model_copy(update={"out": work.out.with_name("whole.safetensors"), "checkpoint": None})
-    assert run_member(uninterrupted)["losses"] == metrics["losses"]
-    odd = work.job.model_copy(update={"config": {**work.job.config, "gradient_accumulation_steps": 3}})
-    with pytest.raises(UserError, match="gradient_accumulation_steps is 3, which 2 processes cannot share"):
-        run_member(work.model_copy(update={"job": odd}))
+    with gang():
+        metrics = run_member(work, lambda done, *_: seen.append(done))
+        assert seen == [3, 4] and len(metrics["losses"]) == 4
+        uninterrupted = work.model_copy(update={"out": work.out.with_name("whole.safetensors"), "checkpoint": None})
+        assert run_member(uninterrupted)["losses"] == metrics["losses"]
+        odd = work.job.model_copy(update={"config": {**work.job.config, "gradient_accumulation_steps": 3}})
+        with pytest.raises(UserError, match="gradient_accumulation_steps is 3, which 2 processes cannot share"):
+            run_member(work.model_copy(update={"job": odd}))
 
 
 def test_a_gang_that_lost_a_member_ends_bit_for_bit_where_another_does_and_near_one_process(
