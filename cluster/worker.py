@@ -90,6 +90,7 @@ class Worker:
         """
         import torch
 
+        from efface.models.attention import set_attention
         from efface.models.base import load_base
 
         torch.set_num_threads(setting.cpus)
@@ -106,6 +107,8 @@ class Worker:
                 f"base '{setting.base.name}' has fingerprint {self.base.fingerprint[:16]} on this node, "
                 f"and {setting.base_id[:16]} where the campaign was planned"
             )
+        attention = setting.setup.get("attention")
+        self._attention = {"attention": set_attention(self.base.unet, attention)["used"]} if attention else {}
         self._judges: dict[str, Judge] = {}
         self._resident = self.base.fingerprint[:16]
         self._stopping = stopping or (lambda: self.folder.wish() != setting.wish)
@@ -273,7 +276,7 @@ class Worker:
                 raise JobFailure("cancelled")
 
     def _cost(self, start: float) -> dict[str, Any]:
-        return {"seconds": time.perf_counter() - start, "device": self.device_name}
+        return {"seconds": time.perf_counter() - start, "device": self.device_name, **self._attention}
 
     def _kept(self, model: Model, outcome: Outcome, printed: str) -> Outcome:
         """The outcome, once the log of the job's training is kept beside it."""

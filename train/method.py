@@ -89,9 +89,10 @@ class Task:
     """What a method is asked to do."""
 
     base: Base
-    """The frozen original, which is the teacher."""
+    """The frozen original (in a chain, with the delta of the request before in place), which is the teacher."""
     concepts: tuple[Concept, ...]
-    """The concepts to forget, in the order asked; one for the strategy `single`."""
+    """The concepts to forget, in the order asked; one for `single`; of a chain the newest, or all where equations are
+    solved anew."""
     concept_set: ConceptSet
     """Where the concepts' anchors, adjacent and retained concepts are found."""
     seed: int

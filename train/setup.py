@@ -23,7 +23,7 @@ class Setup(Strict):
     """The means of a job: memory, kernels, the split over processes, and what is logged."""
 
     gradient_checkpointing: bool = Field(
-        False, description="compute activations again in the backward pass: a quarter more work, a tenth of the memory"
+        False, description="compute activations again in the backward pass: a quarter more work, a quarter of the activations"
     )
     attention: Backend | None = Field(
         None, description="kernel of the attention (`models/attention.py`); null: as it is in the base"
@@ -58,8 +58,9 @@ def arranged(
     """
     processors = dict(teacher.attn_processors)
     if setup.attention is not None:
-        set_attention(student, setup.attention)
-        set_attention(teacher, setup.attention)
+        dtype = torch.bfloat16 if precision == "bf16" else None  # some kernels know no fp32
+        set_attention(student, setup.attention, dtype)
+        set_attention(teacher, setup.attention, dtype)
     if setup.gradient_checkpointing:
         student.enable_gradient_checkpointing()
     originals = {parameter: parameter.data for parameter in teacher.parameters()}
