@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -126,6 +127,39 @@ def test_another_campaign_in_the_same_folder_is_refused_with_the_difference(
     with pytest.raises(UserError, match=r"another order \(there: name: tiny; asked for now: name: other\)"):
         open_run(campaign(name="other"), folder.root)
     assert folder.campaign.read_bytes() == before
+
+
+def test_how_a_campaign_is_carried_out_may_change_between_starts(
+    campaign: Callable[..., Campaign], folder: RunFolder
+) -> None:
+    before = open_run(campaign(), folder.root)
+    changed = campaign(
+        resources={"cpus": 2}, limits={"job_seconds": 60, "checkpoint_steps": 7}, setup={"tracker": None}
+    )
+    after = open_run(changed, folder.root)
+    assert after.limits.job_seconds == 60 and after.plan.resources.cpus == 2
+    assert [model.id for model in after.plan.models] == [model.id for model in before.plan.models]
+    assert reopen_run(folder.root).limits == changed.limits  # the last start counts
+    open_run(campaign(), folder.root)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"seeds": [0, 1]}, "asked for now: - 1"),
+        ({"strategy": "multi"}, "there: strategy: single; asked for now: strategy: multi"),
+        ({"evaluation": {"images_per_prompt": 3}}, "images_per_prompt: 3"),
+        ({"methods": [{"method": "uce"}], "limits": {"job_seconds": 9}}, "asked for now: nothing more"),
+    ],
+)
+def test_what_a_campaign_asks_for_may_not(
+    changes: dict[str, Any], told: str, campaign: Callable[..., Campaign], folder: RunFolder
+) -> None:
+    open_run(campaign(), folder.root)
+    with pytest.raises(UserError, match="another order") as refused:
+        open_run(campaign(**changes), folder.root)
+    assert "give --out another folder" in str(refused.value)
+    assert told in str(refused.value)
 
 
 @pytest.mark.parametrize("place", ["", "/under/it"])

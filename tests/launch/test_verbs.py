@@ -1,0 +1,217 @@
+"""The verbs of a run: status, logs, cancel, retry, gc and parts, while it runs and after."""
+
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from command import Efface
+from rich.console import Console
+from tiny_campaign import ESD, IMAGES_PER_PROMPT, PROMPTS, UCE
+
+from efface.cluster import run as running
+from efface.cluster.campaign import read_campaign
+from efface.cluster.run import Run, carry_out, open_run, reopen_run
+from efface.cluster.stand_in import StandIn
+from efface.errors import Stopped
+from efface.eval.table import read_table
+
+IMAGES = PROMPTS * IMAGES_PER_PROMPT
+CampaignFile = Callable[..., Path]
+
+
+@pytest.fixture
+def done(finished: Path, tmp_path: Path) -> Run:
+    """A finished campaign of one UCE job in a folder that the test may spoil."""
+    shutil.copytree(finished, tmp_path / "run")
+    return reopen_run(tmp_path / "run")
+
+
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*given: object) -> None:
+        raise AssertionError("a worker was started")
+
+    monkeypatch.setattr(running, "InProcess", start)
+
+
+def test_a_job_given_up_alone_is_left_out_until_it_is_retried(
+    efface: Efface, campaign_file: CampaignFile, tmp_path: Path
+) -> None:
+    root, file = tmp_path / "run", campaign_file(methods=[UCE, ESD])
+    uce, esd = open_run(read_campaign(file), root).plan.jobs
+    said = efface("cancel", root, "esd")
+    assert (
+        said.code == 0 and said.out == f"{esd.folder} is given up; `efface retry {root} {esd.id}` takes it up again\n"
+    )
+
+    said = efface("run", file, "--out", root, "--workers", 0)
+    assert said.code == 1 and "cancelled" in said.out
+    assert set(read_table(root / "table.parquet")["method"].to_pylist()) == {"base", "uce"}
+    told = json.loads(efface("status", root, "--json").out)
+    assert told["jobs"] == {"all": 2, "done": 1, "failed": 1, "blocked": 0, "left": 0}
+    assert [failure["reason"] for failure in told["failures"]] == ["cancelled"]
+
+    assert efface("retry", root, uce.id[:6], "--workers", 0).sentence == f"{root}: job {uce.folder} has not failed"
+    said = efface("retry", root, esd.id, "--workers", 0)
+    assert said.code == 0 and "esd" in said.out
+    assert set(read_table(root / "table.parquet")["method"].to_pylist()) == {"base", "uce", "esd"}
+
+
+def test_a_job_given_up_while_it_is_trained_ends_alone(
+    efface: Efface, campaign_file: CampaignFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from efface.cluster.worker import Worker
+    from efface.launch.campaigns import cancel
+
+    monkeypatch.setattr("efface.cluster.worker.STOP_LOOKS", 0.0)
+    root = tmp_path / "run"
+    really, steps = Worker._on_step, []
+
+    def on_step(self: Worker, model: object, done: int, of_all: int, loss: float) -> None:
+        steps.append(done)
+        if steps == [1]:
+            cancel(str(root), "esd")
+        really(self, model, done, of_all, loss)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Worker, "_on_step", on_step)
+    said = efface("run", campaign_file(methods=[ESD, UCE]), "--out", root, "--workers", 0)
+    assert said.code == 1 and steps == [1] and "cancelled" in said.out
+    assert set(read_table(root / "table.parquet")["method"].to_pylist()) == {"base", "uce"}
+    said = efface("retry", root, "--failed", "--workers", 0)
+    assert said.code == 0 and steps == [1, 1, 2]
+
+
+def test_a_finished_job_is_not_given_up(efface: Efface, done: Run) -> None:
+    (job,) = done.plan.jobs
+    assert efface("cancel", done.folder.root, "uce").sentence == (
+        f"{done.folder.root}: job {job.folder} is finished already"
+    )
+    assert done.remaining.nothing and not done.remaining.failed
+
+
+def test_a_wish_where_nobody_works_is_told_as_such(efface: Efface, done: Run) -> None:
+    said = efface("cancel", done.folder.root)
+    assert said.code == 0 and said.out.startswith("nobody is at work on it")
+
+
+def test_logs_tell_what_happened_what_was_printed_and_why_it_failed(
+    efface: Efface, campaign_file: CampaignFile, tmp_path: Path
+) -> None:
+    hot = {"method": "esd", "config": {"steps": 4, "learning_rate": 1e30, "rollout_steps": 3}}
+    root = tmp_path / "run"
+    file = campaign_file(methods=[hot, UCE], seeds=[0, 1])
+    assert efface("run", file, "--out", root, "--workers", 0).code == 1
+    esd, other, uce, _ = reopen_run(root).plan.jobs
+    for name in (esd.id, esd.id[:10], esd.folder):
+        said = efface("logs", root, name)
+        lines = said.out.splitlines()
+        assert said.code == 0 and "worker 0  training started" in lines[0]
+        assert "training ended: failed after " in lines[1] and "probably too high" in lines[1]
+        assert "step 1 of 4, loss " in said.out and "failed (training): " in said.out
+    said = efface("logs", root, uce.id)
+    assert "training ended: done after" in said.out and "shard 0 ended: done after" in said.out
+    assert "failed" not in said.out
+    assert efface("logs", root, "esd").sentence == (
+        f"'esd' could be 2 jobs ({esd.folder}, {other.folder}), give more of it"
+    )
+
+
+def test_clearing_a_run_says_what_goes_and_nothing_is_done_again(
+    efface: Efface, done: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = done.folder.root
+    (job,) = done.plan.jobs
+    efface("gc", root)
+    done.folder.checkpoint(job).write_bytes(b"x" * 1234)
+    said = efface("gc", root, "--dry-run")
+    assert said.code == 0 and "1,234 bytes  checkpoints of finished jobs" in said.out
+    assert said.out.splitlines()[-1].endswith("1,234 bytes in all would be removed")
+    assert done.folder.checkpoint(job).exists()
+    said = efface("gc", root)
+    assert said.out.splitlines()[-1].endswith("1,234 bytes in all removed") and not done.folder.checkpoint(job).exists()
+    no_work(monkeypatch)
+    assert efface("run", done.folder.campaign, "--out", root, "--workers", 0).code == 0
+
+
+def test_parts_of_a_run_and_then_the_run(
+    efface: Efface, campaign_file: CampaignFile, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, file = tmp_path / "run", campaign_file(methods=[UCE])
+    for part in ("2/2", "1/2"):
+        assert efface("run", file, "--out", root, "--part", part).code == 0
+        assert not (root / "table.parquet").exists()
+    no_work(monkeypatch)
+    said = efface("run", file, "--out", root, "--workers", 0)
+    assert said.code == 0 and "uce" in said.out
+    assert (root / "table.parquet").read_bytes() == (finished / "table.parquet").read_bytes()
+
+
+class Slow(StandIn):
+    job_seconds = 600.0
+
+
+def _drive(file: Path, root: Path) -> None:
+    try:
+        carry_out(open_run(read_campaign(file), root), 0, None, Console(file=io.StringIO()), Slow)
+    except Stopped:
+        os._exit(130)
+
+
+@pytest.fixture
+def at_work(campaign_file: CampaignFile, tmp_path: Path) -> Iterator[multiprocessing.process.BaseProcess]:
+    """Another process that works on the run in `tmp_path / "run"`, and would for an hour."""
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=_drive, args=(campaign_file(methods=[ESD]), tmp_path / "run"), daemon=True)
+    process.start()
+    end = time.monotonic() + 60
+    while not [1 for p in tmp_path.glob("run/logs/*") if '"work": "job"' in p.read_text()]:
+        assert process.is_alive() and time.monotonic() < end
+        time.sleep(0.05)
+    yield process
+    process.kill()
+    process.join()
+
+
+def test_while_a_run_is_at_work(
+    efface: Efface, at_work: multiprocessing.process.BaseProcess, campaign_file: CampaignFile, tmp_path: Path
+) -> None:
+    root, driver = tmp_path / "run", f"(process {at_work.pid})"
+    said = efface("status", root)
+    assert said.code == 0
+    first, second, third = said.out.splitlines()
+    assert first.startswith(f"tiny: jobs 0/1, images 0/{2 * IMAGES}")
+    assert driver in second and second.endswith("is at work")
+    assert third.strip().startswith("worker 0  job esd: cat  since ") and third.endswith(" UTC")
+    told = json.loads(efface("status", root, "--json").out)
+    assert driver in told["driver"] and len(told["running"]) == 1 and told["jobs"]["left"] == 1
+
+    for command in (["run", campaign_file(methods=[ESD]), "--out", root, "--workers", 0], ["gc", root]):
+        sentence = efface(*command).sentence
+        assert sentence.startswith(f"{root}: a driver on ") and f"{driver} is at work on this run" in sentence
+
+    said = efface("cancel", root)
+    assert said.code == 0 and f"{driver} has been asked to stop" in said.out
+
+
+def test_a_run_that_is_cancelled_from_elsewhere_lays_its_work_down(
+    efface: Efface, campaign_file: CampaignFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Slow, "job_seconds", 6.0)
+    context = multiprocessing.get_context("fork")
+    root = tmp_path / "run"
+    process = context.Process(target=_drive, args=(campaign_file(methods=[ESD]), root), daemon=True)
+    process.start()
+    end = time.monotonic() + 60
+    while not [1 for p in root.glob("logs/*") if '"work": "job"' in p.read_text()]:
+        assert process.is_alive() and time.monotonic() < end
+        time.sleep(0.05)
+    efface("cancel", root)
+    process.join(60)
+    assert process.exitcode == 130
+    assert list(root.glob("jobs/*/checkpoint.safetensors")) and not list(root.glob("jobs/*/failure.json"))
+    assert "nobody is at work on it" in efface("status", root).out
