@@ -83,7 +83,11 @@ def _keep(pipe: Connection, scratch: str) -> None:
 
     cluster, nodes = Cluster(), []
     while True:
-        what, *of = pipe.recv()
+        try:
+            what, *of = pipe.recv()
+        except EOFError:  # whoever wanted the cluster is no more
+            cluster.shutdown()
+            return
         try:
             answer: Any = None
             if what == "head":

@@ -209,7 +209,7 @@ class TwoDrivers(Disturbance):
         self._told = told
 
     def after(self, scene: Scene, code: int) -> None:
-        second = self._second.wait(120)
+        second = self._second.wait(600)
         assert (code, second) in {(0, REFUSED), (REFUSED, 0), (0, 0)}, f"two drivers ended with {code} and {second}"
         if second == REFUSED:
             assert "is at work on this run" in self._told.read_text()

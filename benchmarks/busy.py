@@ -1,0 +1,190 @@
+"""How busy 64 GPUs are kept, and what a large plan costs the driver; `python benchmarks/busy.py`, about ten minutes.
+
+The GPUs are invented: eight nodes of Ray on loopback with eight each, and workers that take ten seconds for a shard.
+Busy is the workers' time in shards over 64 times the time from the first shard's start to the last one's end; starting
+64 Python processes on the few cores of this machine is left out, so no work begins before all are up. The driver's
+memory is measured with 100,000 shards that end at once. Writes benchmarks/results/busy.json.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+from plan import large_campaign
+from record import write_result
+from rich.console import Console
+from scan import SHARDS, cut
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "cluster"))
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+
+from chaos_cluster import NodesOnLoopback
+
+import efface.cluster.run as running
+from efface.cluster.campaign import Campaign, read_campaign
+from efface.cluster.dispatch import Dispatch, Remaining
+from efface.cluster.executors import RayActors
+from efface.cluster.expand import plan_campaign
+from efface.cluster.journal import Journal, read_journal
+from efface.cluster.metrics import Metrics
+from efface.cluster.plan import Plan
+from efface.cluster.run import Run
+from efface.cluster.run_folder import RunFolder, Work
+from efface.cluster.stand_in import StandIn
+from efface.cluster.worker import Outcome
+
+NODES, GPUS_EACH = 8, 8
+GPUS = NODES * GPUS_EACH
+ROUNDS = 20.3
+"""Shards for each GPU: no whole number, so that the end is ragged."""
+
+
+class TenSeconds(StandIn):
+    shard_seconds = 10.0
+
+
+class AllAtOnce(RayActors):
+    """No work before all workers are up."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._up: list[int] = []
+        self._begun = False
+
+    def arrived(self) -> list[int]:
+        if self._begun:
+            return super().arrived()
+        self._up += super().arrived()
+        self._begun = len(self._up) == self.workers
+        return self._up if self._begun else []
+
+
+def many_shards(shards: int) -> Plan:
+    """Shards of one image each, all of the base: workers need no torch for those."""
+    campaign = read_campaign("demo", ["evaluation.shard_size=1", "evaluation.images_per_prompt=100"])
+    data = {**campaign.model_dump(mode="json"), "resources": {"cpus": 1, "gpus": 1}}
+    plan = plan_campaign(Campaign.model_validate(data))
+    base = plan.models[0]
+    return replace(plan, models=(base,), shards={base.id: plan.shards[base.id][:shards]})
+
+
+def busy(gpus: int, shards: int) -> dict[str, Any]:
+    """Carried out by the whole of `efface.cluster.run`, journal and records included."""
+    plan = many_shards(shards)
+    assert plan.shard_count == shards, plan.shard_count
+    running.RayActors = AllAtOnce  # type: ignore[misc]
+    with tempfile.TemporaryDirectory(prefix="busy-") as root:
+        run = Run(plan, RunFolder(Path(root, "run")))
+        with NodesOnLoopback(NODES, num_cpus=GPUS_EACH, num_gpus=GPUS_EACH) as cluster:
+            running.carry_out(run, gpus, cluster.address, Console(file=io.StringIO()), TenSeconds)
+        ended = [event for event in read_journal(run.folder) if event["event"] == "ended" and event["work"] == "shard"]
+        records = run.folder.records(plan.shards[plan.models[0].id])
+    at = [_seconds(event["time"]) for event in ended]
+    work = sum(record["seconds"] for record in records.values())
+    first = min(end - event["seconds"] for end, event in zip(at, ended, strict=True))
+    makespan = max(at) - first
+    return {
+        "gpus": gpus,
+        "workers_used": len({event["worker"] for event in ended}),
+        "shards": shards,
+        "states": sorted({event["state"] for event in ended}),
+        "work_seconds": round(work, 1),
+        "makespan": round(makespan, 1),
+        "busy": round(work / (gpus * makespan), 4),
+    }
+
+
+def _seconds(moment: str) -> float:
+    from datetime import datetime
+
+    return datetime.fromisoformat(moment).timestamp()
+
+
+class Instant:
+    """An executor whose work ends at once."""
+
+    depth = 2
+    processes = 1
+    gangs = None
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._arrived = list(range(workers))
+        self._ended: list[tuple[int, Work, Outcome]] = []
+
+    def arrived(self) -> list[int]:
+        arrived, self._arrived = self._arrived, []
+        return arrived
+
+    def submit(self, worker: int, work: Work) -> None:
+        self._ended.append((worker, work, Outcome("done")))
+
+    def gather(self, idle: Sequence[int]) -> list[int] | None:
+        return list(idle[:1])
+
+    def submit_job(self, workers: Sequence[int], work: Work) -> None:
+        self.submit(workers[0], work)
+
+    def outcomes(self, timeout: float) -> Iterator[tuple[int, Work, Outcome]]:
+        ended, self._ended = self._ended, []
+        yield from ended
+
+    def replace(self, worker: int) -> bool:
+        return False
+
+    def clock(self) -> float:
+        return time.monotonic()
+
+    def close(self) -> None:
+        pass
+
+
+def memory(shards: int) -> dict[str, Any]:
+    """Of a driver that plans and dispatches so many shards, with its journal and metrics. Bytes."""
+    before = psutil.Process().memory_info().rss
+    tracemalloc.start()
+    start = time.perf_counter()
+    plan = cut(plan_campaign(large_campaign(), fetch=False), shards)
+    left = Remaining(
+        list(plan.calibrations),
+        list(plan.jobs),
+        [shard for of_model in plan.shards.values() for shard in of_model],
+        [plan.models[0].id],
+    )
+    with tempfile.TemporaryDirectory(prefix="busy-") as root:
+        folder, executor = RunFolder(root), Instant(GPUS)
+        with contextlib.closing(Journal(folder)) as journal:
+            watchers = [journal, Metrics(plan, left, executor.workers)]
+            Dispatch(left, folder, executor, watchers, running.Limits(), lambda: False).run()
+    seconds = time.perf_counter() - start
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    rss = psutil.Process().memory_info().rss
+    found = {"shards": plan.shard_count, "jobs": len(plan.jobs), "seconds_traced": round(seconds, 1)}
+    return {**found, "python_peak": peak, "rss": rss, "rss_before_planning": before}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gpus", type=int, default=GPUS, help="of the 64, as many as are used")
+    gpus = parser.parse_args().gpus
+    of_driver = memory(SHARDS)
+    print(f"driver with {of_driver['shards']:,} shards: {of_driver['rss'] / 2**20:.0f} MiB resident, ", end="")
+    print(f"{of_driver['python_peak'] / 2**20:.0f} MiB of Python objects at most", flush=True)
+    of_gpus = busy(gpus, int(gpus * ROUNDS))
+    print(f"{of_gpus['shards']:,} shards of 10 s on {gpus} GPUs: busy {of_gpus['busy']:.1%} of {of_gpus['makespan']} s")
+    print(write_result("busy", {"gpus": of_gpus, "driver": of_driver}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""What a campaign adds to a job: `python benchmarks/overhead.py` writes benchmarks/results/overhead.json, in minutes.
+
+The same jobs of the miniature, UCE and two steps of ESD, are done by calling `run_job` and by a warm Ray worker through
+`dispatch`, which also saves the delta, measures the change of the weights and writes record, log and journal. Overhead
+is the difference of the medians of ten.
+"""
+
+import contextlib
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from record import write_result
+
+from efface.cluster.campaign import Campaign, read_campaign
+from efface.cluster.dispatch import Remaining, dispatch
+from efface.cluster.executors import RayActors
+from efface.cluster.journal import Journal
+from efface.cluster.plan import Model
+from efface.cluster.run import Run, open_run, setting_of
+from efface.cluster.run_folder import Work
+from efface.cluster.worker import Outcome
+from efface.models.base import load_base
+from efface.strict import parse
+from efface.train.job import run_job
+
+JOBS = 10
+METHODS = [
+    {"method": "uce", "preset": "miniature"},
+    {"method": "esd", "preset": "miniature", "config": {"steps": 2}},
+]
+
+
+class Ends:
+    """A watcher that notes when jobs end."""
+
+    def __init__(self) -> None:
+        self.at: list[float] = []
+
+    def started(self, worker: int, work: Work) -> None:
+        pass
+
+    def ended(self, worker: int, work: Work, outcome: Outcome, again: bool) -> None:
+        assert outcome.state == "done", outcome
+        self.at.append(time.perf_counter())
+
+    def tick(self) -> None:
+        pass
+
+
+def one_more(method: dict[str, Any]) -> Campaign:
+    """A campaign of one job more than is measured, for the first one warms up."""
+    data = read_campaign("demo").model_dump(mode="json")
+    changes = {"methods": [method], "concepts": {"targets": ["cat"]}, "seeds": list(range(JOBS + 1))}
+    return parse(Campaign, {**data, **changes}, "overhead")
+
+
+def through_dispatch(run: Run) -> list[float]:
+    """Seconds from the end of one job to the end of the next."""
+    ends = Ends()
+    left = Remaining(jobs=list(run.plan.jobs))
+    with contextlib.closing(RayActors(setting_of(run), 1)) as executor, contextlib.closing(Journal(run.folder)) as log:
+        dispatch(left, run.folder, executor, [ends, log])
+    return [after - before for before, after in zip(ends.at, ends.at[1:], strict=False)]
+
+
+def called(run: Run, models: tuple[Model, ...]) -> list[float]:
+    """Seconds of the bare function for each job but the first."""
+    torch.set_num_threads(run.plan.resources.cpus)
+    base = load_base(run.plan.base)
+    seconds = []
+    with tempfile.TemporaryDirectory(prefix="overhead-") as cache:
+        for model in models:
+            assert model.job
+            start = time.perf_counter()
+            run_job(model.job, base, run.plan.concept_set, cache=Path(cache))
+            seconds.append(time.perf_counter() - start)
+    return seconds[1:]
+
+
+def measure(method: dict[str, Any]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="overhead-") as root:
+        run = open_run(one_more(method), Path(root, "run"))
+        bare = called(run, run.plan.jobs)
+        whole = through_dispatch(run)
+    medians = {"called": statistics.median(bare), "through_dispatch": statistics.median(whole)}
+    overhead = medians["through_dispatch"] - medians["called"]
+    rounded = {name: round(value, 4) for name, value in {**medians, "overhead": overhead}.items()}
+    return {**rounded, "ratio": round(medians["through_dispatch"] / medians["called"], 3), "jobs": len(whole)}
+
+
+def main() -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    found = {}
+    for method in METHODS:
+        found[method["method"]] = of = measure(method)
+        print(
+            f"{method['method']}: {of['called']:.3f} s called, {of['through_dispatch']:.3f} s through dispatch, ",
+            end="",
+        )
+        print(f"{of['overhead']:.3f} s more ({of['ratio']:.2f} x)", flush=True)
+    print(write_result("overhead", found, load=[round(load, 1) for load in os.getloadavg()]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""How long a resume looks at 100,000 finished shards; `python benchmarks/scan.py` writes benchmarks/results/scan.json.
+
+The records of the campaign of `plan.py`, as far as it has so many shards, are written first, with small outputs of the
+right size and hash. What is timed is `remaining`: everything a driver does before it knows what is left.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from plan import large_campaign
+from record import write_result
+
+from efface.cluster.dispatch import remaining
+from efface.cluster.expand import plan_campaign
+from efface.cluster.plan import Plan, Shard
+from efface.cluster.run_folder import RunFolder, Work
+from efface.files import content_id
+
+SHARDS = 100_000
+OUTPUT = b"0" * 64
+REPEATS = 3
+
+
+def main() -> None:
+    plan = cut(plan_campaign(large_campaign(), fetch=False), SHARDS)
+    with tempfile.TemporaryDirectory(prefix="scan-") as root:
+        folder = RunFolder(root)
+        finish_all(plan, folder)
+        seconds = []
+        for _ in range(REPEATS):
+            start = time.perf_counter()
+            left = remaining(plan, folder)
+            seconds.append(round(time.perf_counter() - start, 2))
+            assert left.nothing
+        size = sum(1 for _ in Path(root).rglob("*"))
+        shutil.rmtree(root, ignore_errors=True)
+        Path(root).mkdir()
+    found = {"jobs": len(plan.jobs), "shards": plan.shard_count, "files_and_folders": size, "seconds": seconds}
+    print(f"{plan.shard_count:,} finished shards of {len(plan.jobs):,} jobs: {min(seconds):.2f} s")
+    print(write_result("scan", found))
+
+
+def cut(plan: Plan, shards: int) -> Plan:
+    """The first models of a plan that have so many shards together; every image a shard of its own."""
+    kept: dict[str, tuple[Shard, ...]] = {}
+    count = 0
+    for model in plan.models:
+        parts = [
+            replace(shard, index=index, questions=(question,), id=content_id([shard.id, index]))
+            for shard in plan.shards[model.id]
+            for index, question in enumerate(shard.questions, 1000 * shard.index)
+        ]
+        kept[model.id] = tuple(parts[: shards - count])
+        count += len(kept[model.id])
+        if count == shards:
+            break
+    return replace(plan, models=tuple(model for model in plan.models if model.id in kept), shards=kept)
+
+
+def finish_all(plan: Plan, folder: RunFolder) -> None:
+    """Records and outputs of everything, written without the flushing to disk that a run does."""
+    sha256 = hashlib.sha256(OUTPUT).hexdigest()
+    for trial in plan.calibrations:
+        finish(folder, trial, [folder.calibration(trial)], sha256)
+    for model in plan.jobs:
+        finish(folder, model, [folder.delta(model)], sha256)
+    for shards in plan.shards.values():
+        for shard in shards:
+            finish(folder, shard, [folder.verdicts(shard), folder.images(shard)], sha256)
+
+
+def finish(folder: RunFolder, work: Work, outputs: list[Path], sha256: str) -> None:
+    outputs[0].parent.mkdir(parents=True, exist_ok=True)
+    for path in outputs:
+        path.write_bytes(OUTPUT)
+    kept = {path.name: {"sha256": sha256, "bytes": len(OUTPUT)} for path in outputs}
+    record = {"id": work.id, "outputs": kept, "images": 1, "seconds": 1.0, "device": "none"}
+    folder._record(work).write_text(json.dumps({**record, "check": content_id(record)}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
