@@ -21,15 +21,16 @@ def as_path(place: str | Path) -> Path:
     """A local path, or a URL such as `s3://bucket/folder` with the same methods. Raises StorageError."""
     if not isinstance(place, str):
         return place
-    if "://" not in place:
+    if not re.match("[A-Za-z][A-Za-z0-9+.-]*://", place):
         return Path(place)
     from efface.store import StorePath
 
     try:
         # A listing that is kept would hide what other processes have written since.
-        return cast(Path, StorePath(place, use_listings_cache=False))
+        path = StorePath(place, use_listings_cache=False)
     except (ImportError, ValueError) as error:
         raise StorageError(f"{place}: cannot be opened ({str(error).splitlines()[0]})") from None
+    return Path(path.path) if path.protocol in ("file", "local") else cast(Path, path)
 
 
 def is_remote(path: Path) -> bool:

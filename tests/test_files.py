@@ -23,7 +23,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def test_a_path_is_local_and_a_url_is_not(tmp_path: Path) -> None:
     assert as_path(str(tmp_path)) == tmp_path and as_path(tmp_path) is tmp_path
-    assert not is_remote(tmp_path)
+    assert not is_remote(tmp_path) and as_path(f"file://{tmp_path}") == tmp_path
+    assert as_path("://odd") == Path("://odd")
     remote = as_path("memory://bucket/folder")
     assert is_remote(remote) and str(remote / "file") == "memory://bucket/folder/file"
 

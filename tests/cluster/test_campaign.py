@@ -91,6 +91,17 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         {"evaluation": {"prompts_per_concept": dict.fromkeys(AXES, 0)}},
         "evaluation.prompts_per_concept",
     ),
+    "unknown limit": (
+        {"limits": {"job_second": 5}},
+        "unknown key 'limits.job_second', did you mean 'job_seconds'?",
+    ),
+    "unknown key beside": ({"limit": {}}, "unknown key 'limit', did you mean 'limits'?"),
+    "unknown resource": ({"resources": {"cpu": 1}}, "unknown key 'resources.cpu', did you mean 'cpus'?"),
+    "no time": ({"limits": {"job_seconds": 0}}, "limits.job_seconds: "),
+    "infinite time": ({"limits": {"shard_seconds": float("inf")}}, "limits.shard_seconds: "),
+    "no steps between checkpoints": ({"limits": {"checkpoint_steps": 0}}, "limits.checkpoint_steps: "),
+    "no processes": ({"resources": {"processes": 0}}, "resources.processes: "),
+    "a strategy misspelt": ({"strategy": "continuall"}, "strategy: "),
     "targets is a word": ({"concepts": {"targets": "every"}}, "concepts.targets: "),
     "config is a list": ({"methods": [{"method": "uce", "config": [1]}]}, "methods.0.config: "),
 }
@@ -162,6 +173,14 @@ UNPLANNABLE: dict[str, tuple[dict[str, Any], str]] = {
     "an empty sweep": (
         {"methods": [{"method": "esd", "config": {"learning_rate": []}}]},
         "campaign 'tiny', method 'esd': the sweep over 'learning_rate' has no values",
+    ),
+    "a setting of how jobs are run": (
+        {"setup": {"gradient_checkpointin": True}},
+        "setup: unknown key 'gradient_checkpointin', did you mean 'gradient_checkpointing'?",
+    ),
+    "a chain that must keep what it forgets": (
+        {"strategy": "continual", "concepts": {"targets": ["cat", "dog"]}, "methods": [UCE]},
+        "nothing is left to ask the model 'uce' on the axis adjacent of ",
     ),
     "a multi model that must keep what it forgets": (
         {"strategy": "multi", "concepts": {"targets": "all"}, "methods": [UCE]},

@@ -173,6 +173,39 @@ def test_a_folder_that_holds_no_run(command: str, efface: Efface, tmp_path: Path
         assert efface(command, path).sentence.startswith(f"{path}: is no run folder")
 
 
+@pytest.mark.parametrize("command", ["cancel", "gc", "logs"])
+def test_a_folder_without_a_run_has_nothing_to_stop_to_clear_or_to_tell(
+    command: str, efface: Efface, tmp_path: Path
+) -> None:
+    more = ["uce"] if command == "logs" else []
+    for path in (tmp_path, tmp_path / "none", "memory://nothing/here"):
+        assert efface(command, path, *more).sentence.startswith(f"{path}: is no run folder")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["retry", "logs", "cancel"])
+def test_a_job_that_is_none(command: str, efface: Efface, finished: Path) -> None:
+    (job,) = (path.name for path in finished.glob("jobs/*"))
+    assert efface(command, finished, "esd-cat").sentence.startswith("'esd-cat' is no job of this run, ")
+    assert efface(command, finished, job[:-1] + "x").sentence.endswith(f"did you mean '{job}'?")
+    assert efface(command, finished, "").sentence.startswith("'' is no job of this run")
+
+
+@pytest.mark.parametrize("part", ["1", "1/", "/2", "a/b", "0/3", "4/3", "1/0", "-1/3", "1/2/3", "1.0/2", ""])
+def test_a_part_that_is_none(part: str, efface: Efface, world: Path, tmp_path: Path) -> None:
+    file = write_yaml(tmp_path / "campaign.yaml", campaign_dict(world))
+    sentence = efface("run", file, "--out", tmp_path / "run", f"--part={part}").sentence
+    assert sentence.startswith(f"--part {part}: should be ")
+    assert not (tmp_path / "run" / "jobs").exists()
+
+
+@pytest.mark.parametrize("place", ["nowhere://bucket/run", "s4://bucket"])
+def test_a_place_of_no_known_kind(place: str, efface: Efface, world: Path, tmp_path: Path) -> None:
+    file = write_yaml(tmp_path / "campaign.yaml", campaign_dict(world))
+    for arguments in (["run", file, "--out", place], ["plan", file, "--out", place], ["status", place], ["gc", place]):
+        assert place in efface(*arguments).sentence
+
+
 def test_nothing_to_retry(efface: Efface, finished: Path) -> None:
     assert efface("retry", finished).sentence == f"{finished}: no job of this run has failed"
 
