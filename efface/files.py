@@ -17,6 +17,10 @@ from typing import Any, cast
 from efface.errors import StorageError
 
 
+COMPARED = 2**26
+"""Bytes up to which a file is compared with what is to be written: checkpoints and deltas of whole models are not."""
+
+
 def as_path(place: str | Path) -> Path:
     """A local path, or a URL such as `s3://bucket/folder` with the same methods. Raises StorageError."""
     if not isinstance(place, str):
@@ -60,14 +64,15 @@ def slug(text: str) -> str:
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one and nothing between.
 
-    A local file that holds these bytes already is left as it is. Raises StorageError where the place cannot be
-    written.
+    A local file that holds these bytes already is left as it is, if it is not a large one. Raises StorageError where
+    the place cannot be written.
     """
     if is_remote(path):
         _put(path, data, "overwrite")
         return
     try:
-        if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
+        small = len(data) <= COMPARED
+        if small and path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
             return
         with _temporary(path, data) as name:
             os.replace(name, path)

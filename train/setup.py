@@ -23,7 +23,7 @@ class Setup(Strict):
     """The means of a job: memory, kernels, the split over processes, and what is logged."""
 
     gradient_checkpointing: bool = Field(
-        False, description="compute activations again in the backward pass: a quarter more work, a quarter of the activations"
+        False, description="activations made again in the backward pass: a quarter more work, a quarter of the memory"
     )
     attention: Backend | None = Field(
         None, description="kernel of the attention (`models/attention.py`); null: as it is in the base"
