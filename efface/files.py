@@ -16,7 +16,6 @@ from typing import Any, cast
 
 from efface.errors import StorageError
 
-
 COMPARED = 2**26
 """Bytes up to which a file is compared with what is to be written: checkpoints and deltas of whole models are not."""
 
