@@ -94,7 +94,8 @@ def measure(method: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
+    # Else Ray has its workers wait for all else on a machine that has more to do.
+    os.environ |= {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
     found = {}
     for method in METHODS:
         found[method["method"]] = of = measure(method)

@@ -76,7 +76,8 @@ def path_of_workers() -> str:
 
 def _keep(pipe: Connection, scratch: str) -> None:
     """The process that keeps the cluster."""
-    os.environ |= {"RAY_TMPDIR": scratch, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    # Ray would have its workers wait for all else on a machine that has more to do.
+    os.environ |= {"RAY_TMPDIR": scratch, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_worker_niceness": "0"}
     os.environ["PYTHONPATH"] = path_of_workers()
     os.makedirs(f"{scratch}/ray")  # where Ray notes the address of the last cluster, for those who ask for any
     from ray.cluster_utils import Cluster

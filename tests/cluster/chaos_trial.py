@@ -30,6 +30,17 @@ CONCEPTS = ("cat", "dog", "bus", "tulip", "neon")
 METHODS = ("{method: uce, preset: miniature}", "{method: esd, preset: miniature, label: esd-x}")
 REAL_METHODS = (METHODS[0], "{method: esd, preset: miniature, label: esd-x, config: {steps: 6}}")
 
+REAL_RECIPE = """
+name: chaos
+scheduler: ddim
+steps: 2
+guidance_scale: 5
+height: 64
+width: 64
+batch_size: 8
+"""
+"""The miniature's recipe cut to two steps, which show as well as twenty whether two runs come to the same."""
+
 PATIENCE = 600.0
 """Seconds after which a driver is taken to hang."""
 
@@ -44,8 +55,9 @@ class Drawn:
     shard_seconds: float
 
 
-def draw_campaign(draw: random.Random, real: bool) -> Drawn:
-    """A small campaign of the miniature that can be planned."""
+def draw_campaign(draw: random.Random, recipe: Path | None) -> Drawn:
+    """A small campaign of the miniature that can be planned; `recipe`: of real runs."""
+    real = recipe is not None
     while True:
         steps = draw.randint(1, 3 if real else 7)
         targets = draw.sample(CONCEPTS[:3] if real else CONCEPTS, 2 if real else draw.randint(1, 3))
@@ -59,6 +71,7 @@ def draw_campaign(draw: random.Random, real: bool) -> Drawn:
             "evaluation.prompts_per_concept={forget: 1, indirect: 1, adversarial: 1, adjacent: 1, retain: 1}",
             f"evaluation.shard_size={draw.choice([8, 13, 64])}",
             f"limits.checkpoint_steps={steps}",
+            *([f"evaluation.recipe={recipe}"] if real else []),
         )
         try:
             plan_campaign(read_campaign("demo", list(overrides)))
@@ -102,6 +115,9 @@ class Trials:
     def __init__(self, folder: Path, seed: int, campaigns: int, real: bool = False) -> None:
         """campaigns: how many different ones are drawn."""
         self._folder, self._seed, self._campaigns, self._real = folder, seed, campaigns, real
+        self._recipe = folder / "recipe.yaml" if real else None
+        if self._recipe:
+            self._recipe.write_text(REAL_RECIPE)
         self._cluster: NodesOnLoopback | None = None
         self._known: dict[int, tuple[Drawn, Undisturbed]] = {}
 
@@ -134,7 +150,7 @@ class Trials:
     def _campaign(self, index: int) -> tuple[Drawn, Undisturbed]:
         if index not in self._known:
             draw = random.Random(f"{self._seed} campaign {index}")
-            campaign = draw_campaign(draw, self._real)
+            campaign = draw_campaign(draw, self._recipe)
             nothing = Undisturbed(0, 0, 0, {})
             with self._scene(f"undisturbed-{index}", draw, campaign, nothing, 0) as scene:
                 start = time.monotonic()
