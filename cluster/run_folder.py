@@ -15,10 +15,12 @@ record is not done. Every write is atomic, so a run may be killed at any moment 
 on a shared file system, or on an object store.
 """
 
+import itertools
 import json
 import os
 import uuid
 from collections.abc import Callable, Iterable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +40,8 @@ class RunFolder:
 
     def __init__(self, root: str | Path) -> None:
         self.root = as_path(root)
+        self._evaluations: dict[str, Path] = {}
+        """Folders of evaluations by the model's id: a campaign has many shards of each."""
 
     # where things lie
 
@@ -115,20 +119,18 @@ class RunFolder:
         An output is known by its size; one that is newer than its record is hashed. A record whose outputs are not what
         it says is withdrawn.
         """
-        path = self._record(work)
-        return self._whole(path, work, lambda name: _entry(path.parent / name))
+        folder, name = self._place(work)
+        return _whole(folder, name, work.id, lambda name: _entry(folder / name))
 
     def records(self, works: Iterable[Work]) -> dict[str, dict[str, Any]]:
         """The records of those works that are done, by their ids. A folder is listed once for all its works."""
-        listings: dict[Path, dict[str, _Entry]] = {}
         found = {}
-        for work in works:
-            path = self._record(work)
-            if path.parent not in listings:
-                listings[path.parent] = _entries(path.parent)
-            record = self._whole(path, work, listings[path.parent].get)
-            if record is not None:
-                found[work.id] = record
+        for folder, group in itertools.groupby(((*self._place(work), work.id) for work in works), itemgetter(0)):
+            listing = _entries(folder)
+            for _, name, id in group:
+                record = _whole(folder, name, id, listing.get)
+                if record is not None:
+                    found[id] = record
         return found
 
     def verified(self, work: Work, names: Iterable[str] | None = None) -> dict[str, Any] | None:
@@ -155,7 +157,7 @@ class RunFolder:
 
     def failure(self, model: Model) -> dict[str, Any] | None:
         """Why a job cannot be finished, if it was tried and failed."""
-        return _read_json(self.job(model) / "failure.json")
+        return _read_json(self.job(model), "failure.json")
 
     def failures(self, models: Iterable[Model]) -> dict[str, dict[str, Any]]:
         """Why jobs cannot be finished, by their ids."""
@@ -188,7 +190,7 @@ class RunFolder:
 
     def wish(self) -> str | None:
         """The last wish to stop; who finds another one than at its start lays down its work."""
-        wish = _read_json(self.root / "stop.json")
+        wish = _read_json(self.root, "stop.json")
         return str(wish.get("wish")) if wish else None
 
     def open(self, order: Path, text: str, free: Iterable[str] = ()) -> None:
@@ -220,37 +222,44 @@ class RunFolder:
     def _evaluation(self, model: Model) -> Path:
         return self.root / "evaluations" / model.folder
 
-    def _whole(self, path: Path, work: Work, entry: Callable[[str], "_Entry | None"]) -> dict[str, Any] | None:
-        """The record at `path` if it is this work's, as it was written, and its outputs are what it says."""
-        of_record = entry(path.name)
-        record = _intact(_read_json(path)) if of_record else None
-        if of_record is None or record is None or record.get("id") != work.id:
-            return None
-        outputs: dict[str, dict[str, Any]] = record["outputs"]
-        entries = {name: entry(name) for name in outputs}
-        for name, output in outputs.items():
-            found = entries[name]
-            if found is None or found.size != output["bytes"]:
-                return None
-            if found.changed > of_record.changed and _sha256(path.parent / name) != output["sha256"]:
-                path.unlink()
-                return None
-        return record
-
     def _stem(self, shard: Shard) -> str:
         return f"{shard.index:05d}-{shard.id}"
 
     def _record(self, work: Work) -> Path:
+        folder, name = self._place(work)
+        return folder / name
+
+    def _place(self, work: Work) -> tuple[Path, str]:
+        """The folder that a piece of work is kept in, and the name of its record there."""
         if isinstance(work, Calibration):
-            return self.calibration(work).with_suffix(".record.json")
+            path = self.calibration(work).with_suffix(".record.json")
+            return path.parent, path.name
         if isinstance(work, Model):
-            return self.job(work) / "record.json"
-        return self._evaluation(work.model) / f"{self._stem(work)}.json"
+            return self.job(work), "record.json"
+        if work.model.id not in self._evaluations:
+            self._evaluations[work.model.id] = self._evaluation(work.model)
+        return self._evaluations[work.model.id], f"{self._stem(work)}.json"
+
+
+def _whole(folder: Path, name: str, id: str, entry: Callable[[str], "_Entry | None"]) -> dict[str, Any] | None:
+    """The record of work `id`, if it is as it was written, and its outputs are what it says."""
+    of_record = entry(name)
+    record = _intact(_read_json(folder, name)) if of_record else None
+    if of_record is None or record is None or record.get("id") != id:
+        return None
+    for output, facts in record["outputs"].items():
+        found = entry(output)
+        if found is None or found.size != facts["bytes"]:
+            return None
+        if found.changed > of_record.changed and _sha256(folder / output) != facts["sha256"]:
+            (folder / name).unlink()
+            return None
+    return record
 
 
 def _checked(delta: Path) -> Path:
     path = delta.with_name("record.json")
-    record = _intact(_read_json(path))
+    record = _intact(_read_json(delta.parent, path.name))
     if record is None or record["outputs"].get(delta.name, {}).get("sha256") != _sha256(delta):
         path.unlink(missing_ok=True)
         raise Damaged(f"{delta}: is not as it was written")
@@ -326,10 +335,14 @@ def _sha256(path: Path) -> str | None:
         return None
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _read_json(folder: Path, name: str) -> dict[str, Any] | None:
     """The record in a file; None where there is none, or a damaged one: then the work is simply done again."""
     try:
-        data = json.loads(path.read_bytes())
+        if is_remote(folder):
+            data = json.loads((folder / name).read_bytes())
+        else:
+            with open(f"{folder}/{name}", "rb") as file:
+                data = json.loads(file.read())
     except (OSError, ValueError, RecursionError):
         return None
     return data if isinstance(data, dict) else None
@@ -348,7 +361,7 @@ def _names_outputs(record: dict[str, Any]) -> bool:
     """Whether a record says of each of its outputs, files beside it, how large it is and what its hash is."""
     outputs = record.get("outputs")
     return isinstance(outputs, dict) and all(
-        Path(name).name == name
+        "/" not in name
         and isinstance(output, dict)
         and isinstance(output.get("bytes"), int)
         and isinstance(output.get("sha256"), str)
