@@ -145,6 +145,8 @@ class Dispatch:
         """How many workers do a piece of work, by its id; work that is settled is not in it."""
         self._broken: Counter[str] = Counter()
         self._lost: Counter[str] = Counter()
+        self._helped: set[str] = set()
+        """Straggling shards that were begun a second time."""
         self._pace: list[float] = []
         """Seconds an image of shards that ended."""
         self._stopping = False
@@ -315,7 +317,8 @@ class Dispatch:
         for slot in self._slots:
             for place, work in enumerate(slot.doing, 1):
                 late = isinstance(work, Shard) and now - slot.since > STRAGGLER * place * usual * _size(work)
-                if late and self._idle and self._copies.get(work.id) == 1:
+                if late and self._idle and self._copies.get(work.id) == 1 and work.id not in self._helped:
+                    self._helped.add(work.id)
                     self._give(self._idle.popleft(), work)
 
 

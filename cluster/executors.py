@@ -69,7 +69,7 @@ class InProcess:
 
     workers = 1
     depth = 1
-    gangs = None
+    gangs: Gangs | None = None
 
     def __init__(self, setting: Setting, stopping: Callable[[], bool], worker: WorkerClass = Worker) -> None:
         self._worker = worker(setting, stopping)

@@ -24,6 +24,7 @@ from rich.table import Table
 from efface.cluster.bounds import Chain, longest_first, lower_bound
 from efface.cluster.campaign import read_campaign
 from efface.cluster.dispatch import Remaining, dispatch
+from efface.cluster.executors import Gangs
 from efface.cluster.plan import Model, Plan, Shard
 from efface.cluster.rates import Rates, durations, read_rates
 from efface.cluster.run_folder import Work
@@ -61,7 +62,7 @@ class VirtualGPUs:
     """An `Executor` whose workers take two pieces at a time, as Ray actors do, and no time at all."""
 
     depth = 2
-    gangs = None
+    gangs: Gangs | None = None
 
     def __init__(
         self, seconds: Mapping[str, float], speeds: Sequence[float], rates: Rates, faults: Faults | None = None

@@ -125,6 +125,8 @@ class Worker:
         try:
             if self._cancelled(work):
                 return Outcome("failed", "cancelled")
+            if self.folder.record(work):
+                return Outcome("done")  # a worker that went out of reach has finished it all the same
             with redirect_stdout(log), redirect_stderr(log):
                 try:
                     self._do(work, halve=False)

@@ -1,6 +1,7 @@
 """`efface run | plan | status | retry | cancel | logs | gc`."""
 
 import json
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -242,10 +243,10 @@ def _running(opened: "Run") -> list[str]:
 
 
 def _part(text: str) -> tuple[int, int]:
-    number, slash, parts = text.partition("/")
-    if not (slash and number.isdigit() and parts.isdigit()):
+    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+    if not found:
         raise UserError(f"--part {text}: should be like 3/16, the third of sixteen parts")
-    return int(number), int(parts)
+    return int(found[1]), int(found[2])
 
 
 def _path(place: str | None) -> Any:

@@ -129,7 +129,7 @@ def evaluate(
 
 @app.command(rich_help_panel=JUDGE)
 def score(
-    table: Annotated[Path, typer.Argument(help="An image table, or a folder of them.")],
+    table: Annotated[str, typer.Argument(help="An image table, or a folder of them: a path or a URL.")],
     method: Annotated[str | None, typer.Option(help="Score this method of the table alone.")] = None,
     judge: Annotated[str | None, typer.Option(help="Take this judge's verdicts.")] = None,
     as_json: Json = False,

@@ -37,13 +37,15 @@ def evaluate(
     carry_out_and_show(open_evaluation(deltas, wanted, out), workers, None)
 
 
-def score(table: Path, method: str | None, judge: str | None, as_json: bool) -> None:
+def score(table: str, method: str | None, judge: str | None, as_json: bool) -> None:
     """Every score, from the image table alone; a run folder means its table."""
     from efface.eval.leaderboard import leaderboard, rich_table
     from efface.eval.score import BASE, score_table
     from efface.eval.table import read_table
+    from efface.files import as_path
 
-    rows = read_table(table / "table.parquet" if (table / "table.parquet").is_file() else table)
+    place = as_path(table)
+    rows = read_table(place / "table.parquet" if (place / "table.parquet").is_file() else place)
     if as_json:
         print(json.dumps(score_table(rows, method=method, judge=judge), indent=2, ensure_ascii=False))
         return

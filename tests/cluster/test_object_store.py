@@ -268,7 +268,6 @@ def copied_campaign(run: Run) -> Path:
     return path
 
 
-@pytest.mark.xfail(strict=True, reason="`efface score` takes its table for a local path")
 def test_scores_are_recomputed_from_a_url(efface: Efface, copied: Run, fresh: str) -> None:
     code, out, err = efface("score", fresh, "--json")
     assert code == 0, err

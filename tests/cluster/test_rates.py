@@ -84,7 +84,7 @@ def test_a_request_of_a_chain_is_trained_on_its_last_concept_and_solved_for_all(
     made = plan(strategy="continual", concepts={"targets": ["cat", "bus"]}, evaluation=limits)
     known = rates(seconds_per_job={"uce": 5.0, "esd": 100.0}, seconds_per_step={"esd": 3.0})
     seconds = [seconds_of(model.job, known) for model in made.jobs if model.job]
-    assert [(model.label, model.job and model.job.method) for model in made.jobs][0] == ("uce 1/2", "uce")
+    assert next((model.label, model.job and model.job.method) for model in made.jobs) == ("uce 1/2", "uce")
     assert seconds == [5, 10, 106, 106]
 
 
