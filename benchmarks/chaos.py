@@ -2,8 +2,8 @@
 
 What goes wrong, and what must hold then, is in `tests/cluster/chaos_*.py` and told in docs/chaos.md. `--ray N`: so many
 of them by two Ray workers. `--real N`: instead of all that, N runs of the real miniature. `--only K` repeats one run of
-each kind and writes nothing. Needs root on Linux, for disks of its own. Writes benchmarks/results/chaos.json, or
-chaos-real.json; half an hour on two cores.
+each kind and writes nothing. Needs root on Linux, for disks of its own. Writes benchmarks/results/chaos-here.json,
+chaos-ray.json and chaos-real.json; half an hour on two cores.
 """
 
 import argparse
@@ -106,12 +106,12 @@ def main() -> None:
         groups = [Group("real", numbers or range(given.real), real=True)]
     start = time.monotonic()
     found = run_all([group for group in groups if group.numbers], given.seed)
+    minutes = round((time.monotonic() - start) / 60, 1)
     measured = {name: summed(reports) for name, reports in found.items()}
     for name, total in measured.items():
         print(f"{name}: {', '.join(f'{value} {key}' for key, value in total.items() if isinstance(value, int))}")
-    if given.only is None:
-        name = "chaos-real" if given.real else "chaos"
-        print(write_result(name, measured, seed=given.seed, minutes=round((time.monotonic() - start) / 60, 1)))
+        if given.only is None:
+            print(write_result(f"chaos-{name}", total, seed=given.seed, minutes=minutes))
     sys.exit(any(total["wrong"] for total in measured.values()))
 
 

@@ -14,6 +14,7 @@ import psutil
 from chaos_driver import Driver
 from chaos_scene import DISK, Scene, remount, used
 
+from efface.cluster.journal import read_journal
 from efface.cluster.run_folder import RunFolder
 
 KILLED, BY_TERM, LAID_DOWN, REFUSED = -signal.SIGKILL, -signal.SIGTERM, 130, 2
@@ -250,7 +251,16 @@ class RpcFailures(Disturbance):
     """Calls between the processes of Ray fail, before they arrive, on the way, or with their answers."""
 
     def before(self, scene: Scene) -> dict[str, Any]:
-        return {"address": None, "environment": {"RAY_testing_rpc_failure": RPC_FAILURES}}
+        self._before = self._lost(scene)
+        return {"address": None, "environment": {"RAY_testing_rpc_failure": RPC_FAILURES, "RAY_worker_niceness": "0"}}
+
+    def after(self, scene: Scene, code: int) -> None:
+        scene.losses += self._lost(scene) - self._before
+
+    def _lost(self, scene: Scene) -> int:
+        """Pieces of work that drivers took for lost, as their workers did not answer."""
+        ended = (event.get("state") for event in read_journal(RunFolder(scene.root)))
+        return sum(state in ("lost", "fault") for state in ended)
 
 
 IN_PROCESS: dict[type[Disturbance], int] = {

@@ -133,3 +133,16 @@ def test_images_damaged_unseen_are_made_again_before_they_are_shown(chain: Run) 
     pretend(chain)
     assert sheet.read_bytes() == shown
     assert all(path.read_bytes() == whole for path, whole in wholes.items())
+
+
+def test_work_that_was_finished_is_not_done_again_by_a_worker_that_is_given_it_again(
+    chain: Run, tmp_path: Path
+) -> None:
+    class Noted(StandIn):
+        effects = str(tmp_path / "effects.txt")
+
+    job = chain.plan.jobs[0]
+    work = [job, chain.plan.shards[job.id][0]]
+    assert [Noted(setting_of(chain)).run(piece).state for piece in work * 2] == ["done"] * 4
+    done = Counter((tmp_path / "effects.txt").read_text().splitlines())
+    assert set(done.values()) == {1} and done.total() == STEPS + 1
