@@ -75,15 +75,13 @@ def run_all(groups: list[Group], seed: int) -> dict[str, list[Report]]:
 
 def summed(reports: list[Report]) -> dict[str, Any]:
     """Counts over all runs, by disturbance where that tells more."""
-    total = {
-        "runs": len(reports),
-        "wrong": sum(bool(report.wrong) for report in reports),
-        **{key: sum(getattr(report, key) for report in reports) for key in ("starts", "rows", "wrong_rows", "losses")},
-        "shards_again": sum(report.shards_again for report in reports),
-        "steps_again": sum(report.steps_again for report in reports),
-        "refusals": sum(report.refusals for report in reports),
-        "seconds": round(sum(report.seconds for report in reports)),
-    }
+    counts = ("starts", "rows", "wrong_rows", "losses", "shards_again", "steps_again", "refusals")
+    total: dict[str, Any] = {"runs": len(reports), "wrong": sum(bool(report.wrong) for report in reports)}
+    for name in counts:
+        counted = [value for report in reports if (value := getattr(report, name)) is not None]
+        if counted:
+            total[name] = sum(counted)
+    total["seconds"] = round(sum(report.seconds for report in reports))
     names = Counter(name for report in reports for name in report.names)
     found = [f"{report.number} ({' + '.join(report.names)}): {'; '.join(report.wrong)}" for report in reports]
     return {**total, "disturbances": dict(names.most_common()), "found": [f for f in found if not f.endswith(": ")]}

@@ -92,8 +92,9 @@ class Report:
     wrong_rows: int = 0
     """Lost, doubled or different."""
     losses: int = 0
-    shards_again: int = 0
-    steps_again: int = 0
+    shards_again: int | None = None
+    """None: not counted, for the real worker leaves no line of each step."""
+    steps_again: int | None = None
     refusals: int = 0
     starts: int = 0
     seconds: float = 0.0
@@ -101,7 +102,9 @@ class Report:
 
     def __str__(self) -> str:
         where = f"{self.workers} Ray workers" if self.workers else "in process"
-        again = f"{self.shards_again} shards and {self.steps_again} steps again for {self.losses} losses"
+        again = f"{self.losses} losses"
+        if self.steps_again is not None:
+            again += f", {self.shards_again} shards and {self.steps_again} steps again for them"
         verdict = "; ".join(self.wrong) or "ok"
         return (
             f"{self.number:4} {where:14} {' + '.join(self.names):52} {self.starts} starts, {self.rows} rows, {again}, "
