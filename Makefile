@@ -11,7 +11,9 @@ demo: venv
 	$(BIN)/efface run configs/campaigns/demo.yaml --out runs/demo
 
 test: venv lint
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+
+slow: venv
 	@if [ $(MEMORY_KB) -ge 16777216 ]; then $(BIN)/python -m pytest -m slow; \
 	else echo "slow tests left out: less than 16 GiB of memory is free"; fi
 

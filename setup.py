@@ -62,6 +62,7 @@ setup(
             "moto[server,s3]>=5.1",
             "promql-parser>=0.5",
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "ruff>=0.12",
             "mypy>=1.15",
