@@ -108,7 +108,7 @@ class FullDisk(Disturbance):
         return {}
 
     def after(self, scene: Scene, code: int) -> None:
-        assert remount(scene.root.parent, f"size={DISK}")
+        remount(scene.root.parent, f"size={DISK}")
         scene.losses += scene.workers
 
     def _leave(self, scene: Scene, room: float) -> None:
@@ -134,11 +134,11 @@ class ReadOnly(Disturbance):
     of_what_is_there = True
 
     def before(self, scene: Scene) -> dict[str, Any]:
-        assert remount(scene.root.parent, "ro")
+        remount(scene.root.parent, "ro")
         return {}
 
     def after(self, scene: Scene, code: int) -> None:
-        assert remount(scene.root.parent, "rw")
+        remount(scene.root.parent, "rw")
 
 
 class BecomesReadOnly(Disturbance):

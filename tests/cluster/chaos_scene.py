@@ -89,8 +89,8 @@ def disk(folder: Path) -> Iterator[Path]:
             subprocess.run(["umount", "-l", place], check=True)
 
 
-def remount(place: Path, options: str) -> bool:
-    return subprocess.run(["mount", "-o", f"remount,{options}", place], capture_output=True).returncode == 0
+def remount(place: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", place], check=True)
 
 
 def has_disks(folder: Path) -> bool:
