@@ -43,9 +43,9 @@ def test_a_base_that_is_here_has_its_own_id(plan: Any) -> None:
 def test_the_plan_says_that_its_ids_are_provisional(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, campaign_file: Any
 ) -> None:
-    campaigns.plan("esd-ablation", tmp_path, ["seeds=[0]"], False)
+    campaigns.plan("esd-ablation", str(tmp_path), ["seeds=[0]"], None, False)
     assert "base 'sd-v1-4' is unknown until fetched: ids are provisional" in capsys.readouterr().out
-    campaigns.plan(str(campaign_file()), tmp_path, [], False)
+    campaigns.plan(str(campaign_file()), str(tmp_path), [], None, False)
     assert "provisional" not in capsys.readouterr().out
 
 
