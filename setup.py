@@ -61,6 +61,7 @@ setup(
             "efface[s3,search,train,curves]",
             "moto[server,s3]>=5.1",
             "promql-parser>=0.5",
+            "jsonschema>=4",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",

@@ -19,6 +19,9 @@ from efface.cluster.run_folder import RunFolder
 
 KILLED, BY_TERM, LAID_DOWN, REFUSED = -signal.SIGKILL, -signal.SIGTERM, 130, 2
 
+PAGE = 4096
+"""Bytes of the smallest disk."""
+
 RPC_FAILURES = (
     '{"CoreWorkerService.grpc_client.PushTask": {"num_failures": 20, "req_failure_prob": 10, "resp_failure_prob": 10,'
     ' "in_flight_failure_prob": 5}, "NodeManagerService.grpc_client.RequestWorkerLease": {"num_failures": 20,'
@@ -113,7 +116,8 @@ class FullDisk(Disturbance):
 
     def _leave(self, scene: Scene, room: float) -> None:
         disk = scene.root.parent
-        remount(disk, f"size={used(disk) + int(room)}")
+        # A size of 0 would be no limit at all.
+        remount(disk, f"size={max(PAGE, used(disk) + int(room))}")
 
 
 class DiskFillsUp(FullDisk):
