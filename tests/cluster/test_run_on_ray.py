@@ -31,7 +31,7 @@ def deltas(folder: Path) -> dict[str, bytes]:
 
 @dataclass
 class Watch:
-    """Looks at the processes below this one, until it is left; `at_each_look` may meddle with them."""
+    """Looks at the processes that start below this one, until it is left; `at_each_look` may meddle with them."""
 
     at_each_look: Callable[[list[psutil.Process]], None] = lambda processes: None
     seen: dict[int, psutil.Process] = field(default_factory=dict)
@@ -40,6 +40,7 @@ class Watch:
 
     def __enter__(self) -> "Watch":
         self._over = threading.Event()
+        self._others = set(psutil.Process().children())  # what other tests have started
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
@@ -51,7 +52,7 @@ class Watch:
     def _watch(self) -> None:
         me = psutil.Process()
         while not self._over.wait(0.2):
-            processes = me.children(recursive=True)
+            processes = [process for child in me.children() if child not in self._others for process in _tree(child)]
             self.at_each_look(processes)
             for process in (me, *processes):
                 with contextlib.suppress(psutil.Error):
@@ -59,6 +60,12 @@ class Watch:
                         if connection.status == psutil.CONN_LISTEN:
                             self.listening.setdefault(connection.laddr.ip, set()).add(process.name())
             self.seen |= {process.pid: process for process in processes}
+
+
+def _tree(process: psutil.Process) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.Error):
+        return [process, *process.children(recursive=True)]
+    return []
 
 
 @dataclass
