@@ -95,13 +95,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="repeat this run alone")
     given = parser.parse_args()
-    numbers = range(given.only, given.only + 1) if given.only is not None else None
+
+    def numbers(runs: int) -> range:
+        return range(runs) if given.only is None or not runs else range(given.only, given.only + 1)
+
     groups = [
-        Group("here", numbers or range(given.runs - given.ray)),
-        Group("ray", numbers or range(given.ray), workers=RAY_WORKERS),
+        Group("here", numbers(given.runs - given.ray)),
+        Group("ray", numbers(given.ray), workers=RAY_WORKERS),
     ]
     if given.real:
-        groups = [Group("real", numbers or range(given.real), real=True)]
+        groups = [Group("real", numbers(given.real), real=True)]
     start = time.monotonic()
     found = run_all([group for group in groups if group.numbers], given.seed)
     minutes = round((time.monotonic() - start) / 60, 1)

@@ -17,6 +17,9 @@ from chaos_scene import DISK, Scene, remount, used
 from efface.cluster.journal import read_journal
 from efface.cluster.run_folder import RunFolder
 
+PAGE = os.sysconf("SC_PAGE_SIZE")
+"""The least that a tmpfs can be limited to; 0 is no limit."""
+
 KILLED, BY_TERM, LAID_DOWN, REFUSED = -signal.SIGKILL, -signal.SIGTERM, 130, 2
 
 PAGE = 4096
@@ -116,8 +119,10 @@ class FullDisk(Disturbance):
 
     def _leave(self, scene: Scene, room: float) -> None:
         disk = scene.root.parent
-        # A size of 0 would be no limit at all.
-        remount(disk, f"size={max(PAGE, used(disk) + int(room))}")
+        while True:
+            with suppress(subprocess.CalledProcessError):  # it was written to in between, and holds more than that
+                remount(disk, f"size={max(PAGE, used(disk) + int(room))}")
+                return
 
 
 class DiskFillsUp(FullDisk):

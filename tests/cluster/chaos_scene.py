@@ -90,7 +90,7 @@ def disk(folder: Path) -> Iterator[Path]:
 
 
 def remount(place: Path, options: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{options}", place], check=True)
+    subprocess.run(["mount", "-o", f"remount,{options}", place], check=True, capture_output=True)
 
 
 def has_disks(folder: Path) -> bool:

@@ -37,10 +37,11 @@ class Watch:
     seen: dict[int, psutil.Process] = field(default_factory=dict)
     listening: dict[str, set[str]] = field(default_factory=dict)
     """Address -> names of processes that listened there."""
+    others: frozenset[psutil.Process] = frozenset()
+    """What other tests have started, and is none of ours."""
 
     def __enter__(self) -> "Watch":
         self._over = threading.Event()
-        self._others = set(psutil.Process().children())  # what other tests have started
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
@@ -52,7 +53,7 @@ class Watch:
     def _watch(self) -> None:
         me = psutil.Process()
         while not self._over.wait(0.2):
-            processes = [process for child in me.children() if child not in self._others for process in _tree(child)]
+            processes = [process for child in me.children() if child not in self.others for process in _tree(child)]
             self.at_each_look(processes)
             for process in (me, *processes):
                 with contextlib.suppress(psutil.Error):
@@ -94,10 +95,16 @@ class Carried:
 
 
 @pytest.fixture(scope="module")
-def by_two(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Carried:
+def others() -> frozenset[psutil.Process]:
+    """What runs below this process before any Ray of these tests."""
+    return frozenset(psutil.Process().children())
+
+
+@pytest.fixture(scope="module")
+def by_two(others: frozenset[psutil.Process], world: Path, tmp_path_factory: pytest.TempPathFactory) -> Carried:
     """The campaign carried out by two workers on a Ray of its own, which is gone afterwards."""
     run = open_run(parse(Campaign, campaign_dict(world), "campaign"), tmp_path_factory.mktemp("two") / "run")
-    with Watch() as watch:
+    with Watch(others=others) as watch:
         results = carry_out(run, 2, None, Console(file=io.StringIO()))
     return Carried(run, watch, results.failures)
 
