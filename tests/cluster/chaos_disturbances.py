@@ -17,13 +17,10 @@ from chaos_scene import DISK, Scene, remount, used
 from efface.cluster.journal import read_journal
 from efface.cluster.run_folder import RunFolder
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
-"""The least that a tmpfs can be limited to; 0 is no limit."""
-
 KILLED, BY_TERM, LAID_DOWN, REFUSED = -signal.SIGKILL, -signal.SIGTERM, 130, 2
 
 PAGE = 4096
-"""Bytes of the smallest disk."""
+"""Bytes of the smallest disk; a size of 0 would be no limit at all."""
 
 RPC_FAILURES = (
     '{"CoreWorkerService.grpc_client.PushTask": {"num_failures": 20, "req_failure_prob": 10, "resp_failure_prob": 10,'
