@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal, Protocol
 
-from efface.cluster.gang import Leader, TrainLeader
+from efface.cluster.gang import Leader, TrainLeader, not_its_fault
 from efface.cluster.run_folder import Work
 from efface.cluster.stand_in import StandIn
 from efface.cluster.worker import Outcome, Setting, Worker
@@ -155,7 +155,7 @@ class RayActors:
             try:
                 self._nodes[worker] = ray.get(reference)
             except RayActorError as error:
-                self._deaths += 1
+                self._deaths += not not_its_fault(error)
                 if "UserError" in str(error) or self._deaths >= STARTS:
                     raise UserError(f"a worker cannot start: {_last_line(str(error))}") from None
                 self._start(worker)
@@ -175,7 +175,7 @@ class RayActors:
         fitting = [workers for workers in places.values() if len(workers) >= size]
         if fitting:
             return min(fitting, key=len)[:size]
-        largest = max(Counter(self._nodes.values()).values())
+        largest = max(Counter(self._nodes.values()).values(), default=0)
         return list(idle)[:size] if largest < size <= len(idle) else None
 
     def submit_job(self, workers: Sequence[int], work: Work) -> None:
@@ -233,6 +233,8 @@ class RayActors:
         options = {"num_cpus": self._setting.cpus, "num_gpus": self._setting.gpus, "max_restarts": 0}
         self._actors[worker] = ray.remote(self._class).options(**options).remote(self._setting)
         self._starting[self._actors[worker].ready.remote()] = worker
+        self._nodes.pop(worker, None)
+        self._alive_at = time.monotonic()
 
     def _restart(self, worker: int) -> None:
         """New workers in the place of one that is gone, or of all of its gang."""
@@ -249,24 +251,25 @@ class RayActors:
         from ray.exceptions import RayActorError, RayError
 
         worker, work = self._running.pop(reference)
-        gang = worker in self._gangs
         try:
-            outcome = replace(ray.get(reference), worker_gone=gang)
-            if gang:
-                self._restart(worker)
-            yield worker, work, outcome
+            outcome: Outcome = ray.get(reference)
+            # What breaks on a GPU may leave the process unfit for whatever comes next.
+            gone = worker in self._gangs or (outcome.state == "fault" and self._setting.gpus > 0)
         except RayActorError as error:
-            # The first of them was under way; the others only waited in its line.
-            state: Literal["lost", "fault"] = "lost" if _not_its_fault(error) else "fault"
-            broke = Outcome(state, "the worker died", str(error), worker_gone=True)
-            waiting = [(other, *self._running.pop(other)) for other in self._of(worker)]
-            ray.kill(self._actors[worker])  # it may only be out of reach, and would keep its place
-            self._restart(worker)
-            yield worker, work, broke
-            for _, of, waited in waiting:
-                yield of, waited, Outcome("lost", "the worker died", worker_gone=True)
+            state: Literal["lost", "fault"] = "lost" if not_its_fault(error) else "fault"
+            outcome, gone = Outcome(state, "the worker died", str(error)), True
         except RayError as error:
-            yield worker, work, Outcome("fault", type(error).__name__, str(error))
+            outcome, gone = Outcome("fault", type(error).__name__, str(error)), True
+        if not gone:
+            yield worker, work, outcome
+            return
+        # It was the first in the worker's line that was under way; the others only waited there.
+        waiting = [self._running.pop(other) for other in self._of(worker)]
+        ray.kill(self._actors[worker])  # it may only be out of reach, and would keep its place
+        self._restart(worker)
+        yield worker, work, replace(outcome, worker_gone=True)
+        for of, waited in waiting:
+            yield of, waited, Outcome("lost", "the worker died", worker_gone=True)
 
     def _give_up_on_nobody(self) -> None:
         """Raises JobFailure where for a long time there has been no worker at all."""
@@ -289,7 +292,7 @@ def start_or_join(address: str | None, cpus: int, scratch: str) -> None:
         try:
             with _signals_kept():
                 ray.init(address=address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise UserError(f"no Ray cluster can be joined at '{address}': {_last_line(str(error))}") from None
         return
     # Made for other systems, this keeps Ray's processes on the loopback address. Ray itself reads it when it is
@@ -323,7 +326,12 @@ def _how_many(setting: Setting, wanted: int) -> int:
                 f"a worker needs {amount:g} {name}, and no node of the cluster has more than {most:g} "
                 f"(the whole cluster: {total.get(name, 0):g}); lower resources in the campaign"
             )
-    fit = min(int(free.get(name, 0) // amount) for name, amount in need.items() if amount)
+    places = sum(
+        min(int(node["Resources"].get(name, 0) // amount) for name, amount in need.items() if amount)
+        for node in ray.nodes()
+        if node["Alive"]
+    )
+    fit = min(places, *(int(free.get(name, 0) // amount) for name, amount in need.items() if amount))
     if fit < 1:
         raise UserError(
             f"a worker needs {_told(need)}, and all of the cluster is taken (free: "
@@ -334,15 +342,6 @@ def _how_many(setting: Setting, wanted: int) -> int:
 
 def _told(resources: dict[str, float]) -> str:
     return " and ".join(f"{amount:g} {name}" for name, amount in resources.items() if amount) or "nothing"
-
-
-def _not_its_fault(error: Any) -> bool:
-    """Whether a worker is gone with its node, or out of reach, and did not die of what it was doing."""
-    from ray.exceptions import ActorUnavailableError
-
-    # Of a worker that died alone Ray tells too, among its advice, of "node deaths".
-    with_its_node = error.preempted or "because its node has died" in str(error)
-    return with_its_node or isinstance(error, ActorUnavailableError)
 
 
 def _last_line(text: str) -> str:

@@ -8,7 +8,7 @@ one of them dies, all are stopped, and the job goes on from its last checkpoint 
 import os
 import socket
 import tempfile
-from typing import Any
+from typing import Any, Literal
 
 from efface.cluster.plan import Model
 from efface.cluster.worker import Outcome, Setting, Worker
@@ -58,8 +58,9 @@ class Leader:
         try:
             return self._together(setting, model, size)
         except ray.exceptions.RayActorError as error:
-            return Outcome("fault", "a process of the gang died", str(error))
-        except ray.exceptions.RayError as error:
+            state: Literal["lost", "fault"] = "lost" if not_its_fault(error) else "fault"
+            return Outcome(state, "a process of the gang died", str(error))
+        except Exception as error:  # Ray Train has errors of its own
             return Outcome("fault", type(error).__name__, str(error))
 
     def _together(self, setting: Setting, model: Model, size: int) -> Outcome:
@@ -118,6 +119,15 @@ class TrainLeader(Leader):
             )
             outcome = trainer.fit().return_value
         return outcome if isinstance(outcome, Outcome) else Outcome("fault", "Ray Train gave no result")
+
+
+def not_its_fault(error: Any) -> bool:
+    """Whether a worker is gone with its node, or out of reach, and did not die of what it was doing."""
+    from ray.exceptions import ActorUnavailableError
+
+    # Of a worker that died alone Ray tells too, among its advice, of "node deaths".
+    with_its_node = error.preempted or "because its node has died" in str(error)
+    return with_its_node or isinstance(error, ActorUnavailableError)
 
 
 def _bundle(setting: Setting) -> dict[str, float]:

@@ -1,23 +1,32 @@
 """What a run folder needs no more: half-written files, checkpoints and caches of finished jobs, work of no plan."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from efface.cluster.lease import Lease
 from efface.cluster.run import Run
 
+YOUNG = 3600.0
+"""Seconds in which a half-written file may yet become a whole one."""
+
 
 def collect(run: Run, dry_run: bool = False) -> dict[str, int]:
     """Remove it, while nobody works on the run; what it was, and how many bytes. Raises UserError where somebody does.
 
-    Nothing is removed that a record names, so nothing has to be done again.
+    What the campaign asks for and has a record stays, so nothing has to be done again. Finished work of other plans,
+    of an earlier version of a method, say, stays too: only what has no record goes.
     """
     with Lease(run.folder.root):
         removed: dict[str, int] = {}
         for what, path in _garbage(run):
-            removed[what] = removed.get(what, 0) + path.stat().st_size
+            try:
+                size = path.stat().st_size
+            except FileNotFoundError:
+                continue
+            removed[what] = removed.get(what, 0) + size
             if not dry_run:
-                path.unlink()
+                path.unlink(missing_ok=True)
         return removed
 
 
@@ -30,9 +39,13 @@ def _garbage(run: Run) -> Iterator[tuple[str, Path]]:
         room, *rest = path.relative_to(folder.root).parts
         model = models.get(rest[0]) if rest else None
         if path.name.startswith("."):
+            if time.time() - path.stat().st_mtime < YOUNG:
+                continue  # a part of the run, which needs no lease, may be writing it
             yield "half-written files", path
         elif room in ("jobs", "evaluations") and model is None:
-            yield "work that this campaign does not ask for", path
+            if room == "evaluations" or (path.parent / "record.json").exists():
+                continue
+            yield "unfinished jobs that this campaign does not ask for", path
         elif room == "jobs" and model and model.id in made and path == folder.checkpoint(model):
             yield "checkpoints of finished jobs", path
         elif room == "cache" and all_made:

@@ -195,4 +195,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         event = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return event if isinstance(event, dict) and "time" in event and "event" in event else None
+    if not isinstance(event, dict) or not {"time", "event"} <= event.keys():
+        return None
+    of_work = {"worker", "work", "id"} if event["event"] in ("started", "ended") else set()
+    return event if of_work <= event.keys() else None

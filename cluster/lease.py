@@ -118,7 +118,7 @@ def driver_at_work(root: Path) -> str | None:
 def _holder(folder: Path) -> tuple[int, dict[str, Any] | None]:
     """The highest number and what its file says; (0, None) where nobody ever came, and None for a damaged file."""
     try:
-        numbers = [int(path.stem) for path in folder.iterdir() if path.stem.isdigit() and path.suffix == ".json"]
+        numbers = [int(path.stem) for path in folder.iterdir() if path.stem.isdecimal() and path.suffix == ".json"]
         if not numbers:
             return 0, None
         content = json.loads((folder / f"{max(numbers):08d}.json").read_bytes())

@@ -93,10 +93,14 @@ class Ledger:
         write_json(self._path, self.rows)
 
 
+KEYS = {"number", "id", "point", "ended", "state"}
+
+
 def _read(data: bytes) -> list[Row]:
     """The rows; none where the file is damaged, and the search begins anew over the run folder."""
     try:
         rows = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
-    return rows if isinstance(rows, list) else []
+    whole = isinstance(rows, list) and all(isinstance(row, dict) and row.keys() >= KEYS for row in rows)
+    return rows if whole else []

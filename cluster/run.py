@@ -105,7 +105,7 @@ def carry_out(
                 raise StorageError(f"{run.folder.root}: {lease.lost}")
             if asked and run.folder.wish() == wish:
                 run.folder.wish_to_stop()  # workers elsewhere hear of it
-            return run.folder.wish() != wish
+            return run.folder.wish() not in (None, wish)
 
         for _ in range(ROUNDS):
             left = run.remaining
@@ -132,10 +132,13 @@ def carry_out_part(run: Run, number: int, parts: int, console: Console) -> int:
         raise UserError(f"--part {number}/{parts}: should be 1/{parts} to {parts}/{parts}")
     part = replace(run, plan=run.plan.part(number, parts))
     with asked_to_stop(console) as asked:
-        left, wish = part.remaining, run.folder.wish()
-        if not left.nothing:
-            _do(part, left, 0, None, console, lambda: bool(asked) or run.folder.wish() != wish)
-    return len(part.remaining.failed)
+        wish = run.folder.wish()
+        for _ in range(ROUNDS):
+            left = part.remaining
+            if left.nothing:
+                return len(left.failed)
+            _do(part, left, 0, None, console, lambda: bool(asked) or run.folder.wish() not in (None, wish))
+    raise JobFailure(f"{run.folder.root}: files there change after they are written, so the part cannot be finished")
 
 
 def _do(
@@ -227,8 +230,11 @@ def _executor(
 ) -> Executor:
     if workers == 0:
         return InProcess(setting_of(run), stopping, worker)
-    useful = len(left.calibrations) + len(left.jobs) + len(left.shards)
-    return RayActors(setting_of(run), min(useful, workers or useful), address, worker)
+    setting = setting_of(run)
+    if all(job.solved for job in left.jobs):
+        setting = replace(setting, processes=1)
+    useful = len(left.calibrations) + len(left.jobs) * setting.processes + len(left.shards)
+    return RayActors(setting, min(useful, workers or useful), address, worker)
 
 
 def summary(run: Run) -> dict[str, Any]:

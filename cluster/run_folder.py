@@ -7,7 +7,7 @@
     evaluations/<model>/<shard>.verdicts.parquet   rows of the image table
     evaluations/<model>/<shard>.images.parquet     the images behind them, PNG in Parquet
     evaluations/<model>/<shard>.json               the shard's record
-    table.parquet scores.json leaderboard.csv sheets/<concept>.png stages/<method>.csv
+    table.parquet scores.json leaderboard.csv sheets/<concept>.png stages/<method>-<id>.csv
     leases/ logs/ stop.json                        who works on it, what happened, and a wish that it stop
 
 A record is written after the outputs it names, with their sizes and SHA-256, and carries a check of itself; what has no
@@ -68,7 +68,7 @@ class RunFolder:
 
     def stages(self, label: str) -> Path:
         """What a chain of requests came to after each of them."""
-        return self.root / "stages" / f"{slug(label)}.csv"
+        return self.root / "stages" / f"{slug(label)}-{content_id(label)[:8]}.csv"
 
     @property
     def cache(self) -> Path:

@@ -41,7 +41,7 @@ class StandIn:
     def __init__(self, setting: Setting, stopping: Callable[[], bool] | None = None) -> None:
         self.setting = setting
         self.folder = RunFolder(setting.root)
-        self._stopping = stopping or (lambda: self.folder.wish() != setting.wish)
+        self._stopping = stopping or (lambda: self.folder.wish() not in (None, setting.wish))
 
     def ready(self) -> str:
         """What tells this node from others."""

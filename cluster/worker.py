@@ -4,6 +4,7 @@ It knows nothing of Ray. The same class runs inside a Ray actor, in the driver's
 """
 
 import io
+import os
 import socket
 import time
 import traceback
@@ -100,6 +101,7 @@ class Worker:
             torch.cuda.set_per_process_memory_fraction(setting.gpus)
         self.setting = setting
         self._rank = rank
+        self._in_gang = int(os.environ.get("WORLD_SIZE", "1")) > 1
         self.folder = RunFolder(setting.root)
         self.base = load_base(setting.base, self.device)
         if self.base.fingerprint != setting.base_id:
@@ -111,7 +113,7 @@ class Worker:
         self._attention = {"attention": set_attention(self.base.unet, attention)["used"]} if attention else {}
         self._judges: dict[str, Judge] = {}
         self._resident = self.base.fingerprint[:16]
-        self._stopping = stopping or (lambda: self.folder.wish() != setting.wish)
+        self._stopping = stopping or (lambda: self.folder.wish() not in (None, setting.wish))
         self._looked = time.monotonic()
 
     def ready(self) -> str:
@@ -131,8 +133,8 @@ class Worker:
                 try:
                     self._do(work, halve=False)
                 except Exception as error:
-                    if not _out_of_memory(error):
-                        raise
+                    if not _out_of_memory(error) or self._in_gang:
+                        raise  # in a gang all would have to halve their batches together
                     print(f"{error}\nthe memory does not suffice: again, in batches of half the size")
                     error.__traceback__ = None  # it holds on to the tensors
                     self._do(work, halve=True)
@@ -251,6 +253,8 @@ class Worker:
         from efface.eval.judges.judge import load_judge
 
         if trial.id not in self._judges:
+            if not self.folder.verified(trial):
+                raise Damaged(f"{self.folder.calibration(trial)}: is not as it was written")
             self._judges[trial.id] = load_judge(trial.judge, self.device, self.folder.calibration(trial))
         return self._judges[trial.id]
 

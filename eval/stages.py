@@ -30,7 +30,7 @@ from rich.text import Text
 
 from efface.concepts.prompts import AXES, TARGET_AXES, Axis
 from efface.errors import UserError
-from efface.files import write_atomic
+from efface.files import as_path, write_atomic
 
 Scores = Mapping[str, Mapping[str, Any]]
 """Label -> what `score_table` gave for it."""
@@ -101,7 +101,7 @@ def write_csv(path: str | Path, report: Mapping[str, Any]) -> None:
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows(report))
-    write_atomic(Path(path), text.getvalue().encode())
+    write_atomic(as_path(path), text.getvalue().encode())
 
 
 def rich_table(report: Mapping[str, Any], title: str | None = None) -> Table:

@@ -187,8 +187,8 @@ def carry_out_and_show(opened: "Run", workers: int | None, address: str | None) 
 
 def find_job(plan: "Plan", name: str) -> "Model":
     """The job meant by its folder's name, its id, or the beginning of either. Raises UserError."""
-    found = [model for model in plan.jobs if name in (model.id, model.folder)]
-    found = found or [m for m in plan.jobs if name and (m.id.startswith(name) or m.folder.startswith(name))]
+    found = [model for model in plan.models if name in (model.id, model.folder)]
+    found = found or [m for m in plan.models if name and (m.id.startswith(name) or m.folder.startswith(name))]
     if not found:
         raise UserError(f"'{name}' is no job of this run, {did_you_mean(name, (model.folder for model in plan.jobs))}")
     if len(found) > 1:

@@ -70,7 +70,7 @@ def set_attention(unet: UNet2DConditionModel, backend: Backend, dtype: torch.dty
     if backend == "auto" and device.type == "cuda":
         able = {name: attend for name, attend in KERNELS.items() if why_not(name, device, dtype) is None}
         times = milliseconds(able, device, dtype, shapes(unet))
-        used = min(times, key=lambda name: times[name])
+        used = min(times, key=lambda name: times[name], default="sdpa")
     elif backend not in ("auto", "sdpa"):
         reason = why_not(backend, device, dtype)
         if reason:
