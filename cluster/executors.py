@@ -158,6 +158,7 @@ class RayActors:
                 self._deaths += not not_its_fault(error)
                 if "UserError" in str(error) or self._deaths >= STARTS:
                     raise UserError(f"a worker cannot start: {_last_line(str(error))}") from None
+                ray.kill(self._actors[worker])  # it may only be out of reach
                 self._start(worker)
                 continue
             self._deaths = 0

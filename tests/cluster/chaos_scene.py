@@ -44,6 +44,10 @@ class Scene:
     """Workers that lost what they were doing."""
     spoilt: Counter[str] = field(default_factory=Counter)
     """Files that were damaged, by the folder's name: of a job, or of a model's evaluation."""
+    journals: set[str] = field(default_factory=set)
+    """Those that were looked through."""
+    begun_twice: int = 0
+    """Shards that a driver gave to a second worker while the first still had them, as it does with stragglers."""
     unlike: set[str] = field(default_factory=set)
     """Images and deltas with a changed bit and the time they had: made again where they are read, else not noticed."""
 

@@ -3,6 +3,7 @@
 What must be is computed without any run (`efface.cluster.stand_in.expected`), or comes from a run that was let alone.
 """
 
+import json
 import random
 import shutil
 import time
@@ -19,9 +20,7 @@ from chaos_scene import Scene, Undisturbed, count_lines, disk, results
 
 from efface.cluster.campaign import read_campaign
 from efface.cluster.expand import plan_campaign
-from efface.cluster.journal import read_journal
 from efface.cluster.run import reopen_run, setting_of
-from efface.cluster.run_folder import RunFolder
 from efface.cluster.stand_in import STEPS, expected
 from efface.errors import UserError
 from efface.eval.table import read_table
@@ -227,6 +226,7 @@ def attempt(scene: Scene, disturbance: Disturbance, report: Report) -> int | Non
         code = driver.wait(PATIENCE)
         told = scene.order.told.read_text() if scene.order.told.exists() else ""
         disturbance.after(scene, code if code is not None else 70)
+        look_through_journals(scene)
     if code is None:
         report.wrong.append(f"hangs under {name}")
     elif code not in disturbance.codes:
@@ -255,7 +255,7 @@ def count_again(scene: Scene, campaign: Drawn, report: Report) -> None:
     plan = reopen_run(scene.root).plan
     folders = {model.id: model.folder for model in plan.models}
     spoilt = {model: scene.spoilt[folder] for model, folder in folders.items()}
-    allowed = scene.losses + sum(spoilt.values()) + begun_twice(RunFolder(scene.root))
+    allowed = scene.losses + sum(spoilt.values()) + scene.begun_twice
     if report.shards_again > allowed:
         report.wrong.append(f"{report.shards_again} shards done again, at most {allowed} may be")
     for job, count in steps.items():
@@ -267,16 +267,14 @@ def count_again(scene: Scene, campaign: Drawn, report: Report) -> None:
         report.wrong.append(f"never trained: {', '.join(missing)}")
 
 
-def begun_twice(folder: RunFolder) -> int:
-    """Shards that a driver gave to a second worker while the first still had them, as it does with stragglers."""
-    count = 0
-    under_way: Counter[str] = Counter()
-    for event in read_journal(folder):
-        if event["event"] == "opened":
-            under_way.clear()
-        elif event["event"] == "started" and event["work"] == "shard":
-            count += under_way[event["id"]] > 0
-            under_way[event["id"]] += 1
-        elif event["event"] == "ended" and event["work"] == "shard":
-            under_way[event["id"]] -= 1
-    return count
+def look_through_journals(scene: Scene) -> None:
+    """Count what the drivers since the last look have begun twice, before the journals are damaged themselves."""
+    new = [path for path in scene.root.glob("logs/*.jsonl") if path.name not in scene.journals]
+    for path in new:
+        under_way: Counter[str] = Counter()
+        for line in path.read_bytes().splitlines(keepends=True):
+            event = json.loads(line) if line.endswith(b"\n") else {}
+            if event.get("work") == "shard":
+                scene.begun_twice += event["event"] == "started" and under_way[event["id"]] > 0
+                under_way[event["id"]] += 1 if event["event"] == "started" else -1
+    scene.journals |= {path.name for path in new}
