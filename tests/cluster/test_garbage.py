@@ -1,7 +1,9 @@
 """Clearing a run folder: what goes is what no record names, so that nothing is ever done again for it."""
 
 import io
+import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from rich.console import Console
 
 from efface.cluster import run as running
 from efface.cluster.campaign import Campaign
-from efface.cluster.garbage import collect
+from efface.cluster.garbage import YOUNG, collect
 from efface.cluster.lease import Lease
 from efface.cluster.run import Run, carry_out, open_run
 from efface.errors import UserError
@@ -32,17 +34,18 @@ def files(root: Path) -> dict[str, bytes]:
 def litter(run: Run) -> dict[str, int]:
     """Put in all that is to be removed; what it is called, and bytes."""
     root, (uce, esd) = run.folder.root, run.plan.jobs
-    (root / "jobs" / esd.folder / ".delta.safetensors.x1y2z3").write_bytes(b"x" * 10)
-    (root / "evaluations" / uce.folder / ".00000.json.abc").write_bytes(b"x" * 20)
-    for room in ("jobs", "evaluations"):
-        (root / room / "esd-dog-0123456789abcdef").mkdir()
-        (root / room / "esd-dog-0123456789abcdef" / "record.json").write_bytes(b"x" * 100)
+    old = time.time() - 2 * YOUNG
+    for size, name in ((10, f"jobs/{esd.folder}/.delta.x1y2z3"), (20, f"evaluations/{uce.folder}/.00000.json.abc")):
+        (root / name).write_bytes(b"x" * size)
+        os.utime(root / name, (old, old))
+    (root / "jobs" / "esd-dog-0123456789abcdef").mkdir()
+    (root / "jobs" / "esd-dog-0123456789abcdef" / "checkpoint.safetensors").write_bytes(b"x" * 200)
     run.folder.checkpoint(esd).write_bytes(b"x" * 1000)
     run.folder.cache.mkdir(exist_ok=True)
     (run.folder.cache / "anchors.bin").write_bytes(b"x" * 10_000)
     return {
         "half-written files": 30,
-        "work that this campaign does not ask for": 200,
+        "unfinished jobs that this campaign does not ask for": 200,
         "checkpoints of finished jobs": 1000,
         "training data of finished jobs": 10_000,
     }
@@ -63,6 +66,16 @@ def test_what_is_not_needed_goes_and_everything_else_stays_byte_for_byte(
 
     monkeypatch.setattr(running, "InProcess", start)
     carry_out(done, 0, None, Console(file=io.StringIO()))
+
+
+def test_finished_work_of_another_plan_and_files_that_may_be_in_the_making_stay(done: Run) -> None:
+    collect(done)
+    other = done.folder.root / "jobs" / "esd-dog-0123456789abcdef"
+    other.mkdir()
+    for name in ("record.json", "delta.safetensors", ".delta.safetensors.x1y2z3"):
+        (other / name).write_bytes(b"x")
+    before = files(done.folder.root)
+    assert collect(done) == {} and files(done.folder.root) == before
 
 
 def test_a_dry_run_says_the_same_and_removes_nothing(done: Run) -> None:
