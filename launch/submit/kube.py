@@ -82,8 +82,11 @@ def state_of(job: Job) -> str:
         return "unknown"
     if not shown.strip():
         return "gone"
-    status = json.loads(shown).get("status", {}).get("jobDeploymentStatus", "")
-    return STATES.get(status, "running" if status else "waiting")
+    status = json.loads(shown).get("status", {})
+    if status.get("jobStatus") == "STOPPED":
+        return "stopped"  # which to KubeRay is complete as well
+    deployment = status.get("jobDeploymentStatus", "")
+    return STATES.get(deployment, "running" if deployment else "waiting")
 
 
 def _name(order: Order) -> str:

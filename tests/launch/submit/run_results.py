@@ -5,6 +5,8 @@ from pathlib import Path
 
 from efface.files import sha256_file
 
+OF_THE_LAUNCH = ("launch", "launch.json", "leases", "logs", "stop.json")
+
 
 def methods(run: Path) -> list[str]:
     """The methods of the leaderboard."""
@@ -13,11 +15,17 @@ def methods(run: Path) -> list[str]:
 
 
 def results(run: Path) -> dict[str, str]:
-    """What a campaign leaves: every delta, image and verdict, and the table, by their bytes."""
-    whole = [*run.glob("jobs/*/delta.safetensors"), *run.glob("evaluations/*/*.parquet"), run / "table.parquet"]
-    return {str(path.relative_to(run)): sha256_file(path) for path in whole}
+    """Every file that a campaign leaves, with its hash; those that hold times have their names alone."""
+    files = (path for path in run.rglob("*") if path.is_file() and path.relative_to(run).parts[0] not in OF_THE_LAUNCH)
+    return {str(path.relative_to(run)): "" if _holds_times(path) else sha256_file(path) for path in files}
 
 
 def judged(run: Path) -> dict[Path, int]:
     """The finished shards, and when they were written."""
     return {path: path.stat().st_mtime_ns for path in run.glob("evaluations/*/*.verdicts.parquet")}
+
+
+def _holds_times(path: Path) -> bool:
+    """Records, logs, scores and the leaderboard say how long things took."""
+    record = path.name.endswith("record.json") or (path.suffix == ".json" and path.parent.parent.name == "evaluations")
+    return record or path.name in ("leaderboard.csv", "scores.json", "log.txt")

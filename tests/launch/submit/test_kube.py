@@ -1,5 +1,6 @@
 """Campaigns as RayJobs: what is applied is what KubeRay's own schema takes, and asks for what the profile says."""
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,11 @@ import jsonschema
 import pytest
 import yaml
 from command import Efface
+from run_results import results
 from tiny_campaign import UCE
+
+from efface.launch.submit.kube import state_of
+from efface.launch.submit.launched import Job
 
 Profile = Callable[..., str]
 PLACE = {"image": "registry.example.org/efface:0.1.0", "claim": "efface", "workers": 3, "cpus": 6, "gpus": 2}
@@ -29,9 +34,11 @@ def strict(schema: Any) -> Any:
     return closed
 
 
-@pytest.fixture(scope="module")
-def rayjob() -> jsonschema.Draft202012Validator:
-    schema = json.loads(Path(__file__).with_name("rayjob-schema.json").read_text())
+@pytest.fixture(params=["1.6.0", "1.7.0"])
+def rayjob(request: pytest.FixtureRequest) -> jsonschema.Draft202012Validator:
+    """The schema that KubeRay's chart of this version gives Kubernetes, whole: version v1 of
+    helm-chart/kuberay-operator/crds/ray.io_rayjobs.yaml of ray-project/kuberay (Apache-2.0)."""
+    schema = json.loads(gzip.decompress(Path(__file__).with_name(f"rayjob-{request.param}.json.gz").read_bytes()))
     schema["properties"]["metadata"] = {
         "type": "object",
         "required": ["name", "namespace"],
@@ -92,8 +99,10 @@ def test_the_campaign_travels_whole_and_runs_as_anywhere_else(
     assert words[5:] == ["--out", "/data/runs/tiny"]
     # What the head would run, run here with the file it would find.
     (tmp_path / "mounted.yaml").write_text(configmap["data"]["campaign.yaml"])
-    said = efface("run", tmp_path / "mounted.yaml", "--out", tmp_path / "run", "--workers", "0")
-    assert said.code == 0 and (tmp_path / "run" / "leaderboard.csv").is_file(), said
+    for run, campaign in (("run", "mounted.yaml"), ("here", "campaign.yaml")):
+        said = efface("run", tmp_path / campaign, "--out", tmp_path / run, "--workers", "0")
+        assert said.code == 0, said
+    assert results(tmp_path / "run") == results(tmp_path / "here")
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], list[str], str]] = {
@@ -117,35 +126,66 @@ def test_a_mistake_is_told_in_one_sentence(mistake: str, efface: Efface, profile
 
 KUBECTL = """\
 #!/bin/sh
-# Stands in for a Kubernetes API: keeps what is applied, and answers `get` with the phase in the file `phase`.
+# Stands in for a Kubernetes API: keeps what is applied, and answers `get` with the status in the file `status`.
 cd "$(dirname "$0")"
 echo "$3 $4" >> asked
 case $3 in
-    apply) cat > applied; echo Running > phase ;;
-    get) [ -f phase ] && echo "{\\"status\\": {\\"jobDeploymentStatus\\": \\"$(cat phase)\\"}}" ;;
-    delete) rm phase ;;
+    apply) cat > applied; echo '{"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}' > status ;;
+    get) [ -f status ] && echo "{\\"status\\": $(cat status)}" ;;
+    delete) rm status ;;
 esac
 exit 0
 """
 
 
-def test_applied_twice_it_is_one_job_and_a_failed_one_is_made_anew(
-    efface: Efface, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bin_folder = tmp_path / "bin"
-    bin_folder.mkdir()
-    (bin_folder / "kubectl").write_text(KUBECTL)
-    (bin_folder / "kubectl").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{bin_folder}:/usr/bin:/bin")
-    command = ["submit", "kube", "demo", "--cluster", profile(listen="nodes", kube=PLACE)]
-    assert efface(*command).out.startswith("submitted: kube campaign efface-demo-")
-    assert efface(*command).out.startswith("there already: kube campaign efface-demo-")
-    (bin_folder / "phase").write_text("Failed")
-    assert efface(*command).out.startswith("submitted: kube campaign efface-demo-")
-    asked = (bin_folder / "asked").read_text().splitlines()
-    assert [line.split()[0] for line in asked] == ["get", "apply", "get", "get", "delete", "apply"]
-    kinds = [document["kind"] for document in yaml.safe_load_all((bin_folder / "applied").read_text())]
+@pytest.fixture
+def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the stand-in for kubectl."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "kubectl").write_text(KUBECTL)
+    (folder / "kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return folder
+
+
+def test_what_is_applied_is_the_campaign_and_its_job(kubectl: Path, efface: Efface, profile: Profile) -> None:
+    efface("submit", "kube", "demo", "--cluster", profile(listen="nodes", kube=PLACE))
+    kinds = [document["kind"] for document in yaml.safe_load_all((kubectl / "applied").read_text())]
     assert kinds == ["ConfigMap", "RayJob"]
+
+
+STATUSES: dict[str, tuple[dict[str, str], str]] = {
+    "just made": ({}, "waiting"),
+    "its cluster starts": ({"jobDeploymentStatus": "Initializing"}, "running"),
+    "at work": ({"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}, "running"),
+    "tried again": ({"jobDeploymentStatus": "Retrying"}, "running"),
+    "done": ({"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}, "done"),
+    "failed": ({"jobDeploymentStatus": "Failed", "jobStatus": "FAILED"}, "failed"),
+    "refused by KubeRay": ({"jobDeploymentStatus": "ValidationFailed"}, "failed"),
+    "stopped": ({"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"}, "stopped"),
+    "suspended": ({"jobDeploymentStatus": "Suspended"}, "stopped"),
+}
+
+
+@pytest.mark.parametrize("how", STATUSES)
+def test_applied_twice_it_is_one_job_and_one_that_failed_or_was_stopped_is_made_anew(
+    how: str, kubectl: Path, efface: Efface, profile: Profile, tmp_path: Path
+) -> None:
+    status, state = STATUSES[how]
+    cluster = profile(listen="nodes", kube=PLACE)
+    command = ["submit", "kube", "demo", "--cluster", cluster]
+    first = efface(*command).out
+    assert first.startswith("submitted: kube campaign efface-demo-")
+    (kubectl / "status").write_text(json.dumps(status))
+    assert state_of(Job("kube", "campaign", first.split()[-1], cluster)) == state
+    (kubectl / "asked").unlink()
+    again = efface(*command).out
+    asked = [line.split()[0] for line in (kubectl / "asked").read_text().splitlines()]
+    if state in ("failed", "stopped"):
+        assert (again, asked) == (first, ["get", "delete", "apply"])
+    else:
+        assert (again, asked) == (first.replace("submitted", "there already"), ["get"])
 
 
 def test_without_kubectl_nothing_is_applied(
