@@ -1,5 +1,9 @@
 """Strict files: YAML is read once, on entry, into frozen pydantic models; a fault becomes one sentence for people."""
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,11 +32,11 @@ def read_yaml(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
     Raises UserError where the file cannot be read, is not YAML, or is not a mapping.
     """
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8") as file, _interrupted_afterwards():
             tree: Any = OmegaConf.load(file)
-        if overrides:
-            tree = _overridden(tree, overrides)
-        data = OmegaConf.to_container(tree, resolve=True)
+            if overrides:
+                tree = _overridden(tree, overrides)
+            data = OmegaConf.to_container(tree, resolve=True)
     except (OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is None:  # OmegaConf's word for a lone number or text
             raise UserError(f"{path}: holds no mapping of keys to values") from None
@@ -44,6 +48,22 @@ def read_yaml(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UserError(f"{path}: holds a {type(data).__name__}, should be a mapping of keys to values")
     return {str(key): value for key, value in data.items()}
+
+
+@contextmanager
+def _interrupted_afterwards() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block, a short one: within it OmegaConf would take it for a fault of the file."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread is interrupted
+        return
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+    if heard:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _overridden(tree: Any, overrides: list[str]) -> Any:
