@@ -21,7 +21,7 @@ from efface.errors import UserError, did_you_mean
 from efface.files import is_remote, write_atomic
 from efface.launch.submit.launched import Job, note, unfinished
 from efface.launch.submit.order import Order
-from efface.launch.submit.profile import Cluster, SlurmPlace, check_room, seconds
+from efface.launch.submit.profile import Cluster, check_room, seconds
 
 TEMPLATES = Path(__file__).parents[1] / "slurm"
 
@@ -78,7 +78,9 @@ def check(order: Order, cluster: Cluster, texts: dict[str, str]) -> None:
     partitions = _partitions()
     if place.partition and place.partition not in partitions:
         raise UserError(f"{where}.partition: unknown '{place.partition}', {did_you_mean(place.partition, partitions)}")
-    _check_account(where, place)
+    accounts = _accounts()
+    if place.account and accounts and place.account not in accounts:
+        raise UserError(f"{where}.account: unknown '{place.account}', {did_you_mean(place.account, accounts)}")
     chosen = [partitions[place.partition]] if place.partition else list(partitions.values())
     told = f"partition '{place.partition}'" if place.partition else "this cluster"
     gpus, limit = max(gpus for gpus, _ in chosen), max((limit for _, limit in chosen), key=seconds)
@@ -89,7 +91,14 @@ def check(order: Order, cluster: Cluster, texts: dict[str, str]) -> None:
     with tempfile.TemporaryDirectory(prefix="efface-") as scratch:
         for name, text in texts.items():
             write_atomic(Path(scratch) / name, text.encode())
-            _ask("sbatch", "--test-only", f"{scratch}/{name}")
+            try:
+                _ask("sbatch", "--test-only", f"{scratch}/{name}")
+            except UserError as error:
+                if "Invalid account" not in str(error):
+                    raise
+                account = f"is '{place.account}'" if place.account else "is missing"
+                yours = f"yours are {', '.join(accounts)}" if accounts else "you have none there"
+                raise UserError(f"{where}.account {account}, and {told} takes no such job; {yours}") from None
 
 
 def submit(order: Order, cluster: Cluster, style: str, texts: dict[str, str]) -> tuple[list[Job], bool]:
@@ -113,20 +122,14 @@ def submit(order: Order, cluster: Cluster, style: str, texts: dict[str, str]) ->
     return jobs, True
 
 
-def _check_account(where: str, place: SlurmPlace) -> None:
-    """Against the accounts of this user, where the cluster keeps any."""
+def _accounts() -> list[str]:
+    """Of this user; none where the cluster keeps no accounts."""
+    mine = ("show", "assoc", f"user={getpass.getuser()}", "format=account")
     try:
-        lines = _ask(
-            "sacctmgr", "--noheader", "--parsable2", "show", "assoc", f"user={getpass.getuser()}", "format=account"
-        )
-        strict = re.search(r"AccountingStorageEnforce\s*=.*associations", _ask("scontrol", "show", "config"))
+        lines = _ask("sacctmgr", "--noheader", "--parsable2", *mine).splitlines()
     except UserError:
-        return  # a cluster without accounting has no accounts to be wrong about
-    accounts = sorted({line.strip() for line in lines.splitlines() if line.strip()})
-    if place.account and accounts and place.account not in accounts:
-        raise UserError(f"{where}.account: unknown '{place.account}', {did_you_mean(place.account, accounts)}")
-    if strict and not place.account and len(accounts) > 1:
-        raise UserError(f"{where}.account is missing, and this cluster wants one; yours are {', '.join(accounts)}")
+        return []
+    return sorted({line.strip() for line in lines if line.strip()})
 
 
 def _partitions() -> dict[str, tuple[int, str]]:

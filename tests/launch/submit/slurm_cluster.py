@@ -1,7 +1,7 @@
-"""A SLURM of two nodes on this machine, each in namespaces of its own: processes, network, host name.
+"""A SLURM of two nodes on this machine, with accounting, each in namespaces of its own: processes, network, host name.
 
 Inside, a node sees its own processes and its own network alone, so `ray stop` there stops nobody else's Ray, and
-nothing listens where anybody could reach it. Needs root, the Debian packages slurm-wlm and munge, and a kernel that
+nothing listens where anybody could reach it. Needs root, the Debian packages that .ci/slurm installs, and a kernel that
 gives namespaces; `why_not` says what is missing.
 """
 
@@ -39,11 +39,33 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 KillWait=10
 MailProg=/bin/true
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=10.77.0.1
+AccountingStoragePass={folder}/munge/socket
+AccountingStorageEnforce=associations,limits
+EnforcePartLimits=ALL
 NodeName=n1 NodeAddr=10.77.0.1 CPUs=4 RealMemory=8000 Gres=gpu:2
 NodeName=n2 NodeAddr=10.77.0.2 CPUs=4 RealMemory=8000 Gres=gpu:2
 PartitionName=main Nodes=ALL Default=YES MaxTime=1-00:00:00 PriorityTier=1 GraceTime=60
 PartitionName=urgent Nodes=ALL MaxTime=60 PriorityTier=10
+PartitionName=funded Nodes=ALL MaxTime=60 AllowAccounts=vision
 """
+ACCOUNTING = """\
+DbdHost=n1
+DbdAddr=10.77.0.1
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/socket
+SlurmUser=root
+PidFile={folder}/slurmdbd.pid
+LogFile={folder}/slurmdbd.log
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort=3306
+StorageUser=root
+"""
+DATABASE = ("--no-defaults", "--skip-grant-tables", "--bind-address=127.0.0.1", "--port=3306", "--user=root",
+            "--innodb-buffer-pool-size=16M", "--innodb-log-file-size=8M")  # fmt: skip
 NODE = """\
 hostname {name} && mount --bind {folder}/hosts /etc/hosts && mkdir -p /tmp/ray && mount -t tmpfs tmpfs /tmp/ray
 ip link set lo up
@@ -62,7 +84,7 @@ def why_not() -> str | None:
     """Why no such cluster can be here; None where one can."""
     if os.geteuid():
         return "SLURM's daemons are started as root, and this is another user"
-    for program in ("slurmctld", "slurmd", "munged", "nsenter", "ip"):
+    for program in ("slurmctld", "slurmd", "slurmdbd", "mariadbd", "munged", "nsenter", "ip"):
         if not shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin"):
             return f"{program} is not installed (.ci/slurm installs it)"
     tried = subprocess.run(["unshare", "--pid", "--fork", "--mount", "--net", "--uts", "true"], capture_output=True)
@@ -70,7 +92,10 @@ def why_not() -> str | None:
 
 
 class SlurmCluster:
-    """Two nodes, n1 and n2, of 4 CPUs and 2 invented GPUs; partitions `main` and, before it, `urgent`."""
+    """Two nodes, n1 and n2, of 4 CPUs and 2 invented GPUs; partitions `main`, before it `urgent`, and `funded`.
+
+    The user has the accounts `root`, the default, and `vision`, which alone `funded` takes; `speech` is another's.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -143,7 +168,7 @@ class SlurmCluster:
 
     def _write_files(self) -> None:
         folder = self.folder
-        for name in ("state", "spool-n1", "spool-n2", "munge", "bin"):
+        for name in ("state", "spool-n1", "spool-n2", "munge", "database/mysql", "bin"):
             (folder / name).mkdir(parents=True)
         (folder / "munge").chmod(0o711)
         (folder / "munge" / "key").write_bytes(os.urandom(128))
@@ -153,6 +178,8 @@ class SlurmCluster:
             os.mknod(folder / f"gpu{number}", 0o020666, os.makedev(1, 3))
         (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-1]\n")
         (folder / "slurm.conf").write_text(CONF.format(folder=folder))
+        (folder / "slurmdbd.conf").write_text(ACCOUNTING.format(folder=folder))
+        (folder / "slurmdbd.conf").chmod(0o600)
 
     def _start(self) -> None:
         for name in NODES:
@@ -170,10 +197,28 @@ class SlurmCluster:
         munge = {name: str(self.folder / "munge" / name) for name in ("socket", "key", "pid", "log", "seed")}
         options = zip(("socket", "key-file", "pid-file", "log-file", "seed-file"), munge.values(), strict=True)
         self.on("n1", "munged", "--force", *(f"--{option}={path}" for option, path in options))
+        self._start_accounting()
         self.on("n1", "slurmctld")
         for name in NODES:
             self.on(name, "slurmd", "-N", name)
         self._until(lambda: self.ask("sinfo", "--noheader", "--partition=main", "--format=%t %D") == "idle 2")
+
+    def _start_accounting(self) -> None:
+        """Before the controller, which asks it for accounts as it starts."""
+        data = self.folder / "database"
+        paths = {"datadir": data, "socket": data / "socket", "pid-file": data / "pid", "log-error": data / "log"}
+        words = [*DATABASE, *(f"--{option}={path}" for option, path in paths.items())]
+        tables = b"USE mysql;\n" + Path("/usr/share/mysql/mysql_system_tables.sql").read_bytes()
+        subprocess.run(["mariadbd", *words, "--bootstrap"], input=tables, capture_output=True, check=True)
+        self.on("n1", "bash", "-c", 'mariadbd "$@" &> /dev/null &', "mariadbd", *words)
+        self._until(lambda: self._listening(3306))
+        self.on("n1", "slurmdbd")
+        self._until(lambda: self._listening(6819))
+        for added in (("cluster", "test"), ("account", "vision", "speech"), ("user", "root", "account=vision")):
+            self.ask("sacctmgr", "--immediate", "add", *added)
+
+    def _listening(self, port: int) -> bool:
+        return f":{port} " in self.on("n1", "ss", "-ltnH")
 
     def _connect(self) -> None:
         first, second = self._inner.values()

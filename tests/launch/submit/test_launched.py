@@ -52,21 +52,21 @@ def test_of_an_array_the_parts_that_still_run_count(slurm: SlurmCluster, tmp_pat
     assert launched(tmp_path) == [("slurm array", number, "running")]
 
 
-STAND_INS = {
-    "squeue": "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1",
-    "sacct": "echo 'CANCELLED by 0'; echo COMPLETED",
-}
-
-
 def test_a_job_that_left_the_queue_long_ago_is_known_to_accounting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, does in STAND_INS.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
-    note(tmp_path, [Job("slurm", "array", "7")])
-    assert launched(tmp_path) == [("slurm array", "7", "stopped")]
+    """The queue forgets a job after minutes; a stand-in of it has forgotten all."""
+    ends = {"done": "true", "failed": "false"}
+    jobs = {state: slurm.ask("sbatch", "--parsable", "--output=/dev/null", f"--wrap={ends[state]}") for state in ends}
+    jobs["stopped"] = slurm.ask("sbatch", "--parsable", "--output=/dev/null", "--hold", "--wrap=true")
+    slurm.ask("scancel", jobs["stopped"])
+    slurm.wait(slurm.empty, 20)
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{slurm.environment['PATH']}")
+    note(tmp_path, [Job("slurm", state, number) for state, number in jobs.items()])
+    expected = [(f"slurm {state}", number, state) for state, number in jobs.items()]
+    slurm.wait(lambda: launched(tmp_path) == expected, 20, lambda: str(launched(tmp_path)))
 
 
 @pytest.mark.parametrize("by", ["slurm", "ray", "kube"])

@@ -1,6 +1,5 @@
 """The scripts of `efface submit slurm`, and what is refused before one is queued."""
 
-import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -155,6 +154,14 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str], str]] = {
         "slurm.time is 2-00, and a job of partition 'main' may take at most 1-00:00:00",
     ),
     "memory": ({"memory": "900G"}, [], "SLURM refuses (sbatch): "),
+    "unknown account": ({"account": "visoin"}, [], "slurm.account: unknown 'visoin', did you mean 'vision'?"),
+    "an account of others": ({"account": "speech"}, [], "slurm.account: unknown 'speech'"),
+    "missing account": (
+        {"partition": "funded"},
+        [],
+        "slurm.account is missing, and partition 'funded' takes no such job; yours are root, vision",
+    ),
+    "nodes": ({"nodes": 3, "style": "exclusive"}, [], "SLURM refuses (sbatch): "),
 }
 
 
@@ -163,36 +170,7 @@ def test_what_a_real_slurm_has_not_is_refused_before_anything_is_written(
     mistake: str, slurm: SlurmCluster, efface: Efface, profile: Profile, tmp_path: Path
 ) -> None:
     section, arguments, expected = REFUSED[mistake]
-    asked = ["demo", *SHORT, "--cluster", profile(slurm=section), "--out", tmp_path / "run", *arguments]
+    cluster = profile(slurm=section, listen="nodes")
+    asked = ["demo", *SHORT, "--cluster", cluster, "--out", tmp_path / "run", *arguments]
     assert expected in efface("submit", "slurm", *asked).sentence
     assert slurm.empty() and not (tmp_path / "run").exists()
-
-
-ACCOUNTS = """\
-#!/bin/sh
-# Stands in for accounting, which wants a database: this user has two accounts, and jobs must name one.
-case $0 in
-    *sacctmgr) printf 'vision\\nspeech\\n' ;;
-    *scontrol) echo 'AccountingStorageEnforce = associations,limits' ;;
-    *sinfo) echo 'main|infinite|gpu:2(S:0)' ;;
-    *) exit 1 ;;
-esac
-"""
-
-
-@pytest.mark.parametrize(
-    ("account", "expected"),
-    [
-        ({"account": "vison"}, "slurm.account: unknown 'vison', did you mean 'vision'?"),
-        ({}, "slurm.account is missing, and this cluster wants one; yours are speech, vision"),
-    ],
-)
-def test_an_account_that_is_not_the_users(
-    account: dict[str, str], expected: str, efface: Efface, profile: Profile, tmp_path: Path, monkeypatch: Any
-) -> None:
-    for name in ("sacctmgr", "scontrol", "sinfo"):
-        (tmp_path / name).write_text(ACCOUNTS)
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    asked = ["demo", *SHORT, "--cluster", profile(slurm=account), "--out", tmp_path / "run"]
-    assert expected in efface("submit", "slurm", *asked).sentence
