@@ -1,13 +1,15 @@
 """A gang: several workers' worth of GPUs that train one job together, and the actor that leads it.
 
 One placement group, one actor for each process with its own GPU, torchrun's variables set here, and the rendezvous at a
-port of rank 0's. Every process runs the same job (`train/loop.py` shares its batches out); rank 0 keeps the result. If
-one of them dies, all are stopped, and the job goes on from its last checkpoint in a new gang.
+port of rank 0's, or at another where that is taken. Every process runs the same job (`train/loop.py` shares its batches
+out); rank 0 keeps the result. If one of them dies, all are stopped, and the job goes on from its last checkpoint in a
+new gang.
 """
 
 import os
 import socket
 import tempfile
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from efface.cluster.plan import Model
@@ -15,6 +17,8 @@ from efface.cluster.worker import Outcome, Setting, Worker
 
 RENDEZVOUS = 3
 """How many ports are tried: one that was free a moment ago may be taken."""
+
+NOT_MET = "the processes of the gang did not meet"
 
 GROUP_SECONDS = 300.0
 """How long the placement group may take; its GPUs were set free for it, so it should take none."""
@@ -34,6 +38,11 @@ class Member:
 
     def run(self, setting: Setting, model: Model, rank: int, size: int, host: str, port: int) -> Outcome:
         """This rank's part in the training of a job."""
+        import torch
+        from torch.distributed import DistError
+
+        from efface.train.launched import meet
+
         # Each sees its own GPU alone, as device 0, so each is the only one of its node as far as torch can tell.
         os.environ |= {
             "RANK": str(rank),
@@ -43,8 +52,10 @@ class Member:
             "MASTER_ADDR": host,
             "MASTER_PORT": str(port),
         }
-        if rank == 0 and _taken(host, port):
-            return Outcome("fault", f"{host}:{port} is taken", details="EADDRINUSE")
+        try:
+            meet("nccl" if setting.gpus and torch.cuda.is_available() else "gloo")
+        except DistError as error:
+            return Outcome("fault", NOT_MET, str(error))
         return Worker(setting, rank=rank).run(model)
 
 
@@ -72,7 +83,7 @@ class Leader:
                 return Outcome("lost", f"the cluster had no room for {size} processes")
             for _ in range(RENDEZVOUS):
                 outcome = self._at_a_port(setting, model, size, group)
-                if "EADDRINUSE" not in outcome.details:
+                if outcome.reason != NOT_MET:
                     break
             return outcome
         finally:
@@ -106,19 +117,42 @@ class TrainLeader(Leader):
     """
 
     def _together(self, setting: Setting, model: Model, size: int) -> Outcome:
-        from ray.train import RunConfig, ScalingConfig
+        from ray.train import RunConfig, ScalingConfig, WorkerGroupError
         from ray.train.torch import TorchTrainer
 
         def rank_of_a_job(config: dict[str, Any]) -> Outcome:
-            return Worker(setting, rank=int(os.environ["RANK"])).run(model)
+            outcome = Worker(setting, rank=int(os.environ["RANK"])).run(model)
+            if outcome.state != "done":
+                raise NotDone(outcome)
+            return outcome
 
         with tempfile.TemporaryDirectory(prefix="efface-train-") as scratch:
             scaling = ScalingConfig(num_workers=size, use_gpu=setting.gpus > 0, resources_per_worker=_bundle(setting))
             trainer = TorchTrainer(
                 rank_of_a_job, train_loop_config={}, scaling_config=scaling, run_config=RunConfig(storage_path=scratch)
             )
-            outcome = trainer.fit().return_value
+            try:
+                outcome = trainer.fit().return_value
+            except WorkerGroupError as error:
+                outcome = _first_told(error.worker_failures.values())
+                if outcome is None:
+                    raise
         return outcome if isinstance(outcome, Outcome) else Outcome("fault", "Ray Train gave no result")
+
+
+class NotDone(Exception):
+    """What a rank under Ray Train ends with if its part is not done: the others would wait for it for ever."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
+
+
+def _first_told(failures: Iterable[Exception]) -> Outcome | None:
+    """Of what the ranks ended with, an outcome that says why, rather than that others were gone; None: all died."""
+    ended = [getattr(failure, "_base_exc", failure) for failure in failures]  # Ray Train wraps them
+    outcomes = [error.outcome for error in ended if isinstance(error, NotDone)]
+    return min(outcomes, key=lambda outcome: outcome.state == "fault", default=None)
 
 
 def not_its_fault(error: Any) -> bool:
@@ -132,12 +166,3 @@ def not_its_fault(error: Any) -> bool:
 
 def _bundle(setting: Setting) -> dict[str, float]:
     return {name: amount for name, amount in (("CPU", setting.cpus), ("GPU", setting.gpus)) if amount}
-
-
-def _taken(host: str, port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return True
-    return False

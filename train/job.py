@@ -130,7 +130,9 @@ def run_job(
     setup: Setup | None = None,
     halve_batch: bool = False,
 ) -> tuple[Delta, dict[str, Any]]:
-    """The job's delta, and its metrics `{"losses": […], "seconds": …, "samples_seen": …}`.
+    """The job's delta, and its metrics `{"losses": […], "seconds": …, "samples_seen": …, "attention": …}`.
+
+    "attention" is what `models.attention.set_attention` reports of the student, None where `setup` names none.
 
     `on_step(done, steps, loss)` is called after every optimiser step. `parent` is the delta of the request before, in
     a chain (`train/chain.py`). `checkpoint`, `every` and `setup` are those of `train.loop.train`. With `halve_batch`,
@@ -146,11 +148,12 @@ def run_job(
     task = _task(job, base, concept_set, cache, solved)
     start = time.perf_counter()
     losses: list[float] = []
-    samples_seen = 0
+    samples_seen, attention = 0, None
     base.swap(None if solved else parent)
     try:
         if isinstance(method, GradientMethod):
-            tensors, losses = train(method, task, on_step, checkpoint=checkpoint, every=every, setup=setup or Setup())
+            how = setup or Setup()
+            tensors, losses, attention = train(method, task, on_step, checkpoint=checkpoint, every=every, setup=how)
             samples_seen = len(losses) * method.config.batch_size * method.config.gradient_accumulation_steps
         else:
             assert isinstance(method, ClosedFormMethod)
@@ -163,7 +166,7 @@ def run_job(
     own = {name: _own(value) for name, value in sorted(tensors.items())}
     delta = Delta(kind, own, _provenance(job, parent, method if halve_batch else None))
     seconds = time.perf_counter() - start
-    return delta, {"losses": losses, "seconds": seconds, "samples_seen": samples_seen}
+    return delta, {"losses": losses, "seconds": seconds, "samples_seen": samples_seen, "attention": attention}
 
 
 def _task(job: Job, base: Base, concept_set: ConceptSet, cache: Path | None, solved: bool) -> Task:

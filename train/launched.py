@@ -24,6 +24,7 @@ from torch import distributed
 
 from efface.concepts.concept import load_concept_set
 from efface.errors import JobFailure, Stopped, UserError
+from efface.files import write_json
 from efface.models.base import load_base
 from efface.models.delta import Delta
 from efface.strict import Strict, parse
@@ -41,7 +42,7 @@ class Work(Strict):
     job: Job
     base: str = Field(description="name or path of the base; its fingerprint has to be the job's")
     concept_set: str = Field(description="name or path of the concept set; its hash has to be the job's")
-    out: Path = Field(description="where the first process saves the delta")
+    out: Path = Field(description="where the first process saves the delta, and beside it, as .json, the job's metrics")
     parent: Path | None = Field(None, description="delta of the request before, in a chain")
     cache: Path | None = Field(None, description="folder of costly data, for instance anchor images")
     checkpoint: Path | None = Field(None, description="written by the first process alone; gone when the job is done")
@@ -72,6 +73,7 @@ def run_member(work: Work, on_step: OnStep | None = None) -> dict[str, Any]:
         )
         if _rank() == 0:
             delta.save(work.out)
+            write_json(work.out.with_suffix(".json"), metrics)
             if work.checkpoint:
                 work.checkpoint.unlink(missing_ok=True)
     return metrics
@@ -87,11 +89,16 @@ def gang() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
         yield
         return
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    meet("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
     finally:
         distributed.destroy_process_group()
+
+
+def meet(backend: str) -> None:
+    """Make the process group that torchrun's variables tell of. Raises DistError, also where the port is taken."""
+    distributed.init_process_group(backend, timeout=PATIENCE)
 
 
 def _device() -> str:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -32,6 +33,17 @@ OnStep = Callable[[int, int, float], None]
 PLAIN = Setup()
 
 
+class Trained(NamedTuple):
+    """What comes of training."""
+
+    tensors: dict[str, Tensor]
+    """The delta's tensors, on the CPU."""
+    losses: list[float]
+    """Of every optimiser step, the mean over its batches."""
+    attention: dict[str, Any] | None
+    """The student's attention as `set_attention` reports it; None: as it was in the base."""
+
+
 def train(
     method: GradientMethod,
     task: Task,
@@ -40,8 +52,8 @@ def train(
     checkpoint: Path | None = None,
     every: int = 50,
     setup: Setup = PLAIN,
-) -> tuple[dict[str, Tensor], list[float]]:
-    """The delta's tensors, on the CPU, and the loss of every optimiser step (mean over its batches).
+) -> Trained:
+    """Minimise the method's loss from the first step, or from the one after the checkpoint, to the last.
 
     `on_step(done, steps, loss)` is called after every optimiser step. It may raise Stopped, in any process of a gang:
     then every process saves the checkpoint and raises Stopped. `checkpoint` is also written every `every` steps, and
@@ -58,7 +70,7 @@ def train(
     saved = Saved(checkpoint, run_key(method, task), every)
     with (
         own_accelerate_state(),
-        arranged(setup, method.config.precision, task.base.unet, student.unet, list(trained.values())),
+        arranged(setup, method.config.precision, task.base.unet, student.unet, list(trained.values())) as attention,
     ):
         training = begin(method, student, trained, setup, saved)
         with closing(training.engine):
@@ -69,7 +81,7 @@ def train(
                 tensors = {name: value.to("cpu", copy=True) for name, value in method.saved(student).items()}
     if not all(bool(value.isfinite().all()) for value in tensors.values()):
         raise JobFailure(f"the trained weights are not finite after step {method.steps}: {_too_fast(method)}")
-    return tensors, training.losses
+    return Trained(tensors, training.losses, attention)
 
 
 @dataclass(frozen=True)

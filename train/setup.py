@@ -6,7 +6,7 @@ So it is no part of a job's id. What does change numbers, such as the precision,
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -50,16 +50,18 @@ def arranged(
     teacher: "UNet2DConditionModel",
     student: "UNet2DConditionModel",
     trained: list[nn.Parameter],
-) -> Iterator[None]:
+) -> Iterator[dict[str, Any] | None]:
     """Both UNets as `setup` and `precision` ask for; the teacher is put back afterwards, bit for bit.
+
+    Gives what `set_attention` says of the student; None where no attention is asked for.
 
     bf16: all weights but the trained ones are bf16, and so is the arithmetic in the UNets' forward passes. The trained
     ones stay fp32, and so does everything outside of the UNets.
     """
-    processors = dict(teacher.attn_processors)
+    processors, report = dict(teacher.attn_processors), None
     if setup.attention is not None:
         dtype = torch.bfloat16 if precision == "bf16" else None  # some kernels know no fp32
-        set_attention(student, setup.attention, dtype)
+        report = set_attention(student, setup.attention, dtype)
         set_attention(teacher, setup.attention, dtype)
     if setup.gradient_checkpointing:
         student.enable_gradient_checkpointing()
@@ -68,7 +70,7 @@ def arranged(
         for unet in (student, teacher):
             _lower(unet, trained)
     try:
-        yield
+        yield report
     finally:
         teacher.set_attn_processor(processors)
         for parameter, value in originals.items():

@@ -4,21 +4,28 @@ import contextlib
 import io
 import os
 import signal
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
 import pytest
+import ray
 from rich.console import Console
 from tiny_campaign import campaign_dict
 
+from efface.cluster import gang
 from efface.cluster.campaign import Campaign
+from efface.cluster.executors import start_or_join
 from efface.cluster.expand import plan_campaign
+from efface.cluster.gang import Leader, TrainLeader
 from efface.cluster.journal import read_journal
-from efface.cluster.run import Run, carry_out, open_run
+from efface.cluster.run import Run, carry_out, open_run, setting_of
 from efface.errors import UserError
 from efface.models.base import load_base
 from efface.models.delta import Delta
@@ -97,6 +104,54 @@ def test_a_gang_that_loses_a_process_goes_on_and_ends_with_the_same_delta(
 def test_ray_train_starts_the_processes_where_it_should(world: Path, tmp_path: Path, alone: Delta) -> None:
     resources = {"processes": 2, "launcher": "ray-train"}
     assert_same(finish(run_of(world, tmp_path / "run", resources=resources), 2), alone, world)
+
+
+@pytest.fixture
+def ray_here() -> Iterator[None]:
+    """A Ray of this test's own, for leaders that run in this process."""
+    with TemporaryDirectory(prefix="efface-ray-", ignore_cleanup_errors=True) as scratch:
+        start_or_join(None, 2, scratch)
+        yield
+        ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
+def test_a_gang_whose_port_is_taken_meets_at_another(
+    world: Path, tmp_path: Path, alone: Delta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(world, tmp_path / "run")
+    with socket.socket() as other:
+        other.bind((ray.util.get_node_ip_address(), 0))
+        other.listen()
+        taken, tried = other.getsockname(), tmp_path / "tried"
+
+        class Unlucky(gang.Member):
+            def address(self) -> tuple[str, int]:
+                free = super().address()
+                first = not tried.exists()
+                tried.touch()
+                return taken if first else free
+
+        monkeypatch.setattr(gang, "Member", Unlucky)
+        outcome = Leader().run(setting_of(run), run.plan.jobs[0], 2)
+    assert outcome.state == "done" and tried.exists()
+    assert_same(Delta.load(run.folder.delta(run.plan.jobs[0])), alone, world)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
+@pytest.mark.parametrize("leader", [Leader, TrainLeader])
+def test_where_one_process_cannot_go_on_the_others_do_not_wait_for_it(
+    leader: type[Leader], world: Path, tmp_path: Path
+) -> None:
+    """The first process alone writes the checkpoint; the others wait for it, up to half an hour, in the next step."""
+    run = run_of(world, tmp_path / "run")
+    job = run.plan.jobs[0]
+    Path(run.folder.checkpoint(job)).mkdir(parents=True)
+    start = time.monotonic()
+    outcome = leader().run(setting_of(run), job, 2)
+    assert outcome.state == "storage" and time.monotonic() - start < 900
 
 
 def test_batches_that_cannot_be_shared_out_are_refused_before_anything_runs(world: Path) -> None:

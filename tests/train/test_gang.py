@@ -1,5 +1,6 @@
 """A gang of processes does one process's job: it shares the batches of every step, and can be cut like one."""
 
+import json
 import os
 import signal
 import socket
@@ -19,6 +20,8 @@ from efface.models.base import Base
 from efface.models.delta import Delta
 from efface.train.job import Job, run_job
 from efface.train.launched import Work, gang, main, run_member
+from efface.train.methods.esd import ESD
+from efface.train.setup import Setup
 
 QuickJob = Callable[..., Job]
 
@@ -42,11 +45,21 @@ def work(quick_job: QuickJob, tiny_base_folder: Path, concept_set: ConceptSet, t
     return make
 
 
-def killed(rank: int, work: Work) -> None:
+def killed(rank: int, work: Work, when: str) -> None:
+    """Process 1 dies of itself after step 3, or in the middle of it."""
+
     def on_step(done: int, steps: int, loss: float) -> None:
-        if rank == 1 and done == 3:
+        if rank == 1 and when == "after a step" and done == 3:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    def in_step(self: ESD, student: Any, batch: Any, loss: Any = ESD.loss) -> Any:
+        losses.append(loss(self, student, batch))
+        if rank == 1 and when == "within a step" and len(losses) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return losses[-1]
+
+    losses: list[Any] = []
+    ESD.loss = in_step  # type: ignore[method-assign]
     run_member(work, on_step)
 
 
@@ -62,12 +75,13 @@ def taken_up(rank: int, work: Work) -> None:
             run_member(work.model_copy(update={"job": odd}))
 
 
+@pytest.mark.parametrize("when", ["after a step", "within a step"])
 def test_a_gang_that_lost_a_member_ends_bit_for_bit_where_another_does_and_near_one_process(
-    work: Any, tiny_base: Base, concept_set: ConceptSet
+    when: str, work: Any, tiny_base: Base, concept_set: ConceptSet
 ) -> None:
     asked = work()
     with pytest.raises(torch.multiprocessing.ProcessExitedException, match="SIGKILL"):
-        together(killed, asked)
+        together(killed, asked, when)
     assert asked.checkpoint.is_file() and not asked.out.exists()
     together(taken_up, asked)
     delta = Delta.load(asked.out)
@@ -117,10 +131,12 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("alone")
 def test_one_process_needs_no_variables(work: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = work(steps=1)
+    asked = work(steps=1).model_copy(update={"setup": Setup(attention="sdpa")})
     (tmp_path / "work.json").write_text(asked.model_dump_json())
     assert main([str(tmp_path / "work.json")]) == 0
     assert Delta.load(asked.out).provenance["job_id"] == asked.job.id
+    metrics = json.loads(asked.out.with_suffix(".json").read_text())
+    assert (metrics["samples_seen"], len(metrics["losses"]), metrics["attention"]["used"]) == (2, 1, "sdpa")
     assert capsys.readouterr().out.startswith("step 1 of 1: loss ")
 
 

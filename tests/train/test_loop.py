@@ -51,7 +51,7 @@ def run(tiny_base: Base, concept_set: Any) -> Any:
     def go(method: Pull) -> tuple[Tensor, list[float]]:
         with torch.no_grad():
             tiny_base.unet.conv_out.bias.fill_(1.0)
-        tensors, losses = train(method, Task(tiny_base, concept_set.concepts[:1], concept_set, 0))
+        tensors, losses, _ = train(method, Task(tiny_base, concept_set.concepts[:1], concept_set, 0))
         return tensors[BIAS], losses
 
     return go

@@ -3,10 +3,12 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from diffusers.models import attention_processor
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -68,9 +70,38 @@ def test_the_attention_asked_for_is_used_by_teacher_and_student_and_the_base_get
     monkeypatch.setattr(AttnProcessor, "__call__", lambda *_, **__: pytest.fail("the base's own attention was used"))
     own = AttnProcessor()
     tiny_base.unet.set_attn_processor(own)
-    run_job(quick_job("esd"), tiny_base, concept_set, setup=Setup(attention="sdpa"))
+    _, metrics = run_job(quick_job("esd"), tiny_base, concept_set, setup=Setup(attention="auto"))
+    layers = len(tiny_base.unet.attn_processors)
+    assert metrics["attention"] == {
+        "asked": "auto",
+        "used": "sdpa",
+        "processors": {"AttnProcessor2_0": layers},
+        "milliseconds": None,
+    }
     assert used["sdpa"] > 0
     assert all(processor is own for processor in tiny_base.unet.attn_processors.values())
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_xformers_computes_a_jobs_attention_whatever_its_method_hung_on_the_unet(
+    name: str, quick_job: QuickJob, tiny_base: Base, concept_set: ConceptSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """xformers as if it had a CPU kernel: the job gives the delta it gives without."""
+    job = quick_job(name, optimizer="sgd")
+    plain, metrics = run_job(job, tiny_base, concept_set)
+    assert metrics["attention"] is None
+    computed: Counter[bool] = Counter()
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, attn_bias: None = None, op: None = None, scale: float = 1) -> Tensor:
+        computed[torch.is_grad_enabled()] += 1
+        return torch.softmax(q @ k.transpose(1, 2) * q.shape[-1] ** -0.5, dim=-1) @ v
+
+    ops = SimpleNamespace(memory_efficient_attention=attend)
+    monkeypatch.setattr(attention_processor, "xformers", SimpleNamespace(ops=ops))
+    delta, metrics = run_job(job, tiny_base, concept_set, setup=Setup(attention="xformers"))
+    assert metrics["attention"]["processors"] == {"XFormersAttnProcessor": len(tiny_base.unet.attn_processors)}
+    assert computed[True] and computed[False]
+    assert difference(delta, plain, tiny_base) < 1e-3
 
 
 class Told(GradientMethod):
@@ -112,7 +143,7 @@ def task(tiny_base: Base, concept_set: ConceptSet) -> Task:
 
 def test_in_bf16_the_frozen_weights_are_bf16_and_the_trained_ones_and_the_loss_fp32(task: Task) -> None:
     method = Told(precision="bf16")
-    tensors, _ = train(method, task)
+    tensors = train(method, task).tensors
     assert method.dtypes[0] == (torch.bfloat16, torch.bfloat16, torch.float32, torch.float32)
     # in bf16 1.4 would be 1.3984 and 1.72 be 1.7188
     torch.testing.assert_close(tensors["unet.conv_out.bias"], torch.full((4,), 1.72), rtol=1e-6, atol=0)
