@@ -37,6 +37,18 @@ def difference(one: Delta, other: Delta, base: Base) -> float:
     return float((apart / change) ** 0.5)
 
 
+def rounding(delta: Delta, base: Base) -> float:
+    """How far two weights differ that are the same but for one rounding to fp32, as a share of the delta's change.
+
+    A rounding is off by anything up to half the spacing of fp32's numbers, so by its square over 12 in the mean.
+    """
+    originals, edited = base.originals(), delta.edited(base)
+    spacing = {name: value.abs().nextafter(torch.tensor(torch.inf)) - value.abs() for name, value in edited.items()}
+    apart = sum(float(value.double().square().sum()) / 12 for value in spacing.values())
+    change = sum(float((edited[name] - originals[name]).double().square().sum()) for name in edited)
+    return float((apart / change) ** 0.5)
+
+
 def saved(folder: Path) -> dict[str, Delta]:
     """The deltas in a folder by file name."""
     return {file.stem: Delta.load(file) for file in sorted(folder.glob("*.safetensors"))}
