@@ -10,7 +10,6 @@ are replaced, the stock ones only: a processor that a method hung on the UNet st
     auto      the fastest of these as timed on this GPU; on a CPU sdpa
 """
 
-import functools
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -74,7 +73,7 @@ def set_attention(unet: UNet2DConditionModel, backend: Backend, dtype: torch.dty
     elif backend not in ("auto", "sdpa"):
         reason = why_not(backend, device, dtype)
         if reason:
-            _warn(f"attention by {backend} is not to be had ({reason}); using sdpa")
+            _warn(backend, reason)
         else:
             used = backend
     processors = {
@@ -149,7 +148,11 @@ def why_not(backend: str, device: torch.device, dtype: torch.dtype) -> str | Non
     return None
 
 
-@functools.cache
-def _warn(sentence: str) -> None:
-    """Once in a process, however many jobs it does."""
-    warnings.warn(sentence, stacklevel=3)
+def _warn(backend: str, reason: str) -> None:
+    """Once in a process for each backend, however many jobs it does, and in whatever dtypes."""
+    if backend not in _warned:
+        _warned.add(backend)
+        warnings.warn(f"attention by {backend} is not to be had ({reason}); using sdpa", stacklevel=3)
+
+
+_warned: set[str] = set()

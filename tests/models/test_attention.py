@@ -24,9 +24,9 @@ class Mine(AttnProcessor2_0):
 
 @pytest.fixture(autouse=True)
 def _warned_of_nothing() -> Iterator[None]:
-    attention._warn.cache_clear()
+    attention._warned.clear()
     yield
-    attention._warn.cache_clear()
+    attention._warned.clear()
 
 
 def by_hand(q: Tensor, k: Tensor, v: Tensor, attn_bias: Any = None, op: Any = None, scale: float = 1) -> Tensor:
@@ -175,6 +175,7 @@ def test_a_backend_without_a_kernel_for_the_cpu_falls_back(
     monkeypatch.setattr(attention_processor.xformers.ops, "memory_efficient_attention", refuse)
     with pytest.warns(UserWarning) as caught:
         report = set_attention(tiny_base.unet, backend)
+        assert set_attention(tiny_base.unet, backend, torch.bfloat16) == report
     assert [str(warning.message) for warning in caught] == [
         f"attention by {backend} is not to be had (it has no kernel for torch.float32 on 'cpu'); using sdpa"
     ]
