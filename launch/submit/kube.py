@@ -68,7 +68,7 @@ def apply(order: Order, cluster: Cluster, profile: str, text: str) -> tuple[Job,
     if before in ("failed", "stopped"):
         _kubectl(place_of(cluster), "delete", "rayjob", job.id, "--wait=true")
     _kubectl(place_of(cluster), "apply", "--filename=-", given=text)
-    if is_remote(order.folder) or order.folder.parent.is_dir():
+    if order.seen_from_here:
         note(order.folder, [job])
     return job, True
 

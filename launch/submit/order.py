@@ -1,5 +1,6 @@
 """What is to be launched: a campaign and its run folder, the same for every launcher."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,11 @@ class Order:
     def folder(self) -> Path:
         return as_path(self.out)
 
+    @property
+    def seen_from_here(self) -> bool:
+        """Whether the run folder is likely the one that the cluster sees, and not a path on other machines."""
+        return is_remote(self.folder) or self.folder.parent.is_dir() or self.folder.is_relative_to(Path.cwd())
+
     def command(self, campaign: str, *options: str, python: str = "python") -> list[str]:
         """What every launcher runs in the end, with the campaign's text in the file `campaign`."""
         return [python, "-m", "efface", "run", campaign, "--out", self.out, *options]
@@ -43,5 +49,7 @@ def read_order(campaign: str, overrides: list[str], out: str | None, runs: str =
     place = out or f"{runs}/{read.name}"
     if "\n" in place:
         raise UserError("--out holds a line break, should be a folder or a URL")
+    if re.search(r"://[^/@]*:[^/@]*@", place):
+        raise UserError("--out holds a password, which scripts and logs would show; leave it to the store's client")
     folder = as_path(place)
     return Order(read, str(folder) if is_remote(folder) else str(folder.absolute()))

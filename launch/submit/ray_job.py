@@ -18,7 +18,6 @@ from typing import Any
 import typer
 
 from efface.errors import JobFailure, UserError
-from efface.files import is_remote
 from efface.launch.submit.launched import Job, note
 from efface.launch.submit.order import Order
 from efface.launch.submit.profile import Cluster, RayPlace, read_cluster
@@ -61,7 +60,7 @@ def submit(order: Order, cluster: Cluster, profile: str) -> tuple[Job, bool]:
             if "already" not in str(error):
                 raise
             return job, False  # somebody was faster
-    if is_remote(order.folder) or order.folder.parent.is_dir():
+    if order.seen_from_here:
         note(order.folder, [job])
     return job, True
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -17,13 +18,16 @@ from pathlib import Path
 class RayHead:
     """`start`, `kill`, `start` again: another cluster at the same address, which knows nothing of the first."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, token_file: Path | None = None, command: str | None = None) -> None:
+        """With a token and a command line of its own where none are given; the command gets further options."""
         self.folder = folder
-        self.token_file = folder / "token"
-        self.token_file.write_text(os.urandom(32).hex())
+        self.token_file = token_file or folder / "token"
+        if token_file is None:
+            self.token_file.write_text(os.urandom(32).hex())
         self.port = _free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         self._python = _environment(folder / "env")
+        self._command = command or f"RAY_AUTH_MODE=token {self._python} -m ray.scripts.scripts start --head"
         self._process: subprocess.Popen[bytes] | None = None
         # Sockets have a limit of 107 characters to their paths.
         self._scratch = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
@@ -31,7 +35,6 @@ class RayHead:
     def start(self) -> None:
         here = {
             "PATH": f"{Path(self._python).parent}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token_file),
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "AUTOSCALER_METRIC_PORT": str(_free_port()),
@@ -40,7 +43,7 @@ class RayHead:
         }
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHON"))}
         options = [
-            *("--head", "--block", "--disable-usage-stats", "--num-cpus=1", f"--temp-dir={self._scratch.name}"),
+            *("--block", "--disable-usage-stats", "--num-cpus=1", f"--temp-dir={self._scratch.name}"),
             *("--node-ip-address=127.0.0.1", f"--port={_free_port()}", f"--dashboard-port={self.port}"),
             *(f"--ray-client-server-port={_free_port()}", "--min-worker-port=0", "--max-worker-port=0"),
             *("--dashboard-agent-listen-port=0", "--dashboard-agent-grpc-port=0", "--runtime-env-agent-port=0"),
@@ -48,7 +51,7 @@ class RayHead:
         ]
         with (self.folder / "ray.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [self._python, "-m", "ray.scripts.scripts", "start", *options],
+                ["bash", "-c", f"{self._command} {shlex.join(options)}"],
                 env={**kept, **here},
                 stdout=log,
                 stderr=log,
@@ -72,7 +75,7 @@ class RayHead:
     def jobs_as_text(self) -> str:
         """All that the cluster tells of its jobs to those who may ask."""
         request = urllib.request.Request(
-            f"{self.address}/api/jobs/", headers={"Authorization": f"Bearer {self.token_file.read_text()}"}
+            f"{self.address}/api/jobs/", headers={"Authorization": f"Bearer {self.token_file.read_text().strip()}"}
         )
         return str(urllib.request.urlopen(request, timeout=20).read().decode())
 

@@ -87,6 +87,18 @@ def test_the_head_only_drives_and_the_workers_are_those_of_the_profile(applied: 
     assert container["resources"]["requests"] == container["resources"]["limits"]
 
 
+def test_run_folders_and_models_lie_on_the_volume_of_every_pod(applied: Callable[..., list[Any]]) -> None:
+    _, job = applied(mount="/lab")
+    cluster = job["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        assert {"name": "data", "persistentVolumeClaim": {"claimName": "efface"}} in pod["volumes"]
+        (container,) = pod["containers"]
+        assert {"name": "data", "mountPath": "/lab"} in container["volumeMounts"]
+        assert {"name": "HF_HOME", "value": "/lab/huggingface"} in container["env"]
+    assert job["spec"]["entrypoint"].endswith("--out /lab/runs/tiny")
+
+
 def test_the_campaign_travels_whole_and_runs_as_anywhere_else(
     applied: Callable[..., list[Any]], efface: Efface, tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """The pages on launching: each command in a block marked `sh` is run, in the page's order, with the page's profile.
 
-What needs a cloud, Docker or Kubernetes stands in blocks marked `console` and is not run here.
+What needs a cloud, Docker or Kubernetes stands in blocks marked `console` and is not run here; of these, Ray's head is
+started with ports that are free.
 """
 
 import os
@@ -69,10 +70,11 @@ def test_slurm(reader: Reader, slurm: SlurmCluster) -> None:
 
 
 @pytest.fixture
-def head(tmp_path: Path) -> Iterator[RayHead]:
-    (tmp_path / ".ray").mkdir()
-    head = RayHead(tmp_path / ".ray")
-    (tmp_path / ".ray" / "auth_token").write_text(head.token_file.read_text())
+def head(reader: Reader) -> Iterator[RayHead]:
+    """The head that the page has its reader start, with ports of its own."""
+    generate, start = blocks("ray.md", "console")[0].splitlines()
+    reader.types(generate)
+    head = RayHead(reader.folder / ".ray", reader.folder / ".ray" / "auth_token", start)
     head.install_efface()
     head.start()
     yield head

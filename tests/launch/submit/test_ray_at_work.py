@@ -1,10 +1,13 @@
 """Campaigns on a real Ray cluster: over HTTP, with a token, and past the cluster's death."""
 
+import json
 import os
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -64,6 +67,14 @@ def test_without_the_right_token_no_job_is_accepted(
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
     none = profile(ray={"address": head.address})
     assert "no token can be read there" in efface("submit", "ray", "demo", "--cluster", none).sentence
+    job = json.dumps({"entrypoint": "true"}).encode()
+    for shown in ({}, {"Authorization": "Bearer " + "0" * 64}):
+        request = urllib.request.Request(
+            f"{head.address}/api/jobs/", job, {"Content-Type": "application/json", **shown}
+        )
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=20)
+        assert refused.value.code in (401, 403)
     assert head.jobs() == []
 
 
@@ -97,7 +108,7 @@ def test_nothing_is_submitted_to_a_cluster_that_takes_jobs_from_anyone(
 
 
 def test_its_servers_are_on_loopback_alone(head: RayHead) -> None:
-    assert len(head.listens()) > 5
+    wait(lambda: len(head.listens()) > 5, head)  # they come one after the other
     assert all(where.startswith(("127.0.0.1:", "[::ffff:127.0.0.1]:", "[::1]:")) for where in head.listens())
 
 
@@ -118,6 +129,16 @@ def test_a_campaign_runs_once_however_often_it_is_submitted(
     assert head.token_file.read_text() not in head.jobs_as_text()
     here = efface("run", asked(1)[0], "--out", tmp_path / "here", "--workers", "0")
     assert here.code == 0 and results(tmp_path / "run") == results(tmp_path / "here")
+
+
+@pytest.mark.slow
+def test_a_run_folder_that_is_not_there_yet_still_knows_its_job(
+    efface: Efface, asked: Callable[[int], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = efface("submit", "ray", *asked(1)[:-2], "--follow")
+    assert said.code == 0, said
+    assert launched(tmp_path / "runs" / "tiny")[0][0] == "ray campaign"
 
 
 @pytest.mark.slow
@@ -144,7 +165,11 @@ def test_a_campaign_outlives_its_cluster(
     run = tmp_path / "run"
     first = efface("submit", "ray", *asked(20)).out.split()[-1]
     wait(lambda: judged(run), head)
-    head.kill()
+    death = threading.Timer(2, head.kill)
+    death.start()
+    followed = efface("submit", "ray", *asked(20), "--follow")
+    death.join()
+    assert followed.code == 1 and f"went away; what is finished lies in {run}" in followed.err, followed
     done = judged(run)
     assert "no Ray cluster answers" in efface("submit", "ray", *asked(20)).sentence
     assert launched(run) == [("ray campaign", first, "unknown")]
@@ -165,7 +190,7 @@ def test_rays_own_command_does_as_well(head: RayHead, campaign_file: Campaign, t
     campaign.rename(folder / "campaign.yaml")
     head.install_efface()
     command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", head.address]
-    command += ["--working-dir", ".", "--", "python", "-m", "efface", "run", "campaign.yaml", f"--out={tmp_path}/run"]
+    command += ["--working-dir", ".", "--", "efface", "run", "campaign.yaml", f"--out={tmp_path}/run"]
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(head.token_file)}
     done = subprocess.run(command, cwd=folder, env={**os.environ, **token}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
