@@ -16,7 +16,7 @@ from torch import Tensor
 from efface.concepts.concept import Concept, fold
 from efface.errors import UserError, did_you_mean
 from efface.eval.judges.judge import Verdict
-from efface.eval.judges.weights import batches, load_processor, load_whole, weights_sha256
+from efface.eval.judges.weights import batches, load_processor, load_whole, padded, weights_sha256
 from efface.files import content_id
 from efface.strict import Strict
 
@@ -74,10 +74,13 @@ class Classifier:
         return next((self.columns[name] for name in names if name in self.columns), None)
 
     @torch.inference_mode()
-    def _probabilities(self, images: np.ndarray) -> Tensor:
-        pixels = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
-        logits = self.model(pixel_values=pixels.to(self.model.device)).logits.float()
-        return (logits.sigmoid() if self.multi_label else logits.softmax(dim=-1)).cpu()
+    def _probabilities(self, images: np.ndarray) -> list[Tensor]:
+        """Of every label, (labels,), for each image of a batch."""
+        batch = padded(images, self.spec.batch_size)
+        pixels = self.processor(images=list(batch), return_tensors="pt")["pixel_values"]
+        logits = self.model(pixel_values=pixels.to(self.model.device)).logits.float().cpu()
+        # Row by row: of a whole batch the last few elements are computed by other instructions than the rest.
+        return [row.sigmoid() if self.multi_label else row.softmax(dim=0) for row in logits[: len(images)]]
 
 
 def concept_score(probabilities: Tensor, columns: Sequence[int], multi_label: bool) -> float:

@@ -14,11 +14,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import Field, field_validator
+from torch import Tensor
+from torch.nn.functional import normalize
 
 from efface.concepts.concept import Concept
 from efface.errors import UserError
 from efface.eval.judges.judge import Verdict
-from efface.eval.judges.weights import batches, load_processor, load_whole, weights_sha256
+from efface.eval.judges.weights import batches, load_processor, load_whole, padded, weights_sha256
 from efface.files import content_id
 from efface.strict import Strict
 
@@ -59,6 +61,8 @@ class ClipJudge:
         self.thresholds = dict(thresholds or {})
         self.weights = weights_sha256(model)
         self.version = self._version()
+        self._said: dict[str, Tensor] = {}
+        """What the texts of a concept come to, by what stands for it in them."""
 
     def calibrated(self, thresholds: Mapping[str, float]) -> "ClipJudge":
         """The same judge with these thresholds, and another version."""
@@ -89,18 +93,29 @@ class ClipJudge:
         threshold.
         """
         found: list[float] = []
+        scale = self.model.logit_scale.float().exp()
         for rows in batches(len(images), self.spec.batch_size):
-            concepts = list(dict.fromkeys(concept.question for concept in asked[rows]))
-            texts = [
-                text.format(concept=concept) for concept in concepts for text in (self.spec.present, self.spec.absent)
+            seen = self._see(images[rows])
+            found += [
+                float((scale * (self._say(concept.question) @ image)).softmax(dim=0)[0])
+                for image, concept in zip(seen, asked[rows], strict=False)
             ]
-            inputs = self.processor(
-                text=texts, images=list(images[rows]), return_tensors="pt", padding=True, truncation=True
-            )
-            logits = self.model(**inputs.to(self.model.device)).logits_per_image.float()
-            pairs = logits.reshape(len(logits), len(concepts), 2).softmax(dim=-1)[..., 0]
-            found += [float(pairs[i, concepts.index(concept.question)]) for i, concept in enumerate(asked[rows])]
         return found
+
+    def _see(self, images: np.ndarray) -> Tensor:
+        """Unit vectors (batch size, D) of a batch of images, the last one repeated until it is full."""
+        pixels = self.processor.image_processor(list(padded(images, self.spec.batch_size)), return_tensors="pt")
+        output = self.model.vision_model(pixels["pixel_values"].to(self.model.device))
+        return normalize(self.model.visual_projection(output.pooler_output).float())
+
+    def _say(self, concept: str) -> Tensor:
+        """Unit vectors (2, D): the text with the concept, and the one without."""
+        if concept not in self._said:
+            texts = [text.format(concept=concept) for text in (self.spec.present, self.spec.absent)]
+            tokens = self.processor.tokenizer(texts, return_tensors="pt", padding=True, truncation=True)
+            output = self.model.text_model(**tokens.to(self.model.device))
+            self._said[concept] = normalize(self.model.text_projection(output.pooler_output).float())
+        return self._said[concept]
 
     def _threshold(self, concept: Concept) -> float | None:
         return self.thresholds.get(concept.name, self.spec.threshold)

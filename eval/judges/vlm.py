@@ -20,12 +20,16 @@ from torch import Tensor
 from efface.concepts.concept import Concept
 from efface.errors import UserError
 from efface.eval.judges.judge import UNREADABLE, Verdict
-from efface.eval.judges.weights import batches, load_processor, load_whole, weights_sha256
+from efface.eval.judges.weights import batches, load_processor, load_whole, padded, weights_sha256
 from efface.files import content_id
 from efface.strict import Strict
 
 # The conversation LLaVA 1.5 was trained on, for processors that bring no chat template.
 PLAIN_CHAT = "USER: {image}\n{question} ASSISTANT:"
+
+
+LENGTH = 64
+"""Tokens that the length of a batch is a multiple of, so that questions of about one length come in one shape."""
 
 
 class VlmSpec(Strict):
@@ -101,8 +105,11 @@ class VlmJudge:
     def _answers(self, images: np.ndarray, asked: Sequence[Concept]) -> tuple[list[str], list[float]]:
         """Greedy answers, and the probability of yes in the first token of each."""
         questions = [self.prompt(concept) for concept in asked]
-        pictures = [Image.fromarray(image) for image in images]
-        inputs = self.processor(images=pictures, text=questions, return_tensors="pt", padding=True)
+        questions += questions[-1:] * (self.spec.batch_size - len(questions))
+        pictures = [Image.fromarray(image) for image in padded(images, self.spec.batch_size)]
+        inputs = self.processor(
+            images=pictures, text=questions, return_tensors="pt", padding=True, pad_to_multiple_of=LENGTH
+        )
         inputs = inputs.to(self.model.device, self.model.dtype)
         tokenizer = self.processor.tokenizer
         generated = self.model.generate(
@@ -115,7 +122,8 @@ class VlmJudge:
         )
         new = generated.sequences[:, inputs["input_ids"].shape[1] :]
         scores = yes_probability(generated.logits[0], self.yes, self.no)
-        return tokenizer.batch_decode(new, skip_special_tokens=True), scores.tolist()
+        answers = tokenizer.batch_decode(new, skip_special_tokens=True)
+        return answers[: len(asked)], scores.tolist()[: len(asked)]
 
     def prompt(self, concept: Concept) -> str:
         """The text that goes in with the image, in the model's own chat format where it has one."""

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import nn
@@ -49,6 +50,12 @@ def weights_sha256(model: nn.Module) -> str:
 
 def batches(count: int, size: int) -> Sequence[slice]:
     return [slice(start, start + size) for start in range(0, count, size)]
+
+
+def padded(images: np.ndarray, size: int) -> np.ndarray:
+    """images (N, …), and the last one again up to `size`: in batches of one shape an image's score does not depend on
+    how many are judged beside it, for another shape may be computed in another order."""
+    return np.concatenate([images, np.repeat(images[-1:], size - len(images), axis=0)])
 
 
 def _or_sentence(source: str, load: Callable[[], Any]) -> Any:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from efface.concepts.concept import Concept, ConceptSet
+from efface.concepts.concept import Concept, ConceptSet, load_concept_set
 from efface.errors import UserError
 from efface.eval.judges.classifier import concept_score
 from efface.eval.judges.judge import Judge, judge_names, load_judge
@@ -76,6 +76,18 @@ def test_every_image_gets_the_verdict_for_its_own_concept(tmp_path: Path, model:
     asked = [world.find(name) for name in ("Cat", "Van Gogh", "Van Gogh", "Cat", "Van Gogh")]
     verdicts = load(tmp_path, model).judge(IMAGES, asked)
     assert [verdict.present for verdict in verdicts] == [False, True, True, False, True]
+
+
+def test_a_score_does_not_depend_on_the_images_beside_it() -> None:
+    """Bit for bit, with the judge of the miniature: a run cut into other shards comes to the same table."""
+    judge = load_judge("miniature")
+    concepts = load_concept_set("miniature").concepts
+    images = np.random.default_rng(0).integers(0, 256, (37, 64, 64, 3), np.uint8)
+    asked = [concepts[i % len(concepts)] for i in range(len(images))]
+    together = [verdict.score for verdict in judge.judge(images, asked)]
+    for size in (1, 3, 5, 36):
+        apart = [judge.judge(images[i : i + size], asked[i : i + size]) for i in range(0, len(images), size)]
+        assert [verdict.score for part in apart for verdict in part] == together
 
 
 def test_a_concept_without_a_label_is_refused_by_name(tmp_path: Path, model: Path, world: ConceptSet) -> None:

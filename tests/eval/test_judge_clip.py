@@ -66,6 +66,13 @@ def test_the_score_is_the_softmax_of_with_against_without(tmp_path: Path, model:
         assert score == pytest.approx(float(expected), abs=1e-4)
 
 
+def test_a_score_does_not_depend_on_the_images_beside_it(tmp_path: Path, model: Path, world: ConceptSet) -> None:
+    judge = load(tmp_path, model)
+    asked = [world.find(name) for name in ("Cat", "Tulip", "Cat", "Van Gogh", "Tulip")]
+    alone = [judge.scores(IMAGES[i : i + 1], asked[i : i + 1])[0] for i in range(len(asked))]
+    assert judge.scores(IMAGES, asked) == alone
+
+
 def test_without_a_threshold_it_refuses_to_judge(tmp_path: Path, model: Path, world: ConceptSet) -> None:
     judge = load(tmp_path, model)
     for refuse in (lambda: judge.check([world.find("Cat")]), lambda: judge.judge(IMAGES[:1], [world.find("Cat")])):
