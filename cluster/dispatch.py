@@ -174,10 +174,12 @@ class Dispatch:
             raise Stopped("laid down; what is finished is kept, the same command goes on from there")
 
     def _welcome(self) -> None:
-        """New workers come to the front: they have nothing to do, and one that ended a job holds its model."""
+        """New workers have nothing to do. There may come more than there were at first."""
         for worker in self._executor.arrived():
+            self._slots += [Slot() for _ in range(len(self._slots), self._executor.workers)]
             self._slots[worker] = Slot()
             self._idle.append(worker)
+        self._queue.workers = self._executor.workers
 
     def _feed(self) -> None:
         """Give work to whoever can take more. A second piece is always a shard, and never waits behind a job.

@@ -23,6 +23,9 @@ START_SECONDS = 600.0
 STARTS = 3
 """How often in a row workers may die while they start."""
 
+LOOK_FOR_ROOM = 10.0
+"""Seconds between two looks whether the cluster has room for more workers."""
+
 
 WorkerClass = type[Worker] | type[StandIn]
 
@@ -31,6 +34,7 @@ class Executor(Protocol):
     """Numbered workers, each of which takes up to `depth` pieces of work at a time."""
 
     workers: int
+    """How many there are; there may come to be more."""
     depth: int
     gangs: "Gangs | None"
     """How several workers train a job together; None: one does."""
@@ -127,16 +131,17 @@ class RayActors:
         self.gangs: Gangs | None = self if setting.processes > 1 else None
         self._starting: dict[Any, int] = {}
         self._deaths = 0
-        self._alive_at = time.monotonic()
+        self._wanted = wanted
+        self._alive_at = self._looked_for_room = time.monotonic()
         try:
-            self.workers = _how_many(setting, wanted)
+            self.workers = min(wanted, _room(setting))
             if self.workers < setting.processes:
                 raise UserError(
                     f"a job is trained by {setting.processes} processes, and the cluster has room for {self.workers} "
                     "workers; lower resources.processes in the campaign, or allow more workers"
                 )
+            self._actors = [None] * self.workers
             for number in range(self.workers):
-                self._actors.append(None)
                 self._start(number)
         except BaseException:
             self.close()
@@ -147,6 +152,7 @@ class RayActors:
         from ray.exceptions import RayActorError
 
         if not self._starting:
+            self._grow()
             return []
         ready, _ = ray.wait(list(self._starting), num_returns=len(self._starting), timeout=0)
         workers = []
@@ -237,6 +243,18 @@ class RayActors:
         self._nodes.pop(worker, None)
         self._alive_at = time.monotonic()
 
+    def _grow(self) -> None:
+        """Start more workers where nodes have joined since, or other work has left room."""
+        if self.workers >= self._wanted or time.monotonic() - self._looked_for_room < LOOK_FOR_ROOM:
+            return
+        self._looked_for_room = time.monotonic()
+        # The places of workers that are there count as taken, also while a gang is only about to take them.
+        more = min(_free_places(self._setting), _places(self._setting) - self.workers, self._wanted - self.workers)
+        for _ in range(more):
+            self._actors.append(None)
+            self.workers += 1
+            self._start(self.workers - 1)
+
     def _restart(self, worker: int) -> None:
         """New workers in the place of one that is gone, or of all of its gang."""
         for place in self._gangs.pop(worker, [worker]):
@@ -276,7 +294,7 @@ class RayActors:
         """Raises JobFailure where for a long time there has been no worker at all."""
         if self._running or time.monotonic() - self._alive_at < START_SECONDS:
             return
-        need = _told({"CPU": float(self._setting.cpus), "GPU": self._setting.gpus})
+        need = _told(_need(self._setting))
         raise JobFailure(
             f"no worker came up within {START_SECONDS:g} s, each needs {need}; what is finished is kept, "
             "start again when the cluster has them"
@@ -314,31 +332,50 @@ def _signals_kept() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _how_many(setting: Setting, wanted: int) -> int:
-    """As many workers as are wanted and fit. Raises UserError where not one fits."""
+def _room(setting: Setting) -> int:
+    """How many workers the cluster has room for now. Raises UserError where it is not one."""
     import ray
 
-    total, free = ray.cluster_resources(), ray.available_resources()
-    need = {"CPU": float(setting.cpus), "GPU": setting.gpus}
+    need, total = _need(setting), ray.cluster_resources()
     for name, amount in need.items():
-        most = max((node["Resources"].get(name, 0) for node in ray.nodes() if node["Alive"]), default=0)
+        most = max((node["Resources"].get(name, 0) for node in _nodes()), default=0)
         if amount > most:
             raise UserError(
                 f"a worker needs {amount:g} {name}, and no node of the cluster has more than {most:g} "
                 f"(the whole cluster: {total.get(name, 0):g}); lower resources in the campaign"
             )
-    places = sum(
-        min(int(node["Resources"].get(name, 0) // amount) for name, amount in need.items() if amount)
-        for node in ray.nodes()
-        if node["Alive"]
-    )
-    fit = min(places, *(int(free.get(name, 0) // amount) for name, amount in need.items() if amount))
-    if fit < 1:
+    room = min(_places(setting), _free_places(setting))
+    if room < 1:
+        free = ray.available_resources()
         raise UserError(
             f"a worker needs {_told(need)}, and all of the cluster is taken (free: "
             f"{_told({name: free.get(name, 0.0) for name in need})}); wait for it, or stop what runs there"
         )
-    return min(wanted, fit)
+    return room
+
+
+def _places(setting: Setting) -> int:
+    """Workers that fit on all nodes together, if nothing else runs there."""
+    need = {name: amount for name, amount in _need(setting).items() if amount}
+    return sum(min(int(node["Resources"].get(name, 0) // need[name]) for name in need) for node in _nodes())
+
+
+def _free_places(setting: Setting) -> int:
+    """Workers for which enough is free, taking all nodes together."""
+    import ray
+
+    free = ray.available_resources()
+    return min(int(free.get(name, 0) // amount) for name, amount in _need(setting).items() if amount)
+
+
+def _need(setting: Setting) -> dict[str, float]:
+    return {"CPU": float(setting.cpus), "GPU": setting.gpus}
+
+
+def _nodes() -> list[dict[str, Any]]:
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def _told(resources: dict[str, float]) -> str:

@@ -98,6 +98,7 @@ class Metrics:
         self.tick()
 
     def started(self, worker: int, work: Work) -> None:
+        self._workers = max(self._workers, worker + 1)
         if not self._clock.under_way(work):
             waited = time.monotonic() - self._possible_since(work)
             self._observe("efface_queue_wait_seconds", waited, work=_kind(work))

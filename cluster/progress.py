@@ -29,7 +29,7 @@ class Display:
 
     def __init__(self, plan: Plan, left: Remaining, workers: int, console: Console) -> None:
         self.console = console
-        self._doing: list[list[Work]] = [[] for _ in range(workers)]
+        self._doing: dict[int, list[Work]] = {worker: [] for worker in range(workers)}
         self._images_left = sum(len(shard.questions) for shard in left.shards)
         self._images = 0
         self._start = self._logged = time.monotonic()
@@ -62,7 +62,7 @@ class Display:
         self._log()
 
     def started(self, worker: int, work: Work) -> None:
-        self._doing[worker].append(work)
+        self._doing.setdefault(worker, []).append(work)
         self.tick()
 
     def ended(self, worker: int, work: Work, outcome: Outcome, again: bool) -> None:
@@ -93,7 +93,7 @@ class Display:
     def _view(self) -> Group:
         lines = [
             Text(f"  worker {number}  {describe(doing[0]) if doing else 'waits'}", style="dim")
-            for number, doing in enumerate(self._doing)
+            for number, doing in sorted(self._doing.items())
         ]
         return Group(self._bars, *lines)
 

@@ -50,7 +50,7 @@ class Queue:
         self._shards: dict[str, deque[Shard]] = {}
         for shard in shards:
             self._shards.setdefault(shard.model.id, deque()).append(shard)
-        self._workers = workers
+        self.workers = workers
         self._rank = {model: rank for rank, model in enumerate(self._shards)}
         self._ready = 0
         """Shards of models that exist."""
@@ -66,13 +66,13 @@ class Queue:
         if self._calibrations:
             return self._calibrations.popleft()
         own = self._judgeable(held)
-        if self._jobs and (not own or len(self._jobs) <= LAST_JOBS * (self._workers - 1)):
+        if self._jobs and (not own or len(self._jobs) <= LAST_JOBS * (self.workers - 1)):
             return heapq.heappop(self._jobs)[-1]
         return self._pop(held) if held and own else self._pop_fullest()
 
     def _take_ahead(self, held: str | None) -> Shard | None:
         """A shard to wait in line behind another: only where there are enough for workers that have nothing."""
-        if self._uncalibrated or self._ready < self._workers:
+        if self._uncalibrated or self._ready < self.workers:
             return None
         if held and self._judgeable(held):
             return self._pop(held)

@@ -20,6 +20,7 @@ from ray._private import ray_constants
 from rich.console import Console
 from tiny_campaign import campaign_dict
 
+from efface.cluster import executors
 from efface.cluster.campaign import Campaign
 from efface.cluster.executors import RayActors
 from efface.cluster.journal import read_journal
@@ -65,8 +66,10 @@ MakeRun = Callable[..., Run]
 def run_of(world: Path, tmp_path: Path) -> MakeRun:
     """A run whose workers take so many GPUs."""
 
-    def make(gpus: float, shard_size: int = 5, targets: int = 1, cpus: int = 1) -> Run:
+    def make(gpus: float, shard_size: int = 5, targets: int = 1, cpus: int = 1, images: int = 1) -> Run:
+        """images: so many times as many of each prompt as elsewhere."""
         evaluation = {**campaign_dict(world)["evaluation"], "shard_size": shard_size}
+        evaluation["images_per_prompt"] *= images
         changes = {"concepts": {"targets": ["cat", "bus"][:targets]}, "resources": {"cpus": cpus, "gpus": gpus}}
         campaign = campaign_dict(world, evaluation=evaluation, **changes)
         return open_run(parse(Campaign, campaign, "campaign"), tmp_path / "run")
@@ -154,23 +157,20 @@ def test_a_run_is_refused_where_others_hold_all_gpus(small: NodesOnLoopback, run
         carry_out(run, None, None, quiet(), StandIn)
 
 
-def with_a_node_killed(cluster: NodesOnLoopback, run: Run, add: bool, after: int) -> list[dict[str, object]]:
-    """Carry a run out, kill a node once `after` pieces of work have ended, add one where that is asked for, and give
-    what the journal says of work that ended."""
+def meddled_with(run: Run, meddle: Callable[[], None], after: int) -> list[dict[str, object]]:
+    """Carry a run out, meddle once `after` pieces of work have ended; what the journal says of all that ended."""
 
     class Slow(StandIn):  # defined here, it goes to the workers by value
         job_seconds = 2.0
         shard_seconds = 1.0
 
-    def meddle() -> None:
+    def wait_and_meddle() -> None:
         end = time.monotonic() + 120
         while time.monotonic() < end and sum(e["event"] == "ended" for e in read_journal(run.folder)) < after:
             time.sleep(0.05)
-        cluster.kill(0)
-        if add:
-            cluster.add()
+        meddle()
 
-    meddler = threading.Thread(target=meddle)
+    meddler = threading.Thread(target=wait_and_meddle)
     meddler.start()
     try:
         carry_out(run, None, None, quiet(), Slow)
@@ -179,12 +179,17 @@ def with_a_node_killed(cluster: NodesOnLoopback, run: Run, add: bool, after: int
     return [event for event in read_journal(run.folder) if event["event"] == "ended"]
 
 
+def node_exchanged(cluster: NodesOnLoopback) -> None:
+    cluster.kill(0)
+    cluster.add()
+
+
 def test_work_of_a_killed_node_is_lost_and_done_by_others_and_a_new_node_is_used(
     small: NodesOnLoopback, run_of: MakeRun
 ) -> None:
     free_again()
     run = of_the_base_alone(run_of(1, shard_size=1))
-    ended = with_a_node_killed(small, run, add=True, after=3)
+    ended = meddled_with(run, lambda: node_exchanged(small), after=3)
     states = {event["state"] for event in ended}
     assert "lost" in states and states <= {"done", "lost", "spare"}
     assert is_as_expected(run)
@@ -192,12 +197,27 @@ def test_work_of_a_killed_node_is_lost_and_done_by_others_and_a_new_node_is_used
     assert ray.cluster_resources()["GPU"] == 4
 
 
+def test_a_node_that_joins_a_run_under_way_gets_workers_of_its_own(
+    small: NodesOnLoopback, run_of: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free_again()
+    monkeypatch.setattr(executors, "LOOK_FOR_ROOM", 0.5)
+    run = of_the_base_alone(run_of(1, shard_size=1, images=5))
+    try:
+        ended = meddled_with(run, small.add, after=2)
+    finally:
+        small.kill(2)
+    assert {0, 1, 2, 3} < {event["worker"] for event in ended} <= {0, 1, 2, 3, 4, 5}
+    assert {event["state"] for event in ended} <= {"done", "spare"}
+    assert is_as_expected(run)
+
+
 @pytest.mark.slow
 def test_sixty_four_gpus_are_all_used_and_a_node_lost_of_eight_costs_nothing_but_time(
     big: NodesOnLoopback, run_of: MakeRun
 ) -> None:
     run = run_of(1, shard_size=1, targets=2)
-    ended = with_a_node_killed(big, run, add=True, after=10)
+    ended = meddled_with(run, lambda: node_exchanged(big), after=10)
     assert len({event["worker"] for event in ended}) > 32
     assert {event["state"] for event in ended} <= {"done", "lost", "spare"}
     assert is_as_expected(run)
