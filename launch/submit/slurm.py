@@ -110,6 +110,7 @@ def submit(order: Order, cluster: Cluster, style: str, texts: dict[str, str]) ->
     if there:
         return there, False
     launch = launch_folder(order)
+    (launch / "stopped").unlink(missing_ok=True)
     write_atomic(launch / "campaign.yaml", order.text.encode())
     for name, text in texts.items():
         write_atomic(launch / f"{name}.sh", text.encode())

@@ -25,12 +25,14 @@ def logs(run: Path) -> str:
 def submit(
     slurm: SlurmCluster, efface: Efface, profile: Profile, campaign_file: Campaign, tmp_path: Path
 ) -> Callable[..., tuple[Path, list[str]]]:
-    """`submit(style, images=…, listen=…, **slurm section)`: the run folder, and the numbers of the jobs queued."""
+    """`submit(style, images=…, listen=…, name=…, **slurm section)`: the run folder, and the jobs' numbers."""
 
-    def queue(style: str, images: int = 1, listen: str = "loopback", **section: Any) -> tuple[Path, list[str]]:
+    def queue(
+        style: str, images: int = 1, listen: str = "loopback", name: str = "run", **section: Any
+    ) -> tuple[Path, list[str]]:
         evaluation = {"images_per_prompt": images, "prompts_per_concept": {"adjacent": 1, "retain": 1}, "shard_size": 4}
         campaign = campaign_file(methods=[UCE], evaluation=evaluation)
-        run = tmp_path / "run"
+        run = tmp_path / name
         cluster = profile(listen=listen, slurm={"style": style, **section})
         said = efface("submit", "slurm", campaign, "--cluster", cluster, "--out", run)
         assert said.code == 0, said
@@ -41,7 +43,7 @@ def submit(
     return queue
 
 
-STYLES = ["array", "shared"]
+STYLES = ["array", "shared", "exclusive"]
 Submit = Callable[..., tuple[Path, list[str]]]
 
 
@@ -84,10 +86,21 @@ def test_a_ray_on_one_node(style: str, slurm: SlurmCluster, submit: Submit, effa
 
 
 @pytest.mark.slow
+def test_two_rays_share_a_node(slurm: SlurmCluster, submit: Submit) -> None:
+    jobs = [submit("shared", images=40, name=name) for name in ("first", "second")]
+    both = "\n".join
+    slurm.wait(lambda: all(judged(run) for run, _ in jobs), 300, lambda: both(logs(run) for run, _ in jobs))
+    assert {slurm.job(number)["NodeList"] for _, (number,) in jobs} == {"n1"}
+    assert {slurm.job(number)["JobState"] for _, (number,) in jobs} == {"RUNNING"}
+    slurm.wait(slurm.empty, 400, lambda: both(logs(run) for run, _ in jobs))
+    assert results(jobs[0][0]) == results(jobs[1][0]) and methods(jobs[0][0]) == ["base", "uce"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("style", ["shared", "exclusive"])
 def test_a_ray_over_two_nodes(style: str, slurm: SlurmCluster, submit: Submit) -> None:
     run, _ = submit(style, listen="nodes", nodes=2, images=10)
-    slurm.wait(slurm.empty, 180, lambda: logs(run))
+    slurm.wait(slurm.empty, 400, lambda: logs(run))
     assert methods(run) == ["base", "uce"], logs(run)
 
 
@@ -95,9 +108,9 @@ def test_a_ray_over_two_nodes(style: str, slurm: SlurmCluster, submit: Submit) -
 @pytest.mark.parametrize("style", STYLES)
 def test_out_of_time_a_job_saves_and_goes_on(style: str, slurm: SlurmCluster, submit: Submit) -> None:
     run, numbers = submit(style, images=130, time="2", warn_seconds=30, parts=1)
-    slurm.wait(lambda: slurm.restarts(numbers[0]) == 1, 180, lambda: logs(run))
+    slurm.wait(lambda: slurm.restarts(numbers[0]) and judged(run), 400, lambda: logs(run))
     before = judged(run)
-    assert before and not (run / "leaderboard.csv").exists()
+    assert not (run / "leaderboard.csv").exists()
     slurm.wait(slurm.empty, 900, lambda: logs(run))
     assert methods(run) == ["base", "uce"], logs(run)
     assert before == {path: path.stat().st_mtime_ns for path in before}
@@ -147,6 +160,25 @@ def test_a_job_that_is_cancelled_saves_and_stays_so(style: str, slurm: SlurmClus
     assert {state for _, _, state in launched(run)} == {"stopped"}
     assert "queued again" not in logs(run)
     assert not (run / "leaderboard.csv").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["efface cancel", "scancel"])
+def test_when_the_parts_are_stopped_no_more_parts_and_no_leaderboard_begin(
+    by: str, slurm: SlurmCluster, submit: Submit, efface: Efface, tmp_path: Path
+) -> None:
+    run, (array, _) = submit("array", images=100, parts=2, cpus=4, gpus=2, partition="main")
+    slurm.wait(lambda: judged(run), 120, lambda: logs(run))
+    if by == "scancel":
+        slurm.ask("scancel", array)
+    else:
+        assert efface("cancel", run).code == 0
+    slurm.wait(slurm.empty, 60, lambda: logs(run))
+    assert "the campaign was stopped" in (run / "launch" / "leaderboard.log").read_text()
+    assert not (run / "leaderboard.csv").exists()
+    efface("submit", "slurm", tmp_path / "campaign.yaml", "--cluster", tmp_path / "cluster.yaml", "--out", run)
+    slurm.wait(slurm.empty, 300, lambda: logs(run))
+    assert methods(run) == ["base", "uce"], logs(run)
 
 
 def other(node: str) -> str:

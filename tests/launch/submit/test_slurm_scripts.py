@@ -1,6 +1,9 @@
 """The scripts of `efface submit slurm`, and what is refused before one is queued."""
 
+import os
+import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +81,34 @@ def test_values_arrive_as_they_are_written(scripts: Callable[..., dict[str, str]
     assert echoed.stdout == value + "\n"
 
 
+STAND_INS = {
+    "srun": 'sleep 2; while [[ $1 == --* ]]; do shift; done; exec "$@"',
+    "python": "exec sleep 60",
+    "scontrol": 'echo "asked: $*"; (sleep 1; kill -TERM $PPID) &',  # a script whose job is queued again is ended
+}
+
+
+def test_out_of_time_before_the_work_has_begun_a_job_is_queued_again(
+    scripts: Callable[..., dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, does in STAND_INS.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    text = scripts("array", slurm={"container": "image"})["array"]  # whose Python is not the one that submits
+    (tmp_path / "run" / "launch").mkdir(parents=True)
+    (tmp_path / "array.sh").write_text(text)
+    with (tmp_path / "log").open("w") as log:
+        script = subprocess.Popen(["bash", tmp_path / "array.sh"], stdout=log)
+    time.sleep(1)
+    script.send_signal(signal.SIGUSR1)
+    script.wait(timeout=30)
+    assert (tmp_path / "log").read_text() == "asked: requeue 7\nefface: broken off, saved, and queued again\n"
+    assert list((tmp_path / "run" / "launch").iterdir()) == []
+
+
 MISTAKES: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "unknown profile": ({}, ["--cluster", "locl"], "unknown cluster 'locl': did you mean 'local'?"),
     "unknown key": ({"slurm": {"partitoin": "x"}}, [], "unknown key 'slurm.partitoin', did you mean 'partition'?"),
@@ -93,6 +124,11 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str], str]] = {
         {"slurm": {"nodes": 2, "style": "shared"}},
         [],
         "cluster 'test': slurm.nodes is 2, and the nodes of a Ray have to reach each other: set listen: nodes",
+    ),
+    "a password": (
+        {},
+        ["--out", "s3://me:mine@bucket/run"],
+        "--out holds a password, which scripts and logs would show; leave it to the store's client",
     ),
     "campaign": ({}, ["--set", "metods=[]"], "unknown key 'metods', did you mean 'methods'?"),
     "method": ({}, ["--set", "methods=[{method: uec}]"], "unknown method 'uec': did you mean 'uce'?"),
