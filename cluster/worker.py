@@ -185,7 +185,7 @@ class Worker:
         )
         path = self.folder.calibration(trial)
         found.save(path)
-        self.folder.finish(trial, [path], **self._cost(start))
+        self.folder.finish(trial, [path], **self._cost(start), **self._attention)
 
     def _train(self, model: Model, halve: bool) -> None:
         from efface.eval.weight_change import weight_change
@@ -247,7 +247,7 @@ class Worker:
         outputs = [self.folder.verdicts(shard), self.folder.images(shard)]
         for path, table in zip(outputs, (verdicts, images), strict=True):
             write_table(path, table)
-        self.folder.finish(shard, outputs, images=len(shard.questions), **self._cost(start))
+        self.folder.finish(shard, outputs, images=len(shard.questions), **self._cost(start), **self._attention)
 
     def _judge_of(self, trial: Calibration) -> "Judge":
         from efface.eval.judges.judge import load_judge
@@ -282,7 +282,7 @@ class Worker:
                 raise JobFailure("cancelled")
 
     def _cost(self, start: float) -> dict[str, Any]:
-        return {"seconds": time.perf_counter() - start, "device": self.device_name, **self._attention}
+        return {"seconds": time.perf_counter() - start, "device": self.device_name}
 
     def _kept(self, model: Model, outcome: Outcome, printed: str) -> Outcome:
         """The outcome, once the log of the job's training is kept beside it."""
