@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 NODES = {"n1": "10.77.0.1", "n2": "10.77.0.2"}
+RAYS = ("gcs_server", "raylet")  # which leave their parents; Ray's other processes end without them
 CLIENTS = ("sbatch", "squeue", "scontrol", "sinfo", "scancel", "sacct", "sacctmgr")
 CONF = """\
 ClusterName=test
@@ -141,10 +142,10 @@ class SlurmCluster:
     def lose(self, node: str) -> None:
         """As when a node breaks down: its slurmd and every process of jobs on it are gone at once."""
         lines = [line.split(None, 2) for line in self.on(node, "ps", "-eo", "pid=,ppid=,comm=").splitlines()]
-        gone = {pid for pid, _, name in lines if name.startswith(("slurmd", "slurmstepd"))}
+        gone = {pid for pid, _, name in lines if name in ("slurmd", "slurmstepd") or name in RAYS}
         while more := {pid for pid, parent, _ in lines if parent in gone} - gone:
             gone |= more
-        self.on(node, "kill", "-KILL", *gone)
+        self.on(node, "bash", "-c", 'kill -KILL "$@" || true', "kill", *gone)  # some may just have ended
         self.ask("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
 
     def repair(self, node: str) -> None:
