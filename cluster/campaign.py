@@ -69,11 +69,18 @@ class Resources(Strict):
     """What one worker holds of the cluster."""
 
     cpus: int = Field(1, ge=1, description="CPU cores, and torch threads, of a worker")
-    gpus: float = Field(0, ge=0, le=1, description="GPUs of a worker, also a fraction; 0: it computes on the CPU")
+    gpus: float = Field(0, ge=0, description="GPUs of a worker, 1 or a fraction; 0: it computes on the CPU")
     processes: int = Field(1, ge=1, description="processes that train one job together, each in a worker's place")
     launcher: Literal["actors", "ray-train"] = Field(
         "actors", description="who starts these processes: efface's own actors, or Ray Train's TorchTrainer"
     )
+
+    @field_validator("gpus")
+    @classmethod
+    def _one_at_most(cls, gpus: float) -> float:
+        if gpus > 1:
+            raise ValueError(f"a worker has one GPU at most, not {gpus:g}; for more to a job say processes: {gpus:.0f}")
+        return gpus
 
 
 class Limits(Strict):

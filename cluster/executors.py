@@ -317,6 +317,8 @@ def start_or_join(address: str | None, cpus: int, scratch: str) -> None:
     # Made for other systems, this keeps Ray's processes on the loopback address. Ray itself reads it when it is
     # imported, which may have been earlier.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    # Ray's own 15 would have workers wait for all else on the machine, also for the driver, which only waits for them.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray_constants.ENABLE_RAY_CLUSTER = False
     with _signals_kept():
         ray.init("local", num_cpus=max(os.cpu_count() or 1, cpus), include_dashboard=False, _temp_dir=scratch, **quiet)

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,10 @@ def _no_concepts(base: BaseSpec, field: str) -> str:
 def _targets(campaign: Campaign, concept_set: ConceptSet) -> tuple[Concept, ...]:
     if campaign.concepts.targets == "all":
         return concept_set.concepts
-    targets = tuple(map(concept_set.find, campaign.concepts.targets))
+    try:
+        targets = tuple(map(concept_set.find, campaign.concepts.targets))
+    except UserError as fault:
+        raise UserError(f"campaign '{campaign.name}', concepts.targets: {fault}") from None
     if not targets:
         raise UserError(
             f"campaign '{campaign.name}': concepts.targets is empty, should name concepts of '{concept_set.name}'"
@@ -89,7 +93,8 @@ def _jobs(
                     f"campaign '{campaign.name}': two methods are called '{label}', give one a label of its own"
                 )
             labels.add(label)
-            parsed = parse_config(choice.method, config, choice.preset)
+            with _told_of(campaign, choice):
+                parsed = parse_config(choice.method, config, choice.preset)
             _check_shares(campaign, label, parsed)
             resolved = parsed.model_dump(mode="json")
             make = partial(
@@ -131,9 +136,15 @@ def stage_label(label: str, stage: int, stages: int) -> str:
 
 
 def _variants(campaign: Campaign, choice: MethodChoice) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    config_class = get_method(choice.method).Config
+    with _told_of(campaign, choice):
+        return list(variants(choice.config, get_method(choice.method).Config, choice.exclude))
+
+
+@contextmanager
+def _told_of(campaign: Campaign, choice: MethodChoice) -> Iterator[None]:
+    """A fault that is found in the block is told with its place in the campaign."""
     try:
-        return list(variants(choice.config, config_class, choice.exclude))
+        yield
     except UserError as fault:
         raise UserError(f"campaign '{campaign.name}', method '{choice.label or choice.method}': {fault}") from None
 

@@ -189,13 +189,29 @@ def _named(work: Work) -> dict[str, Any]:
     return {"work": "shard", "id": work.id, "model": model.id, "index": work.index, **about}
 
 
+TYPES: dict[str, Any] = {
+    "time": str, "event": str, "worker": int, "work": str, "id": str, "judge": str, "label": str, "concepts": list,
+    "model": str, "index": int, "state": str, "seconds": (int, float),
+}  # fmt: skip
+"""Of what may stand in an event and is read."""
+
+OF_WORK = {"calibration": {"judge"}, "job": {"label", "concepts"}, "shard": {"label", "concepts", "model", "index"}}
+"""What an event says of each kind of work."""
+
+
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """None for half a line."""
+    """None for half a line, or one that was changed since."""
     try:
         event = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(event, dict) or not {"time", "event"} <= event.keys():
+    if not isinstance(event, dict) or not all(
+        isinstance(event[key], TYPES[key]) for key in TYPES.keys() & event.keys()
+    ):
         return None
-    of_work = {"worker", "work", "id"} if event["event"] in ("started", "ended") else set()
-    return event if of_work <= event.keys() else None
+    needed = {"time", "event"}
+    if event.get("event") in ("started", "ended"):
+        needed |= {"worker", "work", "id"} | OF_WORK.get(event.get("work", ""), {"a known kind"})
+    if event.get("event") == "ended":
+        needed |= {"state", "seconds"}
+    return event if needed <= event.keys() else None

@@ -24,6 +24,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from efface.cluster.lease import driver_at_work
 from efface.cluster.plan import Calibration, Model, Shard
 from efface.errors import StorageError, UserError
 from efface.files import as_path, content_id, is_remote, sha256_file, slug, write_atomic, write_json
@@ -196,8 +197,8 @@ class RunFolder:
     def open(self, order: Path, text: str, free: Iterable[str] = ()) -> None:
         """Make the folder ready for what the YAML `text` orders, kept in the file `order` of the folder.
 
-        The keys in `free` may change from one start to the next. Raises UserError where the folder holds a run of
-        another order, or cannot be written.
+        The keys in `free` may change from one start to the next, and everything as long as nothing was done. Raises
+        UserError where the folder holds a run of another order, or cannot be written.
         """
         try:
             if self.root.exists() and not self.root.is_dir():
@@ -206,10 +207,15 @@ class RunFolder:
         except OSError as error:
             raise StorageError(f"{order}: cannot be read ({error.strerror or error})") from None
         old, new = (_without(free, whole) for whole in (before, text))
-        if old != new:
+        if old != new and not self._untouched():
             difference = _difference(old, new)
             raise UserError(f"{order}: the run there is of another order ({difference}); give --out another folder")
         write_atomic(order, text.encode())
+
+    def _untouched(self) -> bool:
+        """Whether nothing of what was ordered here has been done, and nobody is at work on it."""
+        done = any(_entries(self.root / room) for room in ("calibration", "jobs", "evaluations"))
+        return not done and driver_at_work(self.root) is None
 
     def must_exist(self) -> None:
         """Raises UserError where this is no run folder."""

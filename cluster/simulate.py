@@ -33,6 +33,9 @@ from efface.errors import JobFailure, UserError
 
 HOUR = 3600.0
 
+LEGEND = """bound: no schedule ends before it, by work, by waiting for models, by the longest chain, or by rounds
+LPT: longest piece first, if no piece waited for another; loads: models put in place of others; lost: given up"""
+
 Fate = Literal["done", "failure", "preemption"]
 
 
@@ -253,6 +256,7 @@ def main(
         return
     print(f"{plan.name}: {len(plan.jobs)} jobs, {plan.shard_count} shards, {plan.images} images; {known.device}")
     Console(highlight=False).print(_table(forecasts))
+    print(LEGEND)
 
 
 def _numbers(option: str, text: str) -> list[float]:

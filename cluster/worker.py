@@ -80,6 +80,9 @@ class Outcome:
 STOP_LOOKS = 1.0
 """Seconds between two looks at whether the run is to be laid down."""
 
+SHOW_LOG = 10.0
+"""Seconds after which others can see how far a training is."""
+
 
 class Worker:
     """Holds the base; `run` does one piece of work and leaves its outputs and record in the run folder."""
@@ -114,7 +117,9 @@ class Worker:
         self._judges: dict[str, Judge] = {}
         self._resident = self.base.fingerprint[:16]
         self._stopping = stopping or (lambda: self.folder.wish() not in (None, setting.wish))
-        self._looked = time.monotonic()
+        self._looked = self._shown = time.monotonic()
+        self._log = io.StringIO()
+        """What the work under way has printed."""
 
     def ready(self) -> str:
         """What tells this node from others, once everything is loaded."""
@@ -122,7 +127,7 @@ class Worker:
 
     def run(self, work: Work) -> Outcome:
         """Train a job or judge a shard. Never raises: what goes wrong is told in the outcome, with its log."""
-        log = io.StringIO()
+        log = self._log = io.StringIO()
         outcome = Outcome("done")
         try:
             if self._cancelled(work):
@@ -274,6 +279,9 @@ class Worker:
         """After every optimiser step. Raises Stopped where work is to be laid down, JobFailure if it was given up."""
         if done % max(1, steps // 20) == 0 or done == steps:
             print(f"step {done} of {steps}, loss {loss:.6g}")
+        if not self._rank and time.monotonic() - self._shown >= SHOW_LOG:
+            self._shown = time.monotonic()
+            write_atomic(self.folder.log(model), self._log.getvalue().encode(errors="replace"))
         if time.monotonic() - self._looked >= STOP_LOOKS:
             self._looked = time.monotonic()
             if self._stopping():

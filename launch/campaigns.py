@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -10,8 +11,10 @@ from rich.console import Console
 from rich.text import Text
 
 from efface.errors import UserError, did_you_mean
+from efface.strict import shipped
 
 if TYPE_CHECKING:
+    from efface.cluster.dispatch import Remaining
     from efface.cluster.plan import Model, Plan
     from efface.cluster.run import Run
 
@@ -26,12 +29,11 @@ def run(
     from efface.cluster.campaign import read_campaign
     from efface.cluster.run import carry_out_part, open_run
 
+    share = _part(part) if part is not None else None
     opened = open_run(read_campaign(campaign, overrides), _path(out))
-    if part is None:
+    if share is None:
         carry_out_and_show(opened, workers, address)
-        return
-    number, parts = _part(part)
-    if carry_out_part(opened, number, parts, _console()):
+    elif carry_out_part(opened, *share, _console()):
         raise typer.Exit(1)
 
 
@@ -48,7 +50,7 @@ def plan(campaign: str, out: str | None, overrides: list[str], rates: str | None
     left = remaining(expanded, RunFolder(_path(out) or f"runs/{expanded.name}"))
     known = rates_for(expanded, rates)
     cost = estimate(expanded, left, known) if known else None
-    rows = _rows(expanded, {model.id for model in left.jobs}, {model.id for model in (*left.failed, *left.blocked)})
+    rows = _rows(expanded, left)
     images_left = sum(len(shard.questions) for shard in left.shards)
     total = {"jobs": len(expanded.jobs), "shards": expanded.shard_count, "images": expanded.images}
     undone = {"jobs": len(left.jobs), "shards": len(left.shards), "images": images_left}
@@ -65,7 +67,10 @@ def plan(campaign: str, out: str | None, overrides: list[str], rates: str | None
         table.add_row(*(Text(_cell(value)) for value in row.values()))
     Console(highlight=False).print(table)
     print(", ".join(f"{undone[key]} of {total[key]} {key}" for key in total) + " left to do")
-    for line in cost.told() if cost else ["no rates are known of this machine's device: give some with --rates"]:
+    shipped_rates = (
+        f"no rates are known of this machine's device yet: --rates takes {', '.join(shipped('rates'))}, or a file"
+    )
+    for line in cost.told() if cost else [shipped_rates]:
         print(line)
     if expanded.provisional:
         print(f"base '{expanded.base.name}' is unknown until fetched: ids are provisional, and nothing counts as there")
@@ -139,19 +144,20 @@ def cancel(folder: str, job: str | None) -> None:
     print(f"{model.folder} is given up; `efface retry {folder} {model.id}` takes it up again")
 
 
-def logs(folder: str, job: str) -> None:
-    """What is known of one job: what happened to it, what its training printed, why it failed."""
+def logs(folder: str, job: str | None) -> None:
+    """What happened to a job, what its training printed, why it failed; without a job all that happened."""
     from efface.cluster.journal import read_journal
     from efface.cluster.run import reopen_run
 
     opened = reopen_run(_path(folder))
+    if job is None:
+        for event in read_journal(opened.folder):
+            print(_event(event, _about(event)))
+        return
     model = find_job(opened.plan, job)
     for event in read_journal(opened.folder):
         if model.id in (event.get("id"), event.get("model")):
-            what = f"shard {event['index']}" if event.get("work") == "shard" else "training"
-            ending = f": {event['state']} after {event['seconds']} s" if "state" in event else ""
-            reason = f" ({event['reason']})" if event.get("reason") else ""
-            print(f"{event['time']}  worker {event['worker']}  {what} {event['event']}{ending}{reason}")
+            print(_event(event, f"shard {event['index']}" if event.get("work") == "shard" else "training"))
     log = opened.folder.log(model)
     if log.is_file():
         print(log.read_text(errors="replace").rstrip())
@@ -166,6 +172,9 @@ def gc(folder: str, dry_run: bool) -> None:
     from efface.cluster.run import reopen_run
 
     removed = collect(reopen_run(_path(folder)), dry_run)
+    if not removed:
+        print("nothing to remove")
+        return
     for what, size in removed.items():
         print(f"{size:>15,} bytes  {what}")
     print(f"{sum(removed.values()):>15,} bytes in all {'would be ' if dry_run else ''}removed")
@@ -199,7 +208,18 @@ def find_job(plan: "Plan", name: str) -> "Model":
     return found[0]
 
 
-def _rows(plan: "Plan", todo: set[str], hopeless: set[str]) -> list[dict[str, Any]]:
+def _rows(plan: "Plan", left: "Remaining") -> list[dict[str, Any]]:
+    todo, hopeless = {model.id for model in left.jobs}, {model.id for model in (*left.failed, *left.blocked)}
+    unjudged = Counter(shard.model.id for shard in left.shards)
+
+    def state(model: "Model") -> str:
+        if model.id in hopeless:
+            return "failed"
+        if model.id in todo:
+            return "left"
+        left_over = unjudged[model.id]
+        return f"{left_over} shard{'' if left_over == 1 else 's'} left" if left_over else "done"
+
     return [
         {
             "id": model.id,
@@ -208,7 +228,7 @@ def _rows(plan: "Plan", todo: set[str], hopeless: set[str]) -> list[dict[str, An
             "seed": model.job.seed if model.job else None,
             "shards": len(plan.shards[model.id]),
             "images": sum(len(shard.questions) for shard in plan.shards[model.id]),
-            "state": "left" if model.id in todo else "failed" if model.id in hopeless else "there",
+            "state": state(model),
         }
         for model in plan.models
     ]
@@ -232,21 +252,39 @@ def _running(opened: "Run") -> list[str]:
             doing[event["worker"], event["id"]] = event
         elif event["event"] == "ended":
             doing.pop((event["worker"], event["id"]), None)
-    lines = []
-    for (worker, _), event in sorted(doing.items(), key=lambda item: item[0][0]):
-        about = (
-            f"{event['label']}: {', '.join(event['concepts']) or 'the base'}" if "label" in event else event["judge"]
-        )
-        what = f"shard {event['index']} of {about}" if event["work"] == "shard" else f"{event['work']} {about}"
-        lines.append(f"worker {worker}  {what}  since {event['time'][11:19]} UTC")
-    return lines
+    return [
+        f"worker {worker}  {_about(event)}  since {event['time'][11:19]} UTC"
+        for (worker, _), event in sorted(doing.items(), key=lambda item: item[0][0])
+    ]
+
+
+def _about(event: dict[str, Any]) -> str:
+    """What piece of work an event of the journal tells of; with the job's id, as `efface logs` takes it."""
+    if event.get("work") == "calibration":
+        return f"calibration {event['judge']}"
+    if "label" not in event:
+        return ""
+    job = event["model"] if event["work"] == "shard" else event["id"]
+    about = f"{event['label']}: {', '.join(map(str, event['concepts'])) or 'the base'} ({job})"
+    return f"shard {event['index']} of {about}" if event["work"] == "shard" else f"{event['work']} {about}"
+
+
+def _event(event: dict[str, Any], what: str) -> str:
+    """A line for people."""
+    worker = f"worker {event['worker']}  " if "worker" in event else ""
+    ending = f": {event['state']} after {event['seconds']} s" if "state" in event else ""
+    reason = f" ({event['reason']})" if event.get("reason") else ""
+    return f"{event['time']}  {worker}{what}{' ' if what else ''}{event['event']}{ending}{reason}"
 
 
 def _part(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
     if not found:
         raise UserError(f"--part {text}: should be like 3/16, the third of sixteen parts")
-    return int(found[1]), int(found[2])
+    number, parts = int(found[1]), int(found[2])
+    if not 1 <= number <= parts:
+        raise UserError(f"--part {text}: should be 1/{parts} to {parts}/{parts}")
+    return number, parts
 
 
 def _path(place: str | None) -> Any:

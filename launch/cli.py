@@ -236,9 +236,14 @@ def cancel(
 @app.command(rich_help_panel=CAMPAIGN)
 def logs(
     folder: RunFolder,
-    job: Annotated[str, typer.Argument(help="A job by the name of its folder, its id, or the beginning of either.")],
+    job: Annotated[
+        str | None,
+        typer.Argument(
+            help="A job by the name of its folder, its id, or the beginning of either; default: all events."
+        ),
+    ] = None,
 ) -> None:
-    """Show what happened to a job, what its training printed, and why it failed."""
+    """Show what happened to a job, what its training printed, and why it failed; or all that happened in a run."""
     from efface.launch import campaigns
 
     campaigns.logs(folder, job)

@@ -79,6 +79,10 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "NaN": ({"resources": {"gpus": float("nan")}}, "resources.gpus: "),
     "infinite": ({"resources": {"gpus": float("inf")}}, "resources.gpus: "),
     "negative": ({"resources": {"gpus": -1}}, "resources.gpus: "),
+    "several": (
+        {"resources": {"gpus": 8}},
+        "resources.gpus: a worker has one GPU at most, not 8; for more to a job say",
+    ),
     "no CPU": ({"resources": {"cpus": 0}}, "resources.cpus: "),
     "no images": ({"evaluation": {"images_per_prompt": 0}}, "evaluation.images_per_prompt: "),
     "shards too large": ({"evaluation": {"shard_size": 10**6}}, "evaluation.shard_size: "),
@@ -133,9 +137,18 @@ def test_an_unknown_campaign_is_refused(name: str) -> None:
 
 UNPLANNABLE: dict[str, tuple[dict[str, Any], str]] = {
     "base": ({"base": "miniatur"}, "unknown base 'miniatur': did you mean 'miniature'?"),
-    "method": ({"methods": [{"method": "ucee"}]}, "unknown method 'ucee': did you mean 'uce'?"),
-    "preset": ({"methods": [{"method": "uce", "preset": "huge"}]}, "unknown preset 'huge' of method 'uce'"),
-    "concept": ({"concepts": {"targets": ["catt"]}}, "unknown concept 'catt' in concept set tiny: did you mean 'cat'?"),
+    "method": (
+        {"methods": [{"method": "ucee"}]},
+        "campaign 'tiny', method 'ucee': unknown method 'ucee': did you mean 'uce'?",
+    ),
+    "preset": (
+        {"methods": [{"method": "uce", "preset": "huge"}]},
+        "campaign 'tiny', method 'uce': unknown preset 'huge' of method 'uce'",
+    ),
+    "concept": (
+        {"concepts": {"targets": ["catt"]}},
+        "campaign 'tiny', concepts.targets: unknown concept 'catt' in concept set tiny: did you mean 'cat'?",
+    ),
     "concept set": (
         {"concepts": {"set": "genmu-2052"}},
         "unknown concept set 'genmu-2052': did you mean 'genmu-2025'?",
@@ -156,19 +169,19 @@ UNPLANNABLE: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a field of a method": (
         {"methods": [{"method": "esd", "config": {"learning_rat": 1}}]},
-        "config of method 'esd': unknown key 'learning_rat', did you mean 'learning_rate'?",
+        "campaign 'tiny', method 'esd': config of method 'esd': unknown key 'learning_rat', did you mean",
     ),
     "a swept field of a method": (
         {"methods": [{"method": "esd", "config": {"learning_rat": [1, 2]}}]},
-        "config of method 'esd': unknown key 'learning_rat', did you mean 'learning_rate'?",
+        "campaign 'tiny', method 'esd': config of method 'esd': unknown key 'learning_rat', did you mean",
     ),
     "NaN in a method": (
         {"methods": [{"method": "esd", "config": {"learning_rate": float("nan")}}]},
-        "config of method 'esd': learning_rate: ",
+        "campaign 'tiny', method 'esd': config of method 'esd': learning_rate: ",
     ),
     "a negative rate in a sweep": (
         {"methods": [{"method": "esd", "config": {"learning_rate": [1e-3, -1]}}]},
-        "config of method 'esd': learning_rate: ",
+        "campaign 'tiny', method 'esd': config of method 'esd': learning_rate: ",
     ),
     "an empty sweep": (
         {"methods": [{"method": "esd", "config": {"learning_rate": []}}]},

@@ -9,8 +9,9 @@ import pytest
 
 from efface.cluster.campaign import Campaign
 from efface.cluster.dispatch import remaining
+from efface.cluster.lease import Lease
 from efface.cluster.plan import Plan, Shard
-from efface.cluster.run import open_run, reopen_run
+from efface.cluster.run import Run, open_run, reopen_run
 from efface.cluster.run_folder import RunFolder
 from efface.errors import UserError
 
@@ -119,10 +120,27 @@ def test_the_same_campaign_may_be_opened_again_and_changes_nothing(
     assert reopen_run(folder.root).plan.models == open_run(campaign(), folder.root).plan.models
 
 
-def test_another_campaign_in_the_same_folder_is_refused_with_the_difference(
+def begin(run: Run) -> None:
+    """Leave something in the folder that was done for the run."""
+    log = run.folder.log(run.plan.jobs[0])
+    log.parent.mkdir(parents=True)
+    log.write_text("step 1")
+
+
+def test_another_campaign_takes_the_place_of_one_that_nothing_was_done_for(
     campaign: Callable[..., Campaign], folder: RunFolder
 ) -> None:
     open_run(campaign(), folder.root)
+    open_run(campaign(name="other"), folder.root)
+    assert "name: other" in folder.campaign.read_text()
+    with Lease(folder.root), pytest.raises(UserError, match="another order"):  # somebody has just begun
+        open_run(campaign(), folder.root)
+
+
+def test_another_campaign_in_the_same_folder_is_refused_with_the_difference(
+    campaign: Callable[..., Campaign], folder: RunFolder
+) -> None:
+    begin(open_run(campaign(), folder.root))
     before = folder.campaign.read_bytes()
     with pytest.raises(UserError, match=r"another order \(there: name: tiny; asked for now: name: other\)"):
         open_run(campaign(name="other"), folder.root)
@@ -155,7 +173,7 @@ def test_how_a_campaign_is_carried_out_may_change_between_starts(
 def test_what_a_campaign_asks_for_may_not(
     changes: dict[str, Any], told: str, campaign: Callable[..., Campaign], folder: RunFolder
 ) -> None:
-    open_run(campaign(), folder.root)
+    begin(open_run(campaign(), folder.root))
     with pytest.raises(UserError, match="another order") as refused:
         open_run(campaign(**changes), folder.root)
     assert "give --out another folder" in str(refused.value)
@@ -181,7 +199,7 @@ def test_a_place_that_cannot_be_written_is_refused(place: str, campaign: Callabl
 def test_a_damaged_campaign_in_the_folder_is_told_in_a_sentence(
     text: str, campaign: Callable[..., Campaign], folder: RunFolder
 ) -> None:
-    open_run(campaign(), folder.root)
+    begin(open_run(campaign(), folder.root))
     folder.campaign.write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=r"campaign\.yaml"):
         open_run(campaign(), folder.root)

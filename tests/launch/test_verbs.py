@@ -4,6 +4,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +17,10 @@ from tiny_campaign import ESD, IMAGES_PER_PROMPT, PROMPTS, UCE
 
 from efface.cluster import run as running
 from efface.cluster.campaign import read_campaign
+from efface.cluster.plan import Model
 from efface.cluster.run import Run, carry_out, open_run, reopen_run
 from efface.cluster.stand_in import StandIn
+from efface.cluster.worker import Worker
 from efface.errors import Stopped
 from efface.eval.table import read_table
 
@@ -121,6 +124,65 @@ def test_logs_tell_what_happened_what_was_printed_and_why_it_failed(
     )
 
 
+def test_without_a_job_logs_tell_all_that_happened_also_where_lines_were_damaged(
+    efface: Efface, campaign_file: CampaignFile, tmp_path: Path
+) -> None:
+    root = tmp_path / "run"
+    assert efface("run", campaign_file(methods=[UCE]), "--out", root, "--workers", 0).code == 0
+    (job,) = reopen_run(root).plan.jobs
+    said = efface("logs", root)
+    lines = said.out.splitlines()
+    assert said.code == 0 and lines[0].endswith("opened") and lines[-1].endswith("closed")
+    assert any(f"worker 0  job uce: cat ({job.id}) ended: done after " in line for line in lines)
+    assert any(re.search(r"shard 0 of base: the base \([0-9a-f]{16}\) started", line) for line in lines)
+    (journal,) = (root / "logs").glob("*.jsonl")
+    for key in (b'"judge"', b'"concepts"', b'"seconds"', b'"index"'):  # each for the first time in a line of its own
+        journal.write_bytes(journal.read_bytes().replace(key, key.upper(), 1))
+    damaged = efface("logs", root)
+    assert damaged.code == 0 and len(damaged.out.splitlines()) == len(lines) - 4
+    assert efface("logs", root, job.id).code == efface("status", root).code == 0
+
+
+def test_how_far_a_training_is_shows_while_it_is_under_way(
+    efface: Efface, campaign_file: CampaignFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("efface.cluster.worker.SHOW_LOG", 0.0)
+    root, seen = tmp_path / "run", []
+    really = Worker._on_step
+
+    def on_step(self: Worker, model: Model, done: int, steps: int, loss: float) -> None:
+        really(self, model, done, steps, loss)
+        seen.append(self.folder.log(model).read_text().splitlines()[-1].partition(",")[0])
+
+    monkeypatch.setattr(Worker, "_on_step", on_step)
+    esd = {"method": "esd", "config": {"steps": 3, "rollout_steps": 3}}
+    assert efface("run", campaign_file(methods=[esd]), "--out", root, "--workers", 0).code == 0
+    assert seen == ["step 1 of 3", "step 2 of 3", "step 3 of 3"]
+
+
+def test_a_part_that_there_is_not_leaves_nothing_behind(
+    efface: Efface, campaign_file: CampaignFile, tmp_path: Path
+) -> None:
+    said = efface("run", campaign_file(methods=[UCE]), "--out", tmp_path / "run", "--part", "5/4")
+    assert said.sentence == "--part 5/4: should be 1/4 to 4/4"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_tells_what_of_each_model_is_left(efface: Efface, campaign_file: CampaignFile, tmp_path: Path) -> None:
+    file, root = campaign_file(methods=[UCE]), tmp_path / "run"
+
+    def states() -> list[str]:
+        return [model["state"] for model in json.loads(efface("plan", file, "--out", root, "--json").out)["models"]]
+
+    (shards, job) = states()
+    assert re.fullmatch(r"[1-9][0-9]* shards? left", shards) and job == "left"
+    assert efface("run", file, "--out", root, "--workers", 0).code == 0
+    assert states() == ["done", "done"]
+    run = reopen_run(root)
+    run.folder._record(run.plan.shards[run.plan.jobs[0].id][0]).unlink()
+    assert states() == ["done", "1 shard left"]
+
+
 def test_clearing_a_run_says_what_goes_and_nothing_is_done_again(
     efface: Efface, done: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,7 +248,7 @@ def test_while_a_run_is_at_work(
     first, second, third = said.out.splitlines()
     assert first.startswith(f"tiny: jobs 0/1, images 0/{2 * IMAGES}")
     assert driver in second and second.endswith("is at work")
-    assert third.strip().startswith("worker 0  job esd: cat  since ") and third.endswith(" UTC")
+    assert re.fullmatch(r"  worker 0  job esd: cat \([0-9a-f]{16}\)  since [0-9:]{8} UTC", third)
     told = json.loads(efface("status", root, "--json").out)
     assert driver in told["driver"] and len(told["running"]) == 1 and told["jobs"]["left"] == 1
 
