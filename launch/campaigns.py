@@ -67,11 +67,10 @@ def plan(campaign: str, out: str | None, overrides: list[str], rates: str | None
         table.add_row(*(Text(_cell(value)) for value in row.values()))
     Console(highlight=False).print(table)
     print(", ".join(f"{undone[key]} of {total[key]} {key}" for key in total) + " left to do")
-    shipped_rates = (
-        f"no rates are known of this machine's device yet: --rates takes {', '.join(shipped('rates'))}, or a file"
-    )
-    for line in cost.told() if cost else [shipped_rates]:
+    for line in cost.told() if cost else ():
         print(line)
+    if not cost:
+        print(f"no rates are known of this machine's device: --rates takes {', '.join(shipped('rates'))}, or a file")
     if expanded.provisional:
         print(f"base '{expanded.base.name}' is unknown until fetched: ids are provisional, and nothing counts as there")
 
