@@ -10,6 +10,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Literal
 
 from efface.cluster.plan import Model
@@ -36,7 +37,7 @@ class Member:
             free.bind((host, 0))
             return host, free.getsockname()[1]
 
-    def run(self, setting: Setting, model: Model, rank: int, size: int, host: str, port: int) -> Outcome:
+    def run(self, setting: Setting, model: Model, halve: bool, rank: int, size: int, host: str, port: int) -> Outcome:
         """This rank's part in the training of a job."""
         import torch
         from torch.distributed import DistError
@@ -56,25 +57,28 @@ class Member:
             meet("nccl" if setting.gpus and torch.cuda.is_available() else "gloo")
         except DistError as error:
             return Outcome("fault", NOT_MET, str(error))
-        return Worker(setting, rank=rank).run(model)
+        return Worker(setting, rank=rank).run(model, halve)
 
 
 class Leader:
     """Puts a gang together, waits for it, and takes it apart; needs no GPU itself."""
 
     def run(self, setting: Setting, model: Model, size: int) -> Outcome:
-        """Train a job with `size` processes."""
+        """Train a job with `size` processes; where one runs out of memory, again in batches of half the size."""
         import ray
 
         try:
-            return self._together(setting, model, size)
+            outcome = self._together(setting, model, size, halve=False)
+            if outcome.out_of_memory:
+                outcome = replace(self._together(setting, model, size, halve=True), halved=True)
+            return outcome
         except ray.exceptions.RayActorError as error:
             state: Literal["lost", "fault"] = "lost" if not_its_fault(error) else "fault"
             return Outcome(state, "a process of the gang died", str(error))
         except Exception as error:  # Ray Train has errors of its own
             return Outcome("fault", type(error).__name__, str(error))
 
-    def _together(self, setting: Setting, model: Model, size: int) -> Outcome:
+    def _together(self, setting: Setting, model: Model, size: int, halve: bool) -> Outcome:
         from ray.util.placement_group import placement_group, remove_placement_group
 
         group = placement_group([_bundle(setting)] * size, strategy="PACK")
@@ -82,14 +86,14 @@ class Leader:
             if not group.wait(GROUP_SECONDS):
                 return Outcome("lost", f"the cluster had no room for {size} processes")
             for _ in range(RENDEZVOUS):
-                outcome = self._at_a_port(setting, model, size, group)
+                outcome = self._at_a_port(setting, model, size, halve, group)
                 if outcome.reason != NOT_MET:
                     break
             return outcome
         finally:
             remove_placement_group(group)
 
-    def _at_a_port(self, setting: Setting, model: Model, size: int, group: Any) -> Outcome:
+    def _at_a_port(self, setting: Setting, model: Model, size: int, halve: bool, group: Any) -> Outcome:
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -98,7 +102,7 @@ class Leader:
         members = [ray.remote(Member).options(**options, scheduling_strategy=place).remote() for place in places]
         try:
             host, port = ray.get(members[0].address.remote())
-            waiting = [m.run.remote(setting, model, rank, size, host, port) for rank, m in enumerate(members)]
+            waiting = [m.run.remote(setting, model, halve, rank, size, host, port) for rank, m in enumerate(members)]
             while waiting:
                 ended, waiting = ray.wait(waiting, num_returns=1)
                 outcome: Outcome = ray.get(ended[0])
@@ -116,12 +120,12 @@ class TrainLeader(Leader):
     It takes some fifteen seconds longer to start; for clusters whose operators want everything under Ray Train.
     """
 
-    def _together(self, setting: Setting, model: Model, size: int) -> Outcome:
+    def _together(self, setting: Setting, model: Model, size: int, halve: bool) -> Outcome:
         from ray.train import RunConfig, ScalingConfig, WorkerGroupError
         from ray.train.torch import TorchTrainer
 
         def rank_of_a_job(config: dict[str, Any]) -> Outcome:
-            outcome = Worker(setting, rank=int(os.environ["RANK"])).run(model)
+            outcome = Worker(setting, rank=int(os.environ["RANK"])).run(model, halve)
             if outcome.state != "done":
                 raise NotDone(outcome)
             return outcome
@@ -152,7 +156,7 @@ def _first_told(failures: Iterable[Exception]) -> Outcome | None:
     """Of what the ranks ended with, an outcome that says why, rather than that others were gone; None: all died."""
     ended = [getattr(failure, "_base_exc", failure) for failure in failures]  # Ray Train wraps them
     outcomes = [error.outcome for error in ended if isinstance(error, NotDone)]
-    return min(outcomes, key=lambda outcome: outcome.state == "fault", default=None)
+    return min(outcomes, key=lambda told: told.state == "fault" and not told.out_of_memory, default=None)
 
 
 def not_its_fault(error: Any) -> bool:

@@ -75,6 +75,8 @@ class Outcome:
     """The worker can take no more work; another comes in its place."""
     halved: bool = False
     """The memory did not suffice, and it was done in batches of half the size."""
+    out_of_memory: bool = False
+    """The memory did not suffice. In a gang it takes all processes to halve their batches together."""
 
 
 STOP_LOOKS = 1.0
@@ -125,8 +127,11 @@ class Worker:
         """What tells this node from others, once everything is loaded."""
         return socket.gethostname()
 
-    def run(self, work: Work) -> Outcome:
-        """Train a job or judge a shard. Never raises: what goes wrong is told in the outcome, with its log."""
+    def run(self, work: Work, halve: bool = False) -> Outcome:
+        """Train a job or judge a shard. Never raises: what goes wrong is told in the outcome, with its log.
+
+        Out of memory, it is done again in batches of half the size; in a gang, where all `halve` together, at once so.
+        """
         log = self._log = io.StringIO()
         outcome = Outcome("done")
         try:
@@ -136,10 +141,10 @@ class Worker:
                 return Outcome("done")  # a worker that went out of reach has finished it all the same
             with redirect_stdout(log), redirect_stderr(log):
                 try:
-                    self._do(work, halve=False)
+                    self._do(work, halve)
                 except Exception as error:
                     if not _out_of_memory(error) or self._in_gang:
-                        raise  # in a gang all would have to halve their batches together
+                        raise
                     print(f"{error}\nthe memory does not suffice: again, in batches of half the size")
                     error.__traceback__ = None  # it holds on to the tensors
                     self._do(work, halve=True)
@@ -153,7 +158,8 @@ class Worker:
         except (JobFailure, UserError) as error:
             outcome = Outcome("failed", str(error), log.getvalue() + traceback.format_exc())
         except Exception as error:
-            outcome = Outcome("fault", f"{type(error).__name__}: {error}", log.getvalue() + traceback.format_exc())
+            reason, details = f"{type(error).__name__}: {error}", log.getvalue() + traceback.format_exc()
+            outcome = Outcome("fault", reason, details, out_of_memory=_out_of_memory(error))
         if isinstance(work, Model) and not self._rank:
             return self._kept(work, outcome, log.getvalue())
         return outcome

@@ -26,6 +26,7 @@ from efface.cluster.expand import plan_campaign
 from efface.cluster.gang import Leader, TrainLeader
 from efface.cluster.journal import read_journal
 from efface.cluster.run import Run, carry_out, open_run, setting_of
+from efface.cluster.worker import Outcome, Worker
 from efface.errors import UserError
 from efface.models.base import load_base
 from efface.models.delta import Delta
@@ -152,6 +153,43 @@ def test_where_one_process_cannot_go_on_the_others_do_not_wait_for_it(
     start = time.monotonic()
     outcome = leader().run(setting_of(run), job, 2)
     assert outcome.state == "storage" and time.monotonic() - start < 900
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
+@pytest.mark.parametrize("leader", [Leader, TrainLeader])
+def test_a_gang_one_of_which_runs_out_of_memory_halves_its_batches_together(
+    leader: type[Leader], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhaust(rank: int, halve: bool) -> None:
+        """In this process the loss asks for too much memory from now on."""
+        from efface.train.methods.esd import ESD
+
+        def loss(*arguments: Any) -> Any:
+            raise MemoryError("out of memory")
+
+        if rank == 1 and not halve:
+            ESD.loss = loss  # type: ignore[method-assign]
+
+    class Short(gang.Member):
+        def run(self, setting: Any, model: Any, halve: bool, rank: int, *where: Any) -> Any:
+            exhaust(rank, halve)
+            return super().run(setting, model, halve, rank, *where)
+
+    class ShortWorker(Worker):
+        def run(self, work: Any, halve: bool = False) -> Any:
+            exhaust(self._rank, halve)
+            return super().run(work, halve)
+
+    monkeypatch.setattr(gang, "Member", Short)
+    if leader is TrainLeader:
+        monkeypatch.setattr(gang, "Worker", ShortWorker)
+    method = {"method": "esd", "config": {**METHOD["config"], "steps": 2, "batch_size": 2}}
+    run = run_of(world, tmp_path / "run", methods=[method])
+    job = run.plan.jobs[0]
+    assert leader().run(setting_of(run), job, 2) == Outcome("done", halved=True)
+    told = Delta.load(run.folder.delta(job)).provenance["batch_halved"]
+    assert told == {"batch_size": 1, "gradient_accumulation_steps": 4}
 
 
 def test_batches_that_cannot_be_shared_out_are_refused_before_anything_runs(world: Path) -> None:

@@ -3,6 +3,7 @@
 import importlib
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from efface.cluster.worker import Outcome
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 DONE, AWAY = Outcome("done"), Outcome("fault", NOT_MET)
+SHORT = Outcome("fault", "out of memory", out_of_memory=True)
 FAULT, CANCELLED = Outcome("fault", "connection closed by peer"), Outcome("failed", "cancelled")
 
 
@@ -29,7 +31,7 @@ def test_a_port_that_was_taken_meanwhile_is_no_fault_of_the_job(taken: int, monk
     for name in VARIABLES:
         monkeypatch.setenv(name, "")  # so that they are as before afterwards
     setting: Any = SimpleNamespace(gpus=0)
-    outcome = Member().run(setting, setting, 0, 2, "127.0.0.1", taken)
+    outcome = Member().run(setting, setting, False, 0, 2, "127.0.0.1", taken)
     assert (outcome.state, outcome.reason) == ("fault", NOT_MET) and "EADDRINUSE" in outcome.details
 
 
@@ -59,5 +61,20 @@ def test_three_ports_are_tried_and_what_went_wrong_later_is_not_tried_again(
 
 def test_of_what_ranks_end_with_under_ray_train_the_reason_counts_and_not_its_consequence() -> None:
     assert _first_told([NotDone(FAULT), NotDone(CANCELLED)]) == CANCELLED
+    assert _first_told([NotDone(FAULT), NotDone(SHORT)]) == SHORT
     assert _first_told([RuntimeError("died"), NotDone(FAULT)]) == FAULT
     assert _first_told([RuntimeError("died")]) is None
+
+
+@pytest.mark.parametrize("second", [DONE, SHORT, FAULT])
+def test_out_of_memory_all_halve_their_batches_once(second: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, halves = [SHORT, second], []
+
+    def together(self: Leader, setting: Any, model: Any, size: int, halve: bool) -> Outcome:
+        halves.append(halve)
+        return left.pop(0)
+
+    monkeypatch.setattr(Leader, "_together", together)
+    setting: Any = SimpleNamespace()
+    assert Leader().run(setting, setting, 2) == replace(second, halved=True)
+    assert halves == [False, True]

@@ -258,6 +258,24 @@ def test_a_training_that_runs_out_of_memory_is_done_in_batches_of_half_the_size(
     assert "the memory does not suffice: again, in batches of half the size" in worker.folder.log(model).read_text()
 
 
+def test_in_a_gang_it_only_says_so_and_halves_them_when_all_do(
+    worker: Worker, works: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from efface.train import job as jobs
+
+    halves = []
+
+    def run_job(*given: Any, halve_batch: bool, **more: Any) -> Any:
+        halves.append(halve_batch)
+        raise MEMORY
+
+    monkeypatch.setattr(jobs, "run_job", run_job)
+    monkeypatch.setattr(worker, "_in_gang", True)
+    outcomes = [worker.run(works.jobs[1], halve) for halve in (False, True)]
+    assert halves == [False, True]
+    assert [(outcome.state, outcome.out_of_memory) for outcome in outcomes] == [("fault", True)] * 2
+
+
 def test_one_that_runs_out_of_memory_twice_has_broken(
     worker: Worker, works: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
