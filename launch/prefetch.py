@@ -120,11 +120,13 @@ def fetch(need: Need, sleep: Callable[[float], None] = time.sleep) -> bool:
 def _download(need: Need, sleep: Callable[[float], None]) -> None:
     from huggingface_hub import snapshot_download
 
+    from efface.models.locate import lacking, some
+
     print(f"{need.source}: being fetched", flush=True)
     for delay in (*DELAYS, None):
         try:
-            snapshot_download(need.source, allow_patterns=list(need.files))
-            return
+            folder = Path(snapshot_download(need.source, allow_patterns=list(need.files)))
+            break
         except Exception as error:
             wait = _wait(error)
             if delay is None or wait is None:
@@ -133,6 +135,9 @@ def _download(need: Need, sleep: Callable[[float], None]) -> None:
             wait = min(max(delay, wait), LONGEST_WAIT)
             print(f"{need.source}: the hub cannot serve it now, another try in {wait:.0f} s", flush=True)
             sleep(wait)
+    lacks = lacking(folder, need.files)
+    if lacks:  # some troubles the hub's library passes over where there is a part already
+        raise UserError(f"{need.source}: came only in part, without {some(lacks)}; fetch it once more")
 
 
 def _wait(error: BaseException | None) -> float | None:

@@ -121,6 +121,15 @@ def test_a_hub_that_stays_away_is_given_up(hub: Hub) -> None:
     assert waits == list(DELAYS) and hub.fetched == []
 
 
+def test_what_came_only_in_part_is_not_fetched(hub: Hub) -> None:
+    """As where the hub is out of reach: its library gives the folder that a download before has left."""
+    more = Need("judge", NEED.source, (*NEED.files, "tokenizer/*"))
+    with pytest.raises(
+        UserError, match=r"^somebody/judge: came only in part, without tokenizer/\*; fetch it once more$"
+    ):
+        fetch(more, never)
+
+
 def test_offline_nothing_is_fetched(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="not in the hub's cache, and HF_HUB_OFFLINE forbids to fetch it"):
