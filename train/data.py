@@ -2,7 +2,7 @@
 
 An image is the base's own, image i of a list of prompts having seed i: the same for every job, whatever its
 seed, so that jobs with one anchor share one file in the cache. In a chain "the base" is the model that the request
-before left, and has files of its own.
+before left, and has files of its own. The processes of a gang share out what is to be drawn.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ from efface.files import content_id, write_atomic
 from efface.models.base import Base
 from efface.models.recipe import Recipe
 from efface.models.sampler import ImageRequest, sample
+from efface.train.sharing import of_all, shared_out
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,10 @@ class Posterior:
 
 
 def images_of(base: Base, recipe: Recipe, prompts: Sequence[str], cache: Path | None) -> Posterior:
-    """The base's images of `prompts`, image i with seed i; from a file in `cache` where there is one."""
+    """The base's images of `prompts`, image i with seed i; from a file in `cache` where all of a gang have one."""
     key = content_id([base.state_id, recipe.id, list(prompts)])
     file = cache / f"latents-{key}.safetensors" if cache else None
-    if file and file.is_file():
+    if all(of_all(file is not None and file.is_file())) and file:
         found = safetensors.torch.load(file.read_bytes())
     else:
         found = _make(base, recipe, [ImageRequest(prompt, seed) for seed, prompt in enumerate(prompts)])
@@ -50,14 +51,14 @@ def images_of(base: Base, recipe: Recipe, prompts: Sequence[str], cache: Path | 
 
 def _make(base: Base, recipe: Recipe, requests: Sequence[ImageRequest]) -> dict[str, Tensor]:
     batches = [requests[start : start + recipe.batch_size] for start in range(0, len(requests), recipe.batch_size)]
-    encoded = [_encode(base, sample(base, recipe, batch)) for batch in batches]
-    mean, std = (torch.cat(parts).cpu().contiguous() for parts in zip(*encoded, strict=True))
+    encoded = shared_out(batches, lambda batch: _encode(base, sample(base, recipe, batch)))
+    mean, std = (torch.cat(parts).contiguous() for parts in zip(*encoded, strict=True))
     return {"mean": mean, "std": std}
 
 
 @torch.no_grad()
 def _encode(base: Base, images: np.ndarray) -> tuple[Tensor, Tensor]:
-    """uint8 (B, H, W, 3) to mean and standard deviation, (B, 4, h, w) fp32."""
+    """uint8 (B, H, W, 3) to mean and standard deviation, (B, 4, h, w) fp32 on the CPU."""
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(base.device, torch.float32) / 127.5 - 1
     posterior = base.vae.encode(pixels).latent_dist
-    return posterior.mean.float(), posterior.std.float()
+    return posterior.mean.float().cpu(), posterior.std.float().cpu()

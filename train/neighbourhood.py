@@ -2,7 +2,8 @@
 
 The base draws a few images of every candidate; an image encoder describes each by a feature of unit length; a
 concept is the mean of its images' features, and a concept's neighbours are those of highest cosine to it. The
-means are kept in a cache, so that a set of n concepts costs n times its images, however many targets ask.
+means are kept in a cache, so that a set of n concepts costs n times its images, however many targets ask; the
+processes of a gang share them out.
 """
 
 import io
@@ -20,6 +21,7 @@ from efface.models.base import Base
 from efface.models.encoders import load_image_encoder
 from efface.models.recipe import load_recipe
 from efface.models.sampler import ImageRequest, sample
+from efface.train.sharing import of_all, shared_out
 
 PROMPTS_AT_ONCE = 16  # drawn together, so that an interrupted run keeps what it has
 
@@ -56,14 +58,26 @@ def concept_features(base: Base, prompts: Sequence[str], images: int, cache: Pat
     drawn_by = [base.state_id, base.spec.image_encoder, recipe.id]
     files = {prompt: _file(cache, [*drawn_by, prompt, images]) for prompt in prompts}
     found = {prompt: torch.from_numpy(np.load(file)) for prompt, file in files.items() if file and file.is_file()}
-    missing = [prompt for prompt in files if prompt not in found]
-    encoder = load_image_encoder(base.spec.image_encoder, base.device) if missing else None
-    while missing and encoder:
-        some, missing = missing[:PROMPTS_AT_ONCE], missing[PROMPTS_AT_ONCE:]
-        drawn = sample(base, recipe, [ImageRequest(prompt, seed) for prompt in some for seed in range(images)])
-        for prompt, features in zip(some, encoder(drawn).split(images), strict=True):
-            found[prompt] = mean_feature(features)
-            _keep(files[prompt], found[prompt])
+    lacking = {prompt for prompt in files if prompt not in found}
+    missing = set().union(*of_all(lacking))
+    asked = [prompt for prompt in files if prompt in missing]
+    if asked:
+        encoder = load_image_encoder(base.spec.image_encoder, base.device)
+
+        def draw(some: Sequence[str]) -> dict[str, Tensor]:
+            drawn = sample(base, recipe, [ImageRequest(prompt, seed) for prompt in some for seed in range(images)])
+            described = encoder(drawn).split(images)
+            features = {prompt: mean_feature(each) for prompt, each in zip(some, described, strict=True)}
+            for prompt, feature in features.items():
+                _keep(files[prompt], feature)
+            lacking.difference_update(some)
+            return features
+
+        parts = [asked[start : start + PROMPTS_AT_ONCE] for start in range(0, len(asked), PROMPTS_AT_ONCE)]
+        for features in shared_out(parts, draw):
+            found |= features
+            for prompt in features.keys() & lacking:  # drawn by others
+                _keep(files[prompt], found[prompt])
     return torch.stack([found[prompt] for prompt in prompts])
 
 
