@@ -17,7 +17,7 @@ YAML says of concepts, prompts, recipe and judge holds where the campaign is sil
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from efface.concepts.prompts import AXES, Axis
 from efface.strict import Strict, find_config, read_strict
@@ -81,6 +81,12 @@ class Resources(Strict):
         if gpus > 1:
             raise ValueError(f"a worker has one GPU at most, not {gpus:g}; for more to a job say processes: {gpus:.0f}")
         return gpus
+
+    @model_validator(mode="after")
+    def _a_gang_has_whole_gpus(self) -> "Resources":
+        if self.processes > 1 and self.gpus not in (0, 1):
+            raise ValueError(f"processes that train together need a GPU each, not {self.gpus:g}: give gpus 1, or 0")
+        return self
 
 
 class Limits(Strict):

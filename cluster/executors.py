@@ -194,7 +194,9 @@ class RayActors:
         leader = TrainLeader if self._setting.launcher == "ray-train" else Leader
         self._actors[first] = ray.remote(leader).options(num_cpus=0, max_restarts=0).remote()
         self._gangs[first] = list(workers)
-        self._running[self._actors[first].run.remote(self._setting, work, self._setting.processes)] = (first, work)
+        one_node = len({self._nodes[worker] for worker in workers}) == 1
+        training = self._actors[first].run.remote(self._setting, work, self._setting.processes, one_node)
+        self._running[training] = (first, work)
 
     def outcomes(self, timeout: float) -> Iterator[tuple[int, Work, Outcome]]:
         import ray

@@ -63,14 +63,18 @@ class Member:
 class Leader:
     """Puts a gang together, waits for it, and takes it apart; needs no GPU itself."""
 
-    def run(self, setting: Setting, model: Model, size: int) -> Outcome:
-        """Train a job with `size` processes; where one runs out of memory, again in batches of half the size."""
+    def run(self, setting: Setting, model: Model, size: int, one_node: bool = False) -> Outcome:
+        """Train a job with `size` processes; where one runs out of memory, again in batches of half the size.
+
+        one_node: all of them have to be on the same node.
+        """
         import ray
 
+        strategy = "STRICT_PACK" if one_node else "PACK"
         try:
-            outcome = self._together(setting, model, size, halve=False)
+            outcome = self._together(setting, model, size, strategy, halve=False)
             if outcome.out_of_memory:
-                outcome = replace(self._together(setting, model, size, halve=True), halved=True)
+                outcome = replace(self._together(setting, model, size, strategy, halve=True), halved=True)
             return outcome
         except ray.exceptions.RayActorError as error:
             state: Literal["lost", "fault"] = "lost" if not_its_fault(error) else "fault"
@@ -78,10 +82,10 @@ class Leader:
         except Exception as error:  # Ray Train has errors of its own
             return Outcome("fault", type(error).__name__, str(error))
 
-    def _together(self, setting: Setting, model: Model, size: int, halve: bool) -> Outcome:
+    def _together(self, setting: Setting, model: Model, size: int, strategy: str, halve: bool) -> Outcome:
         from ray.util.placement_group import placement_group, remove_placement_group
 
-        group = placement_group([_bundle(setting)] * size, strategy="PACK")
+        group = placement_group([_bundle(setting)] * size, strategy=strategy)
         try:
             if not group.wait(GROUP_SECONDS):
                 return Outcome("lost", f"the cluster had no room for {size} processes")
@@ -120,7 +124,7 @@ class TrainLeader(Leader):
     It takes some fifteen seconds longer to start; for clusters whose operators want everything under Ray Train.
     """
 
-    def _together(self, setting: Setting, model: Model, size: int, halve: bool) -> Outcome:
+    def _together(self, setting: Setting, model: Model, size: int, strategy: str, halve: bool) -> Outcome:
         from ray.train import RunConfig, ScalingConfig, WorkerGroupError
         from ray.train.torch import TorchTrainer
 
@@ -131,7 +135,12 @@ class TrainLeader(Leader):
             return outcome
 
         with tempfile.TemporaryDirectory(prefix="efface-train-") as scratch:
-            scaling = ScalingConfig(num_workers=size, use_gpu=setting.gpus > 0, resources_per_worker=_bundle(setting))
+            scaling = ScalingConfig(
+                num_workers=size,
+                use_gpu=setting.gpus > 0,
+                resources_per_worker=_bundle(setting),
+                placement_strategy=strategy,
+            )
             trainer = TorchTrainer(
                 rank_of_a_job, train_loop_config={}, scaling_config=scaling, run_config=RunConfig(storage_path=scratch)
             )

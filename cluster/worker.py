@@ -79,6 +79,8 @@ class Outcome:
     """The memory did not suffice. In a gang it takes all processes to halve their batches together."""
 
 
+HALVED = "the memory does not suffice: again, in batches of half the size"
+
 STOP_LOOKS = 1.0
 """Seconds between two looks at whether the run is to be laid down."""
 
@@ -140,12 +142,14 @@ class Worker:
             if self.folder.record(work):
                 return Outcome("done")  # a worker that went out of reach has finished it all the same
             with redirect_stdout(log), redirect_stderr(log):
+                if halve:
+                    print(HALVED)
                 try:
                     self._do(work, halve)
                 except Exception as error:
                     if not _out_of_memory(error) or self._in_gang:
                         raise
-                    print(f"{error}\nthe memory does not suffice: again, in batches of half the size")
+                    print(f"{error}\n{HALVED}")
                     error.__traceback__ = None  # it holds on to the tensors
                     self._do(work, halve=True)
                     outcome = Outcome("done", halved=True)

@@ -105,7 +105,7 @@ def _device() -> str:
     """This process's GPU: that of its local rank, or the only one it sees, as under Ray; else the CPU."""
     if not torch.cuda.is_available():
         return "cpu"
-    if torch.cuda.device_count() == 1:
+    if torch.cuda.device_count() == 1 and "LOCAL_RANK" in os.environ:
         os.environ["LOCAL_RANK"] = "0"  # Accelerate and DeepSpeed take the local rank for the device
     device = int(os.environ.get("LOCAL_RANK", "0"))
     torch.cuda.set_device(device)
@@ -135,6 +135,8 @@ def main(arguments: list[str]) -> int:
     except (UserError, JobFailure, Stopped) as error:
         if _rank() == 0:
             print(error, file=sys.stderr)
+        elif not isinstance(error, Stopped):
+            print(f"process {_rank()}: {error}", file=sys.stderr)
         return {UserError: 2, JobFailure: 1, Stopped: 130}.get(type(error), 2)
     return 0
 

@@ -138,7 +138,11 @@ def begin(
                 value.copy_(found.trained[name])
     engine = _engine(accelerator, student, trained, config, setup)
     if found:
-        engine.restore(found.moments, len(found.losses))
+        try:
+            engine.restore(found.moments, len(found.losses))
+        except BaseException:
+            engine.close()
+            raise
     return Training(method, engine, list(found.losses) if found else [])
 
 
@@ -202,6 +206,7 @@ def go_on(training: Training, on_step: OnStep | None, loss: float, saved: Saved)
     if saved.path and (due or stop):
         save(training, saved.path, saved.key)
     if stop:
+        training.engine.accelerator.wait_for_everyone()  # whoever ends first may have the others killed
         raise stopped or Stopped("another process of the gang was told to stop")
 
 

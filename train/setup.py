@@ -59,17 +59,17 @@ def arranged(
     ones stay fp32, and so does everything outside of the UNets.
     """
     processors, report = dict(teacher.attn_processors), None
-    if setup.attention is not None:
-        dtype = torch.bfloat16 if precision == "bf16" else None  # some kernels know no fp32
-        report = set_attention(student, setup.attention, dtype)
-        set_attention(teacher, setup.attention, dtype)
-    if setup.gradient_checkpointing:
-        student.enable_gradient_checkpointing()
     originals = {parameter: parameter.data for parameter in teacher.parameters()}
-    if precision == "bf16":
-        for unet in (student, teacher):
-            _lower(unet, trained)
     try:
+        if setup.attention is not None:
+            dtype = torch.bfloat16 if precision == "bf16" else None  # some kernels know no fp32
+            report = set_attention(student, setup.attention, dtype)
+            set_attention(teacher, setup.attention, dtype)
+        if setup.gradient_checkpointing:
+            student.enable_gradient_checkpointing()
+        if precision == "bf16":
+            for unet in (student, teacher):
+                _lower(unet, trained)
         yield report
     finally:
         teacher.set_attn_processor(processors)

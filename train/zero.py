@@ -63,6 +63,9 @@ def deepspeed_config(name_or_path: str, config: TrainingConfig, processes: int) 
         "gradient_accumulation_steps": config.gradient_accumulation_steps // processes,
         "gradient_clipping": config.max_grad_norm,
         "steps_per_print": 10**9,
+        # torch's own optimisers, SGD among them, also where their state is in the host's memory.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
     }
 
 

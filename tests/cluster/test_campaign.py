@@ -83,6 +83,10 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         {"resources": {"gpus": 8}},
         "resources.gpus: a worker has one GPU at most, not 8; for more to a job say",
     ),
+    "a part of a GPU for each of a gang": (
+        {"resources": {"gpus": 0.5, "processes": 2}},
+        "resources: processes that train together need a GPU each, not 0.5",
+    ),
     "no CPU": ({"resources": {"cpus": 0}}, "resources.cpus: "),
     "no images": ({"evaluation": {"images_per_prompt": 0}}, "evaluation.images_per_prompt: "),
     "shards too large": ({"evaluation": {"shard_size": 10**6}}, "evaluation.shard_size: "),

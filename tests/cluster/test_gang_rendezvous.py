@@ -48,15 +48,15 @@ def test_a_port_that_was_taken_meanwhile_is_no_fault_of_the_job(taken: int, monk
 def test_three_ports_are_tried_and_what_went_wrong_later_is_not_tried_again(
     told: list[Outcome], expected: Outcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left, removed = list(told), []
+    left, removed, asked = list(told), [], []
     group = SimpleNamespace(wait=lambda seconds: True)
     groups = importlib.import_module("ray.util.placement_group")
-    monkeypatch.setattr(groups, "placement_group", lambda *_, **__: group)
+    monkeypatch.setattr(groups, "placement_group", lambda *_, **told: asked.append(told) or group)
     monkeypatch.setattr(groups, "remove_placement_group", removed.append)
     monkeypatch.setattr(Leader, "_at_a_port", lambda *_: left.pop(0))
     setting: Any = SimpleNamespace(cpus=1, gpus=0)
-    assert Leader().run(setting, setting, 2) == expected
-    assert left == [] and removed == [group]
+    assert Leader().run(setting, setting, 2, one_node=True) == expected
+    assert left == [] and removed == [group] and asked == [{"strategy": "STRICT_PACK"}]
 
 
 def test_of_what_ranks_end_with_under_ray_train_the_reason_counts_and_not_its_consequence() -> None:
@@ -70,7 +70,7 @@ def test_of_what_ranks_end_with_under_ray_train_the_reason_counts_and_not_its_co
 def test_out_of_memory_all_halve_their_batches_once(second: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
     left, halves = [SHORT, second], []
 
-    def together(self: Leader, setting: Any, model: Any, size: int, halve: bool) -> Outcome:
+    def together(self: Leader, setting: Any, model: Any, size: int, strategy: str, halve: bool) -> Outcome:
         halves.append(halve)
         return left.pop(0)
 

@@ -15,8 +15,9 @@ from efface.models.base import Base, load_base
 from efface.strict import CONFIGS, shipped
 from efface.train.job import Job, run_job
 from efface.train.method import GradientConfig, get_method
+from efface.train.methods.esd import ESD
 from efface.train.setup import Setup
-from efface.train.zero import deepspeed_config
+from efface.train.zero import ZeroEngine, deepspeed_config
 
 QuickJob = Callable[..., Job]
 Case = tuple[str, Job, Setup]
@@ -200,13 +201,60 @@ def test_one_process_alone_may_use_it_too_and_with_gradient_checkpointing(
 
 @pytest.mark.parametrize("name", ["zero2", "zero3"])
 def test_bf16_weights_that_are_not_trained_go_through_it_as_they_are(
-    name: str, quick_job: QuickJob, tiny_base: Base, concept_set: ConceptSet
+    name: str, quick_job: QuickJob, tiny_base: Base, concept_set: ConceptSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = quick_job("esd", precision="bf16", optimizer="sgd", steps=1, learning_rate=1e3)
     plain, _ = run_job(job, tiny_base, concept_set)
+    dtypes = set()
+    prepare, loss = ESD.prepare, ESD.loss
+
+    def prepared(self: Any, task: Any, student: Any) -> None:
+        prepare(self, task, student)
+        self.weights = student.unet.conv_in.weight, student.unet.mid_block.attentions[0].proj_in.weight
+
+    def computed(self: Any, student: Any, batch: Any) -> torch.Tensor:
+        dtypes.update(weight.dtype for weight in self.weights)
+        return loss(self, student, batch)
+
+    monkeypatch.setattr(ESD, "prepare", prepared)
+    monkeypatch.setattr(ESD, "loss", computed)
     delta, _ = run_job(job, tiny_base, concept_set, setup=Setup(deepspeed=name))
+    assert dtypes == {torch.bfloat16}
     # ZeRO-3's hooks add up the gradients of a skip connection in another order, and bf16 has eight bits.
     assert difference(delta, plain, tiny_base) < 2**-8
+
+
+@pytest.mark.slow
+def test_in_bf16_two_processes_agree_with_one_up_to_its_eight_bits(
+    quick_job: QuickJob, zero3: str, tiny_base: Base, tiny_base_folder: Path, concept_set: ConceptSet, tmp_path: Path
+) -> None:
+    how = {"precision": "bf16", "optimizer": "sgd", "steps": 1, "gradient_accumulation_steps": 2}
+    job = quick_job("esd", learning_rate=1e3, **how)
+    ways = {"ddp": Setup(), "zero2": Setup(deepspeed="zero2"), "zero3": Setup(deepspeed=zero3)}
+    together(do, [(name, job, setup) for name, setup in ways.items()], tiny_base_folder, concept_set, tmp_path)
+    alone, _ = run_job(job, tiny_base, concept_set)
+    apart = {name: difference(delta, alone, tiny_base) for name, delta in saved(tmp_path).items()}
+    print(apart)  # for pytest -rP
+    assert len(apart) == 3 and all(far < 2**-8 for far in apart.values())
+
+
+def test_a_checkpoint_that_cannot_be_restored_leaves_nothing_of_deepspeed_behind(
+    quick_job: QuickJob, tiny_base: Base, concept_set: ConceptSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        raise Stopped("enough")
+
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    job, how = quick_job("esd"), Setup(deepspeed="zero2")
+    with pytest.raises(Stopped):
+        run_job(job, tiny_base, concept_set, stop, checkpoint=tmp_path / "checkpoint", setup=how)
+    monkeypatch.setattr(ZeroEngine, "restore", fail)
+    with pytest.raises(torch.OutOfMemoryError) as raised:
+        run_job(job, tiny_base, concept_set, checkpoint=tmp_path / "checkpoint", setup=how)
+    assert not torch.distributed.is_initialized() and "LOCAL_RANK" not in os.environ
+    assert raised.tb  # with it everything in the frames is still there
 
 
 def test_a_step_that_deepspeed_would_leave_out_fails_the_job(

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ import torch
 from two_processes import difference, together
 
 from efface.concepts.concept import ConceptSet
-from efface.errors import UserError
+from efface.errors import Stopped, UserError
 from efface.models.base import Base
 from efface.models.delta import Delta
+from efface.train import loop
 from efface.train.job import Job, run_job
-from efface.train.launched import Work, gang, main, run_member
+from efface.train.launched import Work, _device, gang, main, run_member
 from efface.train.methods.esd import ESD
 from efface.train.setup import Setup
 
@@ -75,11 +77,19 @@ def taken_up(rank: int, work: Work) -> None:
             run_member(work.model_copy(update={"job": odd}))
 
 
-@pytest.mark.parametrize("when", ["after a step", "within a step"])
+@pytest.mark.parametrize(
+    "when, deepspeed",
+    [
+        ("after a step", None),
+        ("within a step", None),
+        pytest.param("within a step", "zero2", marks=pytest.mark.slow),
+        pytest.param("after a step", "zero3", marks=pytest.mark.slow),
+    ],
+)
 def test_a_gang_that_lost_a_member_ends_bit_for_bit_where_another_does_and_near_one_process(
-    when: str, work: Any, tiny_base: Base, concept_set: ConceptSet
+    when: str, deepspeed: str | None, work: Any, tiny_base: Base, concept_set: ConceptSet
 ) -> None:
-    asked = work()
+    asked = work().model_copy(update={"setup": Setup(deepspeed=deepspeed)})
     with pytest.raises(torch.multiprocessing.ProcessExitedException, match="SIGKILL"):
         together(killed, asked, when)
     assert asked.checkpoint.is_file() and not asked.out.exists()
@@ -90,6 +100,28 @@ def test_a_gang_that_lost_a_member_ends_bit_for_bit_where_another_does_and_near_
     alone, _ = run_job(asked.job, tiny_base, concept_set)
     assert difference(delta, alone, tiny_base) < 1e-3
     assert delta.provenance == alone.provenance
+
+
+def laid_down(rank: int, work: Work) -> None:
+    """Process 1 is told to stop, and process 0 takes its time to write the checkpoint."""
+    written = loop.write
+
+    def slowly(*arguments: Any) -> None:
+        time.sleep(2)
+        written(*arguments)
+
+    def on_step(done: int, steps: int, loss: float) -> None:
+        if rank == 1:
+            raise Stopped("enough")
+
+    loop.write = slowly
+    with pytest.raises(Stopped):
+        run_member(work, on_step)
+    assert work.checkpoint and work.checkpoint.is_file()
+
+
+def test_no_process_that_is_told_to_stop_ends_before_the_checkpoint_is_written(work: Any) -> None:
+    together(laid_down, work())
 
 
 @pytest.mark.slow
@@ -138,6 +170,30 @@ def test_one_process_needs_no_variables(work: Any, tmp_path: Path, capsys: pytes
     metrics = json.loads(asked.out.with_suffix(".json").read_text())
     assert (metrics["samples_seen"], len(metrics["losses"]), metrics["attention"]["used"]) == (2, 1, "sdpa")
     assert capsys.readouterr().out.startswith("step 1 of 1: loss ")
+
+
+@pytest.mark.parametrize("given, left", [(None, None), ("5", "0")])
+def test_the_only_gpu_in_sight_is_device_0_and_a_process_alone_stays_alone(
+    given: str | None, left: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accelerate takes a process that has LOCAL_RANK for one of a gang."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if given:
+        monkeypatch.setenv("LOCAL_RANK", given)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    assert _device() == "cuda:0" and os.environ.get("LOCAL_RANK") == left
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_mistake_that_only_another_process_meets_is_told_by_it(
+    work: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work.json").write_text(work().model_copy(update={"base": "missing-base"}).model_dump_json())
+    monkeypatch.setenv("RANK", "1")
+    assert main([str(tmp_path / "work.json")]) == 2
+    assert capsys.readouterr().err.startswith("process 1: unknown base 'missing-base'")
 
 
 @pytest.mark.usefixtures("alone")

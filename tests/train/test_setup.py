@@ -20,6 +20,7 @@ from efface.errors import UserError
 from efface.models.base import Base
 from efface.models.predictor import NoisePredictor
 from efface.strict import parse
+from efface.train import setup
 from efface.train.job import Job, run_job
 from efface.train.loop import train
 from efface.train.method import GradientConfig, GradientMethod, Student, Task, get_method, method_names, parse_config
@@ -159,6 +160,24 @@ def test_the_teacher_gets_its_fp32_weights_back_also_from_a_job_that_failed(fail
     assert all(torch.equal(value, before[name]) for name, value in task.base.tensors().items())
     output = task.base.unet(torch.zeros(1, 4, 8, 8), 1, torch.full((1, 77, 16), 1 / 3)).sample
     assert output.dtype == torch.float32 and not torch.equal(output, output.bfloat16().float())
+
+
+def test_it_gets_them_back_where_memory_runs_out_as_they_are_cast(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {name: value.clone() for name, value in task.base.tensors().items()}
+    really, half = setup._lower, []
+
+    def lower(unet: Any, trained: Any) -> None:
+        really(unet, trained)
+        if unet is task.base.unet:
+            half.append(unet.conv_in.weight.dtype)
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(setup, "_lower", lower)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(Told(precision="bf16"), task)
+    assert half == [torch.bfloat16]
+    assert all(torch.equal(value, before[name]) for name, value in task.base.tensors().items())
+    assert all(value.dtype == torch.float32 for value in task.base.tensors().values())
 
 
 @pytest.mark.parametrize("name", GRADIENT)
