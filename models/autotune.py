@@ -69,19 +69,23 @@ def timings(
     `key_tokens`: of a cross-attention, 77 in SD 1.x. Raises whatever the kernel raises.
     """
     heads, tokens, width = shape
-    q = torch.randn(ROWS, heads, tokens, width, device=device, dtype=dtype, requires_grad=True)
-    k, v = (torch.randn(ROWS, heads, key_tokens or tokens, width, device=device, dtype=dtype) for _ in "kv")
-    k.requires_grad_(True)
-    v.requires_grad_(True)
-    given = torch.randn_like(q)
+    lengths = (tokens, key_tokens or tokens, key_tokens or tokens)
+    # As a layer has them: heads side by side in a token. What a kernel has to copy for another order is its cost.
+    qkv = [
+        torch.randn(ROWS, length, heads, width, device=device, dtype=dtype, requires_grad=True) for length in lengths
+    ]
+    given = torch.randn_like(qkv[0])
+
+    def attended() -> Tensor:
+        return attend(*(x.transpose(1, 2) for x in qkv)).transpose(1, 2).contiguous()
 
     def forward() -> Any:
         with torch.no_grad():
-            return attend(q, k, v)
+            return attended()
 
     def both() -> Any:
         with torch.enable_grad():
-            return torch.autograd.grad(attend(q, k, v), (q, k, v), given)
+            return torch.autograd.grad(attended(), qkv, given)
 
     return _best(forward, device), _best(both, device)
 

@@ -11,6 +11,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models import attention_processor
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
 from efface.models import attention
 from efface.models.attention import PROCESSORS, set_attention, shapes
@@ -94,11 +95,20 @@ def test_xformers_reaches_every_layer(tiny_base: Base, with_xformers: list[tuple
     assert len(with_xformers) == layers
 
 
-def test_flash_reaches_every_layer(tiny_base: Base) -> None:
+def test_flash_reaches_every_layer(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     before = predict(tiny_base)
     report = set_attention(tiny_base.unet, "flash")
     assert report["used"] == "flash" and set(report["processors"]) == {"FlashAttnProcessor"}
+    orders, really = [], attention.sdpa_kernel
+
+    def noted(kernels: Any, **options: Any) -> Any:
+        orders.append((kernels[0], options))
+        return really(kernels, **options)
+
+    monkeypatch.setattr(attention, "sdpa_kernel", noted)
     torch.testing.assert_close(predict(tiny_base), before, atol=1e-5, rtol=1e-5)
+    layers = len(tiny_base.unet.attn_processors)
+    assert orders == [(SDPBackend.FLASH_ATTENTION, {"set_priority": True})] * layers
 
 
 def test_every_backend_can_be_left_for_another(tiny_base: Base, with_xformers: list[tuple[int, ...]]) -> None:
