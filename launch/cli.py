@@ -80,11 +80,23 @@ def unlearn(
         typer.Option("--out", "-o", help="The delta to write; default: METHOD-CONCEPT.safetensors."),
     ] = None,
     device: Device = "auto",
+    setup: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="How it is run: deepspeed, attention, gradient_checkpointing … (docs/gangs.md); repeatable.",
+        ),
+    ] = None,
+    work: Annotated[
+        Path | None,
+        typer.Option(help="Train nothing: write the job to this file, for torchrun on several GPUs (docs/gangs.md)."),
+    ] = None,
 ) -> None:
     """Erase one concept, or several, with one method; the result is a delta file."""
     from efface.launch import erase
 
-    erase.unlearn(method, tuple(concept), base, concepts, preset, set_ or [], seed, out, device, after)
+    how = setup or []
+    erase.unlearn(method, tuple(concept), base, concepts, preset, set_ or [], seed, out, device, after, how, work)
 
 
 @app.command(rich_help_panel=ERASE)

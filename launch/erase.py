@@ -1,5 +1,6 @@
 """`efface unlearn` and `efface export`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,11 +8,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from efface.errors import UserError
-from efface.files import slug
+from efface.files import slug, write_json
 
 if TYPE_CHECKING:
     from efface.concepts.concept import ConceptSet
     from efface.models.delta import Delta
+    from efface.train.job import Job
+    from efface.train.setup import Setup
 
 
 def unlearn(
@@ -25,17 +28,27 @@ def unlearn(
     out: Path | None,
     device: str,
     after: Path | None = None,
+    how: Sequence[str] = (),
+    work: Path | None = None,
 ) -> None:
-    """One job in this process: the delta file, and what it changed. With `after`, the next request of a chain."""
+    """One job in this process: the delta file, and what it changed. With `after`, the next request of a chain.
+
+    With `work` nothing is trained: the job is written to that file as a `Work`, for `efface.train.launched`.
+    """
     from efface.concepts.concept import load_concept_set
     from efface.eval.weight_change import weight_change
     from efface.launch.device import pick
     from efface.models.base import base_id, load_base, read_base
     from efface.models.delta import Delta
     from efface.models.fingerprint import cache_folder
+    from efface.strict import find_config, parse
     from efface.train.job import make_job, run_job
     from efface.train.method import preset_names
+    from efface.train.setup import Setup
 
+    setup = parse(Setup, key_values(how, "--setup"), "--setup")
+    if setup.deepspeed:
+        find_config("deepspeed", setup.deepspeed)
     spec = read_base(base_name)
     concept_set = load_concept_set(concepts or spec.concepts or _no_concepts(base_name))
     if preset is None and spec.name in preset_names(method):
@@ -59,6 +72,9 @@ def unlearn(
     check_writable(path)
     if after and path.exists() and path.samefile(after):
         raise UserError(f"--out {path}: is the delta given by --after, should be another file")
+    if work:
+        _write_work(work, job, base_name, concepts or spec.concepts or "", path, after, setup)
+        return
 
     console = Console(stderr=True)
     base = load_base(spec, pick(device))
@@ -76,13 +92,40 @@ def unlearn(
         def on_step(done: int, steps: int, loss: float) -> None:
             progress.update(bar, completed=done, total=steps, loss=f"{loss:.4f}")
 
-        delta, metrics = run_job(job, base, concept_set, on_step, cache_folder(), parent=parent)
+        delta, metrics = run_job(job, base, concept_set, on_step, cache_folder(), parent=parent, setup=setup)
     delta.save(path)
     change = weight_change(base, delta)
     print(f"{path}: {len(delta.tensors)} tensors, {path.stat().st_size / 1e6:.2f} MB, {metrics['seconds']:.1f} s")
     told = [f"{method} on {', '.join(request)}", *([f"after {', '.join(erased)}"] if erased else [])]
     print(", ".join([f"job {job.id}", *told, *([f"preset {preset}"] if preset else [])]))
     print(f"weight change: {_headline(change)}")
+
+
+def _write_work(
+    file: Path, job: "Job", base: str, concepts: str, out: Path, after: Path | None, setup: "Setup"
+) -> None:
+    from efface.models.fingerprint import cache_folder
+    from efface.train.launched import Work
+
+    check_writable(file, "--work")
+    work = Work(
+        job=job,
+        base=_from_anywhere(base),
+        concept_set=_from_anywhere(concepts),
+        out=out.absolute(),
+        parent=after.absolute() if after else None,
+        cache=cache_folder(),
+        checkpoint=out.absolute().with_suffix(".checkpoint"),
+        setup=setup.model_copy(update={"deepspeed": setup.deepspeed and _from_anywhere(setup.deepspeed)}),
+    )
+    write_json(file, work.model_dump(mode="json"))
+    print(f"{file}: job {job.id}, to be started with")
+    print(f"torchrun --nproc-per-node PROCESSES -m efface.train.launched {file}")
+
+
+def _from_anywhere(name: str) -> str:
+    """A name as it is, a path from the root."""
+    return str(Path(name).absolute()) if Path(name).exists() else name
 
 
 def _erased(parent: "Delta", path: str, concept_set: "ConceptSet", names: tuple[str, ...]) -> tuple[str, ...]:
@@ -114,7 +157,7 @@ def export(delta_path: Path, folder: Path, base_name: str) -> None:
     print(f"{folder}: load it with diffusers.DiffusionPipeline.from_pretrained")
 
 
-def key_values(settings: list[str]) -> dict[str, Any]:
+def key_values(settings: Sequence[str], option: str = "--set") -> dict[str, Any]:
     """`["eta=2", "variant=u"]` as a dict, values read as YAML. Raises UserError for one without '='."""
     import yaml
 
@@ -122,11 +165,11 @@ def key_values(settings: list[str]) -> dict[str, Any]:
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key:
-            raise UserError(f"--set '{setting}' should be KEY=VALUE")
+            raise UserError(f"{option} '{setting}' should be KEY=VALUE")
         try:
             pairs[key] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise UserError(f"--set '{setting}': the value is not valid YAML") from None
+            raise UserError(f"{option} '{setting}': the value is not valid YAML") from None
     return pairs
 
 
@@ -136,18 +179,18 @@ def _no_concepts(base: str) -> str:
     )
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, option: str = "--out") -> None:
     """Before minutes of work, not after."""
     import os
 
     try:
         if path.is_dir():
-            raise UserError(f"--out {path}: is a folder, should be a file")
+            raise UserError(f"{option} {path}: is a folder, should be a file")
         parent = next((folder for folder in path.absolute().parents if folder.exists()), Path("/"))
     except OSError as error:
-        raise UserError(f"--out {path}: cannot be written ({error.strerror})") from None
+        raise UserError(f"{option} {path}: cannot be written ({error.strerror})") from None
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"--out {path}: cannot be written, {parent} is not a writable folder")
+        raise UserError(f"{option} {path}: cannot be written, {parent} is not a writable folder")
 
 
 def _headline(change: dict[str, Any]) -> str:

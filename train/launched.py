@@ -32,7 +32,8 @@ from efface.train.job import Job, run_job
 from efface.train.loop import OnStep
 from efface.train.setup import Setup
 
-# Members reach a common step as far apart as their roll-outs and their reading of the base are long.
+# Members reach a common step as far apart as their roll-outs and their reading of the base are long. (DeepSpeed makes
+# groups of its own, with NCCL's ten minutes.)
 PATIENCE = timedelta(minutes=30)
 
 

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[list[str], set[str]]] = {
     "unlearn": (
         ["method"],
         {"--concept", "-c", "--concepts", "--preset", "--set", "-s", "--seed", "--after", "--out", "-o"}
+        | {"--setup", "--work"}
         | BASE
         | DEVICE,
     ),

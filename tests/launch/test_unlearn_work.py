@@ -1,0 +1,68 @@
+"""`efface unlearn … --setup KEY=VALUE` and `--work FILE`: how a job is run, and a job for torchrun to run."""
+
+import json
+from pathlib import Path
+
+import pytest
+from command import Efface
+from tiny_campaign import ESD
+
+from efface.models.delta import Delta
+from efface.train.launched import Work, main
+
+QUICK = [f"--set={key}={value}" for key, value in ESD["config"].items()]  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_file_for_torchrun_makes_the_delta_that_the_command_itself_makes(
+    efface: Efface, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = ["unlearn", "esd", "-c", "cat", "-b", base, "--setup=attention=sdpa", *QUICK]
+    assert efface(*asked, "-o", "here.safetensors").code == 0
+    said = efface(*asked, "-o", "there.safetensors", "--work", "work.json")
+    assert said.code == 0 and "torchrun --nproc-per-node PROCESSES -m efface.train.launched work.json" in said.out
+    assert not Path("there.safetensors").exists()
+
+    work = Work.model_validate(json.loads(Path("work.json").read_text()))
+    assert work.setup.attention == "sdpa"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main([str(tmp_path / "work.json")]) == 0
+    assert Delta.load(tmp_path / "there.safetensors").id == Delta.load(tmp_path / "here.safetensors").id
+
+
+def test_a_chain_goes_on_in_it(efface: Efface, base: str, tmp_path: Path) -> None:
+    cat, work = tmp_path / "cat.safetensors", tmp_path / "work.json"
+    assert efface("unlearn", "esd", "-c", "cat", "-b", base, "-o", cat, *QUICK).code == 0
+    asked = ["unlearn", "esd", "-c", "dog", "--after", cat, "-b", base, "-o", tmp_path / "dog.safetensors", *QUICK]
+    assert efface(*asked, "--work", work).code == 0
+    told = Work.model_validate(json.loads(work.read_text()))
+    assert (told.parent, told.job.concepts) == (cat, ("cat", "dog"))
+
+
+@pytest.mark.parametrize(
+    "setup, sentence",
+    [
+        ("deepsped=zero2", "--setup: unknown key 'deepsped', did you mean 'deepspeed'?"),
+        ("deepspeed", "--setup 'deepspeed' should be KEY=VALUE"),
+        ("attention=fast", "--setup: attention"),
+        ("deepspeed=zero22", "unknown deepspeed 'zero22': did you mean 'zero2'?"),
+    ],
+)
+def test_a_mistake_in_how_it_is_run_is_answered_in_a_sentence(
+    setup: str, sentence: str, efface: Efface, base: str, tmp_path: Path
+) -> None:
+    for more in ([], ["--work", tmp_path / "work.json"]):
+        said = efface(
+            "unlearn", "esd", "-c", "cat", "-b", base, "--setup", setup, "-o", tmp_path / "out", *QUICK, *more
+        )
+        assert said.sentence.startswith(sentence)
+    assert list(tmp_path.glob("*.json")) == [] and not (tmp_path / "out").exists()
