@@ -5,6 +5,7 @@ pass. Not counted are the CUDA context, workspaces of cuDNN and cuBLAS, and what
 leaves 2 GB for them. DeepSpeed's part is as in the source of 0.19.8.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,6 +26,8 @@ FP32, BF16 = 4, 2
 STATES = {"adam": 2, "adamw": 2, "sgd": 0}
 BUCKET = 50_000_000
 """Numbers in DeepSpeed's buffer for gradients on their way: `reduce_bucket_size` in configs/deepspeed/."""
+DEEPSPEEDS_BUCKET = 500_000_000
+"""And where a config leaves it out."""
 IMAGE_ENCODER = 304_000_000
 """Weights of CLIP ViT-L/14's image half, with which FADE finds neighbours."""
 LEFT_ALONE = 2 * 10**9
@@ -36,31 +39,36 @@ class Memory:
 
     base: int
     """The unedited UNet, VAE and text encoder, fp32; as long as the worker lives."""
-    teacher: int
+    teacher: int = 0
     """A copy of the unedited UNet in bf16, for jobs in bf16."""
-    student: int
-    """The UNet being edited."""
-    gradients: int
-    optimizer: int
+    student: int = 0
+    """The UNet being edited; with ZeRO-3 this process's part of it."""
+    collected: int = 0
+    """With ZeRO-3 all of it beside the part: until it is shared out, and in every pass."""
+    gradients: int = 0
+    """While passes run."""
+    optimizer: int = 0
     """The optimiser's states, and with ZeRO the fp32 values it works on."""
-    communication: int
-    """Buffers in which gradients are brought together."""
-    preparation: int
+    communication: int = 0
+    """Buffers in which gradients are brought together, while passes run."""
+    preparation: int = 0
     """While the method's data are made, before there are gradients and states: images drawn by the base."""
-    rollout: int
+    setup: int = 0
+    """While ZeRO takes over the weights: the trained ones a second time, before there are gradients and states."""
+    rollout: int = 0
     """Activations of the largest pass without gradient."""
-    training: int
+    training: int = 0
     """Activations of the pass with gradient, forward and backward."""
-    update: int
-    """What the optimiser's step needs for a moment."""
-    host: int
-    """In the host's memory, for each GPU."""
+    update: int = 0
+    """In the optimiser's step: the gradients, and what it lays beside them for a moment."""
+    host: int = 0
+    """In the host's memory, for each GPU, at most."""
 
     @property
     def peak(self) -> int:
-        weights = self.base + self.teacher + self.student
-        while_training = self.gradients + self.optimizer + self.communication
-        return weights + max(self.preparation, while_training + max(self.rollout, self.training, self.update))
+        passes = self.optimizer + self.gradients + self.communication + max(self.rollout, self.training)
+        whole = self.collected + max(self.preparation, self.setup, passes)
+        return self.base + self.teacher + self.student + max(whole, self.optimizer + self.update)
 
 
 def fits(memory: Memory, gigabytes: float) -> bool:
@@ -75,12 +83,13 @@ def memory(
     processes: int = 1,
     zero: Literal[0, 1, 2, 3] = 0,
     offload: Offload = "none",
+    bucket: int = BUCKET,
     checkpointing: bool = False,
 ) -> Memory:
     """The memory of a job with this method and config, whose batch is `config.batch_size` in each process.
 
-    `zero` 0 is plain DDP. `offload` needs ZeRO, and "all" stage 3. Raises UserError where the method's passes are
-    not known.
+    `zero` 0 is plain DDP. `offload` needs ZeRO, and "all" stage 3. `bucket` is ZeRO's, in numbers. Raises UserError
+    where the method's passes are not known.
     """
     assert offload == "none" or zero, "offload is ZeRO's"
     assert offload != "all" or zero == 3, "weights can be offloaded in stage 3 alone"
@@ -89,61 +98,108 @@ def memory(
     if taken is None:
         return _closed_form(method, size, base)
     unet, chosen = trained_tensors(method, size)
-    trained = sum(parameter.numel() for parameter in chosen.values())
+    sizes = [parameter.numel() for parameter in chosen.values()]
     precision: Precision = method.config.precision
     other = FP32 if precision == "fp32" else BF16
-    student = FP32 * trained + other * (_numel(unet) - trained)
-    states = FP32 * STATES[method.config.optimizer] * trained
-    parts = _shared(student, trained, states, processes, zero, offload)
-    # Adam takes the root of its second moments, and not decoupled from it adds the decay to the gradients.
-    temporary = {"adam": 1 + (method.config.weight_decay > 0), "adamw": 1, "sgd": 0}[method.config.optimizer]
-    flat = 1 if zero else 0  # ZeRO lays the gradients of its share side by side
+    student = FP32 * sum(sizes) + other * (_numel(unet) - sum(sizes))
     side = max(taken.sides)
     return Memory(
         base=base,
         teacher=BF16 * _numel(size.unet) if precision == "bf16" else 0,
-        student=parts["student"],
-        gradients=parts["gradients"],
-        optimizer=parts["optimizer"],
-        communication=parts["communication"],
+        **_shared(method.config, student, sizes, processes, zero, offload, bucket),
         preparation=_preparation(taken, size, method),
         rollout=counted(unet, (), taken.frozen, side, side, precision).peak if taken.frozen else 0,
         training=counted(unet, tuple(chosen), taken.trained, side, side, precision, checkpointing).peak,
-        update=0 if offload != "none" else FP32 * (temporary + flat) * trained // (processes if zero else 1),
-        host=parts["host"],
     )
 
 
 def under(setup: Setup) -> dict[str, Any]:
     """The arguments of `memory` that `setup` stands for. Raises UserError for an unknown DeepSpeed config."""
     options: dict[str, Any] = {"checkpointing": setup.gradient_checkpointing}
-    if setup.deepspeed is not None:
-        zero = read_yaml(find_config("deepspeed", setup.deepspeed)).get("zero_optimization", {})
-        offload = "all" if "offload_param" in zero else "optimizer" if "offload_optimizer" in zero else "none"
-        options |= {"zero": zero.get("stage", 0), "offload": offload}
-    return options
+    if setup.deepspeed is None:
+        return options
+    zero = read_yaml(find_config("deepspeed", setup.deepspeed)).get("zero_optimization", {})
+    stage = zero.get("stage", 0)
+    weights, states = (_elsewhere(zero.get(what)) for what in ("offload_param", "offload_optimizer"))
+    buffers = 2 if zero.get("overlap_comm") and stage < 3 else 1
+    return options | {
+        "zero": stage,
+        "offload": "all" if weights and stage == 3 else "optimizer" if states and stage else "none",
+        "bucket": buffers * int(zero.get("reduce_bucket_size", DEEPSPEEDS_BUCKET)),
+    }
 
 
-def _shared(student: int, trained: int, states: int, processes: int, zero: int, offload: Offload) -> dict[str, int]:
-    """Bytes on each GPU and host when `processes` share them, for `trained` numbers and their `states` in bytes."""
-    values = FP32 * trained
+def _elsewhere(offload: Any) -> bool:
+    """Whether a part `offload_...` of a DeepSpeed config moves something away from the GPU."""
+    return isinstance(offload, dict) and offload.get("device", "none") != "none"
+
+
+def _shared(
+    config: Any, student: int, sizes: Sequence[int], processes: int, zero: int, offload: Offload, bucket: int
+) -> dict[str, int]:
+    """What depends on how `processes` share the work: fields of Memory, for trained tensors of so many numbers."""
+    values = FP32 * sum(sizes)
+    share = values // processes
+    states = STATES[config.optimizer] * share
+    # One more where the buffer is copied for the call that sums it; one process has nobody to sum with.
+    bucket_copy = FP32 * bucket if processes > 1 else 0
     if zero == 0:
         buckets = values if processes > 1 else 0  # DDP's, beside the gradients
-        return {"student": student, "gradients": values, "optimizer": states, "communication": buckets, "host": 0}
-    # ZeRO's optimiser has values of its own, also where the weights are fp32.
-    share = {"gradients": values // processes, "optimizer": (values + states) // processes, "student": student}
-    host = 0
+        return {
+            "student": student,
+            "gradients": values,
+            "optimizer": processes * states,
+            "communication": buckets,
+            "update": values + buckets + _aside(config, values, "gpu"),
+        }
+    kept = {
+        "student": student,
+        "optimizer": share + states,  # ZeRO's optimiser has values of its own, also where the weights are fp32
+        "communication": FP32 * bucket + bucket_copy,
+    }
+    # Values, gradients and one buffer more: of stage 3 for gradients, else to bring the values back.
+    host = 3 * share + states + _aside(config, share, "cpu")
+    accumulates = config.gradient_accumulation_steps // processes > 1
+    # Once gradients lie in one flat tensor, they are let go.
+    step = share + max(share, _aside(config, share, "gpu"))
     if zero == 1:
-        share["gradients"] = values
+        # All gradients stay until the backward pass is over, and meet there with the part that is this process's.
+        kept |= {"gradients": values, "update": max(values + share + bucket_copy, step)}
+    if zero == 2:
+        kept |= {"gradients": share * (2 if accumulates else 1), "update": step}
+    if zero < 3:
+        # The weights are copied into one flat tensor; then this process's values are, and zeros are laid beside them.
+        kept["setup"] = max(values, 2 * share) if offload == "none" else values
     if zero == 3:
-        share["student"] = student // processes + student  # its part, and in a roll-out all of it
-    if offload != "none":
-        host += (3 * values + states) // processes  # values, gradients, and a buffer to bring the values back
-        share["gradients"] = share["optimizer"] = 0
+        # Gradients have a buffer that stays, as the bucket does.
+        step = FP32 * bucket + 2 * share + _aside(config, share, "gpu")
+        alone = processes == 1 and offload != "all"  # the part is the whole
+        kept |= {"gradients": share, "update": step, "student": student // processes}
+        kept["collected"] = 0 if alone else student
+    if offload == "none":
+        return kept
+    kept |= {"optimizer": 0, "gradients": values if zero == 1 else 0}
+    kept["update"] = {1: values + bucket_copy, 2: 0, 3: FP32 * bucket}[zero]
+    if zero < 3:
+        kept["communication"] += FP32 * max(sizes)  # a gradient on its way to the host, and there the same
+        host += FP32 * max(sizes) + (share if accumulates else 0)
     if offload == "all":
-        host += student // processes
-        share["student"] = student
-    return {**share, "communication": FP32 * BUCKET, "host": host}
+        host += kept["student"]
+        kept["student"] = 0
+    return kept | {"host": host}
+
+
+def _aside(config: Any, values: int, device: Literal["gpu", "cpu"]) -> int:
+    """Bytes that a step of torch's optimisers lays aside for `values` bytes of values, those of all tensors at once.
+
+    Adam's is the root of its second moments: on a GPU, where the default is the `foreach` kind, corrected in place, on
+    a CPU in a second tensor. A decay that is not decoupled is added to a copy of the gradients, which `foreach` lets go
+    before it takes the root.
+    """
+    decay = 1 if config.weight_decay > 0 and config.optimizer != "adamw" else 0
+    if config.optimizer == "sgd":
+        return decay * values
+    return values if device == "gpu" else (2 + decay) * values
 
 
 def _preparation(taken: Passes, size: Size, method: Method) -> int:
@@ -167,8 +223,7 @@ def _preparation(taken: Passes, size: Size, method: Method) -> int:
 def _closed_form(method: Method, size: Size, base: int) -> Memory:
     """New values of the group in fp32, the largest matrix and its product in fp64 among them."""
     numbers = [parameter.numel() for parameter in select({"unet": size.unet}, method.group).values()]
-    solve = FP32 * sum(numbers) + 2 * 8 * max(numbers)
-    return Memory(base, 0, 0, 0, 0, 0, 0, 0, solve, 0, 0)
+    return Memory(base, update=FP32 * sum(numbers) + 2 * 8 * max(numbers))
 
 
 def _numel(module: nn.Module) -> int:
