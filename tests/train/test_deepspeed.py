@@ -65,8 +65,9 @@ def watch(method: Any) -> None:
 
     def compared(self: Any, student: Any) -> Any:
         trained = {id(value) for value in self.trained(student).values()}
-        same = {name: torch.equal(value, before.pop(name)) for name, value in student.unet.named_parameters()}
-        kept = {name: id(value) not in trained for name, value in student.unet.named_parameters()}
+        now = dict(student.unet.named_parameters())
+        same = {name: torch.equal(value, before.pop(name).to(value.dtype)) for name, value in now.items()}
+        kept = {name: id(value) not in trained for name, value in now.items()}
         assert not before and len(trained) < len(kept)
         assert {name for name in same if kept[name] and not same[name]} == set()
         assert not all(same.values())
