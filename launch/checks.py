@@ -3,7 +3,10 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from efface.launch.gpu_needs import Needs
 
 State = Literal["ok", "warning", "problem"]
 GIB = 2**30
@@ -48,8 +51,8 @@ def versions(found: Mapping[str, str | None], unfit: Mapping[str, str]) -> Findi
     return Finding("versions", "ok", told)
 
 
-def cuda(torch: Build, driver: bool, gpus: Sequence[Gpu]) -> Finding:
-    """`driver`: whether a driver of NVIDIA's is loaded."""
+def cuda(torch: Build, driver: bool, gpus: Sequence[Gpu], asked: bool) -> Finding:
+    """`driver`: whether one of NVIDIA's can be seen, as also in a container without a GPU; `asked`: for GPUs."""
     if gpus:
         names = ", ".join(f"{gpu.name} ({gpu.bytes / GIB:.0f} GiB)" for gpu in gpus)
         return Finding("gpus", "ok", f"{len(gpus)}: {names}; torch for CUDA {_dotted(torch.cuda)}")
@@ -57,9 +60,12 @@ def cuda(torch: Build, driver: bool, gpus: Sequence[Gpu]) -> Finding:
         return Finding("gpus", "ok", "none, everything runs on the CPU")
     if torch.cuda is None:
         told = f"torch {torch.version} is built for CPUs, on a machine with an NVIDIA driver"
-        return Finding("gpus", "problem", told, "install a torch that is built for CUDA")
-    told = f"torch, built for CUDA {_dotted(torch.cuda)}, finds no GPU on a machine with an NVIDIA driver"
-    remedy = "update the driver, install a torch for an older CUDA, or see whether CUDA_VISIBLE_DEVICES hides the GPUs"
+        remedy = "install a torch that is built for CUDA"
+    else:
+        told = f"torch, built for CUDA {_dotted(torch.cuda)}, finds no GPU on a machine with an NVIDIA driver"
+        remedy = "update the driver, install a torch for an older CUDA, or see if CUDA_VISIBLE_DEVICES hides the GPUs"
+    if not asked:
+        return Finding("gpus", "warning", f"{told}; everything runs on the CPU", f"to use a GPU, {remedy}")
     return Finding("gpus", "problem", told, remedy)
 
 
@@ -86,33 +92,51 @@ def nccl(gpus: int, version: str | None) -> Finding:
     return Finding("nccl", "ok", version)
 
 
-def port(number: int | None, error: str = "") -> Finding:
-    """`number`: a port of the loopback address that could be listened on, or None."""
-    if number is None:
-        told = f"no port of 127.0.0.1 can be listened on ({error})"
-        return Finding(
-            "port", "problem", told, "allow connections over the loopback interface: Ray and gangs need them"
-        )
-    return Finding("port", "ok", "ports of 127.0.0.1 can be listened on")
+def port(found: Mapping[str, str], joins: bool) -> Finding:
+    """`found`: addresses of this machine -> why no port there can be listened on and reached, or nothing; the first is
+    the loopback address, at which a Ray of `efface run` keeps, unless it `joins` a cluster."""
+    troubles = {address: trouble for address, trouble in found.items() if trouble}
+    if not troubles:
+        return Finding("port", "ok", f"ports of {' and '.join(found)} can be listened on")
+    told = "; ".join(
+        f"no port of {address} can be listened on and reached ({why})" for address, why in troubles.items()
+    )
+    needed = joins or next(iter(found)) in troubles
+    who = "Ray and gangs need them" if needed else "clusters and gangs need them, a run on this machine alone does not"
+    return Finding("port", "problem" if needed else "warning", told, f"allow connections there: {who}")
 
 
-def gpu_memory(wanted: float, needed: Mapping[str, int], gpus: Sequence[Gpu]) -> Finding:
-    """`wanted`: GPUs of one worker; `needed`: bytes a job takes, by method."""
-    if wanted == 0:
-        return Finding("gpu memory", "ok", "the campaign asks for no GPU")
+def gpu_memory(wanted: float, needs: "Needs", gpus: Sequence[Gpu], left_alone: int, prefetch: str) -> Finding:
+    """`wanted`: GPUs of one worker, not 0; `left_alone`: bytes of a worker's share that hold no tensors.
+
+    `prefetch`: the command that fetches judges that are not known.
+    """
+    rows = {**needs.trainings, "judging": needs.judging}
+    alike: dict[str, list[str]] = {}
+    for name, size in needs.trainings.items():
+        alike.setdefault(f"{size / GIB:.1f} GiB", []).append(name)
+    told = ", ".join(f"{_first(names)} {size}" for size, names in alike.items())
+    told += f"{', ' if told else ''}judging {needs.judging / GIB:.1f} GiB"
+    if needs.judges:
+        told += f" (of that the judges {needs.judges / GIB:.1f})"
+    if needs.unknown:
+        told += f", without {' and '.join(needs.unknown)}, whose weights are not on this machine"
     if not gpus:
-        told = f"the campaign asks for {wanted:g} GPU a worker, and this machine has none"
+        told = f"the campaign asks for {wanted:g} GPU a worker, and this machine has none; it takes {told}"
         return Finding("gpu memory", "warning", told, "run it where there are some, or with --set resources.gpus=0")
-    told = ", ".join(f"{method} {size / GIB:.1f} GiB" for method, size in needed.items()) or "nothing to be trained"
     room = min(gpu.bytes for gpu in gpus) * wanted
-    most = max(needed.values(), default=0)
-    if most > room:
-        remedy = "see docs/hardware.md: bf16, gradient checkpointing, a smaller batch, or ZeRO-2 with offload"
-        return Finding("gpu memory", "problem", f"{told}, of {room / GIB:.1f} GiB there are for a worker", remedy)
-    if most > 0.9 * room:
-        remedy = "if a job runs out of memory, take gradient checkpointing or a smaller batch"
-        return Finding("gpu memory", "warning", f"{told}, of {room / GIB:.1f} GiB: a close fit", remedy)
-    return Finding("gpu memory", "ok", f"{told}, of {room / GIB:.1f} GiB")
+    told = f"{told}; a worker has {room / GIB:.1f} GiB"
+    tight = [name for name, size in rows.items() if size > room - left_alone]
+    if not tight:
+        return Finding("gpu memory", "warning" if needs.unknown else "ok", told, prefetch if needs.unknown else "")
+    for_training = "see docs/hardware.md: bf16, gradient checkpointing, a smaller batch, or ZeRO-2 with offload"
+    for_judging = "for judging, a recipe with a smaller batch_size, or a smaller judge"
+    remedy = "; ".join(
+        [for_training] * any(name in needs.trainings for name in tight) + [for_judging] * ("judging" in tight)
+    )
+    if max(rows.values()) > room:
+        return Finding("gpu memory", "problem", told, remedy)
+    return Finding("gpu memory", "warning", f"{told}, a close fit: CUDA itself takes some 2 GB", remedy)
 
 
 def shared_memory(free: int | None) -> Finding:
@@ -154,12 +178,12 @@ def hub(offline: bool, endpoint: str, trouble: str | None, missing: Sequence[str
     """`trouble`: why the hub was not reached; `missing`: models of the campaign that are not on this machine."""
     lacking = ", ".join(missing)
     if offline and missing:
-        told = f"HF_HUB_OFFLINE is set, and {lacking} is not on this machine"
+        told = f"HF_HUB_OFFLINE is set, and not on this machine: {lacking}"
         return Finding("hub", "problem", told, "unset it for one `efface prefetch`")
     if offline:
         return Finding("hub", "ok", "not asked, HF_HUB_OFFLINE is set")
     if trouble and missing:
-        told = f"{endpoint} cannot be reached ({trouble}), and {lacking} is not on this machine"
+        told = f"{endpoint} cannot be reached ({trouble}), and not on this machine: {lacking}"
         return Finding("hub", "problem", told, "run `efface prefetch` with a network, or set HF_HOME to a filled cache")
     if trouble:
         told = f"{endpoint} cannot be reached ({trouble})"
@@ -204,6 +228,10 @@ def ray_here(processes: Sequence[int], joins: bool) -> Finding:
     if processes:
         return Finding("ray here", "ok", "running, and RAY_ADDRESS says to join")
     return Finding("ray here", "ok", "not running; `efface run` starts its own")
+
+
+def _first(names: Sequence[str]) -> str:
+    return names[0] + (f" (and {len(names) - 1} like it)" if len(names) > 1 else "")
 
 
 def _dotted(cuda: tuple[int, int] | None) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shlex
 import shutil
 import socket
 import threading
@@ -22,11 +23,11 @@ from efface.launch.checks import Build, Finding, Gpu
 if TYPE_CHECKING:
     from efface.cluster.campaign import Campaign
     from efface.cluster.plan import Plan
-    from efface.train.method import Method
 
 PACKAGES = ("torch", "diffusers", "accelerate", "deepspeed", "ray", "xformers", "safetensors")
 TIMEOUT = 3.0
 """Seconds for the hub to answer."""
+LOOPBACK = "127.0.0.1"
 COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 
@@ -47,13 +48,13 @@ def examine(campaign: str | None) -> Iterator[Finding]:
     asked.start()  # while everything else is looked at
     yield _guarded("versions", lambda: checks.versions(*_versions()))
     seen = _Machine()
-    yield _guarded("gpus", lambda: checks.cuda(seen.torch, seen.driver, seen.gpus))
+    yield _guarded("gpus", lambda: checks.cuda(seen.torch, seen.driver, seen.gpus, _asks_for_gpus(campaign)))
     yield _guarded("xformers", lambda: checks.xformers(seen.torch, _xformers()))
     yield _guarded("nccl", lambda: checks.nccl(len(seen.gpus), seen.nccl))
-    yield _guarded("port", _port)
+    joins = bool(os.environ.get("RAY_ADDRESS"))
+    yield _guarded("port", lambda: checks.port(_ports(), joins))
     yield _guarded("shared memory", lambda: checks.shared_memory(_free("/dev/shm")))
     yield _guarded("open files", lambda: checks.open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
-    joins = bool(os.environ.get("RAY_ADDRESS"))
     yield _guarded("ray tokens", lambda: _ray_tokens(joins))
     yield _guarded("ray here", lambda: checks.ray_here(_ray_processes(), joins))
     needed: int | None = None
@@ -65,7 +66,7 @@ def examine(campaign: str | None) -> Iterator[Finding]:
             asked_for, plan = _planned(campaign)
             needed, missing = _bytes_to_write(plan), missing_sources([campaign])
             yield Finding("campaign", "ok", f"{len(plan.jobs)} jobs, {plan.images} images")
-            yield _guarded("gpu memory", lambda: _gpu_memory(asked_for, plan, seen.gpus))
+            yield _guarded("gpu memory", lambda: _gpu_memory(campaign, asked_for, plan, seen.gpus))
         except UserError as error:
             yield Finding("campaign", "problem", str(error), "mend the campaign")
         except Exception as error:
@@ -159,14 +160,32 @@ def _numbers(version: str | None) -> tuple[int, int] | None:
     return major, minor
 
 
-def _port() -> Finding:
+def _ports() -> dict[str, str]:
+    """Addresses that processes meet at -> why no port of theirs can be listened on and reached, or nothing."""
+    return {address: _port_trouble(address) for address in dict.fromkeys((LOOPBACK, _own_address()))}
+
+
+def _port_trouble(address: str) -> str:
     try:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            listener.listen()
-            return checks.port(listener.getsockname()[1])
+        with socket.create_server((address, 0), backlog=1) as listener:
+            socket.create_connection(listener.getsockname(), timeout=TIMEOUT).close()
     except OSError as error:
-        return checks.port(None, str(error))
+        return str(error)
+    return ""
+
+
+def _own_address() -> str:
+    """Of this node, as Ray finds it and a gang's processes meet at: from where it would speak to other networks."""
+    try:
+        with socket.socket(type=socket.SOCK_DGRAM) as asked:
+            asked.connect(("8.8.8.8", 53))  # sends nothing
+            return str(asked.getsockname()[0])
+    except OSError:
+        pass
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return LOOPBACK
 
 
 def _free(place: str) -> int | None:
@@ -239,24 +258,37 @@ def _planned(campaign: str) -> "tuple[Campaign, Plan]":
     return asked_for, plan_campaign(asked_for, fetch=False)
 
 
-def _gpu_memory(campaign: "Campaign", plan: "Plan", gpus: list[Gpu]) -> Finding:
-    from efface.strict import parse
-    from efface.train.memory import memory, under
-    from efface.train.passes import size_of
-    from efface.train.setup import Setup
+def _asks_for_gpus(campaign: str | None) -> bool:
+    from efface.cluster.campaign import read_campaign
+
+    try:
+        return campaign is not None and read_campaign(campaign).resources.gpus > 0
+    except UserError:
+        return False  # which is told where it is planned
+
+
+def _gpu_memory(name: str, campaign: "Campaign", plan: "Plan", gpus: list[Gpu]) -> Finding:
+    from efface.launch.gpu_needs import gpu_needs
+    from efface.models.locate import NotFetched
+    from efface.train.memory import LEFT_ALONE
 
     wanted = campaign.resources.gpus
-    needed: dict[str, int] = {}
-    if wanted and gpus:
-        options = under(parse(Setup, campaign.setup, "setup"))
-        for label, method in _methods(plan).items():
-            found = memory(method, size_of(plan.base), processes=campaign.resources.processes, **options)
-            needed[label] = max(found.peak, needed.get(label, 0))
-    return checks.gpu_memory(wanted, needed, gpus)
+    if not wanted:
+        return Finding("gpu memory", "ok", "the campaign asks for no GPU")
+    try:
+        needs = gpu_needs(campaign, plan)
+    except NotFetched as error:
+        return Finding("gpu memory", "warning", f"not known before the base is fetched ({error})", _prefetch(name))
+    return checks.gpu_memory(wanted, needs, gpus, LEFT_ALONE, _prefetch(name))
+
+
+def _prefetch(campaign: str) -> str:
+    return f"efface prefetch {shlex.quote(campaign)}"
 
 
 def _bytes_to_write(plan: "Plan") -> int | None:
     """At most: deltas in fp32, and images that do not compress at all. None where the base's shapes are not known."""
+    from efface.launch.gpu_needs import methods
     from efface.models.locate import NotFetched
     from efface.train.passes import size_of, trained_tensors
 
@@ -267,17 +299,9 @@ def _bytes_to_write(plan: "Plan") -> int | None:
         return None
     numbers = {
         label: sum(parameter.numel() for parameter in trained_tensors(method, size)[1].values())
-        for label, method in _methods(plan).items()
+        for label, method in methods(plan).items()
     }
     return images + 4 * sum(numbers[model.label] for model in plan.jobs)
-
-
-def _methods(plan: "Plan") -> "dict[str, Method]":
-    """The method of each label in the plan, with its config."""
-    from efface.train.method import get_method, parse_config
-
-    jobs = {model.label: model.job for model in plan.jobs if model.job}
-    return {label: get_method(job.method)(parse_config(job.method, job.config)) for label, job in jobs.items()}
 
 
 def _show(findings: list[Finding]) -> None:

@@ -6,6 +6,8 @@ import pytest
 
 from efface.launch import checks
 from efface.launch.checks import GIB, Build, Finding, Gpu
+from efface.launch.gpu_needs import Needs
+from efface.train.memory import LEFT_ALONE, Memory, fits
 
 CPU, CUDA12, CUDA13 = Build("2.13.0+cpu", None), Build("2.13.0", (12, 8)), Build("2.15.0", (13, 2))
 H200, T4 = Gpu("NVIDIA H200", 140 * GIB), Gpu("Tesla T4", 15 * GIB)
@@ -33,9 +35,16 @@ def test_versions_that_do_not_fit_are_told_with_what_would() -> None:
         (CUDA12, True, [H200, T4], "ok", "2: NVIDIA H200 (140 GiB), Tesla T4 (15 GiB); torch for CUDA 12.8"),
     ],
 )
-def test_gpus(torch: Build, driver: bool, gpus: list[Gpu], state: str, told: str) -> None:
-    finding = checks.cuda(torch, driver, gpus)
+def test_gpus_that_a_campaign_asks_for(torch: Build, driver: bool, gpus: list[Gpu], state: str, told: str) -> None:
+    finding = checks.cuda(torch, driver, gpus, asked=True)
     assert (finding.state, finding.told) == (state, told)
+
+
+@pytest.mark.parametrize("torch", [CPU, CUDA13])
+def test_a_driver_without_a_gpu_is_no_problem_to_who_asks_for_none(torch: Build) -> None:
+    """As in a container, which shows the file of its machine's driver, and no GPU."""
+    finding = checks.cuda(torch, True, [], asked=False)
+    assert finding.state == "warning" and finding.told.endswith("; everything runs on the CPU")
 
 
 @pytest.mark.parametrize(
@@ -65,32 +74,76 @@ def test_nccl_is_needed_from_two_gpus_on(gpus: int, version: str | None, state: 
     assert checks.nccl(gpus, version).state == state
 
 
-def test_a_port() -> None:
-    assert checks.port(4711).state == "ok"
-    finding = checks.port(None, "Operation not permitted")
-    assert finding.state == "problem" and "(Operation not permitted)" in finding.told
+@pytest.mark.parametrize(
+    ("loopback", "own", "joins", "state"),
+    [
+        ("", "", False, "ok"),
+        ("no", "", False, "problem"),  # Ray of `efface run` keeps to it
+        ("", "no", False, "warning"),  # a cluster's gangs meet there, and a run on this machine does not
+        ("", "no", True, "problem"),
+    ],
+)
+def test_a_port_is_needed_where_processes_will_meet(loopback: str, own: str, joins: bool, state: str) -> None:
+    finding = checks.port({"127.0.0.1": loopback, "10.0.0.7": own}, joins)
+    assert finding.state == state
+    for address, trouble in (("127.0.0.1", loopback), ("10.0.0.7", own)):
+        assert (f"no port of {address} can be listened on and reached (no)" in finding.told) == bool(trouble)
+
+
+def memory_of(wanted: float, needs: Needs, gpus: list[Gpu]) -> Finding:
+    return checks.gpu_memory(wanted, needs, gpus, LEFT_ALONE, "efface prefetch mine")
+
+
+SMALL = Needs(trainings={"uce": 4 * GIB}, judging=10 * GIB, judges=2 * GIB)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "needed", "gpus", "state", "told"),
+    ("wanted", "needs", "gpus", "state", "told"),
     [
-        (0, {}, [], "ok", "the campaign asks for no GPU"),
-        (1, {}, [], "warning", "the campaign asks for 1 GPU a worker, and this machine has none"),
-        (1, {"esd": 10 * GIB}, [H200, T4], "ok", "esd 10.0 GiB, of 15.0 GiB"),
-        (1, {"esd": 14 * GIB}, [T4], "warning", "esd 14.0 GiB, of 15.0 GiB: a close fit"),
+        (1, SMALL, [H200, T4], "ok", "uce 4.0 GiB, judging 10.0 GiB (of that the judges 2.0); a worker has 15.0 GiB"),
+        (1, Needs({"esd": 14 * GIB}, GIB, 0), [T4], "warning", "a close fit: CUDA itself takes some 2 GB"),
         (
             1,
-            {"uce": GIB, "u": 16 * GIB},
+            Needs({"uce": GIB, "u": 16 * GIB}, GIB, 0),
             [T4],
             "problem",
-            "uce 1.0 GiB, u 16.0 GiB, of 15.0 GiB there are for a worker",
+            "u 16.0 GiB, judging 1.0 GiB; a worker",
         ),
-        (0.1, {"esd": 15 * GIB}, [H200], "problem", "esd 15.0 GiB, of 14.0 GiB there are for a worker"),
+        (1, Needs({"uce": GIB}, 16 * GIB, 0), [T4], "problem", "uce 1.0 GiB, judging 16.0 GiB; a worker has 15.0 GiB"),
+        (0.1, Needs({"esd": 15 * GIB}, GIB, 0), [H200], "problem", "a worker has 14.0 GiB"),
+        (
+            1,
+            Needs({"a": GIB, "b": GIB, "c": 2 * GIB}, 0, 0),
+            [T4],
+            "ok",
+            "a (and 1 like it) 1.0 GiB, c 2.0 GiB",
+        ),
+        (
+            1,
+            SMALL,
+            [],
+            "warning",
+            "1 GPU a worker, and this machine has none; it takes uce 4.0 GiB, judging",
+        ),
     ],
 )
-def test_gpu_memory(wanted: float, needed: dict[str, int], gpus: list[Gpu], state: str, told: str) -> None:
-    finding = checks.gpu_memory(wanted, needed, gpus)
-    assert (finding.state, finding.told) == (state, told)
+def test_gpu_memory(wanted: float, needs: Needs, gpus: list[Gpu], state: str, told: str) -> None:
+    finding = memory_of(wanted, needs, gpus)
+    assert finding.state == state and told in finding.told
+
+
+def test_a_judge_that_cannot_be_measured_is_told_with_what_fetches_it() -> None:
+    finding = memory_of(1, Needs({"uce": GIB}, GIB, 0, ("llava-1.5-7b",)), [T4])
+    assert finding.state == "warning" and finding.remedy == "efface prefetch mine"
+    assert "judging 1.0 GiB, without llava-1.5-7b, whose weights are not on this machine" in finding.told
+
+
+@pytest.mark.parametrize("gigabytes", [12, 13.9, 14, 14.1, 15.9, 16, 40])
+@pytest.mark.parametrize("room", [8, 16, 24])
+def test_what_fits_is_what_the_reckoning_of_memory_says_fits(gigabytes: float, room: int) -> None:
+    peak = int(gigabytes * 10**9)
+    finding = memory_of(1, Needs({"esd": peak}, 0, 0), [Gpu("a GPU", room * 10**9)])
+    assert (finding.state == "ok") == fits(Memory(peak, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), room)
 
 
 @pytest.mark.parametrize(("free", "state"), [(None, "warning"), (64 * 2**20, "warning"), (8 * GIB, "ok")])
@@ -164,14 +217,15 @@ def every_finding() -> list[Finding]:
     """One of each that is not ok."""
     return [
         checks.versions({"torch": None}, {"torch": "torch>=2.10"}),
-        checks.cuda(CPU, True, []),
-        checks.cuda(CUDA12, True, []),
+        *(checks.cuda(torch, True, [], asked) for torch in (CPU, CUDA12) for asked in (True, False)),
         checks.xformers(CUDA13, Build("0.0.35", (12, 8))),
         checks.nccl(2, None),
-        checks.port(None),
-        checks.gpu_memory(1, {}, []),
-        checks.gpu_memory(1, {"esd": 20 * GIB}, [T4]),
-        checks.gpu_memory(1, {"esd": 14 * GIB}, [T4]),
+        checks.port({"127.0.0.1": "no"}, False),
+        checks.port({"127.0.0.1": "", "10.0.0.7": "no"}, False),
+        memory_of(1, SMALL, []),
+        memory_of(1, Needs({"esd": 20 * GIB}, 0, 0), [T4]),
+        memory_of(1, Needs({"esd": 0}, 14 * GIB, 0), [T4]),
+        memory_of(1, Needs({"esd": 0}, 0, 0, ("llava-1.5-7b",)), [T4]),
         checks.shared_memory(None),
         checks.shared_memory(0),
         checks.disk(0, None),

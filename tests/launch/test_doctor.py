@@ -1,6 +1,7 @@
 """`efface doctor` on this machine, and on made-up ones: it says all it looked at, and never breaks."""
 
 import json
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -133,6 +134,60 @@ def test_a_job_is_held_against_the_gpu(
     )
     finding = by_name(list(doctor.examine(asked)))["gpu memory"]
     assert finding.state == state and finding.told.startswith("u ")
+
+
+class WithoutAGpu:
+    """A container on a machine with GPUs, and none of them in it."""
+
+    torch, driver, nccl, gpus = Build("2.13.0", (12, 8)), True, None, ()
+
+
+@pytest.mark.parametrize(("resources", "state"), [({}, "warning"), ({"gpus": 1}, "problem")])
+def test_a_driver_without_a_gpu_matters_to_a_campaign_that_asks_for_gpus(
+    resources: dict[str, Any], state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_Machine", WithoutAGpu)
+    asked = campaign(tmp_path, resources=resources)
+    assert next(finding for finding in doctor.examine(asked) if finding.name == "gpus").state == state
+    assert next(finding for finding in doctor.examine(None) if finding.name == "gpus").state == "warning"
+
+
+def test_a_base_that_is_not_here_is_to_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    asked = campaign(
+        tmp_path,
+        base="somebody/base",
+        concepts={"set": "miniature", "targets": ["cat"]},
+        evaluation={"prompts": "miniature", "judges": ["miniature"]},
+        resources={"gpus": 1},
+    )
+    finding = by_name(list(doctor.examine(asked)))["gpu memory"]
+    assert finding.state == "warning" and finding.remedy == f"efface prefetch {asked}"
+    assert "somebody/base: not in the hub's cache" in finding.told
+
+
+def test_ports_are_tried_at_the_address_where_a_gang_meets_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    import psutil
+    from ray.util import get_node_ip_address
+
+    own = get_node_ip_address()
+    assert doctor._own_address() == own
+    tried = []
+    create_server = socket.create_server
+
+    def noted(address: tuple[str, int], **options: Any) -> socket.socket:
+        tried.append(address)
+        return create_server(address, **options)
+
+    monkeypatch.setattr(socket, "create_server", noted)
+    before = psutil.Process().net_connections()
+    assert doctor._ports() == dict.fromkeys(("127.0.0.1", own), "")
+    assert tried == [("127.0.0.1", 0), (own, 0)]
+    assert [c for c in psutil.Process().net_connections() if c.status == "LISTEN" and c not in before] == []
+
+
+def test_an_address_that_is_not_this_machines_is_a_trouble() -> None:
+    assert "annot assign requested address" in doctor._port_trouble("203.0.113.1")  # RFC 5737: nobody's
 
 
 def test_without_a_campaign_torch_is_not_imported() -> None:
