@@ -16,13 +16,14 @@ from torch import nn
 from transformers import CLIPTextModel
 
 from efface.errors import UserError
-from efface.models.activations import unet_pass
+from efface.models.activations import count, unet_pass
 from efface.models.adapters import attach
 from efface.models.base import RANDOM, BaseSpec, architecture
 from efface.models.groups import select
 from efface.models.loading import empty_components
 from efface.models.locate import DIFFUSERS_FILES, locate
 from efface.models.recipe import Recipe
+from efface.models.scheduler import make_scheduler
 from efface.train.method import Method
 
 IMAGES_AT_ONCE: int = Recipe.model_fields["batch_size"].default
@@ -154,6 +155,34 @@ def step_flops(method: Method, size: Size, checkpointing: bool = False) -> float
         one = counted(unet, tuple(trained), 1, height, width, "fp32", checkpointing)
         total += taken.trained * (one.forward_flops + one.backward_flops) + taken.frozen_in_all * one.forward_flops
     return float(method.config.gradient_accumulation_steps * total / len(shapes))
+
+
+def preparation_flops(
+    method: Method, size: Size, recipe: Recipe, scheduler_config: dict[str, Any], candidates: int
+) -> float:
+    """Operations before the first step on one concept, nothing of it in a cache: images that the base draws.
+
+    `recipe` is the base's own, with which FADE draws images of the concept and of `candidates` others; CA draws its
+    anchor's by settings of its own. Text and image encoders, some thousandths of it, are not counted.
+    """
+    config: Any = method.config
+    if method.name == "ca":
+        scheduler, steps, guided = config.image_scheduler, config.image_steps, config.image_guidance_scale > 1
+        images = config.anchor_images
+    elif method.name == "fade" and config.neighbours == "computed":
+        scheduler, steps, guided = recipe.scheduler, recipe.steps, recipe.guidance_scale > 1
+        images = (1 + candidates) * config.images_per_candidate
+    else:
+        return 0.0
+    with torch.device("meta"):
+        latents = torch.zeros(1, size.vae.config.latent_channels, size.latent_side, size.latent_side)
+        pixels = torch.zeros(1, 3, size.image_size, size.image_size)
+    calls = len(make_scheduler(scheduler, scheduler_config, steps).timesteps) * (2 if guided else 1)
+    each = calls * counted(size.unet, (), 1, size.latent_side, size.latent_side).forward_flops
+    each += count(size.vae, lambda: size.vae.decode(latents).sample, False).forward_flops
+    if method.name == "ca":
+        each += count(size.vae, lambda: size.vae.encode(pixels).latent_dist.mean, False).forward_flops
+    return float(images * each)
 
 
 counted = lru_cache(maxsize=64)(unet_pass)

@@ -1,5 +1,6 @@
 """The rows each method's passes are said to have, against the method at work."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ import torch
 from torch import nn
 
 from efface.errors import UserError
-from efface.models.base import Base, BaseSpec, read_base
+from efface.models.base import Base, BaseSpec, architecture, read_base
 from efface.models.loading import empty_components
+from efface.models.recipe import load_recipe
 from efface.train.method import Method, get_method, method_names, parse_config
-from efface.train.passes import Passes, Size, passes, size_of, step_flops, trained_tensors
+from efface.train.passes import Passes, Size, passes, preparation_flops, size_of, step_flops, trained_tensors
 
 BATCHES = 12  # enough for a roll-out of the full length and of none
 
@@ -120,6 +122,36 @@ def test_trained_numbers(name: str, config: dict[str, Any], count: int, sd: Size
 def test_a_step_of_esd_is_some_53_forward_passes(sd: Size) -> None:
     """24.5 roll-out steps of two rows, the teacher's two, and 2.1 of the student's forward and backward."""
     assert step_flops(method("esd"), sd) / 803.27e9 == pytest.approx(24.5 * 2 + 2 + 2.14, abs=0.05)
+
+
+FORWARD, DECODE, ENCODE = 0.80327, 2.5145, 1.1167
+"""TFLOP at 512 px: the UNet's, and those of the VAE's two halves."""
+
+
+def test_a_step_of_ca_is_sixteen_passes_forward_and_back_and_eight_of_the_teacher(sd: Size) -> None:
+    """Back costs 1.14 of a pass forward: the gradient of activations, as nearly all weights are frozen."""
+    assert step_flops(method("ca"), sd) / 1e12 == pytest.approx(FORWARD * (16 * (1 + 1.143) + 8), rel=0.001)
+
+
+def test_a_step_of_fade_is_some_1167_forward_passes_of_smaller_latents(sd: Size) -> None:
+    """Four noises under nine prompts: fifteen guided steps and the teacher's one; six of the prompts are trained."""
+    built = method("fade", sizes=(512,))
+    rows = 4 * 9 * (2 * 15 + 1) + 4 * 6 * (1 + 1.25)
+    assert step_flops(built, sd) / 1e12 == pytest.approx(FORWARD * rows, rel=0.001)
+    assert 256 / 512 < (step_flops(method("fade"), sd) / step_flops(built, sd)) ** 0.5 < 448 / 512
+
+
+def test_what_the_base_draws_beforehand(sd: Size) -> None:
+    """CA: 1,000 images of 25 guided steps, decoded and encoded. FADE: eight images of each of 83 concepts, 51 steps."""
+    scheduler = json.loads((architecture("sd-v1-4") / "scheduler" / "scheduler_config.json").read_text())
+
+    def drawn(name: str, candidates: int = 82, **config: Any) -> float:
+        return preparation_flops(method(name, **config), sd, load_recipe("reference"), scheduler, candidates) / 1e12
+
+    assert drawn("ca") == pytest.approx(1000 * (25 * 2 * FORWARD + DECODE + ENCODE), rel=0.001)
+    assert drawn("ca", image_guidance_scale=1) == pytest.approx(1000 * (25 * FORWARD + DECODE + ENCODE), rel=0.001)
+    assert drawn("fade") == pytest.approx(8 * 83 * (51 * 2 * FORWARD + DECODE), rel=0.001)
+    assert drawn("fade", neighbours="adjacent") == drawn("esd") == drawn("uce") == 0
 
 
 def test_sizes_come_from_the_configs_alone() -> None:
