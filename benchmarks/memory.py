@@ -2,23 +2,38 @@
 
 Nothing is measured on a GPU: shapes are run through the methods' passes on the meta device (`efface.train.memory`).
 Prints the tables of docs/hardware.md and writes benchmarks/results/memory.json. Some minutes on one core.
+
+`python benchmarks/memory.py --measure` holds the peaks against a GPU: two steps of each method at full size with random
+weights, each in a process of its own, so that a peak is its own. Writes benchmarks/results/memory-DEVICE.json.
 """
 
+import json
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+import torch
 from record import write_result
 
-from efface.models.base import read_base
-from efface.train.memory import Memory, fits, memory
+from efface.concepts.concept import load_concept_set
+from efface.files import slug
+from efface.models.base import architecture, load_base, read_base
+from efface.models.recipe import load_recipe
+from efface.train.job import make_job, run_job
+from efface.train.memory import Memory, fits, memory, under
 from efface.train.method import Method, get_method, parse_config
-from efface.train.passes import size_of, step_flops
+from efface.train.passes import preparation_flops, size_of, step_flops
+from efface.train.setup import Setup
 
 CARDS = (16, 24, 40, 80, 141)
 BATCHES = (32, 16, 8, 4, 2, 1)
 GANGS = (1, 2, 4, 8)
+RATES = (10, 40, 80)
+"""TFLOP/s that a GPU may sustain; see docs/hardware.md."""
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "uce": ("uce", {}),
     "esd (x)": ("esd", {}),
@@ -40,7 +55,19 @@ SPLITS: dict[str, dict[str, Any]] = {
     "ZeRO-3": {"zero": 3},
     "ZeRO-3, offload": {"zero": 3, "offload": "all"},
 }
-SIZE = size_of(read_base("sd-v1-4"))
+BASE = read_base("sd-v1-4")
+SIZE = size_of(BASE)
+# CA shows 16 samples, so takes two steps too; neighbours that are listed need no images.
+SHORT = {
+    "esd": {"steps": 2},
+    "ca": {"samples_seen": 16, "anchor_images": 8},
+    "fade": {"steps": 2, "neighbours": ("a dog", "a fox", "a wolf", "a lion", "a bear")},
+}
+MEASURED: dict[str, tuple[str, dict[str, Any], Setup]] = {
+    **{label: (name, {**config, **SHORT[name]}, Setup()) for label, (name, config) in METHODS.items() if name != "uce"},
+    "esd (u), zero2-offload": ("esd", {"variant": "u", **SHORT["esd"]}, Setup(deepspeed="zero2-offload")),
+}
+"""Methods as their papers have them, but for what comes before the first step and how many there are."""
 
 
 def method(label: str, precision: str = "fp32", batch: int | None = None) -> Method:
@@ -120,18 +147,72 @@ def split(label: str) -> dict[str, dict[int, Memory]]:
 
 
 def work() -> dict[str, dict[str, float]]:
-    """Operations of a step and of all steps."""
-    found = {}
+    """Operations of a step, of all steps and of what comes before them, and the hours of it all at several rates."""
+    scheduler = json.loads((architecture("sd-v1-4") / "scheduler" / "scheduler_config.json").read_text())
+    others = len(load_concept_set(str(BASE.concepts)).all) - 1
+    found, rows = {}, []
     for label in METHODS:
         built: Any = method(label)
-        if label != "uce":
-            found[label] = {"step_tflop": step_flops(built, SIZE) / 1e12, "steps": built.steps}
-    rows = [
-        [f"`{label}`", f"{one['step_tflop']:.1f}", f"{one['steps']:,}", f"{one['step_tflop'] * one['steps'] / 1e3:.0f}"]
-        for label, one in found.items()
-    ]
-    table(["method", "TFLOP a step", "steps", "PFLOP in all"], rows)
+        if label == "uce":
+            continue
+        step = step_flops(built, SIZE) / 1e12
+        before = preparation_flops(built, SIZE, load_recipe(BASE.recipe), scheduler, others) / 1e12
+        found[label] = {"step_tflop": step, "steps": built.steps, "preparation_tflop": before}
+        training = step * built.steps
+        hours = [f"{(before + training) / rate / 3600:.1f}" for rate in RATES]
+        numbers = f"{step:.1f}", f"{built.steps:,}", f"{training / 1e3:.1f}", f"{before / 1e3:.1f}"
+        rows.append([f"`{label}`", *numbers, *hours])
+    header = ["method", "TFLOP a step", "steps", "PFLOP of training", "PFLOP of preparation"]
+    table([*header, *(f"hours at {rate} TFLOP/s" for rate in RATES)], rows)
     return found
+
+
+def measure() -> None:
+    """Each job of MEASURED in a fresh process, its peaks beside the computed one."""
+    if not torch.cuda.is_available():
+        print("there is no GPU here, so there is nothing to be measured", file=sys.stderr)
+        sys.exit(2)
+    device, found = torch.cuda.get_device_name(), {}
+    for label in MEASURED:
+        ran = subprocess.run([sys.executable, __file__, "--job", label], stdout=subprocess.PIPE, text=True)
+        lines = [line for line in ran.stdout.splitlines() if line.startswith("{")]  # DeepSpeed may have its say too
+        found[label] = json.loads(lines[-1]) if ran.returncode == 0 else {"exit": ran.returncode}
+    table(
+        ["method", "computed", "allocated", "of computed", "reserved", "seconds of a step"],
+        [[f"`{label}`", *told(one)] for label, one in found.items()],
+    )
+    print(write_result(f"memory-{slug(device)}", found, device=device, how="one job in a process of its own"))
+
+
+def told(one: dict[str, Any]) -> list[str]:
+    """A row of the table; "-" where the job failed."""
+    if "exit" in one:
+        return ["-"] * 5
+    peaks = [gb(one[name]) for name in ("computed", "allocated", "reserved")]
+    return [*peaks[:2], f"{one['allocated'] / one['computed']:.2f}", peaks[2], f"{one['step_seconds']:.2f}"]
+
+
+def job(label: str, base_name: str = "sd-v1-4-random", device: str = "cuda") -> dict[str, float]:
+    """Two steps of one of MEASURED: bytes at most, and the seconds of the second step."""
+    name, config, setup = MEASURED[label]
+    spec = read_base(base_name)
+    base, concepts = load_base(spec, device), load_concept_set(str(BASE.concepts))
+    built = get_method(name)(parse_config(name, config))
+    ends: list[float] = []
+
+    def on_step(done: int, steps: int, loss: float) -> None:
+        torch.cuda.synchronize()
+        ends.append(time.perf_counter())
+
+    asked = make_job(base.spec.name, base.fingerprint, name, concepts, ["Van Gogh"], config=config)
+    torch.cuda.reset_peak_memory_stats()
+    run_job(asked, base, concepts, on_step, setup=setup)
+    return {
+        "computed": memory(built, size_of(spec), **under(setup)).peak,
+        "allocated": torch.cuda.max_memory_allocated(),
+        "reserved": torch.cuda.max_memory_reserved(),
+        "step_seconds": ends[1] - ends[0],
+    }
 
 
 def main() -> None:
@@ -151,4 +232,12 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    match sys.argv[1:]:
+        case []:
+            main()
+        case ["--measure"]:
+            measure()
+        case ["--job", label]:
+            print(json.dumps(job(label)))
+        case _:
+            sys.exit("usage: python benchmarks/memory.py [--measure]")
