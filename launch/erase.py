@@ -108,6 +108,8 @@ def _write_work(
     from efface.train.launched import Work
 
     check_writable(file, "--work")
+    if out.with_suffix(".json").absolute() == file.absolute():
+        raise UserError(f"--work {file}: is where the metrics of {out} go, should be another file")
     work = Work(
         job=job,
         base=_from_anywhere(base),

@@ -153,7 +153,10 @@ def _read(path: Path) -> Work:
         data = json.loads(text)
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
-    return parse(Work, data, str(path))
+    work = parse(Work, data, str(path))
+    if work.out.with_suffix(".json").absolute() == path.absolute():
+        raise UserError(f"{path}: out: its metrics would be written over this file, give it another name")
+    return work
 
 
 if __name__ == "__main__":

@@ -187,6 +187,17 @@ def test_the_only_gpu_in_sight_is_device_0_and_a_process_alone_stays_alone(
 
 
 @pytest.mark.usefixtures("alone")
+def test_a_file_that_its_own_metrics_would_overwrite_is_refused(
+    work: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "delta.json"
+    file.write_text(work().model_dump_json())
+    assert main([str(file)]) == 2
+    assert "its metrics would be written over this file" in capsys.readouterr().err
+    assert Work.model_validate_json(file.read_text()) == work()
+
+
+@pytest.mark.usefixtures("alone")
 def test_a_mistake_that_only_another_process_meets_is_told_by_it(
     work: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
