@@ -224,6 +224,9 @@ class Worker:
         )
         if self._rank:
             return
+        attention = metrics["attention"]
+        if attention and attention["asked"] not in ("auto", attention["used"]):
+            print(f"attention by {attention['asked']} is not to be had on this worker, {attention['used']} was used")
         path = self.folder.delta(model)
         _save(delta, path)
         self.folder.finish(

@@ -23,7 +23,8 @@ PROMPTS = 7
 IMAGES_PER_PROMPT = 2
 
 UCE = {"method": "uce"}
-ESD = {"method": "esd", "config": {"steps": 2, "learning_rate": 1e-3, "rollout_steps": 3}}
+ESD_CONFIG = {"steps": 2, "learning_rate": 1e-3, "rollout_steps": 3}
+ESD = {"method": "esd", "config": ESD_CONFIG}
 
 
 def write_yaml(path: Path, data: Any) -> str:

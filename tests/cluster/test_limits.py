@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from clocked import DONE, Clocked, Notes, everything
-from tiny_campaign import ESD, UCE
+from tiny_campaign import ESD, ESD_CONFIG, UCE
 
 from efface.cluster.campaign import Campaign, Limits
 from efface.cluster.dispatch import ATTEMPTS, LOOK, LOSSES, STRAGGLER, dispatch, remaining
@@ -222,7 +222,7 @@ def test_work_laid_down_is_not_given_up(made: Plan, folder: RunFolder) -> None:
 # too little memory
 
 MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-BATCHED = {**ESD, "config": {**ESD["config"], "batch_size": 2}}  # type: ignore[dict-item]
+BATCHED = {**ESD, "config": {**ESD_CONFIG, "batch_size": 2}}
 
 
 @pytest.fixture
@@ -258,36 +258,31 @@ def test_a_training_that_runs_out_of_memory_is_done_in_batches_of_half_the_size(
     assert "the memory does not suffice: again, in batches of half the size" in worker.folder.log(model).read_text()
 
 
-def test_in_a_gang_it_only_says_so_and_halves_them_when_all_do(
-    worker: Worker, works: Plan, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def tries(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """The memory never suffices for a training; whether each try was in halved batches."""
     from efface.train import job as jobs
 
-    halves = []
+    halved = []
 
     def run_job(*given: Any, halve_batch: bool, **more: Any) -> Any:
-        halves.append(halve_batch)
+        halved.append(halve_batch)
         raise MEMORY
 
     monkeypatch.setattr(jobs, "run_job", run_job)
+    return halved
+
+
+def test_in_a_gang_it_only_says_so_and_halves_them_when_all_do(
+    worker: Worker, works: Plan, tries: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(worker, "_in_gang", True)
     outcomes = [worker.run(works.jobs[1], halve) for halve in (False, True)]
-    assert halves == [False, True]
+    assert tries == [False, True]
     assert [(outcome.state, outcome.out_of_memory) for outcome in outcomes] == [("fault", True)] * 2
 
 
-def test_one_that_runs_out_of_memory_twice_has_broken(
-    worker: Worker, works: Plan, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from efface.train import job as jobs
-
-    tries = []
-
-    def run_job(*given: Any, halve_batch: bool, **more: Any) -> Any:
-        tries.append(halve_batch)
-        raise MEMORY
-
-    monkeypatch.setattr(jobs, "run_job", run_job)
+def test_one_that_runs_out_of_memory_twice_has_broken(worker: Worker, works: Plan, tries: list[bool]) -> None:
     outcome = worker.run(works.jobs[1])
     assert tries == [False, True] and outcome.state == "fault" and "out of memory" in outcome.reason
     assert worker.folder.record(works.jobs[1]) is None
@@ -326,3 +321,15 @@ def test_a_shard_that_runs_out_of_memory_is_drawn_in_batches_of_half_the_size(
     shard = works.shards[works.models[0].id][0]
     assert worker.run(shard) == Outcome("done", halved=True) and sizes == [4, 2]
     assert worker.folder.record(shard)
+
+
+@pytest.mark.filterwarnings("ignore:attention by cudnn")
+def test_the_log_of_a_training_tells_where_another_attention_was_used_than_asked_for(
+    campaign: Callable[..., Campaign], tmp_path: Path
+) -> None:
+    for asked, told in (("cudnn", True), ("sdpa", False), ("auto", False)):
+        run = open_run(campaign(methods=[ESD], setup={"attention": asked}), tmp_path / asked)
+        model = run.plan.jobs[0]
+        assert Worker(setting_of(run)).run(model).state == "done"
+        log = run.folder.log(model).read_text()
+        assert (f"attention by {asked} is not to be had on this worker, sdpa was used" in log) == told

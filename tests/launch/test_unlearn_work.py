@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 from command import Efface
-from tiny_campaign import ESD
+from tiny_campaign import ESD_CONFIG
 
 from efface.models.delta import Delta
 from efface.train.launched import Work, main
 
-QUICK = [f"--set={key}={value}" for key, value in ESD["config"].items()]  # type: ignore[attr-defined]
+QUICK = [f"--set={key}={value}" for key, value in ESD_CONFIG.items()]
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -122,17 +122,24 @@ def test_a_checkpoint_fits_any_stage_and_any_number_of_processes(
     assert difference(delta, alone, tiny_base) < 1e-3
 
 
-METHODS: dict[str, tuple[dict[str, Any], float, float]] = {
-    "ca": ({"batch_size": 2}, 1.0, 0.05),
-    "esd": ({"variant": "x"}, 1.0, 0.01),
-    # With the usual eta of 1 the loss is a difference of nearly equal predictions: gradients have fewer good digits.
-    "esd u": ({"variant": "u", "eta": 10.0}, 0.1, 0.5),
-    "fade": ({}, 0.1, 1.0),
-}
-"""The gradient methods, ESD for a small and for a large part of the UNet.
+class Asked(NamedTuple):
+    """How a method is run."""
 
-Config; a learning rate of SGD that moves weights far more than rounding does; a norm that many gradients exceed, the
-first one too."""
+    config: dict[str, Any]
+    rate: float
+    """Of SGD: one that moves weights far more than rounding does."""
+    norm: float
+    """Of clipping: one that many gradients exceed, the first one too."""
+
+
+METHODS = {
+    "ca": Asked({"batch_size": 2}, rate=1.0, norm=0.05),
+    "esd": Asked({"variant": "x"}, rate=1.0, norm=0.01),
+    # With the usual eta of 1 the loss is a difference of nearly equal predictions: gradients have fewer good digits.
+    "esd u": Asked({"variant": "u", "eta": 10.0}, rate=0.1, norm=0.5),
+    "fade": Asked({}, rate=0.1, norm=1.0),
+}
+"""The gradient methods, ESD for a small and for a large part of the UNet."""
 
 
 def settings(name: str, steps: int, optimizer: str, clipped: bool) -> dict[str, Any]:
