@@ -1,7 +1,9 @@
 """`efface doctor` on this machine, and on made-up ones: it says all it looked at, and never breaks."""
 
 import json
+import os
 import socket
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -168,9 +170,11 @@ def test_a_base_that_is_not_here_is_to_be_fetched(tmp_path: Path, monkeypatch: p
 
 def test_ports_are_tried_at_the_address_where_a_gang_meets_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     import psutil
-    from ray.util import get_node_ip_address
 
-    own = get_node_ip_address()
+    # Asked in a new process: a Ray that was started in this one keeps to the loopback address for good.
+    asked = [sys.executable, "-c", "import ray; print(ray.util.get_node_ip_address())"]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
+    own = subprocess.run(asked, env=environment, capture_output=True, text=True, check=True).stdout.strip()
     assert doctor._own_address() == own
     tried = []
     create_server = socket.create_server
