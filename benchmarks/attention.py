@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from record import write_result
 
-from efface.models.attention import KERNELS, why_not
-from efface.models.autotune import REPEATS, ROWS, timings
+from efface.models.attention import KERNELS, unsupported_reason
+from efface.models.attention_timing import BATCH_SIZE, REPEATS, timings
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Heads, tokens and width of a head; 77 tokens of the prompt.
@@ -23,7 +23,7 @@ def measure(device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int
     """Milliseconds of each kernel, or why it has none."""
     found: dict[str, Any] = {}
     for name, attend in KERNELS.items():
-        reason = why_not(name, device, dtype)
+        reason = unsupported_reason(name, device, dtype)
         if reason:
             found[name] = reason
             continue
@@ -56,7 +56,7 @@ def main() -> None:
                     }
                 )
                 print(rows[-1])
-    facts = {"device": torch.cuda.get_device_name(device), "images": ROWS, "repeats": REPEATS}
+    facts = {"device": torch.cuda.get_device_name(device), "images": BATCH_SIZE, "repeats": REPEATS}
     print(write_result("attention", {"shapes": rows}, **facts))
 
 

@@ -31,29 +31,29 @@ os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 from chaos_cluster import NodesOnLoopback
 
 import efface.cluster.run as running
-from efface.cluster.campaign import Campaign, read_campaign
-from efface.cluster.dispatch import Dispatch, Remaining
-from efface.cluster.executors import RayActors
-from efface.cluster.expand import plan_campaign
-from efface.cluster.journal import Journal, read_journal
-from efface.cluster.metrics import Metrics
-from efface.cluster.plan import Plan
+from efface.cluster.campaign.plan import Plan
+from efface.cluster.campaign.planner import plan_campaign
+from efface.cluster.campaign.spec import Campaign, read_campaign
 from efface.cluster.run import Run
-from efface.cluster.run_folder import RunFolder, Work
-from efface.cluster.stand_in import StandIn
-from efface.cluster.worker import Outcome
+from efface.cluster.scheduler.dispatch import Dispatcher, RemainingTasks
+from efface.cluster.scheduler.metrics import Metrics
+from efface.cluster.storage.journal import Journal, read_journal
+from efface.cluster.storage.run_folder import RunFolder, Task
+from efface.cluster.workers.executors import RayExecutor
+from efface.cluster.workers.fake_worker import FakeWorker
+from efface.cluster.workers.worker import Outcome
 
 NODES, GPUS_EACH = 8, 8
 GPUS = NODES * GPUS_EACH
-ROUNDS = 20.3
+SHARDS_PER_GPU = 20.3
 """Shards for each GPU: no whole number, so that the end is ragged."""
 
 
-class TenSeconds(StandIn):
+class TenSeconds(FakeWorker):
     shard_seconds = 10.0
 
 
-class AllAtOnce(RayActors):
+class AllAtOnce(RayExecutor):
     """No work before all workers are up."""
 
     def __init__(self, *args: Any) -> None:
@@ -61,10 +61,10 @@ class AllAtOnce(RayActors):
         self._up: list[int] = []
         self._begun = False
 
-    def arrived(self) -> list[int]:
+    def new_workers(self) -> list[int]:
         if self._begun:
-            return super().arrived()
-        self._up += super().arrived()
+            return super().new_workers()
+        self._up += super().new_workers()
         self._begun = len(self._up) == self.workers
         return self._up if self._begun else []
 
@@ -82,15 +82,15 @@ def busy(gpus: int, shards: int) -> dict[str, Any]:
     """Carried out by the whole of `efface.cluster.run`, journal and records included."""
     plan = many_shards(shards)
     assert plan.shard_count == shards, plan.shard_count
-    running.RayActors = AllAtOnce  # type: ignore[misc]
+    running.RayExecutor = AllAtOnce  # type: ignore[misc]
     with tempfile.TemporaryDirectory(prefix="busy-") as root:
         run = Run(plan, RunFolder(Path(root, "run")))
         with NodesOnLoopback(NODES, num_cpus=GPUS_EACH, num_gpus=GPUS_EACH) as cluster:
-            running.carry_out(run, gpus, cluster.address, Console(file=io.StringIO()), TenSeconds)
-        ended = [event for event in read_journal(run.folder) if event["event"] == "ended" and event["work"] == "shard"]
+            running.execute(run, gpus, cluster.address, Console(file=io.StringIO()), TenSeconds)
+        ended = [event for event in read_journal(run.folder) if event["event"] == "ended" and event["task"] == "shard"]
         records = run.folder.records(plan.shards[plan.models[0].id])
     at = [_seconds(event["time"]) for event in ended]
-    work = sum(record["seconds"] for record in records.values())
+    work_seconds = sum(record["seconds"] for record in records.values())
     first = min(end - event["seconds"] for end, event in zip(at, ended, strict=True))
     makespan = max(at) - first
     return {
@@ -98,9 +98,9 @@ def busy(gpus: int, shards: int) -> dict[str, Any]:
         "workers_used": len({event["worker"] for event in ended}),
         "shards": shards,
         "states": sorted({event["state"] for event in ended}),
-        "work_seconds": round(work, 1),
+        "work_seconds": round(work_seconds, 1),
         "makespan": round(makespan, 1),
-        "busy": round(work / (gpus * makespan), 4),
+        "busy": round(work_seconds / (gpus * makespan), 4),
     }
 
 
@@ -115,28 +115,28 @@ class Instant:
 
     depth = 2
     processes = 1
-    gangs = None
+    process_groups = None
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        self._arrived = list(range(workers))
-        self._ended: list[tuple[int, Work, Outcome]] = []
+        self._new_workers = list(range(workers))
+        self._finished: list[tuple[int, Task, Outcome]] = []
 
-    def arrived(self) -> list[int]:
-        arrived, self._arrived = self._arrived, []
-        return arrived
+    def new_workers(self) -> list[int]:
+        new_workers, self._new_workers = self._new_workers, []
+        return new_workers
 
-    def submit(self, worker: int, work: Work) -> None:
-        self._ended.append((worker, work, Outcome("done")))
+    def submit(self, worker: int, task: Task) -> None:
+        self._finished.append((worker, task, Outcome("done")))
 
-    def gather(self, idle: Sequence[int]) -> list[int] | None:
+    def select_workers(self, idle: Sequence[int]) -> list[int] | None:
         return list(idle[:1])
 
-    def submit_job(self, workers: Sequence[int], work: Work) -> None:
-        self.submit(workers[0], work)
+    def submit_job(self, workers: Sequence[int], task: Task) -> None:
+        self.submit(workers[0], task)
 
-    def outcomes(self, timeout: float) -> Iterator[tuple[int, Work, Outcome]]:
-        ended, self._ended = self._ended, []
+    def outcomes(self, timeout: float) -> Iterator[tuple[int, Task, Outcome]]:
+        ended, self._finished = self._finished, []
         yield from ended
 
     def replace(self, worker: int) -> bool:
@@ -155,7 +155,7 @@ def memory(shards: int) -> dict[str, Any]:
     tracemalloc.start()
     start = time.perf_counter()
     plan = cut(plan_campaign(large_campaign(), fetch=False), shards)
-    left = Remaining(
+    remaining = RemainingTasks(
         list(plan.calibrations),
         list(plan.jobs),
         [shard for of_model in plan.shards.values() for shard in of_model],
@@ -164,8 +164,8 @@ def memory(shards: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="busy-") as root:
         folder, executor = RunFolder(root), Instant(GPUS)
         with contextlib.closing(Journal(folder)) as journal:
-            watchers = [journal, Metrics(plan, left, executor.workers)]
-            Dispatch(left, folder, executor, watchers, running.Limits(), lambda: False).run()
+            callbacks = [journal, Metrics(plan, remaining, executor.workers)]
+            Dispatcher(remaining, folder, executor, callbacks, running.Limits(), lambda: False).run()
     seconds = time.perf_counter() - start
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -181,7 +181,7 @@ def main() -> None:
     of_driver = memory(SHARDS)
     print(f"driver with {of_driver['shards']:,} shards: {of_driver['rss'] / 2**20:.0f} MiB resident, ", end="")
     print(f"{of_driver['python_peak'] / 2**20:.0f} MiB of Python objects at most", flush=True)
-    of_gpus = busy(gpus, int(gpus * ROUNDS))
+    of_gpus = busy(gpus, int(gpus * SHARDS_PER_GPU))
     print(f"{of_gpus['shards']:,} shards of 10 s on {gpus} GPUs: busy {of_gpus['busy']:.1%} of {of_gpus['makespan']} s")
     print(write_result("busy", {"gpus": of_gpus, "driver": of_driver}))
 

@@ -23,7 +23,7 @@ from record import write_result
 os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "cluster"))
 
-from chaos_trial import Report, Trials
+from chaos_trial import ChaosRuns, Report
 
 CAMPAIGNS, REAL_CAMPAIGNS = 20, 2
 """Different ones that are drawn."""
@@ -43,9 +43,9 @@ class Group:
     def run(self, folder: Path, seed: int, reports: "Queue[tuple[str, Report | None]]") -> None:
         """In a process of its own; what it comes to goes into the queue, and None at the end."""
         try:
-            with Trials(folder, seed, REAL_CAMPAIGNS if self.real else CAMPAIGNS, self.real) as trials:
+            with ChaosRuns(folder, seed, REAL_CAMPAIGNS if self.real else CAMPAIGNS, self.real) as chaos_runs:
                 for number in self.numbers:
-                    reports.put((self.name, trials.run(number, self.workers)))
+                    reports.put((self.name, chaos_runs.run(number, self.workers)))
         finally:
             reports.put((self.name, None))
 
@@ -57,9 +57,9 @@ def run_all(groups: list[Group], seed: int) -> dict[str, list[Report]]:
     reports: Queue[tuple[str, Report | None]] = fork.Queue()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         for group in groups:
-            place = Path(folder, group.name)
-            place.mkdir()
-            fork.Process(target=group.run, args=(place, seed, reports)).start()
+            group_folder = Path(folder, group.name)
+            group_folder.mkdir()
+            fork.Process(target=group.run, args=(group_folder, seed, reports)).start()
         under_way = len(groups)
         while under_way:
             name, report = reports.get()
@@ -94,25 +94,25 @@ def main() -> None:
     parser.add_argument("--real", type=int, default=0, help="runs of the real miniature, and no others")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="repeat this run alone")
-    given = parser.parse_args()
+    args = parser.parse_args()
 
     def numbers(runs: int) -> range:
-        return range(runs) if given.only is None or not runs else range(given.only, given.only + 1)
+        return range(runs) if args.only is None or not runs else range(args.only, args.only + 1)
 
     groups = [
-        Group("here", numbers(given.runs - given.ray)),
-        Group("ray", numbers(given.ray), workers=RAY_WORKERS),
+        Group("here", numbers(args.runs - args.ray)),
+        Group("ray", numbers(args.ray), workers=RAY_WORKERS),
     ]
-    if given.real:
-        groups = [Group("real", numbers(given.real), real=True)]
+    if args.real:
+        groups = [Group("real", numbers(args.real), real=True)]
     start = time.monotonic()
-    found = run_all([group for group in groups if group.numbers], given.seed)
+    found = run_all([group for group in groups if group.numbers], args.seed)
     minutes = round((time.monotonic() - start) / 60, 1)
     measured = {name: summed(reports) for name, reports in found.items()}
     for name, total in measured.items():
         print(f"{name}: {', '.join(f'{value} {key}' for key, value in total.items() if isinstance(value, int))}")
-        if given.only is None:
-            print(write_result(f"chaos-{name}", total, seed=given.seed, minutes=minutes))
+        if args.only is None:
+            print(write_result(f"chaos-{name}", total, seed=args.seed, minutes=minutes))
     sys.exit(any(total["wrong"] for total in measured.values()))
 
 

@@ -16,10 +16,10 @@ from record import write_result
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fuzz"))
 
-from readers import READERS, Reader
+from readers import FUZZ_TARGETS, FuzzTarget
 
 
-def fuzz(reader: Reader, examples: int, first: int) -> dict[str, Any]:
+def fuzz(reader: FuzzTarget, examples: int, first: int) -> dict[str, Any]:
     """Counts of files that were accepted and refused, the longest time of one, and what failed if anything did."""
     counts: Counter[str] = Counter()
     longest = 0.0
@@ -50,12 +50,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--reader", choices=[reader.name for reader in READERS])
-    chosen = parser.parse_args()
-    wanted = [reader for reader in READERS if chosen.reader in (None, reader.name)]
-    measured = {reader.name: fuzz(reader, chosen.examples, chosen.seed) for reader in wanted}
-    if not chosen.reader:
-        print(write_result("fuzz", measured, examples=chosen.examples, seed=chosen.seed))
+    parser.add_argument("--reader", choices=[reader.name for reader in FUZZ_TARGETS])
+    args = parser.parse_args()
+    wanted = [reader for reader in FUZZ_TARGETS if args.reader in (None, reader.name)]
+    measured = {reader.name: fuzz(reader, args.examples, args.seed) for reader in wanted}
+    if not args.reader:
+        print(write_result("fuzz", measured, examples=args.examples, seed=args.seed))
     raise SystemExit(any(found["failed"] for found in measured.values()))
 
 

@@ -1,6 +1,7 @@
 """What each method needs of a GPU at the size of Stable Diffusion v1.4, by computation; `python benchmarks/memory.py`.
 
-Nothing is measured on a GPU: shapes are run through the methods' passes on the meta device (`efface.train.memory`).
+Nothing is measured on a GPU: shapes are run through the methods' passes on the meta device
+(`efface.train.cost.memory`).
 Prints the tables of docs/hardware.md and writes benchmarks/results/memory.json. Some minutes on one core.
 
 `python benchmarks/memory.py --measure` holds the peaks against a GPU: two steps of each method at full size with random
@@ -23,15 +24,15 @@ from efface.concepts.concept import load_concept_set
 from efface.files import slug
 from efface.models.base import architecture, load_base, read_base
 from efface.models.recipe import load_recipe
+from efface.train.cost.memory import Memory, fits, memory, memory_options
+from efface.train.cost.passes import model_shapes, preparation_flops, step_flops
 from efface.train.job import make_job, run_job
-from efface.train.memory import Memory, fits, memory, under
 from efface.train.method import Method, get_method, parse_config
-from efface.train.passes import preparation_flops, size_of, step_flops
-from efface.train.setup import Setup
+from efface.train.trainer.options import TrainingOptions
 
 CARDS = (16, 24, 40, 80, 141)
 BATCHES = (32, 16, 8, 4, 2, 1)
-GANGS = (1, 2, 4, 8)
+PROCESS_COUNTS = (1, 2, 4, 8)
 RATES = (10, 40, 80)
 """TFLOP/s that a GPU may sustain; see docs/hardware.md."""
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -56,16 +57,20 @@ SPLITS: dict[str, dict[str, Any]] = {
     "ZeRO-3, offload": {"zero": 3, "offload": "all"},
 }
 BASE = read_base("sd-v1-4")
-SIZE = size_of(BASE)
+SIZE = model_shapes(BASE)
 # CA shows 16 samples, so takes two steps too; neighbours that are listed need no images.
 SHORT = {
     "esd": {"steps": 2},
     "ca": {"samples_seen": 16, "anchor_images": 8},
     "fade": {"steps": 2, "neighbours": ("a dog", "a fox", "a wolf", "a lion", "a bear")},
 }
-MEASURED: dict[str, tuple[str, dict[str, Any], Setup]] = {
-    **{label: (name, {**config, **SHORT[name]}, Setup()) for label, (name, config) in METHODS.items() if name != "uce"},
-    "esd (u), zero2-offload": ("esd", {"variant": "u", **SHORT["esd"]}, Setup(deepspeed="zero2-offload")),
+MEASURED: dict[str, tuple[str, dict[str, Any], TrainingOptions]] = {
+    **{
+        label: (name, {**config, **SHORT[name]}, TrainingOptions())
+        for label, (name, config) in METHODS.items()
+        if name != "uce"
+    },
+    "esd (u), zero2-offload": ("esd", {"variant": "u", **SHORT["esd"]}, TrainingOptions(deepspeed="zero2-offload")),
 }
 """Methods as their papers have them, but for what comes before the first step and how many there are."""
 
@@ -136,17 +141,23 @@ def largest_batches() -> dict[str, dict[str, list[int]]]:
 def split(label: str) -> dict[str, dict[int, Memory]]:
     """A job of several GPUs, in fp32: GB on each, and in the host's memory for each."""
     share = partial(memory, method(label), SIZE)
-    found = {way: {gang: share(processes=gang, **options) for gang in GANGS} for way, options in SPLITS.items()}
+    found = {
+        way: {processes: share(processes=processes, **options) for processes in PROCESS_COUNTS}
+        for way, options in SPLITS.items()
+    }
     rows = []
-    for way, gangs in found.items():
-        peaks = [gb(one.peak) + (f" + {gb(one.host)}" if one.host else "") for one in gangs.values()]
-        card = next(f"{card} GB" for card in CARDS if fits(gangs[1], card))
+    for way, by_processes in found.items():
+        peaks = [gb(one.peak) + (f" + {gb(one.host)}" if one.host else "") for one in by_processes.values()]
+        card = next(f"{card} GB" for card in CARDS if fits(by_processes[1], card))
         rows.append([way, *peaks, card])
-    table([f"`{label}`", *(f"{gang} GPU" + "s" * (gang > 1) for gang in GANGS), "card for one"], rows)
+    table(
+        [f"`{label}`", *(f"{processes} GPU" + "s" * (processes > 1) for processes in PROCESS_COUNTS), "card for one"],
+        rows,
+    )
     return found
 
 
-def work() -> dict[str, dict[str, float]]:
+def operations() -> dict[str, dict[str, float]]:
     """Operations of a step, of all steps and of what comes before them, and the hours of it all at several rates."""
     scheduler = json.loads((architecture("sd-v1-4") / "scheduler" / "scheduler_config.json").read_text())
     others = len(load_concept_set(str(BASE.concepts)).all) - 1
@@ -179,12 +190,12 @@ def measure() -> None:
         found[label] = json.loads(lines[-1]) if ran.returncode == 0 else {"exit": ran.returncode}
     table(
         ["method", "computed", "allocated", "of computed", "reserved", "seconds of a step"],
-        [[f"`{label}`", *told(one)] for label, one in found.items()],
+        [[f"`{label}`", *table_row(one)] for label, one in found.items()],
     )
     print(write_result(f"memory-{slug(device)}", found, device=device, how="one job in a process of its own"))
 
 
-def told(one: dict[str, Any]) -> list[str]:
+def table_row(one: dict[str, Any]) -> list[str]:
     """A row of the table; "-" where the job failed."""
     if "exit" in one:
         return ["-"] * 5
@@ -194,7 +205,7 @@ def told(one: dict[str, Any]) -> list[str]:
 
 def job(label: str, base_name: str = "sd-v1-4-random", device: str = "cuda") -> dict[str, float]:
     """Two steps of one of MEASURED: bytes at most, and the seconds of the second step."""
-    name, config, setup = MEASURED[label]
+    name, config, training_options = MEASURED[label]
     spec = read_base(base_name)
     base, concepts = load_base(spec, device), load_concept_set(str(BASE.concepts))
     built = get_method(name)(parse_config(name, config))
@@ -204,11 +215,11 @@ def job(label: str, base_name: str = "sd-v1-4-random", device: str = "cuda") -> 
         torch.cuda.synchronize()
         ends.append(time.perf_counter())
 
-    asked = make_job(base.spec.name, base.fingerprint, name, concepts, ["Van Gogh"], config=config)
+    job_spec = make_job(base.spec.name, base.fingerprint, name, concepts, ["Van Gogh"], config=config)
     torch.cuda.reset_peak_memory_stats()
-    run_job(asked, base, concepts, on_step, setup=setup)
+    run_job(job_spec, base, concepts, on_step, training_options=training_options)
     return {
-        "computed": memory(built, size_of(spec), **under(setup)).peak,
+        "computed": memory(built, model_shapes(spec), **memory_options(training_options)).peak,
         "allocated": torch.cuda.max_memory_allocated(),
         "reserved": torch.cuda.max_memory_reserved(),
         "step_seconds": ends[1] - ends[0],
@@ -220,13 +231,15 @@ def main() -> None:
     parts(peaks)
     batches = largest_batches()
     splits = split("esd (u)")
-    operations = work()
+    operation_counts = operations()
     measured = {
         "peaks": {label: {way: asdict(one) for way, one in ways.items()} for label, ways in peaks.items()},
         "cards": list(CARDS),
         "largest_batches": batches,
-        "esd_u_split": {way: {str(n): asdict(one) for n, one in gangs.items()} for way, gangs in splits.items()},
-        "work": operations,
+        "esd_u_split": {
+            way: {str(n): asdict(one) for n, one in by_processes.items()} for way, by_processes in splits.items()
+        },
+        "operations": operation_counts,
     }
     print(write_result("memory", measured, how="computed on the meta device; nothing was measured on a GPU"))
 

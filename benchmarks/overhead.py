@@ -16,16 +16,16 @@ from typing import Any
 import torch
 from record import write_result
 
-from efface.cluster.campaign import Campaign, read_campaign
-from efface.cluster.dispatch import Remaining, dispatch
-from efface.cluster.executors import RayActors
-from efface.cluster.journal import Journal
-from efface.cluster.plan import Model
-from efface.cluster.run import Run, open_run, setting_of
-from efface.cluster.run_folder import Work
-from efface.cluster.worker import Outcome
+from efface.cluster.campaign.plan import Model
+from efface.cluster.campaign.spec import Campaign, read_campaign
+from efface.cluster.run import Run, open_run, worker_context
+from efface.cluster.scheduler.dispatch import RemainingTasks, dispatch
+from efface.cluster.storage.journal import Journal
+from efface.cluster.storage.run_folder import Task
+from efface.cluster.workers.executors import RayExecutor
+from efface.cluster.workers.worker import Outcome
+from efface.config_files import parse
 from efface.models.base import load_base
-from efface.strict import parse
 from efface.train.job import run_job
 
 JOBS = 10
@@ -41,10 +41,10 @@ class Ends:
     def __init__(self) -> None:
         self.at: list[float] = []
 
-    def started(self, worker: int, work: Work) -> None:
+    def started(self, worker: int, task: Task) -> None:
         pass
 
-    def ended(self, worker: int, work: Work, outcome: Outcome, again: bool) -> None:
+    def ended(self, worker: int, task: Task, outcome: Outcome, will_retry: bool) -> None:
         assert outcome.state == "done", outcome
         self.at.append(time.perf_counter())
 
@@ -62,9 +62,12 @@ def one_more(method: dict[str, Any]) -> Campaign:
 def through_dispatch(run: Run) -> list[float]:
     """Seconds from the end of one job to the end of the next."""
     ends = Ends()
-    left = Remaining(jobs=list(run.plan.jobs))
-    with contextlib.closing(RayActors(setting_of(run), 1)) as executor, contextlib.closing(Journal(run.folder)) as log:
-        dispatch(left, run.folder, executor, [ends, log])
+    remaining = RemainingTasks(jobs=list(run.plan.jobs))
+    with (
+        contextlib.closing(RayExecutor(worker_context(run), 1)) as executor,
+        contextlib.closing(Journal(run.folder)) as log,
+    ):
+        dispatch(remaining, run.folder, executor, [ends, log])
     return [after - before for before, after in zip(ends.at, ends.at[1:], strict=False)]
 
 

@@ -8,9 +8,9 @@ import time
 
 from record import write_result
 
-from efface.cluster.campaign import Campaign, read_campaign
-from efface.cluster.expand import plan_campaign
-from efface.strict import parse
+from efface.cluster.campaign.planner import plan_campaign
+from efface.cluster.campaign.spec import Campaign, read_campaign
+from efface.config_files import parse
 
 REPEATS = 3
 

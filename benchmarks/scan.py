@@ -1,7 +1,7 @@
 """How long a resume looks at 100,000 finished shards; `python benchmarks/scan.py` writes benchmarks/results/scan.json.
 
 The records of the campaign of `plan.py`, as far as it has so many shards, are written first, with small outputs of the
-right size and hash. What is timed is `remaining`: everything a driver does before it knows what is left.
+right size and hash. What is timed is `remaining_tasks`: everything a driver does before it knows what is left.
 """
 
 import hashlib
@@ -15,10 +15,10 @@ from pathlib import Path
 from plan import large_campaign
 from record import write_result
 
-from efface.cluster.dispatch import remaining
-from efface.cluster.expand import plan_campaign
-from efface.cluster.plan import Plan, Shard
-from efface.cluster.run_folder import RunFolder, Work
+from efface.cluster.campaign.plan import Plan, Shard
+from efface.cluster.campaign.planner import plan_campaign
+from efface.cluster.scheduler.dispatch import remaining_tasks
+from efface.cluster.storage.run_folder import RunFolder, Task
 from efface.files import content_id
 
 SHARDS = 100_000
@@ -34,10 +34,10 @@ def main() -> None:
         seconds, cpu = [], []
         for _ in range(REPEATS):
             start, cpu_start = time.perf_counter(), time.process_time()
-            left = remaining(plan, folder)
+            remaining = remaining_tasks(plan, folder)
             seconds.append(round(time.perf_counter() - start, 2))
             cpu.append(round(time.process_time() - cpu_start, 2))
-            assert left.nothing
+            assert remaining.is_empty
         size = sum(1 for _ in Path(root).rglob("*"))
     found = {"jobs": len(plan.jobs), "shards": plan.shard_count, "files_and_folders": size}
     print(f"{plan.shard_count:,} finished shards of {len(plan.jobs):,} jobs: {min(seconds):.2f} s, ", end="")
@@ -51,9 +51,9 @@ def cut(plan: Plan, shards: int) -> Plan:
     count = 0
     for model in plan.models:
         parts = [
-            replace(shard, index=index, questions=(question,), id=content_id([shard.id, index]))
+            replace(shard, index=index, eval_requests=(question,), id=content_id([shard.id, index]))
             for shard in plan.shards[model.id]
-            for index, question in enumerate(shard.questions, 1000 * shard.index)
+            for index, question in enumerate(shard.eval_requests, 1000 * shard.index)
         ]
         kept[model.id] = tuple(parts[: shards - count])
         count += len(kept[model.id])
@@ -65,8 +65,8 @@ def cut(plan: Plan, shards: int) -> Plan:
 def finish_all(plan: Plan, folder: RunFolder) -> None:
     """Records and outputs of everything, written without the flushing to disk that a run does."""
     sha256 = hashlib.sha256(OUTPUT).hexdigest()
-    for trial in plan.calibrations:
-        finish(folder, trial, [folder.calibration(trial)], sha256)
+    for calibration in plan.calibrations:
+        finish(folder, calibration, [folder.calibration(calibration)], sha256)
     for model in plan.jobs:
         finish(folder, model, [folder.delta(model)], sha256)
     for shards in plan.shards.values():
@@ -74,13 +74,13 @@ def finish_all(plan: Plan, folder: RunFolder) -> None:
             finish(folder, shard, [folder.verdicts(shard), folder.images(shard)], sha256)
 
 
-def finish(folder: RunFolder, work: Work, outputs: list[Path], sha256: str) -> None:
+def finish(folder: RunFolder, task: Task, outputs: list[Path], sha256: str) -> None:
     outputs[0].parent.mkdir(parents=True, exist_ok=True)
     for path in outputs:
         path.write_bytes(OUTPUT)
     kept = {path.name: {"sha256": sha256, "bytes": len(OUTPUT)} for path in outputs}
-    record = {"id": work.id, "outputs": kept, "images": 1, "seconds": 1.0, "device": "none"}
-    folder._record(work).write_text(json.dumps({**record, "check": content_id(record)}, indent=2))
+    record = {"id": task.id, "outputs": kept, "images": 1, "seconds": 1.0, "device": "none"}
+    folder._record(task).write_text(json.dumps({**record, "check": content_id(record)}, indent=2))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from efface.concepts.shipped import data_names, find_data
+from efface.config_files import StrictModel, read_config
 from efface.errors import UserError, did_you_mean
-from efface.strict import Strict, read_strict
 
 Kind = Literal["object", "animal", "style", "scene", "action", "celebrity", "nsfw"]
 
@@ -37,7 +37,7 @@ Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Name = Annotated[Text, AfterValidator(_printable)]
 
 
-class Concept(Strict):
+class Concept(StrictModel):
     """One concept: how it is named, how it is asked for in a prompt, and how a judge is asked about it."""
 
     name: Name = Field(description="the one name it has in plans, tables and reports")
@@ -60,7 +60,7 @@ class Concept(Strict):
         return data
 
 
-class ConceptSet(Strict):
+class ConceptSet(StrictModel):
     """A named, versioned list of concepts; beside it the neighbours that are only asked for as adjacent."""
 
     name: Name
@@ -133,7 +133,7 @@ class ConceptSet(Strict):
         """The concepts listed as adjacent to `concept`, in the order of the file."""
         return tuple(self._by_name[fold(name)] for name in concept.adjacent)
 
-    def retained_beside(self, concept: Concept) -> tuple[Concept, ...]:
+    def retained_for(self, concept: Concept) -> tuple[Concept, ...]:
         """The concepts that must stay when `concept` goes; neighbours only where `retained` names them."""
         if concept.retained == "others":
             return tuple(other for other in self.concepts if other.name != concept.name)
@@ -156,4 +156,4 @@ def concept_set_names() -> list[str]:
 
 def load_concept_set(name_or_path: str | Path) -> ConceptSet:
     """The concept set of that name, or in that YAML file; any fault in it is a UserError."""
-    return read_strict(ConceptSet, find_data("concept set", name_or_path, ".yaml"))
+    return read_config(ConceptSet, find_data("concept set", name_or_path, ".yaml"))

@@ -115,18 +115,18 @@ class _Header:
         self.names = [" ".join(name.casefold().split()) for name in names]
         self.prompts: dict[Group, dict[int, int]] = {group: {} for group in GROUPS}  # group -> number -> position
         for position, name in enumerate(self.names):
-            place = f"{path}, row {row}, column {position + 1}"
-            _check_text(place, name)
+            location = f"{path}, row {row}, column {position + 1}"
+            _check_text(location, name)
             match = _PROMPT_COLUMN.fullmatch(name)
             if name and name in self.names[:position]:
-                raise UserError(f"{place}: '{name}' is there twice, should be one column of each name")
+                raise UserError(f"{location}: '{name}' is there twice, should be one column of each name")
             if match:
                 group, number = _group(match[1]), int(match[2] or 1)
                 if number in self.prompts[group]:
-                    raise UserError(f"{place}: '{name}' means the same as '{group}_prompt', keep one of them")
+                    raise UserError(f"{location}: '{name}' means the same as '{group}_prompt', keep one of them")
                 self.prompts[group][number] = position
             elif name and name not in _COLUMNS:
-                raise UserError(f"{place}: unknown column '{name}', {_column_meant(name)}")
+                raise UserError(f"{location}: unknown column '{name}', {_column_meant(name)}")
         if "concept_name" not in self.names:
             raise UserError(f"{path}, row {row}: column concept_name is missing")
         if not self.prompts["direct"]:
@@ -139,20 +139,20 @@ class _Header:
                 "as many (a prompt with a comma in it stands in quotes)"
             )
         for position, cell in enumerate(cells):
-            _check_text(self._place(row, position), cell)
+            _check_text(self._location(row, position), cell)
             if cell and not self.names[position]:
-                raise UserError(f"{self._place(row, position)}: has text, and its column has no name in the header")
+                raise UserError(f"{self._location(row, position)}: has text, and its column has no name in the header")
         position = self.names.index("concept_name")
         if not cells[position]:
-            raise UserError(f"{self._place(row, position)}: empty, should be the name of a concept")
+            raise UserError(f"{self._location(row, position)}: empty, should be the name of a concept")
         try:
             name = concepts.find(" ".join(cells[position].split())).name
         except UserError as error:
-            raise UserError(f"{self._place(row, position)}: {error}") from None
+            raise UserError(f"{self._location(row, position)}: {error}") from None
         direct, indirect, adversarial = (self._group_prompts(row, cells, group) for group in GROUPS)
         if not direct:
             first = self.prompts["direct"][min(self.prompts["direct"])]
-            raise UserError(f"{self._place(row, first)}: empty, every concept needs a direct prompt")
+            raise UserError(f"{self._location(row, first)}: empty, every concept needs a direct prompt")
         return name, PromptRow(direct, indirect, adversarial, row)
 
     def _group_prompts(self, row: int, cells: list[str], group: Group) -> tuple[str, ...]:
@@ -161,27 +161,27 @@ class _Header:
             positions.pop()
         seen: dict[str, int] = {}
         for position in positions:
-            place = self._place(row, position)
+            location = self._location(row, position)
             if not cells[position]:
-                raise UserError(f"{place}: empty, though {self.names[positions[-1]]} is filled; leave no gap")
+                raise UserError(f"{location}: empty, though {self.names[positions[-1]]} is filled; leave no gap")
             # Text encoders read neither case nor runs of spaces: such a pair is one image, counted twice.
             first = seen.setdefault(" ".join(cells[position].casefold().split()), position)
             if first != position:
-                raise UserError(f"{place}: the same prompt as in column {self.names[first]}")
+                raise UserError(f"{location}: the same prompt as in column {self.names[first]}")
         return tuple(cells[position] for position in positions)
 
-    def _place(self, row: int, position: int) -> str:
+    def _location(self, row: int, position: int) -> str:
         return f"{self.path}, row {row}, column {self.names[position] or position + 1}"
 
 
-def _check_text(place: str, cell: str) -> None:
+def _check_text(location: str, cell: str) -> None:
     bad = _bad_byte(cell)
     if bad:
-        raise UserError(f"{place}: not UTF-8 text (byte {bad}), save the file as UTF-8")
+        raise UserError(f"{location}: not UTF-8 text (byte {bad}), save the file as UTF-8")
     if "\0" in cell:
-        raise UserError(f"{place}: holds a NUL byte, should be text")
+        raise UserError(f"{location}: holds a NUL byte, should be text")
     if len(cell) > MAX_CHARACTERS:
-        raise UserError(f"{place}: {len(cell)} characters, should be at most {MAX_CHARACTERS}")
+        raise UserError(f"{location}: {len(cell)} characters, should be at most {MAX_CHARACTERS}")
 
 
 def _column_meant(name: str) -> str:

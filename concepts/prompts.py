@@ -55,12 +55,12 @@ class PromptSet:
         with the limit 0 is not asked. Raises UserError where an axis that is asked has no prompts.
         """
         limits = limits or {}
-        asked = [axis for axis in AXES if limits.get(axis) != 0]
-        prompts = {axis: self.axis(axis, concepts, target, limits.get(axis)) for axis in asked}
-        for axis in asked:
+        requested = [axis for axis in AXES if limits.get(axis) != 0]
+        prompts = {axis: self.axis(axis, concepts, target, limits.get(axis)) for axis in requested}
+        for axis in requested:
             if not prompts[axis]:
-                raise UserError(self._nothing_asked(axis, concepts, target))
-        return tuple(prompt for axis in asked for prompt in prompts[axis])
+                raise UserError(self._no_prompts_message(axis, concepts, target))
+        return tuple(prompt for axis in requested for prompt in prompts[axis])
 
     def axis(self, axis: Axis, concepts: ConceptSet, target: Concept, limit: int | None = None) -> tuple[Prompt, ...]:
         """The prompts of one axis for `target`, at most `limit` per asked concept; () if there are none."""
@@ -69,12 +69,14 @@ class PromptSet:
             row = self.rows.get(target.name)
             texts[target.name] = getattr(row, _GROUP[axis]) if row else ()
         else:
-            beside = concepts.adjacent_to(target) if axis == "adjacent" else concepts.retained_beside(target)
-            for other in beside:
+            others = concepts.adjacent_to(target) if axis == "adjacent" else concepts.retained_for(target)
+            for other in others:
                 row = self.rows.get(other.name)
                 texts[other.name] = row.direct if row else (f"an image of {other.phrase}",)
         return tuple(
-            Prompt(axis, target.name, asked, text, prompt_id(text)) for asked in texts for text in texts[asked][:limit]
+            Prompt(axis, target.name, requested, text, prompt_id(text))
+            for requested in texts
+            for text in texts[requested][:limit]
         )
 
     def counts(self, concepts: ConceptSet, target: Concept) -> dict[Axis, int]:
@@ -92,7 +94,7 @@ class PromptSet:
         text = json.dumps(rows, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _nothing_asked(self, axis: Axis, concepts: ConceptSet, target: Concept) -> str:
+    def _no_prompts_message(self, axis: Axis, concepts: ConceptSet, target: Concept) -> str:
         """The sentence for an axis without prompts: where they are missing, and how to supply them."""
         leave_out = f"or leave the axis out with the limit {axis}=0"
         if axis not in TARGET_AXES:

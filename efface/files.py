@@ -16,23 +16,23 @@ from typing import Any, cast
 
 from efface.errors import StorageError
 
-COMPARED = 2**26
+MAX_COMPARE_BYTES = 2**26
 """Bytes up to which a file is compared with what is to be written: checkpoints and deltas of whole models are not."""
 
 
-def as_path(place: str | Path) -> Path:
+def as_path(location: str | Path) -> Path:
     """A local path, or a URL such as `s3://bucket/folder` with the same methods. Raises StorageError."""
-    if not isinstance(place, str):
-        return place
-    if not re.match("[A-Za-z][A-Za-z0-9+.-]*://", place):
-        return Path(place)
-    from efface.store import StorePath
+    if not isinstance(location, str):
+        return location
+    if not re.match("[A-Za-z][A-Za-z0-9+.-]*://", location):
+        return Path(location)
+    from efface.object_store import StorePath
 
     try:
         # A listing that is kept would hide what other processes have written since.
-        path = StorePath(place, use_listings_cache=False)
+        path = StorePath(location, use_listings_cache=False)
     except (ImportError, ValueError) as error:
-        raise StorageError(f"{place}: cannot be opened ({str(error).splitlines()[0]})") from None
+        raise StorageError(f"{location}: cannot be opened ({str(error).splitlines()[0]})") from None
     return Path(path.path) if path.protocol in ("file", "local") else cast(Path, path)
 
 
@@ -70,17 +70,17 @@ def write_atomic(path: Path, data: bytes) -> None:
         _put(path, data, "overwrite")
         return
     try:
-        small = len(data) <= COMPARED
+        small = len(data) <= MAX_COMPARE_BYTES
         if small and path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
             return
-        with _temporary(path, data) as name:
+        with _temporary_file(path, data) as name:
             os.replace(name, path)
         _sync_folder(path.parent)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error.strerror})") from None
 
 
-def create(path: Path, data: bytes) -> bool:
+def create_exclusive(path: Path, data: bytes) -> bool:
     """Write `data` to `path` where there is no file yet; False where there is one. Of many at once, one succeeds.
 
     Raises StorageError where the place cannot be written.
@@ -89,7 +89,7 @@ def create(path: Path, data: bytes) -> bool:
         if is_remote(path):
             _put(path, data, "create")
         else:
-            with _temporary(path, data) as name:
+            with _temporary_file(path, data) as name:
                 os.link(name, path)
             _sync_folder(path.parent)
     except FileExistsError:
@@ -118,7 +118,7 @@ def local_copy(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _temporary(path: Path, data: bytes) -> Iterator[str]:
+def _temporary_file(path: Path, data: bytes) -> Iterator[str]:
     """A file beside `path` with `data` on the disk; gone afterwards if it is still there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}.")
@@ -148,8 +148,8 @@ def _put(path: Any, data: bytes, mode: str) -> None:
     except FileExistsError:
         raise
     except Exception as error:  # each store has errors of its own, which fsspec lets through
-        raise StorageError(f"{path}: cannot be written ({_told(error)})") from None
+        raise StorageError(f"{path}: cannot be written ({_message(error)})") from None
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -19,19 +19,19 @@ from pydantic import Field
 
 from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import PromptSet
+from efface.config_files import StrictModel, read_config
 from efface.errors import UserError
+from efface.eval.judge import Judge
 from efface.eval.judges.clip import ClipJudge
-from efface.eval.judges.judge import Judge
 from efface.files import as_path, write_json
 from efface.models.base import Base
 from efface.models.recipe import Recipe
 from efface.models.sampler import ImageRequest, sample
-from efface.strict import Strict, read_strict
 
 Scores = NDArray[np.float64]
 
 
-class Accuracy(Strict):
+class Accuracy(StrictModel):
     """How a judge does on one concept; a rate is None where it had no image to be measured on."""
 
     recall: float | None = Field(ge=0, le=1, description="share of the concept's own images where it is found")
@@ -41,7 +41,7 @@ class Accuracy(Strict):
     unreadable: int = Field(ge=0, description="answers that could not be read")
 
 
-class Calibration(Strict):
+class Calibration(StrictModel):
     """What `calibrate` found, part of the results; `thresholds` is empty for a judge that needs none."""
 
     judge: str
@@ -138,7 +138,7 @@ def best_threshold(own: Scores, others: Scores) -> float:
 
 def read_calibration(path: str | Path) -> Calibration:
     """A calibration that was saved. Raises UserError where the file is something else."""
-    return read_strict(Calibration, as_path(path))
+    return read_config(Calibration, as_path(path))
 
 
 def calibrated(judge: Judge, calibration: Calibration) -> Judge:

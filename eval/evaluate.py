@@ -9,9 +9,9 @@ import pyarrow as pa
 from PIL import Image
 
 from efface.concepts.concept import Concept, ConceptSet
-from efface.eval.judges.judge import Judge, Verdict
-from efface.eval.questions import Question
-from efface.eval.table import IMAGE_SCHEMA, SCHEMA
+from efface.eval.eval_requests import EvalRequest
+from efface.eval.image_table import IMAGE_SCHEMA, SCHEMA
+from efface.eval.judge import Judge, Verdict
 from efface.models.base import Base
 from efface.models.recipe import Recipe
 from efface.models.sampler import ImageRequest, sample
@@ -20,7 +20,7 @@ from efface.models.sampler import ImageRequest, sample
 def evaluate(
     base: Base,
     recipe: Recipe,
-    questions: Sequence[Question],
+    eval_requests: Sequence[EvalRequest],
     judges: Sequence[Judge],
     concept_set: ConceptSet,
     *,
@@ -34,16 +34,16 @@ def evaluate(
     per question. method: the label of the rows, "base" for the unedited model. Raises UserError before the
     first image where a judge does not know a concept.
     """
-    asked = [tuple(dict.fromkeys(ask.asked_concept for ask in question.asks)) for question in questions]
+    requested = [tuple(dict.fromkeys(ask.asked_concept for ask in request.asks)) for request in eval_requests]
     for judge in judges:
-        judge.check([concept_set.find(name) for name in dict.fromkeys(name for names in asked for name in names)])
-    requests = [ImageRequest(question.prompt, question.seed) for question in questions]
+        judge.check([concept_set.find(name) for name in dict.fromkeys(name for names in requested for name in names)])
+    requests = [ImageRequest(request.prompt, request.seed) for request in eval_requests]
     images = sample(base, recipe, requests, on_batch)
     # One verdict per image, concept and judge, however many asks share it.
-    pairs = [(i, name) for i, names in enumerate(asked) for name in names]
+    pairs = [(i, name) for i, names in enumerate(requested) for name in names]
     concepts = [concept_set.find(name) for _, name in pairs]
     pictures = images[[i for i, _ in pairs]]
-    verdicts = [dict(zip(pairs, _judged(judge, pictures, concepts), strict=True)) for judge in judges]
+    verdicts = [dict(zip(pairs, _verdicts(judge, pictures, concepts), strict=True)) for judge in judges]
     hashes = [pixel_sha256(image) for image in images]
     rows = [
         {
@@ -53,9 +53,9 @@ def evaluate(
             "concept": ask.concept,
             "axis": ask.axis,
             "asked_concept": ask.asked_concept,
-            "prompt": question.prompt,
+            "prompt": request.prompt,
             "prompt_id": ask.prompt_id,
-            "seed": question.seed,
+            "seed": request.seed,
             "recipe_id": recipe.id,
             "judge": judge.name,
             "judge_version": judge.version,
@@ -63,25 +63,25 @@ def evaluate(
             "score": None if verdict[i, ask.asked_concept].present is None else verdict[i, ask.asked_concept].score,
             "image_sha256": hashes[i],
         }
-        for i, question in enumerate(questions)
-        for ask in question.asks
+        for i, request in enumerate(eval_requests)
+        for ask in request.asks
         for judge, verdict in zip(judges, verdicts, strict=True)
     ]
     pngs = [
         {
             "image_sha256": hashes[i],
-            "prompt": question.prompt,
-            "seed": question.seed,
+            "prompt": request.prompt,
+            "seed": request.seed,
             "recipe_id": recipe.id,
             "png": png(images[i]),
         }
-        for i, question in enumerate(questions)
+        for i, request in enumerate(eval_requests)
     ]
     return pa.Table.from_pylist(rows, schema=SCHEMA), pa.Table.from_pylist(pngs, schema=IMAGE_SCHEMA)
 
 
-def _judged(judge: Judge, images: np.ndarray, asked: Sequence[Concept]) -> list[Verdict]:
-    return judge.judge(images, asked) if len(asked) else []
+def _verdicts(judge: Judge, images: np.ndarray, requested: Sequence[Concept]) -> list[Verdict]:
+    return judge.judge(images, requested) if len(requested) else []
 
 
 def pixel_sha256(image: np.ndarray) -> str:

@@ -23,9 +23,9 @@ def attack(
     from efface.concepts.concept import load_concept_set
     from efface.concepts.prompts import PromptSet, load_prompt_set
     from efface.errors import UserError
-    from efface.eval.attacks.adversarial_prompts import adversarial_prompts
-    from efface.eval.judges.judge import load_judge
-    from efface.launch.device import pick
+    from efface.eval.adversarial_prompts import adversarial_prompts
+    from efface.eval.judge import load_judge
+    from efface.launch.device import resolve_device
     from efface.launch.erase import check_writable
     from efface.models.base import load_base, read_base
     from efface.models.recipe import load_recipe
@@ -42,9 +42,9 @@ def attack(
         raise UserError(f"{prompt_set.name}: has no row for {missing[0]}, add one with its direct prompts")
     check_writable(out)
     judge_name = judge_name or spec.judge
-    place = pick(device)
-    base = load_base(spec, place)
-    judge = load_judge(judge_name, place) if judge_name else None
+    torch_device = resolve_device(device)
+    base = load_base(spec, torch_device)
+    judge = load_judge(judge_name, torch_device) if judge_name else None
     console = Console(stderr=True, highlight=False)
     found = adversarial_prompts(
         base,

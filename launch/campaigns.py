@@ -10,13 +10,13 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from efface.config_files import list_configs
 from efface.errors import UserError, did_you_mean
-from efface.strict import shipped
 
 if TYPE_CHECKING:
-    from efface.cluster.dispatch import Remaining
-    from efface.cluster.plan import Model, Plan
+    from efface.cluster.campaign.plan import Model, Plan
     from efface.cluster.run import Run
+    from efface.cluster.scheduler.dispatch import RemainingTasks
 
 LOG_WIDTH = 120
 """Columns of text where there is no terminal that has a width."""
@@ -26,32 +26,32 @@ def run(
     campaign: str, out: str | None, overrides: list[str], workers: int | None, address: str | None, part: str | None
 ) -> None:
     """Run a campaign, or a part of one, and show its leaderboard."""
-    from efface.cluster.campaign import read_campaign
-    from efface.cluster.run import carry_out_part, open_run
+    from efface.cluster.campaign.spec import read_campaign
+    from efface.cluster.run import execute_part, open_run
 
-    share = _part(part) if part is not None else None
+    share = _parse_part(part) if part is not None else None
     opened = open_run(read_campaign(campaign, overrides), _path(out))
     if share is None:
-        carry_out_and_show(opened, workers, address)
-    elif carry_out_part(opened, *share, _console()):
+        execute_and_show(opened, workers, address)
+    elif execute_part(opened, *share, _console()):
         raise typer.Exit(1)
 
 
 def plan(campaign: str, out: str | None, overrides: list[str], rates: str | None, as_json: bool) -> None:
     """What a campaign would do, and what it would cost."""
-    from efface.cluster.campaign import read_campaign
-    from efface.cluster.dispatch import remaining
-    from efface.cluster.estimate import estimate
-    from efface.cluster.expand import plan_campaign
-    from efface.cluster.rates import rates_for
-    from efface.cluster.run_folder import RunFolder
+    from efface.cluster.campaign.cost import estimate
+    from efface.cluster.campaign.planner import plan_campaign
+    from efface.cluster.campaign.rates import rates_for
+    from efface.cluster.campaign.spec import read_campaign
+    from efface.cluster.scheduler.dispatch import remaining_tasks
+    from efface.cluster.storage.run_folder import RunFolder
 
     expanded = plan_campaign(read_campaign(campaign, overrides), fetch=False)
-    left = remaining(expanded, RunFolder(_path(out) or f"runs/{expanded.name}"))
+    left = remaining_tasks(expanded, RunFolder(_path(out) or f"runs/{expanded.name}"))
     known = rates_for(expanded, rates)
     cost = estimate(expanded, left, known) if known else None
     rows = _rows(expanded, left)
-    images_left = sum(len(shard.questions) for shard in left.shards)
+    images_left = sum(len(shard.eval_requests) for shard in left.shards)
     total = {"jobs": len(expanded.jobs), "shards": expanded.shard_count, "images": expanded.images}
     undone = {"jobs": len(left.jobs), "shards": len(left.shards), "images": images_left}
     if as_json:
@@ -67,25 +67,27 @@ def plan(campaign: str, out: str | None, overrides: list[str], rates: str | None
         table.add_row(*(Text(_cell(value)) for value in row.values()))
     Console(highlight=False).print(table)
     print(", ".join(f"{undone[key]} of {total[key]} {key}" for key in total) + " left to do")
-    for line in cost.told() if cost else ():
+    for line in cost.describe() if cost else ():
         print(line)
     if not cost:
-        print(f"no rates are known of this machine's device: --rates takes {', '.join(shipped('rates'))}, or a file")
+        print(
+            f"no rates are known of this machine's device: --rates takes {', '.join(list_configs('rates'))}, or a file"
+        )
     if expanded.provisional:
         print(f"base '{expanded.base.name}' is unknown until fetched: ids are provisional, and nothing counts as there")
 
 
 def status(folder: str, as_json: bool) -> None:
     """How far a run is, who works on it, and on what."""
-    from efface.cluster.lease import driver_at_work
     from efface.cluster.run import reopen_run, summary
-    from efface.launch.submit.launched import launched
+    from efface.cluster.storage.lease import active_driver
+    from efface.launch.submit.launch_record import launch_states
 
     opened = reopen_run(_path(folder))
     found = summary(opened)
-    found["driver"] = driver_at_work(opened.folder.root)
-    found["running"] = _running(opened) if found["driver"] else []
-    found["launched"] = [list(row) for row in launched(opened.folder.root)]
+    found["driver"] = active_driver(opened.folder.root)
+    found["running"] = _running_tasks(opened) if found["driver"] else []
+    found["launched"] = [list(row) for row in launch_states(opened.folder.root)]
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
         return
@@ -112,26 +114,26 @@ def retry(folder: str, jobs: list[str], workers: int | None, address: str | None
     from efface.cluster.run import reopen_run
 
     opened = reopen_run(_path(folder))
-    failed = opened.remaining.failed
+    failed = opened.remaining_tasks.failed
     wanted = [find_job(opened.plan, job) for job in jobs]
     fine = next((model for model in wanted if model not in failed), None)
     if fine or not failed:
         what = f"job {fine.folder}" if fine else "no job of this run"
         raise UserError(f"{folder}: {what} has {'not ' if fine else ''}failed")
     for model in wanted or failed:
-        opened.folder.forgive(model)
-    carry_out_and_show(opened, workers, address)
+        opened.folder.clear_failure(model)
+    execute_and_show(opened, workers, address)
 
 
 def cancel(folder: str, job: str | None) -> None:
     """Ask whoever works on a run to lay it down, or give up one of its jobs."""
-    from efface.cluster.lease import driver_at_work
     from efface.cluster.run import reopen_run
+    from efface.cluster.storage.lease import active_driver
 
     opened = reopen_run(_path(folder))
     if job is None:
-        opened.folder.wish_to_stop()
-        driver = driver_at_work(opened.folder.root)
+        opened.folder.request_stop()
+        driver = active_driver(opened.folder.root)
         print(f"{driver} has been asked to stop" if driver else "nobody is at work on it; parts of it stop if any run")
         return
     model = find_job(opened.plan, job)
@@ -145,18 +147,18 @@ def cancel(folder: str, job: str | None) -> None:
 
 def logs(folder: str, job: str | None) -> None:
     """What happened to a job, what its training printed, why it failed; without a job all that happened."""
-    from efface.cluster.journal import read_journal
     from efface.cluster.run import reopen_run
+    from efface.cluster.storage.journal import read_journal
 
     opened = reopen_run(_path(folder))
     if job is None:
         for event in read_journal(opened.folder):
-            print(_event(event, _about(event)))
+            print(_format_event(event, _describe_event(event)))
         return
     model = find_job(opened.plan, job)
     for event in read_journal(opened.folder):
         if model.id in (event.get("id"), event.get("model")):
-            print(_event(event, f"shard {event['index']}" if event.get("work") == "shard" else "training"))
+            print(_format_event(event, f"shard {event['index']}" if event.get("task") == "shard" else "training"))
     log = opened.folder.log(model)
     if log.is_file():
         print(log.read_text(errors="replace").rstrip())
@@ -167,8 +169,8 @@ def logs(folder: str, job: str | None) -> None:
 
 def gc(folder: str, dry_run: bool) -> None:
     """Remove what a run folder needs no more."""
-    from efface.cluster.garbage import collect
     from efface.cluster.run import reopen_run
+    from efface.cluster.storage.gc import collect
 
     removed = collect(reopen_run(_path(folder)), dry_run)
     if not removed:
@@ -179,12 +181,12 @@ def gc(folder: str, dry_run: bool) -> None:
     print(f"{sum(removed.values()):>15,} bytes in all {'would be ' if dry_run else ''}removed")
 
 
-def carry_out_and_show(opened: "Run", workers: int | None, address: str | None) -> None:
+def execute_and_show(opened: "Run", workers: int | None, address: str | None) -> None:
     """Do what is missing, show the results, and leave with exit code 1 where a job failed."""
-    from efface.cluster.run import carry_out
+    from efface.cluster.run import execute
 
     console = _console()
-    results = carry_out(opened, workers, address, console)
+    results = execute(opened, workers, address, console)
     results.show(console)
     if results.failures:
         for failure in results.failures:
@@ -207,12 +209,12 @@ def find_job(plan: "Plan", name: str) -> "Model":
     return found[0]
 
 
-def _rows(plan: "Plan", left: "Remaining") -> list[dict[str, Any]]:
-    todo, hopeless = {model.id for model in left.jobs}, {model.id for model in (*left.failed, *left.blocked)}
+def _rows(plan: "Plan", left: "RemainingTasks") -> list[dict[str, Any]]:
+    todo, failed_or_blocked = {model.id for model in left.jobs}, {model.id for model in (*left.failed, *left.blocked)}
     unjudged = Counter(shard.model.id for shard in left.shards)
 
     def state(model: "Model") -> str:
-        if model.id in hopeless:
+        if model.id in failed_or_blocked:
             return "failed"
         if model.id in todo:
             return "left"
@@ -226,7 +228,7 @@ def _rows(plan: "Plan", left: "Remaining") -> list[dict[str, Any]]:
             "concepts": list(model.job.concepts) if model.job else [],
             "seed": model.job.seed if model.job else None,
             "shards": len(plan.shards[model.id]),
-            "images": sum(len(shard.questions) for shard in plan.shards[model.id]),
+            "images": sum(len(shard.eval_requests) for shard in plan.shards[model.id]),
             "state": state(model),
         }
         for model in plan.models
@@ -239,9 +241,9 @@ def _cell(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _running(opened: "Run") -> list[str]:
+def _running_tasks(opened: "Run") -> list[str]:
     """What the workers of the driver at work do now, by its journal."""
-    from efface.cluster.journal import read_journal
+    from efface.cluster.storage.journal import read_journal
 
     doing: dict[tuple[int, str], dict[str, Any]] = {}
     for event in read_journal(opened.folder):
@@ -252,23 +254,23 @@ def _running(opened: "Run") -> list[str]:
         elif event["event"] == "ended":
             doing.pop((event["worker"], event["id"]), None)
     return [
-        f"worker {worker}  {_about(event)}  since {event['time'][11:19]} UTC"
+        f"worker {worker}  {_describe_event(event)}  since {event['time'][11:19]} UTC"
         for (worker, _), event in sorted(doing.items(), key=lambda item: item[0][0])
     ]
 
 
-def _about(event: dict[str, Any]) -> str:
+def _describe_event(event: dict[str, Any]) -> str:
     """What piece of work an event of the journal tells of; with the job's id, as `efface logs` takes it."""
-    if event.get("work") == "calibration":
+    if event.get("task") == "calibration":
         return f"calibration {event['judge']}"
     if "label" not in event:
         return ""
-    job = event["model"] if event["work"] == "shard" else event["id"]
+    job = event["model"] if event["task"] == "shard" else event["id"]
     about = f"{event['label']}: {', '.join(map(str, event['concepts'])) or 'the base'} ({job})"
-    return f"shard {event['index']} of {about}" if event["work"] == "shard" else f"{event['work']} {about}"
+    return f"shard {event['index']} of {about}" if event["task"] == "shard" else f"{event['task']} {about}"
 
 
-def _event(event: dict[str, Any], what: str) -> str:
+def _format_event(event: dict[str, Any], what: str) -> str:
     """A line for people."""
     worker = f"worker {event['worker']}  " if "worker" in event else ""
     ending = f": {event['state']} after {event['seconds']} s" if "state" in event else ""
@@ -276,7 +278,7 @@ def _event(event: dict[str, Any], what: str) -> str:
     return f"{event['time']}  {worker}{what}{' ' if what else ''}{event['event']}{ending}{reason}"
 
 
-def _part(text: str) -> tuple[int, int]:
+def _parse_part(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
     if not found:
         raise UserError(f"--part {text}: should be like 3/16, the third of sixteen parts")
@@ -286,10 +288,10 @@ def _part(text: str) -> tuple[int, int]:
     return number, parts
 
 
-def _path(place: str | None) -> Any:
+def _path(location: str | None) -> Any:
     from efface.files import as_path
 
-    return None if place is None else as_path(place)
+    return None if location is None else as_path(location)
 
 
 def _console() -> Console:

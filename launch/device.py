@@ -3,7 +3,7 @@
 from efface.errors import UserError
 
 
-def pick(name: str) -> str:
+def resolve_device(name: str) -> str:
     """`auto` is the first GPU, or the CPU; else the device named. Raises UserError where it is not there."""
     import torch
 

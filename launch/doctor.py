@@ -18,11 +18,11 @@ import typer
 
 from efface.errors import UserError
 from efface.launch import checks
-from efface.launch.checks import Build, Finding, Gpu
+from efface.launch.checks import Build, CheckResult, Gpu
 
 if TYPE_CHECKING:
-    from efface.cluster.campaign import Campaign
-    from efface.cluster.plan import Plan
+    from efface.cluster.campaign.plan import Plan
+    from efface.cluster.campaign.spec import Campaign
 
 PACKAGES = ("torch", "diffusers", "accelerate", "deepspeed", "ray", "xformers", "safetensors")
 TIMEOUT = 3.0
@@ -33,46 +33,46 @@ COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 def doctor(campaign: str | None, as_json: bool) -> None:
     """Print the findings; exit code 1 where one is a problem."""
-    findings = list(examine(campaign))
+    results = list(run_checks(campaign))
     if as_json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
+        print(json.dumps([asdict(result) for result in results], indent=2, ensure_ascii=False))
     else:
-        _show(findings)
-    if any(finding.state == "problem" for finding in findings):
+        _show(results)
+    if any(result.status == "problem" for result in results):
         raise typer.Exit(1)
 
 
-def examine(campaign: str | None) -> Iterator[Finding]:
+def run_checks(campaign: str | None) -> Iterator[CheckResult]:
     """Every finding; with a campaign also whether it fits. Raises nothing: a check that breaks is a finding too."""
-    asked = _HubAsked()
-    asked.start()  # while everything else is looked at
-    yield _guarded("versions", lambda: checks.versions(*_versions()))
-    seen = _Machine()
-    yield _guarded("gpus", lambda: checks.cuda(seen.torch, seen.driver, seen.gpus, _asks_for_gpus(campaign)))
-    yield _guarded("xformers", lambda: checks.xformers(seen.torch, _xformers()))
-    yield _guarded("nccl", lambda: checks.nccl(len(seen.gpus), seen.nccl))
-    joins = bool(os.environ.get("RAY_ADDRESS"))
-    yield _guarded("port", lambda: checks.port(_ports(), joins))
-    yield _guarded("shared memory", lambda: checks.shared_memory(_free("/dev/shm")))
-    yield _guarded("open files", lambda: checks.open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
-    yield _guarded("ray tokens", lambda: _ray_tokens(joins))
-    yield _guarded("ray here", lambda: checks.ray_here(_ray_processes(), joins))
+    probe = _HubProbe()
+    probe.start()  # while everything else is looked at
+    yield _run_check("versions", lambda: checks.versions(*_versions()))
+    machine = _Machine()
+    yield _run_check("gpus", lambda: checks.cuda(machine.torch, machine.driver, machine.gpus, _requests_gpus(campaign)))
+    yield _run_check("xformers", lambda: checks.xformers(machine.torch, _xformers()))
+    yield _run_check("nccl", lambda: checks.nccl(len(machine.gpus), machine.nccl))
+    joins_cluster = bool(os.environ.get("RAY_ADDRESS"))
+    yield _run_check("port", lambda: checks.port(_ports(), joins_cluster))
+    yield _run_check("shared memory", lambda: checks.shared_memory(_free_bytes("/dev/shm")))
+    yield _run_check("open files", lambda: checks.open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
+    yield _run_check("ray tokens", lambda: _ray_tokens(joins_cluster))
+    yield _run_check("ray here", lambda: checks.ray_here(_ray_processes(), joins_cluster))
     needed: int | None = None
     missing: list[str] = []
     if campaign is not None:
         from efface.launch.prefetch import missing_sources
 
         try:
-            asked_for, plan = _planned(campaign)
+            parsed, plan = _read_and_plan(campaign)
             needed, missing = _bytes_to_write(plan), missing_sources([campaign])
-            yield Finding("campaign", "ok", f"{len(plan.jobs)} jobs, {plan.images} images")
-            yield _guarded("gpu memory", lambda: _gpu_memory(campaign, asked_for, plan, seen.gpus))
+            yield CheckResult("campaign", "ok", f"{len(plan.jobs)} jobs, {plan.images} images")
+            yield _run_check("gpu memory", lambda: _gpu_memory(campaign, parsed, plan, machine.gpus))
         except UserError as error:
-            yield Finding("campaign", "problem", str(error), "mend the campaign")
+            yield CheckResult("campaign", "problem", str(error), "mend the campaign")
         except Exception as error:
-            yield _broken("campaign", error)
-    yield _guarded("disk", lambda: checks.disk(_free(".") or 0, needed))
-    yield _guarded("hub", lambda: _hub(asked, missing))
+            yield _failed_check("campaign", error)
+    yield _run_check("disk", lambda: checks.disk(_free_bytes(".") or 0, needed))
+    yield _run_check("hub", lambda: _hub(probe, missing))
 
 
 class _Machine:
@@ -93,16 +93,16 @@ class _Machine:
                 self.nccl = ".".join(map(str, torch.cuda.nccl.version()))
 
 
-def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
+def _run_check(name: str, check: Callable[[], CheckResult]) -> CheckResult:
     try:
         return check()
     except Exception as error:
-        return _broken(name, error)
+        return _failed_check(name, error)
 
 
-def _broken(name: str, error: Exception) -> Finding:
+def _failed_check(name: str, error: Exception) -> CheckResult:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return Finding(name, "warning", f"could not be looked at ({reason})", "see to it by hand")
+    return CheckResult(name, "warning", f"could not be looked at ({reason})", "see to it by hand")
 
 
 def _versions() -> tuple[dict[str, str | None], dict[str, str]]:
@@ -112,15 +112,15 @@ def _versions() -> tuple[dict[str, str | None], dict[str, str]]:
 
     found: dict[str, str | None] = {"python": platform.python_version()}
     found |= {name: _version(name) for name in PACKAGES if name != "xformers" or _version(name)}
-    unfit = {}
+    unmet = {}
     for line in metadata.requires("efface") or []:
         requirement = Requirement(line)
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
         version = _version(requirement.name)
         if version is None or not requirement.specifier.contains(version, prereleases=True):
-            unfit[requirement.name] = line.partition(";")[0].strip()
-    return found, unfit
+            unmet[requirement.name] = line.partition(";")[0].strip()
+    return found, unmet
 
 
 def _version(package: str) -> str | None:
@@ -132,28 +132,28 @@ def _version(package: str) -> str | None:
 
 def _torch() -> Build:
     """From torch's own file, as importing torch takes seconds."""
-    text = _file_of("torch", "version.py")
+    text = _package_file("torch", "version.py")
     values: dict[str, Any] = {}
     exec(text, values)
-    return Build(str(values.get("__version__", "missing")), _numbers(values.get("cuda")))
+    return Build(str(values.get("__version__", "missing")), _version_pair(values.get("cuda")))
 
 
 def _xformers() -> Build | None:
     version = _version("xformers")
     if version is None:
         return None
-    built = json.loads(_file_of("xformers", "cpp_lib.json") or "{}").get("version", {}).get("cuda")
+    built = json.loads(_package_file("xformers", "cpp_lib.json") or "{}").get("version", {}).get("cuda")
     return Build(version, divmod(int(built), 100) if built else None)
 
 
-def _file_of(package: str, name: str) -> str:
+def _package_file(package: str, name: str) -> str:
     """A file of a package that is not imported for it; empty where there is none."""
     spec = util.find_spec(package)
     file = Path(spec.origin).parent / name if spec and spec.origin else None
     return file.read_text(encoding="utf-8") if file and file.is_file() else ""
 
 
-def _numbers(version: str | None) -> tuple[int, int] | None:
+def _version_pair(version: str | None) -> tuple[int, int] | None:
     if not version:
         return None
     major, minor = (*map(int, version.split(".")[:2]), 0)[:2]
@@ -162,10 +162,10 @@ def _numbers(version: str | None) -> tuple[int, int] | None:
 
 def _ports() -> dict[str, str]:
     """Addresses that processes meet at -> why no port of theirs can be listened on and reached, or nothing."""
-    return {address: _port_trouble(address) for address in dict.fromkeys((LOOPBACK, _own_address()))}
+    return {address: _port_error(address) for address in dict.fromkeys((LOOPBACK, _node_address()))}
 
 
-def _port_trouble(address: str) -> str:
+def _port_error(address: str) -> str:
     try:
         with socket.create_server((address, 0), backlog=1) as listener:
             socket.create_connection(listener.getsockname(), timeout=TIMEOUT).close()
@@ -174,12 +174,12 @@ def _port_trouble(address: str) -> str:
     return ""
 
 
-def _own_address() -> str:
+def _node_address() -> str:
     """Of this node, as Ray finds it and a gang's processes meet at: from where it would speak to other networks."""
     try:
-        with socket.socket(type=socket.SOCK_DGRAM) as asked:
-            asked.connect(("8.8.8.8", 53))  # sends nothing
-            return str(asked.getsockname()[0])
+        with socket.socket(type=socket.SOCK_DGRAM) as probe:
+            probe.connect(("8.8.8.8", 53))  # sends nothing
+            return str(probe.getsockname()[0])
     except OSError:
         pass
     try:
@@ -188,14 +188,14 @@ def _own_address() -> str:
         return LOOPBACK
 
 
-def _free(place: str) -> int | None:
-    return shutil.disk_usage(place).free if Path(place).exists() else None
+def _free_bytes(path: str) -> int | None:
+    return shutil.disk_usage(path).free if Path(path).exists() else None
 
 
-def _ray_tokens(joins: bool) -> Finding:
-    places = (os.environ.get("RAY_AUTH_TOKEN_PATH"), Path.home() / ".ray" / "auth_token")
-    token = bool(os.environ.get("RAY_AUTH_TOKEN")) or any(place and Path(place).is_file() for place in places)
-    return checks.ray_tokens(_version("ray"), os.environ.get("RAY_AUTH_MODE"), token, joins)
+def _ray_tokens(joins_cluster: bool) -> CheckResult:
+    paths = (os.environ.get("RAY_AUTH_TOKEN_PATH"), Path.home() / ".ray" / "auth_token")
+    token = bool(os.environ.get("RAY_AUTH_TOKEN")) or any(path and Path(path).is_file() for path in paths)
+    return checks.ray_tokens(_version("ray"), os.environ.get("RAY_AUTH_MODE"), token, joins_cluster)
 
 
 def _ray_processes() -> list[int]:
@@ -206,7 +206,7 @@ def _ray_processes() -> list[int]:
     ]
 
 
-def _hub_trouble() -> str | None:
+def _hub_error() -> str | None:
     """Why the hub cannot be reached, or None; not asked offline."""
     from urllib.error import HTTPError
     from urllib.request import Request, urlopen
@@ -224,42 +224,42 @@ def _hub_trouble() -> str | None:
     return None
 
 
-class _HubAsked(threading.Thread):
+class _HubProbe(threading.Thread):
     """The question to the hub, for which nobody waits longer than TIMEOUT after it was put."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.put = time.monotonic()
-        self.trouble: str | None = f"no answer in {TIMEOUT:g} s"
+        self.started_at = time.monotonic()
+        self.error: str | None = f"no answer in {TIMEOUT:g} s"
 
     def run(self) -> None:
         try:
-            self.trouble = _hub_trouble()
+            self.error = _hub_error()
         except Exception as error:
-            self.trouble = str(error) or type(error).__name__
+            self.error = str(error) or type(error).__name__
 
     def wait(self) -> str | None:
-        self.join(max(0.0, self.put + TIMEOUT - time.monotonic()))
-        return self.trouble
+        self.join(max(0.0, self.started_at + TIMEOUT - time.monotonic()))
+        return self.error
 
 
-def _hub(asked: _HubAsked, missing: list[str]) -> Finding:
+def _hub(probe: _HubProbe, missing: list[str]) -> CheckResult:
     from huggingface_hub import constants
 
-    trouble = asked.wait()
-    return checks.hub(constants.HF_HUB_OFFLINE, constants.ENDPOINT, trouble, missing)
+    error = probe.wait()
+    return checks.hub(constants.HF_HUB_OFFLINE, constants.ENDPOINT, error, missing)
 
 
-def _planned(campaign: str) -> "tuple[Campaign, Plan]":
-    from efface.cluster.campaign import read_campaign
-    from efface.cluster.expand import plan_campaign
+def _read_and_plan(campaign: str) -> "tuple[Campaign, Plan]":
+    from efface.cluster.campaign.planner import plan_campaign
+    from efface.cluster.campaign.spec import read_campaign
 
-    asked_for = read_campaign(campaign)
-    return asked_for, plan_campaign(asked_for, fetch=False)
+    parsed = read_campaign(campaign)
+    return parsed, plan_campaign(parsed, fetch=False)
 
 
-def _asks_for_gpus(campaign: str | None) -> bool:
-    from efface.cluster.campaign import read_campaign
+def _requests_gpus(campaign: str | None) -> bool:
+    from efface.cluster.campaign.spec import read_campaign
 
     try:
         return campaign is not None and read_campaign(campaign).resources.gpus > 0
@@ -267,19 +267,19 @@ def _asks_for_gpus(campaign: str | None) -> bool:
         return False  # which is told where it is planned
 
 
-def _gpu_memory(name: str, campaign: "Campaign", plan: "Plan", gpus: list[Gpu]) -> Finding:
-    from efface.launch.gpu_needs import gpu_needs
-    from efface.models.locate import NotFetched
-    from efface.train.memory import LEFT_ALONE
+def _gpu_memory(name: str, campaign: "Campaign", plan: "Plan", gpus: list[Gpu]) -> CheckResult:
+    from efface.launch.gpu_needs import estimate_gpu_memory
+    from efface.models.model_files import NotCached
+    from efface.train.cost.memory import RESERVED_BYTES
 
     wanted = campaign.resources.gpus
     if not wanted:
-        return Finding("gpu memory", "ok", "the campaign asks for no GPU")
+        return CheckResult("gpu memory", "ok", "the campaign asks for no GPU")
     try:
-        needs = gpu_needs(campaign, plan)
-    except NotFetched as error:
-        return Finding("gpu memory", "warning", f"not known before the base is fetched ({error})", _prefetch(name))
-    return checks.gpu_memory(wanted, needs, gpus, LEFT_ALONE, _prefetch(name))
+        estimate = estimate_gpu_memory(campaign, plan)
+    except NotCached as error:
+        return CheckResult("gpu memory", "warning", f"not known before the base is fetched ({error})", _prefetch(name))
+    return checks.gpu_memory(wanted, estimate, gpus, RESERVED_BYTES, _prefetch(name))
 
 
 def _prefetch(campaign: str) -> str:
@@ -289,13 +289,13 @@ def _prefetch(campaign: str) -> str:
 def _bytes_to_write(plan: "Plan") -> int | None:
     """At most: deltas in fp32, and images that do not compress at all. None where the base's shapes are not known."""
     from efface.launch.gpu_needs import methods
-    from efface.models.locate import NotFetched
-    from efface.train.passes import size_of, trained_tensors
+    from efface.models.model_files import NotCached
+    from efface.train.cost.passes import model_shapes, trained_tensors
 
     images = plan.images * plan.recipe.height * plan.recipe.width * 3
     try:
-        size = size_of(plan.base)
-    except NotFetched:
+        size = model_shapes(plan.base)
+    except NotCached:
         return None
     numbers = {
         label: sum(parameter.numel() for parameter in trained_tensors(method, size)[1].values())
@@ -304,13 +304,13 @@ def _bytes_to_write(plan: "Plan") -> int | None:
     return images + 4 * sum(numbers[model.label] for model in plan.jobs)
 
 
-def _show(findings: list[Finding]) -> None:
+def _show(results: list[CheckResult]) -> None:
     from rich.console import Console
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
-    for finding in findings:
-        mark = (f"{finding.state:8}", COLOURS[finding.state])
-        console.print(Text.assemble(mark, (f"{finding.name}: ", "bold"), finding.told))
-        if finding.remedy:
-            console.print(Text(f"{'':8}-> {finding.remedy}"))
+    for result in results:
+        mark = (f"{result.status:8}", COLOURS[result.status])
+        console.print(Text.assemble(mark, (f"{result.name}: ", "bold"), result.message))
+        if result.remedy:
+            console.print(Text(f"{'':8}-> {result.remedy}"))

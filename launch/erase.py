@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from efface.concepts.concept import ConceptSet
     from efface.models.delta import Delta
     from efface.train.job import Job
-    from efface.train.setup import Setup
+    from efface.train.trainer.options import TrainingOptions
 
 
 def unlearn(
@@ -28,40 +28,41 @@ def unlearn(
     out: Path | None,
     device: str,
     after: Path | None = None,
-    how: Sequence[str] = (),
+    setup: Sequence[str] = (),
     work: Path | None = None,
 ) -> None:
     """One job in this process: the delta file, and what it changed. With `after`, the next request of a chain.
 
-    With `work` nothing is trained: the job is written to that file as a `Work`, for `efface.train.launched`.
+    With `work` nothing is trained: the job is written to that file as a `TorchrunJob`, for
+    `efface.train.trainer.torchrun`.
     """
     from efface.concepts.concept import load_concept_set
-    from efface.eval.weight_change import weight_change
-    from efface.launch.device import pick
+    from efface.config_files import find_config, parse
+    from efface.eval.metrics.weight_change import weight_change
+    from efface.launch.device import resolve_device
     from efface.models.base import base_id, load_base, read_base
     from efface.models.delta import Delta
     from efface.models.fingerprint import cache_folder
-    from efface.strict import find_config, parse
     from efface.train.job import make_job, run_job
     from efface.train.method import preset_names
-    from efface.train.setup import Setup
+    from efface.train.trainer.options import TrainingOptions
 
-    setup = parse(Setup, key_values(how, "--setup"), "--setup")
-    if setup.deepspeed:
-        find_config("deepspeed", setup.deepspeed)
+    training_options = parse(TrainingOptions, parse_key_values(setup, "--setup"), "--setup")
+    if training_options.deepspeed:
+        find_config("deepspeed", training_options.deepspeed)
     spec = read_base(base_name)
     concept_set = load_concept_set(concepts or spec.concepts or _no_concepts(base_name))
     if preset is None and spec.name in preset_names(method):
         preset = spec.name
     parent = Delta.load(after) if after else None
-    erased = _erased(parent, str(after), concept_set, names) if parent else ()
+    erased = _previously_erased(parent, str(after), concept_set, names) if parent else ()
     job = make_job(
         spec.name,
         base_id(spec),
         method,
         concept_set,
         [*erased, *names],
-        config=key_values(settings),
+        config=parse_key_values(settings),
         preset=preset,
         strategy="continual" if parent else "single" if len(names) == 1 else "multi",
         seed=seed,
@@ -73,11 +74,11 @@ def unlearn(
     if after and path.exists() and path.samefile(after):
         raise UserError(f"--out {path}: is the delta given by --after, should be another file")
     if work:
-        _write_work(work, job, base_name, concepts or spec.concepts or "", path, after, setup)
+        _write_work(work, job, base_name, concepts or spec.concepts or "", path, after, training_options)
         return
 
     console = Console(stderr=True)
-    base = load_base(spec, pick(device))
+    base = load_base(spec, resolve_device(device))
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -92,54 +93,60 @@ def unlearn(
         def on_step(done: int, steps: int, loss: float) -> None:
             progress.update(bar, completed=done, total=steps, loss=f"{loss:.4f}")
 
-        delta, metrics = run_job(job, base, concept_set, on_step, cache_folder(), parent=parent, setup=setup)
+        delta, metrics = run_job(
+            job, base, concept_set, on_step, cache_folder(), parent=parent, training_options=training_options
+        )
     delta.save(path)
     change = weight_change(base, delta)
     print(f"{path}: {len(delta.tensors)} tensors, {path.stat().st_size / 1e6:.2f} MB, {metrics['seconds']:.1f} s")
-    told = [f"{method} on {', '.join(request)}", *([f"after {', '.join(erased)}"] if erased else [])]
-    print(", ".join([f"job {job.id}", *told, *([f"preset {preset}"] if preset else [])]))
-    print(f"weight change: {_headline(change)}")
+    summary = [f"{method} on {', '.join(request)}", *([f"after {', '.join(erased)}"] if erased else [])]
+    print(", ".join([f"job {job.id}", *summary, *([f"preset {preset}"] if preset else [])]))
+    print(f"weight change: {_change_summary(change)}")
 
 
 def _write_work(
-    file: Path, job: "Job", base: str, concepts: str, out: Path, after: Path | None, setup: "Setup"
+    file: Path, job: "Job", base: str, concepts: str, out: Path, after: Path | None, training_options: "TrainingOptions"
 ) -> None:
     from efface.models.fingerprint import cache_folder
-    from efface.train.launched import Work
+    from efface.train.trainer.torchrun import TorchrunJob
 
     check_writable(file, "--work")
     if out.with_suffix(".json").absolute() == file.absolute():
         raise UserError(f"--work {file}: is where the metrics of {out} go, should be another file")
-    work = Work(
+    work = TorchrunJob(
         job=job,
-        base=_from_anywhere(base),
-        concept_set=_from_anywhere(concepts),
+        base=_absolute_if_path(base),
+        concept_set=_absolute_if_path(concepts),
         out=out.absolute(),
         parent=after.absolute() if after else None,
         cache=cache_folder(),
         checkpoint=out.absolute().with_suffix(".checkpoint"),
-        setup=setup.model_copy(update={"deepspeed": setup.deepspeed and _from_anywhere(setup.deepspeed)}),
+        training_options=training_options.model_copy(
+            update={"deepspeed": training_options.deepspeed and _absolute_if_path(training_options.deepspeed)}
+        ),
     )
     write_json(file, work.model_dump(mode="json"))
     print(f"{file}: job {job.id}, to be started with")
-    print(f"torchrun --nproc-per-node PROCESSES -m efface.train.launched {file}")
+    print(f"torchrun --nproc-per-node PROCESSES -m efface.train.trainer.torchrun {file}")
 
 
-def _from_anywhere(name: str) -> str:
+def _absolute_if_path(name: str) -> str:
     """A name as it is, a path from the root."""
     return str(Path(name).absolute()) if Path(name).exists() else name
 
 
-def _erased(parent: "Delta", path: str, concept_set: "ConceptSet", names: tuple[str, ...]) -> tuple[str, ...]:
+def _previously_erased(
+    parent: "Delta", path: str, concept_set: "ConceptSet", names: tuple[str, ...]
+) -> tuple[str, ...]:
     """What the chain has erased so far, by `parent`. Raises UserError where `names` is no request to go on with."""
     if "job_id" not in parent.provenance:
         raise UserError(f"--after {path}: tells of no job, so it is not known what it erased")
     if len(names) != 1:
         raise UserError(f"--after takes one request at a time: give one --concept, not {', '.join(names)}")
     erased = tuple(parent.provenance["job"]["concepts"])
-    asked = concept_set.find(names[0]).name
-    if asked in erased:
-        raise UserError(f"--after {path}: has erased '{asked}' already, with {', '.join(erased)}")
+    requested = concept_set.find(names[0]).name
+    if requested in erased:
+        raise UserError(f"--after {path}: has erased '{requested}' already, with {', '.join(erased)}")
     return erased
 
 
@@ -159,7 +166,7 @@ def export(delta_path: Path, folder: Path, base_name: str) -> None:
     print(f"{folder}: load it with diffusers.DiffusionPipeline.from_pretrained")
 
 
-def key_values(settings: Sequence[str], option: str = "--set") -> dict[str, Any]:
+def parse_key_values(settings: Sequence[str], option: str = "--set") -> dict[str, Any]:
     """`["eta=2", "variant=u"]` as a dict, values read as YAML. Raises UserError for one without '='."""
     import yaml
 
@@ -195,7 +202,7 @@ def check_writable(path: Path, option: str = "--out") -> None:
         raise UserError(f"{option} {path}: cannot be written, {parent} is not a writable folder")
 
 
-def _headline(change: dict[str, Any]) -> str:
+def _change_summary(change: dict[str, Any]) -> str:
     of_all, of_unet = change["all"], change["unet"]
     return (
         f"relative L2 {of_all['relative_l2']:.3e}, of the UNet alone {of_unet['relative_l2']:.3e}; "

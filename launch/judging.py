@@ -22,30 +22,30 @@ def evaluate(
     device: str,
 ) -> None:
     """Judge deltas, and the base beside them, in a run folder like a campaign's."""
-    from efface.cluster.campaign import DeltaEvaluation, Evaluation, Resources
+    from efface.cluster.campaign.spec import DeltaEvaluation, Evaluation, Resources
     from efface.cluster.run import open_evaluation
-    from efface.launch.campaigns import carry_out_and_show
-    from efface.launch.device import pick
+    from efface.config_files import parse
+    from efface.launch.campaigns import execute_and_show
+    from efface.launch.device import resolve_device
     from efface.models.delta import Delta
-    from efface.strict import parse
 
-    asked = {"prompts": prompts, "recipe": recipe, "judges": judges, "images_per_prompt": images_per_prompt}
-    evaluation = parse(Evaluation, asked, "efface evaluate")
-    resources = Resources(gpus=1 if pick(device).startswith("cuda") else 0)
+    options = {"prompts": prompts, "recipe": recipe, "judges": judges, "images_per_prompt": images_per_prompt}
+    evaluation = parse(Evaluation, options, "efface evaluate")
+    resources = Resources(gpus=1 if resolve_device(device).startswith("cuda") else 0)
     wanted = DeltaEvaluation(base=base, concepts=concepts, evaluation=evaluation, resources=resources)
     deltas = [(path, Delta.load(path)) for path in paths]
-    carry_out_and_show(open_evaluation(deltas, wanted, out), workers, None)
+    execute_and_show(open_evaluation(deltas, wanted, out), workers, None)
 
 
 def score(table: str, method: str | None, judge: str | None, as_json: bool) -> None:
     """Every score, from the image table alone; a run folder means its table."""
-    from efface.eval.leaderboard import leaderboard, rich_table
-    from efface.eval.score import BASE, score_table
-    from efface.eval.table import read_table
+    from efface.eval.image_table import read_table
+    from efface.eval.scores.leaderboard import leaderboard, rich_table
+    from efface.eval.scores.scoring import BASE, score_table
     from efface.files import as_path
 
-    place = as_path(table)
-    rows = read_table(place / "table.parquet" if (place / "table.parquet").is_file() else place)
+    path = as_path(table)
+    rows = read_table(path / "table.parquet" if (path / "table.parquet").is_file() else path)
     if as_json:
         print(json.dumps(score_table(rows, method=method, judge=judge), indent=2, ensure_ascii=False))
         return

@@ -30,8 +30,8 @@ def methods(name: str | None, as_json: bool) -> None:
 
 
 def judges(as_json: bool) -> None:
-    from efface.eval.judges.judge import judge_names
-    from efface.strict import find_config, read_yaml
+    from efface.config_files import find_config, read_yaml
+    from efface.eval.judge import judge_names
 
     found = [{"name": name, **read_yaml(find_config("judges", name))} for name in judge_names()]
     if as_json:
@@ -42,10 +42,10 @@ def judges(as_json: bool) -> None:
 
 
 def bases(as_json: bool) -> None:
+    from efface.config_files import list_configs
     from efface.models.base import read_base
-    from efface.strict import shipped
 
-    found = [read_base(name).model_dump() for name in shipped("bases")]
+    found = [read_base(name).model_dump() for name in list_configs("bases")]
     if as_json:
         _print_json(found)
     else:
@@ -76,14 +76,14 @@ def prompts(file: str, concept_set: str, target: str | None, as_json: bool) -> N
     from efface.concepts.concept import load_concept_set
     from efface.concepts.prompts import AXES, load_prompt_set
 
-    concepts = load_concept_set(concept_set) if concept_set else _set_for(file)
+    concepts = load_concept_set(concept_set) if concept_set else _concept_set_for(file)
     found = load_prompt_set(file, concepts)
     if target is not None:
-        asked = [prompt for axis in AXES for prompt in found.axis(axis, concepts, concepts.find(target))]
+        selected = [prompt for axis in AXES for prompt in found.axis(axis, concepts, concepts.find(target))]
         if as_json:
-            _print_json([vars(prompt) for prompt in asked])
+            _print_json([vars(prompt) for prompt in selected])
         else:
-            _print_table(["axis", "asked for", "prompt"], [[p.axis, p.asked_concept, p.text] for p in asked])
+            _print_table(["axis", "asked for", "prompt"], [[p.axis, p.asked_concept, p.text] for p in selected])
         return
     counts = {name: found.counts(concepts, concepts.find(name)) for name in found.rows}
     if as_json:
@@ -96,25 +96,25 @@ def prompts(file: str, concept_set: str, target: str | None, as_json: bool) -> N
         print(f"{file}: {len(counts)} concepts of '{concepts.name}', no fault found")
 
 
-def _set_for(file: str) -> Any:
+def _concept_set_for(file: str) -> Any:
     """The concept set named like the prompt set, or the one shipped set that knows the file's names."""
     from efface.concepts.concept import concept_set_names, load_concept_set
     from efface.concepts.prompts import load_prompt_set
 
     if file in concept_set_names():
         return load_concept_set(file)
-    faults = []
+    errors = []
     for name in concept_set_names():
         concepts = load_concept_set(name)
         try:
             load_prompt_set(file, concepts)
-        except UserError as fault:
-            faults.append(str(fault))
+        except UserError as error:
+            errors.append(str(error))
         else:
             return concepts
     # The last complaint about anything but a name is the file's own fault; else the names fit no set.
-    own = [fault for fault in faults if "unknown concept" not in fault]
-    raise UserError(own[0] if own else f"{faults[0]}; say --concepts, if its names belong to a set of your own")
+    own = [error for error in errors if "unknown concept" not in error]
+    raise UserError(own[0] if own else f"{errors[0]}; say --concepts, if its names belong to a set of your own")
 
 
 def _kinds(kinds: dict[Any, int]) -> str:

@@ -18,8 +18,8 @@ def search(
     address: str | None,
 ) -> None:
     """Carry out a search and show its Pareto front; exit code 1 where a trial broke."""
-    from efface.cluster.search import run_search
-    from efface.cluster.search_space import read_search
+    from efface.cluster.search.search import run_search
+    from efface.cluster.search.spec import read_search
 
     console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
     found = run_search(read_search(name_or_path, overrides), out, trials, workers, address, console)

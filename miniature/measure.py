@@ -86,7 +86,7 @@ def prompt_quality(
         def count(finished: int) -> None:
             nonlocal done
             done += finished
-            meter.at(done)
+            meter.update(done)
 
         requests = [ImageRequest(prompt, 1000 * seed + number) for number, (_, prompt, seed) in enumerate(rows)]
         pictures = sample(base, recipe, requests, count)

@@ -37,7 +37,7 @@ class Meter:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def at(self, done: int, note: str = "") -> None:
+    def update(self, done: int, note: str = "") -> None:
         """`done` of the total are finished."""
         self.bar.update(self.task, completed=done, note=note)
         now = time.monotonic()
@@ -51,4 +51,4 @@ def track(items: Iterable[Item], title: str, total: int) -> Iterator[Item]:
     with Meter(title, total) as meter:
         for number, item in enumerate(items, start=1):
             yield item
-            meter.at(number)
+            meter.update(number)

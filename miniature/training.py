@@ -67,7 +67,7 @@ def train(
             if average:
                 _follow(mean, module, min(average, (step + 1) / (step + 10)))
             smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
-            meter.at(step + 1, f"loss {smooth:.4f}")
+            meter.update(step + 1, f"loss {smooth:.4f}")
             if (step + 1) % CHECKPOINT_EVERY == 0:
                 state = {"module": module.state_dict(), "mean": mean.state_dict(), "optimizer": optimizer.state_dict()}
                 torch.save(state | {"step": step + 1}, path.with_suffix(".part"))

@@ -25,13 +25,13 @@ from torch.utils.flop_counter import flop_registry
 Precision = Literal["fp32", "bf16"]
 
 # What torch's autocast for CUDA computes in bf16, and what in fp32, of that which these models use.
-LOWER = {F.linear, F.conv2d, torch.matmul, torch.bmm, torch.baddbmm, F.scaled_dot_product_attention}
-FP32 = {F.group_norm, F.layer_norm, F.softmax, torch.softmax}
+AUTOCAST_BF16 = {F.linear, F.conv2d, torch.matmul, torch.bmm, torch.baddbmm, F.scaled_dot_product_attention}
+AUTOCAST_FP32 = {F.group_norm, F.layer_norm, F.softmax, torch.softmax}
 TOKENS = 77
 
 
 @dataclass(frozen=True)
-class Pass:
+class PassCost:
     """Bytes and floating-point operations (a multiply-add is two) of one pass, without the weights."""
 
     saved: int
@@ -42,7 +42,7 @@ class Pass:
     backward_flops: int
 
 
-def unet_pass(
+def unet_pass_cost(
     unet: UNet2DConditionModel,
     trained: Iterable[str],
     rows: int,
@@ -50,7 +50,7 @@ def unet_pass(
     width: int,
     precision: Precision = "fp32",
     checkpointing: bool = False,
-) -> Pass:
+) -> PassCost:
     """A noise prediction for latents (rows, C, height, width), and its backward pass to the weights `trained`.
 
     `trained` are names in the UNet; none: a pass without gradient. In bf16 the trained weights are fp32, the
@@ -63,17 +63,19 @@ def unet_pass(
         parameter.requires_grad_(name in trained)
     if checkpointing:
         # The second forward is within `backward`, where the mode of the first is off.
-        again = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), _AsOnAGPU(precision)))
+        again = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), _SimulatedCuda(precision)))
         unet.enable_gradient_checkpointing(again)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     with unet.device:
         latents = torch.zeros(rows, unet.config.in_channels, height, width, dtype=dtype)
         embedding = torch.zeros(rows, TOKENS, unet.config.cross_attention_dim, dtype=dtype)
         timestep = torch.zeros(rows, dtype=torch.int64)
-    return count(unet, lambda: unet(latents, timestep, embedding).sample, bool(trained), precision)
+    return pass_cost(unet, lambda: unet(latents, timestep, embedding).sample, bool(trained), precision)
 
 
-def count(module: nn.Module, forward: Callable[[], Tensor], backward: bool, precision: Precision = "fp32") -> Pass:
+def pass_cost(
+    module: nn.Module, forward: Callable[[], Tensor], backward: bool, precision: Precision = "fp32"
+) -> PassCost:
     """What `forward` costs, and with `backward` the pass back from the mean square of its output.
 
     Attention is counted as a GPU's fused kernels do it, which never hold the matrix of scores.
@@ -90,10 +92,10 @@ def count(module: nn.Module, forward: Callable[[], Tensor], backward: bool, prec
 
     for parameter in module.parameters():
         if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(lambda weight: live.forget(weight.grad))
+            parameter.register_post_accumulate_grad_hook(lambda weight: live.discard(weight.grad))
     with ExitStack() as modes:
         modes.enter_context(live)
-        modes.enter_context(_AsOnAGPU(precision))
+        modes.enter_context(_SimulatedCuda(precision))
         modes.enter_context(torch.set_grad_enabled(backward))
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             output = forward()
@@ -104,10 +106,10 @@ def count(module: nn.Module, forward: Callable[[], Tensor], backward: bool, prec
             loss = output.float().square().mean()
             del output
             loss.backward()
-    return Pass(kept, live.peak, forward_flops, live.flops - forward_flops)
+    return PassCost(kept, live.peak, forward_flops, live.flops - forward_flops)
 
 
-class _AsOnAGPU(TorchFunctionMode):
+class _SimulatedCuda(TorchFunctionMode):
     """On the meta device: attention by the kernels of a GPU; in bf16: what autocast for CUDA would cast."""
 
     def __init__(self, precision: Precision) -> None:
@@ -116,7 +118,7 @@ class _AsOnAGPU(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        dtype = torch.bfloat16 if func in LOWER else torch.float32 if func in FP32 else None
+        dtype = torch.bfloat16 if func in AUTOCAST_BF16 else torch.float32 if func in AUTOCAST_FP32 else None
         if self.autocast and dtype is not None:
             args, kwargs = tree_map(lambda value: _cast(value, dtype), (args, kwargs))
         if func is F.scaled_dot_product_attention and args[0].is_meta:
@@ -155,21 +157,21 @@ class _Counter(TorchDispatchMode):
             self.flops += formula(*args, **(kwargs or {}), out_val=made)
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor):
-                self._see(tensor.untyped_storage())
+                self._record(tensor.untyped_storage())
         return made
 
-    def _see(self, storage: Any) -> None:
+    def _record(self, storage: Any) -> None:
         key = storage._cdata
         if key not in self.sizes:
             self.sizes[key] = storage.nbytes()
             self.now += self.sizes[key]
             self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._gone, key)
+            weakref.finalize(storage, self._release, key)
 
-    def _gone(self, key: int) -> None:
+    def _release(self, key: int) -> None:
         self.now -= self.sizes.pop(key, 0)
 
-    def forget(self, tensor: Tensor | None) -> None:
+    def discard(self, tensor: Tensor | None) -> None:
         """Count `tensor` no longer, though it lives on."""
         if tensor is not None:
             key = tensor.untyped_storage()._cdata

@@ -59,7 +59,7 @@ class Adapters:
         return {name: value.detach() for name, value in self.parameters().items()} | alphas
 
     @contextmanager
-    def off(self) -> Iterator[None]:
+    def disabled(self) -> Iterator[None]:
         """The base model, bit for bit, for as long as the context lasts."""
         before = {name: adapter.enabled for name, adapter in self.layers.items()}
         for adapter in self.layers.values():
@@ -71,7 +71,7 @@ class Adapters:
                 adapter.enabled = before[name]
 
 
-def attach(
+def add_adapters(
     modules: Mapping[str, nn.Module],
     names: Sequence[str],
     rank: int,

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from efface.models.autotune import milliseconds
+from efface.models.attention_timing import milliseconds
 
 Backend = Literal["auto", "sdpa", "xformers", "cudnn", "flash"]
 
@@ -37,7 +37,7 @@ class FlashAttnProcessor(AttnProcessor2_0):
     first = SDPBackend.FLASH_ATTENTION
 
     def __call__(self, *args: Any, **options: Any) -> Tensor:
-        with sdpa_kernel(_order(self.first), set_priority=True):
+        with sdpa_kernel(_kernel_priority(self.first), set_priority=True):
             return super().__call__(*args, **options)
 
 
@@ -53,7 +53,7 @@ PROCESSORS: dict[str, type] = {
     "cudnn": CuDNNAttnProcessor,
     "xformers": XFormersAttnProcessor,
 }
-STOCK = (AttnProcessor, *PROCESSORS.values())
+DEFAULT_PROCESSORS = (AttnProcessor, *PROCESSORS.values())
 
 
 def set_attention(unet: UNet2DConditionModel, backend: Backend, dtype: torch.dtype | None = None) -> dict[str, Any]:
@@ -67,22 +67,24 @@ def set_attention(unet: UNet2DConditionModel, backend: Backend, dtype: torch.dty
     times = None
     used = "sdpa"
     if backend == "auto" and device.type == "cuda":
-        able = {name: attend for name, attend in KERNELS.items() if why_not(name, device, dtype) is None}
-        times = milliseconds(able, device, dtype, shapes(unet))
+        supported = {
+            name: attend for name, attend in KERNELS.items() if unsupported_reason(name, device, dtype) is None
+        }
+        times = milliseconds(supported, device, dtype, shapes(unet))
         used = min(times, key=lambda name: times[name], default="sdpa")
     elif backend not in ("auto", "sdpa"):
-        reason = why_not(backend, device, dtype)
+        reason = unsupported_reason(backend, device, dtype)
         if reason:
             _warn(backend, reason)
         else:
             used = backend
     processors = {
-        name: PROCESSORS[used]() if type(processor) in STOCK else processor
+        name: PROCESSORS[used]() if type(processor) in DEFAULT_PROCESSORS else processor
         for name, processor in unet.attn_processors.items()
     }
     unet.set_attn_processor(dict(processors))
     counts = dict(Counter(type(processor).__name__ for processor in unet.attn_processors.values()))
-    return {"asked": backend, "used": used, "processors": counts, "milliseconds": times}
+    return {"requested": backend, "used": used, "processors": counts, "milliseconds": times}
 
 
 def shapes(unet: UNet2DConditionModel) -> tuple[tuple[int, int, int], ...]:
@@ -97,7 +99,7 @@ def shapes(unet: UNet2DConditionModel) -> tuple[tuple[int, int, int], ...]:
     return tuple(found[:2])
 
 
-def _order(first: SDPBackend) -> list[SDPBackend]:
+def _kernel_priority(first: SDPBackend) -> list[SDPBackend]:
     rest = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
     return [first, *(kernel for kernel in rest if kernel != first)]
 
@@ -129,7 +131,7 @@ KERNELS: dict[str, Attention] = {
 }
 
 
-def why_not(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+def unsupported_reason(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why a backend cannot compute here, or None where it can: it was tried, forward and backward."""
     if backend == "xformers" and attention_processor.xformers is None:
         return "it is not installed"

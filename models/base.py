@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from efface.config_files import CONFIGS, StrictModel, find_config, list_configs, read_config
 from efface.errors import UserError, did_you_mean
 from efface.files import content_id
 from efface.models.fingerprint import fingerprint
-from efface.models.locate import DIFFUSERS_FILES, locate
+from efface.models.model_files import DIFFUSERS_FILES, locate
 from efface.models.recipe import load_recipe
-from efface.strict import CONFIGS, Strict, find_config, read_strict, shipped
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ RANDOM = "random:"
 RANDOM_SEED = 0
 
 
-class BaseSpec(Strict):
+class BaseSpec(StrictModel):
     """A YAML file of `configs/bases/`."""
 
     name: str
@@ -130,8 +130,8 @@ def read_base(name_or_path: str | Path) -> BaseSpec:
 
 
 def _read_base(name: str, path: Path) -> BaseSpec:
-    if name in shipped("bases") or (path.is_file() and path.suffix in (".yaml", ".yml")):
-        return read_strict(BaseSpec, find_config("bases", name))
+    if name in list_configs("bases") or (path.is_file() and path.suffix in (".yaml", ".yml")):
+        return read_config(BaseSpec, find_config("bases", name))
     if name and (path.is_dir() or (path.is_file() and path.suffix in SINGLE_FILE)):
         image_size = _image_size(path)
         return BaseSpec(
@@ -144,7 +144,7 @@ def _read_base(name: str, path: Path) -> BaseSpec:
 
 def _unknown_base(name: str) -> UserError:
     return UserError(
-        f"unknown base '{name}': {did_you_mean(name, shipped('bases'))}; "
+        f"unknown base '{name}': {did_you_mean(name, list_configs('bases'))}; "
         "a diffusers folder, a .safetensors or .ckpt file, or a hub id would do too"
     )
 

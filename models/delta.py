@@ -56,11 +56,15 @@ class Delta:
 
         Each has the `job_id`, the `method`, the `concepts` of that request alone, and the id of the `delta` it left.
         """
-        told = self.provenance
-        if "job_id" not in told:
+        provenance = self.provenance
+        if "job_id" not in provenance:
             return []
-        alone = {"job_id": told["job_id"], "method": told["job"]["method"], "concepts": told["job"]["concepts"]}
-        *before, own = told.get("lineage", [alone])
+        alone = {
+            "job_id": provenance["job_id"],
+            "method": provenance["job"]["method"],
+            "concepts": provenance["job"]["concepts"],
+        }
+        *before, own = provenance.get("lineage", [alone])
         return [*before, {**own, "delta": self.id}]
 
     def save(self, path: str | Path) -> None:
@@ -74,11 +78,11 @@ class Delta:
         tensors, header = _read(Path(path))
         try:
             delta = Delta(header["kind"], tensors, header["provenance"])
-            fault = _fault(delta, header)
+            error = _validation_error(delta, header)
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
-            fault = "its header is not one that efface wrote"
-        if fault:
-            raise UserError(f"{path}: not a usable delta, {fault}")
+            error = "its header is not one that efface wrote"
+        if error:
+            raise UserError(f"{path}: not a usable delta, {error}")
         return delta
 
     def edited(self, base: Base, force: bool = False) -> dict[str, Tensor]:
@@ -192,7 +196,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{path}: not a whole safetensors file") from None
 
 
-def _fault(delta: Delta, header: dict[str, Any]) -> str | None:
+def _validation_error(delta: Delta, header: dict[str, Any]) -> str | None:
     """What is wrong with a delta just read, or None."""
     if set(header) != {"kind", "provenance", "sha256"} or delta.kind not in get_args(Kind):
         return "its header is not one that efface wrote"

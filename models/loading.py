@@ -16,8 +16,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from efface.errors import UserError
 from efface.models.base import RANDOM, RANDOM_SEED, SINGLE_FILE, Base, BaseSpec, architecture, base_id
-from efface.models.checkpoint import read_checkpoint
-from efface.models.locate import DIFFUSERS_FILES, locate
+from efface.models.model_files import DIFFUSERS_FILES, locate
+from efface.models.single_file import read_checkpoint
 
 DEFAULT_ARCHITECTURE = "sd-v1-4"
 

@@ -10,11 +10,11 @@ from typing import Literal
 
 from pydantic import Field
 
+from efface.config_files import StrictModel, find_config, read_config
 from efface.files import content_id
-from efface.strict import Strict, find_config, read_strict
 
 
-class Recipe(Strict):
+class Recipe(StrictModel):
     name: str = Field(description="what people call it; no part of its id")
     scheduler: str = Field(description="pndm, ddim, dpm++ … or the name of any diffusers scheduler class")
     steps: int = Field(ge=1, le=1000, description="inference steps of the scheduler")
@@ -37,4 +37,4 @@ class Recipe(Strict):
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
     """A recipe shipped in `configs/recipes/`, or in a YAML file of one's own."""
-    return read_strict(Recipe, find_config("recipes", name_or_path))
+    return read_config(Recipe, find_config("recipes", name_or_path))

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from efface.models.base import Base
-from efface.models.hooks import Guidance, guidance_for
-from efface.models.predictor import NoisePredictor, predictor
+from efface.models.noise_predictor import NoisePredictor, predictor
 from efface.models.recipe import Recipe
+from efface.models.sampler_hooks import Guidance, guidance_for
 from efface.models.scheduler import make_scheduler
-from efface.models.text import encode_prompts
+from efface.models.text_encoding import encode_prompts
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,10 @@ def denoise(
     if "generator" in inspect.signature(scheduler.step).parameters:
         own_noise["generator"] = generators
     for timestep in scheduler.timesteps:
-        taken = scheduler.scale_model_input(latents, timestep)
-        noise_pred = guidance(predict, taken, timestep.to(base.device), cond, uncond, recipe.guidance_scale)
+        latent_model_input = scheduler.scale_model_input(latents, timestep)
+        noise_pred = guidance(
+            predict, latent_model_input, timestep.to(base.device), cond, uncond, recipe.guidance_scale
+        )
         latents = scheduler.step(noise_pred, timestep, latents, **own_noise).prev_sample
     return latents
 

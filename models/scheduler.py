@@ -19,7 +19,7 @@ NAMES = {
     "unipc": "UniPCMultistepScheduler",
 }
 # These draw their noise from a source of their own, so an image would not be a function of its seed.
-NOT_BY_SEED = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
+UNSEEDED_SCHEDULERS = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
 
 
 def make_scheduler(name: str, config: dict[str, Any], steps: int) -> SchedulerMixin:
@@ -31,7 +31,7 @@ def make_scheduler(name: str, config: dict[str, Any], steps: int) -> SchedulerMi
     """
     class_name = NAMES.get(name, name)
     known = getattr(diffusers, class_name, None) if class_name.endswith("Scheduler") else None
-    if known is None or class_name in NOT_BY_SEED:
+    if known is None or class_name in UNSEEDED_SCHEDULERS:
         raise UserError(f"unknown scheduler '{name}': {did_you_mean(name, NAMES)}")
     try:
         # Latents have no bounds; DDIM and DDPM would clip them to [-1, 1] where the config is silent.
@@ -42,7 +42,7 @@ def make_scheduler(name: str, config: dict[str, Any], steps: int) -> SchedulerMi
     return scheduler
 
 
-def renew(scheduler: SchedulerMixin) -> SchedulerMixin:
+def new_scheduler_like(scheduler: SchedulerMixin) -> SchedulerMixin:
     """Another scheduler of the same kind, config and number of steps, at its start."""
     fresh = type(scheduler).from_config(scheduler.config)
     fresh.set_timesteps(scheduler.num_inference_steps)

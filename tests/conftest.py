@@ -27,7 +27,7 @@ SCHEDULER = {
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _isolated_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests neither read nor fill the user's cache, and never ask the network for a model."""
     patch = pytest.MonkeyPatch()
     patch.setenv("EFFACE_CACHE", str(tmp_path_factory.mktemp("cache")))

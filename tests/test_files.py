@@ -12,11 +12,21 @@ import pytest
 
 from efface import files
 from efface.errors import StorageError
-from efface.files import as_path, content_id, create, is_remote, local_copy, sha256_file, slug, write_atomic, write_json
+from efface.files import (
+    as_path,
+    content_id,
+    create_exclusive,
+    is_remote,
+    local_copy,
+    sha256_file,
+    slug,
+    write_atomic,
+    write_json,
+)
 
 
 @pytest.fixture(params=["disk", "memory"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A folder that is not there yet, on a disk and in fsspec's store in memory."""
     return tmp_path / "new" if request.param == "disk" else as_path(f"memory://{uuid.uuid4().hex}/new")
 
@@ -30,51 +40,51 @@ def test_a_path_is_local_and_a_url_is_not(tmp_path: Path) -> None:
 
 
 def test_a_url_of_no_known_kind_is_told_in_a_sentence() -> None:
-    with pytest.raises(StorageError, match="nowhere://bucket/x: cannot be opened") as told:
+    with pytest.raises(StorageError, match="nowhere://bucket/x: cannot be opened") as excinfo:
         as_path("nowhere://bucket/x")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(excinfo.value)
 
 
-def test_what_is_written_is_read_and_its_folder_made(place: Path) -> None:
-    write_atomic(place / "deep" / "file", b"one")
-    assert (place / "deep" / "file").read_bytes() == b"one"
-    write_atomic(place / "deep" / "file", b"another")
-    assert (place / "deep" / "file").read_bytes() == b"another"
-    assert [path.name for path in (place / "deep").iterdir()] == ["file"]
+def test_what_is_written_is_read_and_its_folder_made(folder: Path) -> None:
+    write_atomic(folder / "deep" / "file", b"one")
+    assert (folder / "deep" / "file").read_bytes() == b"one"
+    write_atomic(folder / "deep" / "file", b"another")
+    assert (folder / "deep" / "file").read_bytes() == b"another"
+    assert [path.name for path in (folder / "deep").iterdir()] == ["file"]
 
 
-def test_a_file_is_created_once_and_never_written_over(place: Path) -> None:
-    assert create(place / "file", b"first")
-    assert not create(place / "file", b"second")
-    assert (place / "file").read_bytes() == b"first"
-    assert [path.name for path in place.iterdir()] == ["file"]
+def test_a_file_is_created_once_and_never_written_over(folder: Path) -> None:
+    assert create_exclusive(folder / "file", b"first")
+    assert not create_exclusive(folder / "file", b"second")
+    assert (folder / "file").read_bytes() == b"first"
+    assert [path.name for path in folder.iterdir()] == ["file"]
 
 
-def test_json_is_written_so_that_people_and_programs_read_it(place: Path) -> None:
-    write_json(place / "file", {"name": "Müller", "seeds": [1, 2]})
-    text = (place / "file").read_text(encoding="utf-8")
+def test_json_is_written_so_that_people_and_programs_read_it(folder: Path) -> None:
+    write_json(folder / "file", {"name": "Müller", "seeds": [1, 2]})
+    text = (folder / "file").read_text(encoding="utf-8")
     assert json.loads(text) == {"name": "Müller", "seeds": [1, 2]} and "Müller" in text and text.endswith("}\n")
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(place / "nan", float("nan"))
-    assert not (place / "nan").exists()
+        write_json(folder / "nan", float("nan"))
+    assert not (folder / "nan").exists()
 
 
-def test_a_hash_is_that_of_the_bytes(place: Path) -> None:
-    write_atomic(place / "file", b"abc")
+def test_a_hash_is_that_of_the_bytes(folder: Path) -> None:
+    write_atomic(folder / "file", b"abc")
     # FIPS 180-4, the example of one block.
-    assert sha256_file(place / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert sha256_file(folder / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-def test_a_local_copy_has_the_content_and_is_gone_afterwards(place: Path) -> None:
-    write_atomic(place / "delta.safetensors", b"tensors")
-    with local_copy(place / "delta.safetensors") as copy:
+def test_a_local_copy_has_the_content_and_is_gone_afterwards(folder: Path) -> None:
+    write_atomic(folder / "delta.safetensors", b"tensors")
+    with local_copy(folder / "delta.safetensors") as copy:
         assert copy.read_bytes() == b"tensors" and copy.name == "delta.safetensors" and not is_remote(copy)
-    assert copy.exists() == (not is_remote(place))
+    assert copy.exists() == (not is_remote(folder))
 
 
-def test_a_local_copy_of_what_is_not_there_is_a_place_to_write_it(place: Path) -> None:
-    place.mkdir(parents=True)
-    with local_copy(place / "none") as copy:
+def test_a_local_copy_of_what_is_not_there_is_a_place_to_write_it(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    with local_copy(folder / "none") as copy:
         assert not copy.exists() and copy.parent.is_dir()
 
 
@@ -111,11 +121,11 @@ def test_a_file_that_cannot_be_created_is_not_taken_for_one_that_is_there(
 
     monkeypatch.setattr(os, "link", full)
     with pytest.raises(StorageError, match="Disk quota exceeded"):
-        create(tmp_path / "file", b"")
+        create_exclusive(tmp_path / "file", b"")
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("write", [write_atomic, create])
+@pytest.mark.parametrize("write", [write_atomic, create_exclusive])
 def test_a_place_that_is_a_file_is_told_in_a_sentence(write: object, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="file/under/it: cannot be written"):
@@ -130,15 +140,15 @@ def test_whatever_a_store_says_becomes_one_sentence(error: Exception, monkeypatc
         raise error
 
     monkeypatch.setattr(type(path.fs), "pipe_file", fail)  # type: ignore[attr-defined]
-    for write in (write_atomic, create):
-        with pytest.raises(StorageError, match="cannot be written") as told:
+    for write in (write_atomic, create_exclusive):
+        with pytest.raises(StorageError, match="cannot be written") as excinfo:
             write(path, b"")
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(excinfo.value)
 
 
-def _create_when_told(start: Connection, path: Path, name: str) -> None:
+def _create_on_signal(start: Connection, path: Path, name: str) -> None:
     start.recv()
-    start.send(create(path, name.encode()))
+    start.send(create_exclusive(path, name.encode()))
 
 
 def test_of_many_processes_that_create_a_file_at_once_one_succeeds(tmp_path: Path) -> None:
@@ -147,7 +157,7 @@ def test_of_many_processes_that_create_a_file_at_once_one_succeeds(tmp_path: Pat
         path = tmp_path / str(attempt)
         pipes = [context.Pipe() for _ in range(8)]
         own = [
-            context.Process(target=_create_when_told, args=(there, path, str(number)))
+            context.Process(target=_create_on_signal, args=(there, path, str(number)))
             for number, (_, there) in enumerate(pipes)
         ]
         for process in own:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from efface.concepts.concept import load_concept_set
-from efface.eval.weight_change import weight_change
+from efface.eval.metrics.weight_change import weight_change
 from efface.models.base import load_base, read_base
 from efface.models.delta import Delta
 from efface.train.job import make_job, run_job

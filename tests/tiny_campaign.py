@@ -32,7 +32,7 @@ def write_yaml(path: Path, data: Any) -> str:
     return str(path)
 
 
-def write_world(folder: Path, model: Path) -> None:
+def write_campaign_inputs(folder: Path, model: Path) -> None:
     """concepts.yaml, prompts.csv, recipe.yaml, judge.yaml with its weights, and base.yaml for the tiny `model`."""
     concepts = [
         {"name": name, "kind": "object", "phrase": f"a {name}", "anchor": "a thing", "adjacent": [NEAREST[name]]}
@@ -51,11 +51,11 @@ def write_world(folder: Path, model: Path) -> None:
     write_yaml(folder / "base.yaml", base)
 
 
-def campaign_dict(world: Path, **changes: Any) -> dict[str, Any]:
+def campaign_dict(campaign_inputs: Path, **changes: Any) -> dict[str, Any]:
     """A campaign of two methods and one target, 14 images a model; `changes` replace its keys."""
     return {
         "name": "tiny",
-        "base": str(world / "base.yaml"),
+        "base": str(campaign_inputs / "base.yaml"),
         "concepts": {"targets": ["cat"]},
         "methods": [UCE, ESD],
         "evaluation": {"images_per_prompt": IMAGES_PER_PROMPT, "prompts_per_concept": LIMITS, "shard_size": 5},
@@ -64,19 +64,19 @@ def campaign_dict(world: Path, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> Path:
-    """The folder of `write_world`. Not to be changed."""
-    folder = tmp_path_factory.mktemp("world")
-    write_world(folder, tiny_base_folder)
+def campaign_inputs(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> Path:
+    """The folder of `write_campaign_inputs`. Not to be changed."""
+    folder = tmp_path_factory.mktemp("campaign_inputs")
+    write_campaign_inputs(folder, tiny_base_folder)
     return folder
 
 
 @pytest.fixture
-def campaign_file(world: Path, tmp_path: Path) -> Callable[..., Path]:
+def campaign_file(campaign_inputs: Path, tmp_path: Path) -> Callable[..., Path]:
     """A function from changed keys to a campaign's YAML file."""
 
     def write(**changes: Any) -> Path:
-        return Path(write_yaml(tmp_path / "campaign.yaml", campaign_dict(world, **changes)))
+        return Path(write_yaml(tmp_path / "campaign.yaml", campaign_dict(campaign_inputs, **changes)))
 
     return write
 

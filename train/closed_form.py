@@ -28,7 +28,9 @@ class Statistics:
         return Statistics(self.value_key + other.value_key, self.key_key + other.key_key)
 
 
-def gather(keys: Tensor, values: Tensor, strength: float = 1.0, dtype: torch.dtype = torch.float64) -> Statistics:
+def key_statistics(
+    keys: Tensor, values: Tensor, strength: float = 1.0, dtype: torch.dtype = torch.float64
+) -> Statistics:
     """Statistics of keys (n, d_in) that should map to values (n, d_out), each counted `strength` times.
 
     Text embeddings share a large mean, so their second moment is ill-conditioned: the sums are taken in fp64

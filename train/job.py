@@ -12,28 +12,28 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from torch import Tensor
 
 from efface.concepts.concept import ConceptSet
+from efface.config_files import StrictModel, parse
 from efface.errors import JobFailure, UserError
 from efface.files import content_id, slug
 from efface.models.base import Base
 from efface.models.delta import Delta, Kind, stack
-from efface.strict import Strict, parse
-from efface.train.chain import check_parent, lineage, with_standing_anchor
-from efface.train.loop import train
+from efface.train.continual import check_parent, lineage, with_remaining_anchor
 from efface.train.method import (
     ClosedFormMethod,
     GradientMethod,
     Method,
     MethodConfig,
     Strategy,
-    Task,
     TrainingConfig,
+    UnlearningTask,
     get_method,
     parse_config,
 )
-from efface.train.setup import Setup
+from efface.train.trainer.loop import train
+from efface.train.trainer.options import TrainingOptions
 
 
-class Job(Strict):
+class Job(StrictModel):
     """Everything that decides a delta, resolved."""
 
     base: str = Field(description="the base's name or path, as asked for")
@@ -62,8 +62,8 @@ class Job(Strict):
         return self
 
     @model_serializer(mode="wrap")
-    def _parent_only_where_there_is_one(self, told: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in told(self).items() if key != "parent" or value is not None}
+    def _parent_only_where_there_is_one(self, serialized: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in serialized(self).items() if key != "parent" or value is not None}
 
     @property
     def id(self) -> str:
@@ -126,34 +126,37 @@ def run_job(
     *,
     parent: Delta | None = None,
     checkpoint: Path | None = None,
-    every: int = 50,
-    setup: Setup | None = None,
-    halve_batch: bool = False,
+    save_steps: int = 50,
+    training_options: TrainingOptions | None = None,
+    reduce_micro_batch: bool = False,
 ) -> tuple[Delta, dict[str, Any]]:
     """The job's delta, and its metrics `{"losses": […], "seconds": …, "samples_seen": …, "attention": …}`.
 
-    "attention" is what `models.attention.set_attention` reports of the student, None where `setup` names none.
+    "attention" is what `models.attention.set_attention` reports of the student, None where no attention is named.
 
     `on_step(done, steps, loss)` is called after every optimiser step. `parent` is the delta of the request before, in
-    a chain (`train/chain.py`). `checkpoint`, `every` and `setup` are those of `train.loop.train`. With `halve_batch`,
+    a chain (`train/continual.py`). `checkpoint`, `save_steps` and `training_options` are those of `train.loop.train`.
+    With `reduce_micro_batch`,
     for a device that has run out of memory, a step takes twice the batches of half the size; the provenance says so.
 
     The base is left as it was, bit for bit. Raises UserError where the job does not fit what it is run with, and
     JobFailure where training goes wrong.
     """
     assert base.applied is None, "a job starts from the unedited base"
-    method = _method(job, base, concept_set, halve_batch)
-    solved = isinstance(method, ClosedFormMethod)
-    check_parent(job, parent, base, solved)
-    task = _task(job, base, concept_set, cache, solved)
+    method = _method(job, base, concept_set, reduce_micro_batch)
+    closed_form = isinstance(method, ClosedFormMethod)
+    check_parent(job, parent, base, closed_form)
+    task = _task(job, base, concept_set, cache, closed_form)
     start = time.perf_counter()
     losses: list[float] = []
     samples_seen, attention = 0, None
-    base.swap(None if solved else parent)
+    base.swap(None if closed_form else parent)
     try:
         if isinstance(method, GradientMethod):
-            how = setup or Setup()
-            tensors, losses, attention = train(method, task, on_step, checkpoint=checkpoint, every=every, setup=how)
+            options = training_options or TrainingOptions()
+            tensors, losses, attention = train(
+                method, task, on_step, checkpoint=checkpoint, save_steps=save_steps, training_options=options
+            )
             samples_seen = len(losses) * method.config.batch_size * method.config.gradient_accumulation_steps
         else:
             assert isinstance(method, ClosedFormMethod)
@@ -161,36 +164,36 @@ def run_job(
     finally:
         base.swap(None)
     kind: Kind = method.delta_kind
-    if parent is not None and not solved:
+    if parent is not None and not closed_form:
         kind, tensors = stack(base, parent, kind, tensors)
     own = {name: _own(value) for name, value in sorted(tensors.items())}
-    delta = Delta(kind, own, _provenance(job, parent, method if halve_batch else None))
+    delta = Delta(kind, own, _provenance(job, parent, method if reduce_micro_batch else None))
     seconds = time.perf_counter() - start
     return delta, {"losses": losses, "seconds": seconds, "samples_seen": samples_seen, "attention": attention}
 
 
-def _task(job: Job, base: Base, concept_set: ConceptSet, cache: Path | None, solved: bool) -> Task:
+def _task(job: Job, base: Base, concept_set: ConceptSet, cache: Path | None, closed_form: bool) -> UnlearningTask:
     """What the method is asked: the last request of a chain, or, where equations are solved anew, all of them."""
     concepts = tuple(
-        with_standing_anchor(concept_set.find(name), concept_set, gone=job.concepts) for name in job.concepts
+        with_remaining_anchor(concept_set.find(name), concept_set, erased=job.concepts) for name in job.concepts
     )
-    if job.strategy == "continual" and not solved:
-        return Task(base, concepts[-1:], concept_set, job.seed, cache, erased=concepts[:-1])
-    return Task(base, concepts, concept_set, job.seed, cache)
+    if job.strategy == "continual" and not closed_form:
+        return UnlearningTask(base, concepts[-1:], concept_set, job.seed, cache, erased=concepts[:-1])
+    return UnlearningTask(base, concepts, concept_set, job.seed, cache)
 
 
-def _provenance(job: Job, parent: Delta | None, halved: Method | None) -> dict[str, Any]:
-    told: dict[str, Any] = {"job": job.model_dump(mode="json"), "job_id": job.id}
+def _provenance(job: Job, parent: Delta | None, reduced: Method | None) -> dict[str, Any]:
+    serialized: dict[str, Any] = {"job": job.model_dump(mode="json"), "job_id": job.id}
     if job.strategy == "continual":
-        told["lineage"] = lineage(job, parent)
-    if halved is not None:
-        told["batch_halved"] = {
-            name: getattr(halved.config, name) for name in ("batch_size", "gradient_accumulation_steps")
+        serialized["lineage"] = lineage(job, parent)
+    if reduced is not None:
+        serialized["reduced_micro_batch"] = {
+            name: getattr(reduced.config, name) for name in ("batch_size", "gradient_accumulation_steps")
         }
-    return told
+    return serialized
 
 
-def _method(job: Job, base: Base, concept_set: ConceptSet, halve_batch: bool) -> Method:
+def _method(job: Job, base: Base, concept_set: ConceptSet, reduce_micro_batch: bool) -> Method:
     method_class = get_method(job.method)
     if job.method_version != method_class.version:
         is_now = f"this efface has version {method_class.version}"
@@ -201,10 +204,10 @@ def _method(job: Job, base: Base, concept_set: ConceptSet, halve_batch: bool) ->
     if job.concept_set_sha256 != concept_set.sha256:
         raise UserError(f"job {job.id} is for another version of concept set '{job.concept_set}' than the one given")
     config = parse_config(job.method, job.config)
-    return method_class(_halved(config, job.method) if halve_batch else config)
+    return method_class(_with_smaller_micro_batch(config, job.method) if reduce_micro_batch else config)
 
 
-def _halved(config: MethodConfig, method: str) -> MethodConfig:
+def _with_smaller_micro_batch(config: MethodConfig, method: str) -> MethodConfig:
     """As many samples a step, in twice the batches (of an odd size: in as many more as divide it)."""
     size = config.batch_size if isinstance(config, TrainingConfig) else 1
     if not isinstance(config, TrainingConfig) or size == 1:

@@ -26,11 +26,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from efface.concepts.concept import Concept, ConceptSet
+from efface.config_files import CONFIGS, StrictModel, parse, read_yaml
 from efface.errors import UserError, did_you_mean
 from efface.models.base import Base
-from efface.models.groups import select
-from efface.models.predictor import NoisePredictor, predictor
-from efface.strict import CONFIGS, Strict, parse, read_yaml
+from efface.models.noise_predictor import NoisePredictor, predictor
+from efface.models.parameter_groups import select
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -44,7 +44,7 @@ Policy = Literal["on", "off", "either", "none"]
 DeltaKind = Literal["weights", "adapter", "hook"]
 
 
-class MethodConfig(Strict):
+class MethodConfig(StrictModel):
     """The settings of a method. Every field has a description that gives its unit and its source."""
 
 
@@ -85,7 +85,7 @@ class GradientConfig(TrainingConfig):
 
 
 @dataclass(frozen=True)
-class Task:
+class UnlearningTask:
     """What a method is asked to do."""
 
     base: Base
@@ -138,19 +138,19 @@ class Method(ABC):
     @property
     @abstractmethod
     def group(self) -> str:
-        """The parameter group (`models/groups.py`) that this config changes; nothing else is touched."""
+        """The parameter group (`models/parameter_groups.py`) that this config changes; nothing else is touched."""
 
 
 class ClosedFormMethod(Method):
     """A method whose new weights are the solution of equations."""
 
     @abstractmethod
-    def solve(self, task: Task) -> dict[str, Tensor]:
+    def solve(self, task: UnlearningTask) -> dict[str, Tensor]:
         """New values, fp32, of the changed parameters by full name."""
 
 
 class GradientMethod(Method):
-    """A method that minimises a loss by gradient steps, in the loop of `train/loop.py`.
+    """A method that minimises a loss by gradient steps, in the loop of `train/trainer/loop.py`.
 
     `prepare` comes once, then `batch` and `loss` in turns. All chance in a batch is a function of the
     task's seed and the batch's index (`train/seeds.py`), so that a run can be cut and continued at any
@@ -158,7 +158,7 @@ class GradientMethod(Method):
     """
 
     @abstractmethod
-    def prepare(self, task: Task, student: Student) -> None:
+    def prepare(self, task: UnlearningTask, student: Student) -> None:
         """Encode prompts, make data, and hang processors or adapters on the student."""
 
     @abstractmethod

@@ -17,16 +17,16 @@ def generator(seed: int, *purpose: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def normal(shape: tuple[int, ...], source: torch.Generator, device: torch.device) -> Tensor:
+def normal(shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
     """Standard normal numbers, fp32, drawn on the CPU and moved."""
-    return torch.randn(shape, generator=source).to(device)
+    return torch.randn(shape, generator=generator).to(device)
 
 
-def integer(below: int, source: torch.Generator) -> int:
+def integer(high: int, generator: torch.Generator) -> int:
     """One uniform integer in [0, below)."""
-    return int(torch.randint(below, (1,), generator=source))
+    return int(torch.randint(high, (1,), generator=generator))
 
 
-def integers(below: int, count: int, source: torch.Generator) -> Tensor:
+def integers(high: int, count: int, generator: torch.Generator) -> Tensor:
     """`count` uniform integers in [0, below), int64, on the CPU."""
-    return torch.randint(below, (count,), generator=source)
+    return torch.randint(high, (count,), generator=generator)

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from efface.errors import UserError
-from efface.eval.attacks.banned import Banned
+from efface.eval.banned_words import Banned
 from efface.models.base import Base
-from efface.models.text import encode_ids, token_ids
+from efface.models.text_encoding import encode_ids, token_ids
 
 ATTEMPTS = 1000
 POSITIONS = 24
@@ -39,11 +39,11 @@ class SearchConfig:
     tokens: int = 8
     steps: int = 40
     top_k: int = 64  # best exchanges per place by gradient
-    exchanges: int = 48  # drawn and tried per step
+    candidates: int = 48  # drawn and tried per step
 
 
 @dataclass(frozen=True)
-class Found:
+class AdversarialPrompt:
     """A prompt, its tokens, and the objective in [-1, 1] now and for the random prompt it began as."""
 
     text: str
@@ -52,7 +52,7 @@ class Found:
     start: float
 
 
-class Goal:
+class SearchObjective:
     """What the text encoder should be made to say: the concept's direct prompts, against those of other
     concepts.
     """
@@ -82,9 +82,9 @@ def pooled_and_mean(hidden: Tensor, ends: Tensor) -> Tensor:
     return torch.stack([hidden[torch.arange(len(hidden)), ends], hidden.mean(1)], dim=1)
 
 
-def end_positions(ids: Tensor, end: int) -> Tensor:
-    """Position of the first `end` token in every row of ids (B, n): (B,)."""
-    return (ids == end).int().argmax(1)
+def end_positions(ids: Tensor, eos: int) -> Tensor:
+    """Position of the first `eos` token in every row of ids (B, n): (B,)."""
+    return (ids == eos).int().argmax(1)
 
 
 class Vocabulary:
@@ -107,7 +107,7 @@ class Vocabulary:
 
     def allowed(self, banned: Banned) -> Tensor:
         """Which tokens are readable and do not say anything banned by themselves: bool, (vocabulary,)."""
-        hits = torch.tensor([banned.hit(text) for text in self.texts])
+        hits = torch.tensor([banned.matches(text) for text in self.texts])
         return self.readable & ~hits
 
     def valid(self, prompts: Sequence[Sequence[int]], banned: Banned) -> list[bool]:
@@ -115,19 +115,19 @@ class Vocabulary:
         texts = [self.text(tokens) for tokens in prompts]
         again = self.tokenizer(texts, add_special_tokens=False).input_ids
         return [
-            list(tokens) == list(back) and not banned.hit(text)
+            list(tokens) == list(back) and not banned.matches(text)
             for tokens, back, text in zip(prompts, again, texts, strict=True)
         ]
 
 
 def search(
     base: Base,
-    goal: Goal,
+    goal: SearchObjective,
     vocabulary: Vocabulary,
     banned: Banned,
     config: SearchConfig | None = None,
     seed: int = 0,
-) -> Found:
+) -> AdversarialPrompt:
     """One restart of the search, from a random prompt; a function of its arguments alone.
 
     Raises UserError where no prompt of so many tokens can be made from what is not banned.
@@ -142,7 +142,7 @@ def search(
         gain[:, ~allowed] = -torch.inf
         gain[torch.arange(config.tokens), tokens] = -torch.inf
         choices = gain.topk(min(config.top_k, int(allowed.sum()) - 1), dim=1).indices
-        tried = _exchanges(tokens, choices, config.exchanges, generator)
+        tried = _candidates(tokens, choices, config.candidates, generator)
         tried = tried[torch.tensor(vocabulary.valid(tried.tolist(), banned))]
         if len(tried) == 0:
             continue
@@ -150,7 +150,7 @@ def search(
         winner = int(similarities.argmax())
         if float(similarities[winner]) > best:
             best, tokens = float(similarities[winner]), tried[winner]
-    return Found(vocabulary.text(tokens.tolist()), tuple(tokens.tolist()), best, start)
+    return AdversarialPrompt(vocabulary.text(tokens.tolist()), tuple(tokens.tolist()), best, start)
 
 
 def restart_seed(seed: int, concept: str, restart: int) -> int:
@@ -177,33 +177,33 @@ def _random_prompt(
     )
 
 
-def _exchanges(tokens: Tensor, choices: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def _candidates(tokens: Tensor, choices: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Different prompts with one token of `tokens` (n,) exchanged for one of its place's `choices` (n, k)."""
-    places, ranks = choices.shape
-    drawn = torch.randperm(places * ranks, generator=generator)[:count]
+    positions, ranks = choices.shape
+    drawn = torch.randperm(positions * ranks, generator=generator)[:count]
     tried = tokens.repeat(len(drawn), 1)
     tried[torch.arange(len(drawn)), drawn // ranks] = choices.flatten()[drawn]
     return tried
 
 
-def _framed(base: Base, tokens: Tensor, positions: int) -> Tensor:
+def _with_special_tokens(base: Base, tokens: Tensor, positions: int) -> Tensor:
     """Tokens (B, n) as the beginning of the text encoder's input (B, positions): begin, tokens, end, padding."""
-    begin, end, *padding = token_ids(base, [""])[0].tolist()
+    bos, eos, *padding = token_ids(base, [""])[0].tolist()
     count = len(tokens)
-    frame = torch.tensor([end, *padding]).repeat(count, 1)
-    whole = torch.cat([torch.full((count, 1), begin), tokens, frame], dim=1)
-    return whole[:, : max(positions, tokens.shape[1] + 2)].to(base.device)
+    frame = torch.tensor([eos, *padding]).repeat(count, 1)
+    framed = torch.cat([torch.full((count, 1), bos), tokens, frame], dim=1)
+    return framed[:, : max(positions, tokens.shape[1] + 2)].to(base.device)
 
 
 @torch.no_grad()
-def _similarities(base: Base, goal: Goal, tokens: Tensor) -> Tensor:
+def _similarities(base: Base, goal: SearchObjective, tokens: Tensor) -> Tensor:
     """The objective of prompts (B, n): (B,) on the CPU."""
-    hidden = encode_ids(base.text_encoder, _framed(base, tokens, goal.positions))
+    hidden = encode_ids(base.text_encoder, _with_special_tokens(base, tokens, goal.positions))
     ends = torch.full((len(tokens),), tokens.shape[1] + 1)
     return goal.similarity(pooled_and_mean(hidden, ends)).cpu()
 
 
-def _token_gains(base: Base, goal: Goal, tokens: Tensor) -> Tensor:
+def _token_gains(base: Base, goal: SearchObjective, tokens: Tensor) -> Tensor:
     """Derivative of the objective by the one-hot token of every place: (n, vocabulary) on the CPU."""
     embedding = base.text_encoder.get_input_embeddings()
     leaf: list[Tensor] = []
@@ -215,7 +215,7 @@ def _token_gains(base: Base, goal: Goal, tokens: Tensor) -> Tensor:
     handle = embedding.register_forward_hook(catch)
     try:
         with torch.enable_grad():
-            hidden = encode_ids(base.text_encoder, _framed(base, tokens[None], goal.positions))
+            hidden = encode_ids(base.text_encoder, _with_special_tokens(base, tokens[None], goal.positions))
             similarity = goal.similarity(pooled_and_mean(hidden, torch.tensor([len(tokens) + 1])))
             gradient = torch.autograd.grad(similarity.sum(), leaf[0])[0][0, 1 : len(tokens) + 1]
     finally:

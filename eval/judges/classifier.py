@@ -14,14 +14,14 @@ from pydantic import Field
 from torch import Tensor
 
 from efface.concepts.concept import Concept, fold
+from efface.config_files import StrictModel
 from efface.errors import UserError, did_you_mean
-from efface.eval.judges.judge import Verdict
-from efface.eval.judges.weights import batches, load_processor, load_whole, padded, weights_sha256
+from efface.eval.judge import Verdict
+from efface.eval.judge_files import batches, load_model, load_processor, padded, weights_sha256
 from efface.files import content_id
-from efface.strict import Strict
 
 
-class ClassifierSpec(Strict):
+class ClassifierSpec(StrictModel):
     """A YAML file of `configs/judges/` with `kind: classifier`."""
 
     kind: Literal["classifier"]
@@ -58,14 +58,14 @@ class Classifier:
             hint = did_you_mean(unknown[0], sorted(self.columns))
             raise UserError(f"judge '{self.name}' has no label for {', '.join(unknown)}: {hint}")
 
-    def judge(self, images: np.ndarray, asked: Sequence[Concept]) -> list[Verdict]:
-        self.check(asked)
+    def judge(self, images: np.ndarray, concepts: Sequence[Concept]) -> list[Verdict]:
+        self.check(concepts)
         scores: list[float] = []
         for rows in batches(len(images), self.spec.batch_size):
             probabilities = self._probabilities(images[rows])
             scores += [
                 concept_score(probabilities[i], self._columns(concept) or (), self.multi_label)
-                for i, concept in enumerate(asked[rows])
+                for i, concept in enumerate(concepts[rows])
             ]
         return [Verdict(score >= self.spec.threshold, score) for score in scores]
 
@@ -92,7 +92,7 @@ def concept_score(probabilities: Tensor, columns: Sequence[int], multi_label: bo
 def load_classifier(name: str, spec: ClassifierSpec, device: str | torch.device) -> Classifier:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-    model = load_whole(AutoModelForImageClassification, spec.source, device)
+    model = load_model(AutoModelForImageClassification, spec.source, device)
     processor = load_processor(AutoImageProcessor, spec.source)
     labels = {int(column): str(label) for column, label in model.config.id2label.items()}
     return Classifier(name, spec, model, processor, label_columns(name, labels, spec.labels))

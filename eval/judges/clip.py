@@ -18,14 +18,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from efface.concepts.concept import Concept
+from efface.config_files import StrictModel
 from efface.errors import UserError
-from efface.eval.judges.judge import Verdict
-from efface.eval.judges.weights import batches, load_processor, load_whole, padded, weights_sha256
+from efface.eval.judge import Verdict
+from efface.eval.judge_files import batches, load_model, load_processor, padded, weights_sha256
 from efface.files import content_id
-from efface.strict import Strict
 
 
-class ClipSpec(Strict):
+class ClipSpec(StrictModel):
     """A YAML file of `configs/judges/` with `kind: clip`."""
 
     kind: Literal["clip"]
@@ -61,7 +61,7 @@ class ClipJudge:
         self.thresholds = dict(thresholds or {})
         self.weights = weights_sha256(model)
         self.version = self._version()
-        self._said: dict[str, Tensor] = {}
+        self._text_embeds: dict[str, Tensor] = {}
         """What the texts of a concept come to, by what stands for it in them."""
 
     def calibrated(self, thresholds: Mapping[str, float]) -> "ClipJudge":
@@ -79,43 +79,43 @@ class ClipJudge:
                 "calibrate it on images of the base, or give a threshold in its YAML"
             )
 
-    def judge(self, images: np.ndarray, asked: Sequence[Concept]) -> list[Verdict]:
-        self.check(asked)
-        scores = self.scores(images, asked)
+    def judge(self, images: np.ndarray, concepts: Sequence[Concept]) -> list[Verdict]:
+        self.check(concepts)
+        scores = self.scores(images, concepts)
         return [
             Verdict(score >= (self._threshold(concept) or 0.0), score)
-            for score, concept in zip(scores, asked, strict=True)
+            for score, concept in zip(scores, concepts, strict=True)
         ]
 
     @torch.inference_mode()
-    def scores(self, images: np.ndarray, asked: Sequence[Concept]) -> list[float]:
+    def scores(self, images: np.ndarray, concepts: Sequence[Concept]) -> list[float]:
         """Probability of "with" against "without" for each image and the concept asked of it; needs no
         threshold.
         """
         found: list[float] = []
         scale = self.model.logit_scale.float().exp()
         for rows in batches(len(images), self.spec.batch_size):
-            seen = self._see(images[rows])
+            seen = self._encode_images(images[rows])
             found += [
-                float((scale * (self._say(concept.question) @ image)).softmax(dim=0)[0])
-                for image, concept in zip(seen, asked[rows], strict=False)
+                float((scale * (self._encode_text(concept.question) @ image)).softmax(dim=0)[0])
+                for image, concept in zip(seen, concepts[rows], strict=False)
             ]
         return found
 
-    def _see(self, images: np.ndarray) -> Tensor:
+    def _encode_images(self, images: np.ndarray) -> Tensor:
         """Unit vectors (batch size, D) of a batch of images, the last one repeated until it is full."""
         pixels = self.processor.image_processor(list(padded(images, self.spec.batch_size)), return_tensors="pt")
         output = self.model.vision_model(pixels["pixel_values"].to(self.model.device))
         return normalize(self.model.visual_projection(output.pooler_output).float())
 
-    def _say(self, concept: str) -> Tensor:
+    def _encode_text(self, concept: str) -> Tensor:
         """Unit vectors (2, D): the text with the concept, and the one without."""
-        if concept not in self._said:
+        if concept not in self._text_embeds:
             texts = [text.format(concept=concept) for text in (self.spec.present, self.spec.absent)]
             tokens = self.processor.tokenizer(texts, return_tensors="pt", padding=True, truncation=True)
             output = self.model.text_model(**tokens.to(self.model.device))
-            self._said[concept] = normalize(self.model.text_projection(output.pooler_output).float())
-        return self._said[concept]
+            self._text_embeds[concept] = normalize(self.model.text_projection(output.pooler_output).float())
+        return self._text_embeds[concept]
 
     def _threshold(self, concept: Concept) -> float | None:
         return self.thresholds.get(concept.name, self.spec.threshold)
@@ -128,5 +128,5 @@ class ClipJudge:
 def load_clip(name: str, spec: ClipSpec, device: str | torch.device) -> ClipJudge:
     from transformers import CLIPModel, CLIPProcessor
 
-    model = load_whole(CLIPModel, spec.source, device)
+    model = load_model(CLIPModel, spec.source, device)
     return ClipJudge(name, spec, model, load_processor(CLIPProcessor, spec.source))

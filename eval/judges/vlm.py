@@ -18,21 +18,21 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from efface.concepts.concept import Concept
+from efface.config_files import StrictModel
 from efface.errors import UserError
-from efface.eval.judges.judge import UNREADABLE, Verdict
-from efface.eval.judges.weights import batches, load_processor, load_whole, padded, weights_sha256
+from efface.eval.judge import UNREADABLE, Verdict
+from efface.eval.judge_files import batches, load_model, load_processor, padded, weights_sha256
 from efface.files import content_id
-from efface.strict import Strict
 
 # The conversation LLaVA 1.5 was trained on, for processors that bring no chat template.
-PLAIN_CHAT = "USER: {image}\n{question} ASSISTANT:"
+LLAVA_CHAT_TEMPLATE = "USER: {image}\n{question} ASSISTANT:"
 
 
-LENGTH = 64
+PAD_TO_MULTIPLE_OF = 64
 """Tokens that the length of a batch is a multiple of, so that questions of about one length come in one shape."""
 
 
-class VlmSpec(Strict):
+class VlmSpec(StrictModel):
     """A YAML file of `configs/judges/` with `kind: vlm`."""
 
     kind: Literal["vlm"]
@@ -92,23 +92,23 @@ class VlmJudge:
     def check(self, concepts: Iterable[Concept]) -> None:
         """Any concept can be asked for."""
 
-    def judge(self, images: np.ndarray, asked: Sequence[Concept]) -> list[Verdict]:
+    def judge(self, images: np.ndarray, concepts: Sequence[Concept]) -> list[Verdict]:
         verdicts: list[Verdict] = []
         for rows in batches(len(images), self.spec.batch_size):
-            answers, scores = self._answers(images[rows], asked[rows])
+            answers, scores = self._answers(images[rows], concepts[rows])
             for answer, score in zip(answers, scores, strict=True):
                 present = read_answer(answer)
                 verdicts.append(UNREADABLE if present is None else Verdict(present, score))
         return verdicts
 
     @torch.inference_mode()
-    def _answers(self, images: np.ndarray, asked: Sequence[Concept]) -> tuple[list[str], list[float]]:
+    def _answers(self, images: np.ndarray, concepts: Sequence[Concept]) -> tuple[list[str], list[float]]:
         """Greedy answers, and the probability of yes in the first token of each."""
-        questions = [self.prompt(concept) for concept in asked]
+        questions = [self.prompt(concept) for concept in concepts]
         questions += questions[-1:] * (self.spec.batch_size - len(questions))
         pictures = [Image.fromarray(image) for image in padded(images, self.spec.batch_size)]
         inputs = self.processor(
-            images=pictures, text=questions, return_tensors="pt", padding=True, pad_to_multiple_of=LENGTH
+            images=pictures, text=questions, return_tensors="pt", padding=True, pad_to_multiple_of=PAD_TO_MULTIPLE_OF
         )
         inputs = inputs.to(self.model.device, self.model.dtype)
         tokenizer = self.processor.tokenizer
@@ -123,13 +123,15 @@ class VlmJudge:
         new = generated.sequences[:, inputs["input_ids"].shape[1] :]
         scores = yes_probability(generated.logits[0], self.yes, self.no)
         answers = tokenizer.batch_decode(new, skip_special_tokens=True)
-        return answers[: len(asked)], scores.tolist()[: len(asked)]
+        return answers[: len(concepts)], scores.tolist()[: len(concepts)]
 
     def prompt(self, concept: Concept) -> str:
         """The text that goes in with the image, in the model's own chat format where it has one."""
         question = self.spec.question.format(question=concept.question)
         if not getattr(self.processor, "chat_template", None):
-            return PLAIN_CHAT.format(image=getattr(self.processor, "image_token", "<image>"), question=question)
+            return LLAVA_CHAT_TEMPLATE.format(
+                image=getattr(self.processor, "image_token", "<image>"), question=question
+            )
         content = [{"type": "image"}, {"type": "text", "text": question}]
         chat = [{"role": "user", "content": content}]
         return str(self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
@@ -158,5 +160,5 @@ def load_vlm(name: str, spec: VlmSpec, device: str | torch.device) -> VlmJudge:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     dtype = getattr(torch, spec.dtype)
-    model = load_whole(AutoModelForImageTextToText, spec.source, device, dtype=dtype)
+    model = load_model(AutoModelForImageTextToText, spec.source, device, dtype=dtype)
     return VlmJudge(name, spec, model, load_processor(AutoProcessor, spec.source))

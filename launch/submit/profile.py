@@ -16,22 +16,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from efface.cluster.campaign import Campaign
+from efface.cluster.campaign.spec import Campaign
+from efface.config_files import StrictModel, find_config, read_config
 from efface.errors import UserError
-from efface.strict import Strict, find_config, read_strict
 
-Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9/._][A-Za-z0-9._,@:/+=-]*$")]
+ShellWord = Annotated[str, Field(pattern=r"^[A-Za-z0-9/._][A-Za-z0-9._,@:/+=-]*$")]
 """What may stand unquoted in a script."""
-Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Line = Annotated[str, Field(pattern=r"^[^\n\r]+$")]
-Kubename = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]
+KubernetesName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]
 
 SECRET_WORDS = {"TOKEN", "TOKENS", "SECRET", "SECRETS", "PASSWORD", "PASSWD", "CREDENTIALS", "APIKEY", "KEY"}
-ASSIGNED = re.compile(r"([A-Za-z][A-Za-z0-9_-]*)\s*[=:]\s*\S")
+ASSIGNMENT = re.compile(r"([A-Za-z][A-Za-z0-9_-]*)\s*[=:]\s*\S")
 KEY_MATERIAL = re.compile(r"hf_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{12,}|-----BEGIN|://[^/\s:@]+:[^/\s@]+@")
 
 
-def seconds(time: str) -> float:
+def slurm_time_to_seconds(time: str) -> float:
     """Of a time as SLURM writes it: minutes[:seconds], hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
     if not time[:1].isdigit():
         return float("inf")  # infinite, n/a
@@ -41,7 +41,7 @@ def seconds(time: str) -> float:
     return int(days or 0) * 86400 + sum(part * unit for part, unit in zip(parts, units, strict=False))
 
 
-class RayPlace(Strict):
+class RayConfig(StrictModel):
     """A Ray cluster that is there, as its head's job server shows it."""
 
     address: str = Field(
@@ -50,16 +50,16 @@ class RayPlace(Strict):
     token_file: str | None = Field(None, description="file with Ray's token; default: what Ray itself finds")
 
 
-class SlurmPlace(Strict):
+class SlurmConfig(StrictModel):
     """A part of a SLURM cluster. CPUs, GPUs and memory are those of one array task, or of each node of a Ray."""
 
     style: Literal["array", "shared", "exclusive"] = Field(
         "array", description="parts without Ray; Ray on nodes that others use too; Ray on nodes of one's own"
     )
-    partition: Word | None = Field(None, description="default: the cluster's default partition")
-    account: Word | None = None
-    qos: Word | None = None
-    constraint: Word | None = Field(None, description="features a node must have")
+    partition: ShellWord | None = Field(None, description="default: the cluster's default partition")
+    account: ShellWord | None = None
+    qos: ShellWord | None = None
+    constraint: ShellWord | None = Field(None, description="features a node must have")
     time: Annotated[str, Field(pattern=r"^(\d+-)?\d+(:\d\d){0,2}$")] = Field(
         "01:00:00", description="limit of a job; it saves and queues again before"
     )
@@ -68,26 +68,28 @@ class SlurmPlace(Strict):
     cpus: int = Field(1, ge=1)
     gpus: int = Field(0, ge=0)
     memory: Annotated[str, Field(pattern=r"^\d+[KMGT]?$")] | None = Field(None, description="such as 32G")
-    modules: tuple[Word, ...] = Field((), description="loaded first")
+    modules: tuple[ShellWord, ...] = Field((), description="loaded first")
     setup: tuple[Line, ...] = Field((), description="shell lines before the work, such as `source env/bin/activate`")
-    container: Word | None = Field(None, description="image for srun --container-image (Pyxis)")
-    mounts: tuple[Word, ...] = Field((), description="of the container, FROM:TO")
+    container: ShellWord | None = Field(None, description="image for srun --container-image (Pyxis)")
+    mounts: tuple[ShellWord, ...] = Field((), description="of the container, FROM:TO")
     warn_seconds: int = Field(120, ge=5, description="so long before the time limit the work is told to save")
     requeues: int = Field(20, ge=0, description="how often a job may queue itself again")
 
     @model_validator(mode="after")
-    def _time_to_work(self) -> "SlurmPlace":
-        if seconds(self.time) < 2 * self.warn_seconds:
+    def _check_time(self) -> "SlurmConfig":
+        if slurm_time_to_seconds(self.time) < 2 * self.warn_seconds:
             raise ValueError(f"time is {self.time}, should be at least twice warn_seconds, {self.warn_seconds}")
         return self
 
 
-class KubePlace(Strict):
+class KubeConfig(StrictModel):
     """A Kubernetes namespace with the KubeRay operator (1.6 or newer)."""
 
     image: Annotated[str, Field(pattern=r"^\S+$")] = Field(description="built from cluster/deploy/Dockerfile")
-    namespace: Kubename = "default"
-    claim: Kubename = Field(description="persistent volume claim, ReadWriteMany, for run folders and the model cache")
+    namespace: KubernetesName = "default"
+    claim: KubernetesName = Field(
+        description="persistent volume claim, ReadWriteMany, for run folders and the model cache"
+    )
     mount: Annotated[str, Field(pattern=r"^/[A-Za-z0-9._/-]+$")] = Field("/data", description="where the claim lies")
     workers: int = Field(1, ge=1, description="worker pods")
     cpus: int = Field(4, ge=1, description="of a worker pod")
@@ -98,7 +100,7 @@ class KubePlace(Strict):
     node_selector: dict[str, str] = Field({}, description="labels of the worker pods' nodes")
 
 
-class Cluster(Strict):
+class ClusterProfile(StrictModel):
     """One YAML file."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -106,26 +108,26 @@ class Cluster(Strict):
         "loopback",
         description="where the servers of a Ray that efface starts can be reached from",
     )
-    environment: dict[Variable, Line] = Field({}, description="variables of every process; no secrets")
-    ray: RayPlace = RayPlace()
-    slurm: SlurmPlace = SlurmPlace()
-    kube: KubePlace | None = None
+    environment: dict[VariableName, Line] = Field({}, description="variables of every process; no secrets")
+    ray: RayConfig = RayConfig()
+    slurm: SlurmConfig = SlurmConfig()
+    kube: KubeConfig | None = None
 
     @model_validator(mode="before")
     @classmethod
-    def _no_secret(cls, data: Any) -> Any:
-        found = _secret("", data)
+    def _reject_secrets(cls, data: Any) -> Any:
+        found = _find_secret("", data)
         if found:
             raise ValueError(f"{found} looks like a secret, which scripts and logs would show; name a file instead")
         return data
 
 
-def read_cluster(name_or_path: str) -> Cluster:
+def read_cluster(name_or_path: str) -> ClusterProfile:
     """A profile file, or a shipped one by name. Raises UserError."""
-    return read_strict(Cluster, find_config("clusters", name_or_path))
+    return read_config(ClusterProfile, find_config("clusters", name_or_path))
 
 
-def check_room(campaign: Campaign, where: str, cpus: int, gpus: int) -> None:
+def check_resources(campaign: Campaign, where: str, cpus: int, gpus: int) -> None:
     """Raises UserError where a worker of the campaign would not fit into what the profile asks for."""
     for what, needed, there in (("cpus", campaign.resources.cpus, cpus), ("gpus", campaign.resources.gpus, gpus)):
         if needed > there:
@@ -135,21 +137,21 @@ def check_room(campaign: Campaign, where: str, cpus: int, gpus: int) -> None:
             )
 
 
-def _secret(place: str, value: Any) -> str | None:
+def _find_secret(key_path: str, value: Any) -> str | None:
     """Where in `value` a secret seems to stand; a variable that names a file (…_FILE, …_PATH) is none."""
     if isinstance(value, dict):
-        pairs = [(f"{place}.{key}".strip("."), f"{key}={held}", held) for key, held in value.items()]
+        pairs = [(f"{key_path}.{key}".strip("."), f"{key}={held}", held) for key, held in value.items()]
     elif isinstance(value, list | tuple):
-        pairs = [(f"{place}.{index}", str(held), held) for index, held in enumerate(value)]
+        pairs = [(f"{key_path}.{index}", str(held), held) for index, held in enumerate(value)]
     else:
         return None
     for where, text, held in pairs:
         if isinstance(held, dict | list | tuple):
-            found = _secret(where, held)
+            found = _find_secret(where, held)
             if found:
                 return found
             continue
-        if KEY_MATERIAL.search(text) or any(map(_names_a_secret, ASSIGNED.findall(text))):
+        if KEY_MATERIAL.search(text) or any(map(_names_a_secret, ASSIGNMENT.findall(text))):
             return where
     return None
 

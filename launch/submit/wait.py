@@ -3,16 +3,16 @@
 import sys
 import time
 
-PATIENCE = 300
+TIMEOUT_SECONDS = 300
 """Seconds; a container image may have to come first."""
 
 
-def wait_for(address: str, nodes: int, patience: float = PATIENCE) -> bool:
-    """Whether the Ray at `address` comes to have `nodes` living nodes before `patience` seconds are over."""
+def wait_for_nodes(address: str, nodes: int, timeout: float = TIMEOUT_SECONDS) -> bool:
+    """Whether the Ray at `address` comes to have `nodes` living nodes before `timeout` seconds are over."""
     import ray
 
-    end = time.monotonic() + patience
-    while time.monotonic() < end:
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
         try:
             if not ray.is_initialized():
                 ray.init(address=address, logging_level="CRITICAL", log_to_driver=False)
@@ -25,5 +25,5 @@ def wait_for(address: str, nodes: int, patience: float = PATIENCE) -> bool:
 
 
 if __name__ == "__main__":
-    if not wait_for(sys.argv[1], int(sys.argv[2])):
-        sys.exit(f"efface: no Ray of {sys.argv[2]} node(s) came up at {sys.argv[1]} within {PATIENCE} seconds")
+    if not wait_for_nodes(sys.argv[1], int(sys.argv[2])):
+        sys.exit(f"efface: no Ray of {sys.argv[2]} node(s) came up at {sys.argv[1]} within {TIMEOUT_SECONDS} seconds")

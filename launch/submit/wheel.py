@@ -16,26 +16,39 @@ from pathlib import Path
 import efface
 from efface.errors import UserError
 
-MOST_BYTES = 100 * 2**20
+MAX_BYTES = 100 * 2**20
 """A package is some 20 MB, and Ray takes no more than some 500; more than this is something that strayed into it."""
-CODE_AND_DATA = (".py", ".yaml", ".json", ".csv", ".txt", ".md", ".j2", ".safetensors", ".jsonl", ".npy", ".npz", "")
+PACKAGED_SUFFIXES = (
+    ".py",
+    ".yaml",
+    ".json",
+    ".csv",
+    ".txt",
+    ".md",
+    ".j2",
+    ".safetensors",
+    ".jsonl",
+    ".npy",
+    ".npz",
+    "",
+)
 WHEEL = "Wheel-Version: 1.0\nGenerator: efface\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
 
 def write_wheel(folder: Path, package: Path | None = None) -> Path:
     """Write a wheel into `folder`. Its name holds a hash of its files, as Ray knows a wheel by its name alone.
 
-    Raises UserError, with the largest files, where the package is larger than `MOST_BYTES`.
+    Raises UserError, with the largest files, where the package is larger than `MAX_BYTES`.
     """
     root = package or Path(efface.__file__).parent
     files = dict(_files(root))
     sizes = {name: path.stat().st_size for name, path in files.items()}
-    if sum(sizes.values()) > MOST_BYTES:
+    if sum(sizes.values()) > MAX_BYTES:
         largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
-        told = ", ".join(f"{name} ({sizes[name] / 2**20:.0f} MiB)" for name in largest)
+        summary = ", ".join(f"{name} ({sizes[name] / 2**20:.0f} MiB)" for name in largest)
         raise UserError(
             f"{root}: the package to upload has {sum(sizes.values()) / 2**20:.0f} MiB, should have at most "
-            f"{MOST_BYTES / 2**20:.0f}; weights and results belong elsewhere; the largest files are {told}"
+            f"{MAX_BYTES / 2**20:.0f}; weights and results belong elsewhere; the largest files are {summary}"
         )
     info = f"efface-{efface.__version__}.dist-info"
     contents = {name: path.read_bytes() for name, path in files.items()}
@@ -56,7 +69,7 @@ def _files(root: Path) -> Iterator[tuple[str, Path]]:
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__pycache__")))
         for name in sorted(names):
             path = Path(folder) / name
-            if not name.startswith(".") and path.suffix in CODE_AND_DATA:
+            if not name.startswith(".") and path.suffix in PACKAGED_SUFFIXES:
                 yield f"efface/{path.relative_to(root)}", path
 
 

@@ -30,7 +30,7 @@ class NodesOnLoopback:
         self._nodes, self._resources = nodes, resources
         self._pipe, there = multiprocessing.Pipe()
         spawn = multiprocessing.get_context("spawn")
-        self._process = spawn.Process(target=_keep, args=(there, self._scratch.name), daemon=True)
+        self._process = spawn.Process(target=_serve, args=(there, self._scratch.name), daemon=True)
         self.address = ""
 
     def __enter__(self) -> "NodesOnLoopback":
@@ -74,7 +74,7 @@ def path_of_workers() -> str:
     return os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
 
 
-def _keep(pipe: Connection, scratch: str) -> None:
+def _serve(pipe: Connection, scratch: str) -> None:
     """The process that keeps the cluster."""
     # Ray would have its workers wait for all else on a machine that has more to do.
     os.environ |= {"RAY_TMPDIR": scratch, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_worker_niceness": "0"}

@@ -14,10 +14,10 @@ import psutil
 from chaos_driver import Driver
 from chaos_scene import DISK, Scene, remount, used
 
-from efface.cluster.journal import read_journal
-from efface.cluster.run_folder import RunFolder
+from efface.cluster.storage.journal import read_journal
+from efface.cluster.storage.run_folder import RunFolder
 
-KILLED, BY_TERM, LAID_DOWN, REFUSED = -signal.SIGKILL, -signal.SIGTERM, 130, 2
+KILLED, BY_TERM, STOPPED, REFUSED = -signal.SIGKILL, -signal.SIGTERM, 130, 2
 
 PAGE = 4096
 """Bytes of the smallest disk; a size of 0 would be no limit at all."""
@@ -63,17 +63,17 @@ class KillDriverBetweenWrites(Disturbance):
 
     def before(self, scene: Scene) -> dict[str, Any]:
         scene.losses += scene.workers
-        return {"kill_at_write": scene.draw.randint(1, scene.undisturbed.writes)}
+        return {"kill_at_write": scene.generator.randint(1, scene.undisturbed.writes)}
 
 
 class AskToStop(Disturbance):
     """SIGTERM or SIGINT: what runs is laid down, and nothing of it is lost."""
 
-    codes = (0, LAID_DOWN, BY_TERM)
+    codes = (0, STOPPED, BY_TERM)
 
     def during(self, scene: Scene, driver: Driver) -> None:
         scene.moment(driver)
-        driver.signal(scene.draw.choice([signal.SIGTERM, signal.SIGINT]))
+        driver.signal(scene.generator.choice([signal.SIGTERM, signal.SIGINT]))
 
     def after(self, scene: Scene, code: int) -> None:
         if code == BY_TERM:  # it came before the driver could hear it, or after it had done everything
@@ -85,7 +85,7 @@ class AskTwice(AskToStop):
 
     def during(self, scene: Scene, driver: Driver) -> None:
         super().during(scene, driver)
-        time.sleep(scene.draw.uniform(0, 0.1))
+        time.sleep(scene.generator.uniform(0, 0.1))
         driver.signal(signal.SIGINT)
         scene.losses += scene.workers
 
@@ -93,12 +93,12 @@ class AskTwice(AskToStop):
 class Cancel(Disturbance):
     """Somebody elsewhere asks for the run to be laid down."""
 
-    codes = (0, LAID_DOWN)
+    codes = (0, STOPPED)
 
     def during(self, scene: Scene, driver: Driver) -> None:
         scene.moment(driver)
         if scene.root.exists():
-            RunFolder(scene.root).wish_to_stop()
+            RunFolder(scene.root).request_stop()
 
 
 class FullDisk(Disturbance):
@@ -107,7 +107,7 @@ class FullDisk(Disturbance):
     codes = (0, REFUSED)
 
     def before(self, scene: Scene) -> dict[str, Any]:
-        self._leave(scene, 2 ** scene.draw.uniform(12, 21))
+        self._leave(scene, 2 ** scene.generator.uniform(12, 21))
         return {}
 
     def after(self, scene: Scene, code: int) -> None:
@@ -168,23 +168,25 @@ class Damage(Disturbance):
     of_what_is_there = True
 
     def before(self, scene: Scene) -> dict[str, Any]:
-        for _ in range(scene.draw.randint(1, 3)):
+        for _ in range(scene.generator.randint(1, 3)):
             files = scene.files()
             if files:
-                self._spoil(scene, scene.draw.choice(files))
+                self._spoil(scene, scene.generator.choice(files))
         return {}
 
     def _spoil(self, scene: Scene, path: Path) -> None:
         was, data = path.stat(), path.read_bytes()
-        kind = scene.draw.choice(["flip", "flip", "cut", "empty", "gone"])
+        kind = scene.generator.choice(["flip", "flip", "cut", "empty", "gone"])
         if kind == "gone":
             path.unlink()
         elif kind == "flip" and data:
-            place = scene.draw.randrange(len(data))
-            path.write_bytes(data[:place] + bytes([data[place] ^ 1 << scene.draw.randrange(8)]) + data[place + 1 :])
+            offset = scene.generator.randrange(len(data))
+            path.write_bytes(
+                data[:offset] + bytes([data[offset] ^ 1 << scene.generator.randrange(8)]) + data[offset + 1 :]
+            )
         else:
-            path.write_bytes(b"" if kind == "empty" else data[: scene.draw.randint(0, len(data))])
-        if kind != "gone" and scene.draw.random() < 0.5:
+            path.write_bytes(b"" if kind == "empty" else data[: scene.generator.randint(0, len(data))])
+        if kind != "gone" and scene.generator.random() < 0.5:
             os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
             if path.name.endswith((".images.parquet", "delta.safetensors")):
                 scene.unlike.add(str(path.relative_to(scene.root)))
@@ -198,9 +200,9 @@ class WildTimes(Disturbance):
 
     def before(self, scene: Scene) -> dict[str, Any]:
         for path in scene.files():
-            moment = time.time() + scene.draw.uniform(-3e8, 3e8)
+            moment = time.time() + scene.generator.uniform(-3e8, 3e8)
             os.utime(path, (moment, moment))
-        return {"clock": scene.draw.getrandbits(32)}
+        return {"clock": scene.generator.getrandbits(32)}
 
 
 class TwoDrivers(Disturbance):
@@ -209,17 +211,17 @@ class TwoDrivers(Disturbance):
     codes = (0, REFUSED)
 
     def during(self, scene: Scene, driver: Driver) -> None:
-        told = scene.folder / "second.txt"
-        told.unlink(missing_ok=True)
-        time.sleep(scene.draw.choice([0, 0, 0.1]))
-        self._second = Driver(replace(driver.order, told=told))
-        self._told = told
+        output = scene.folder / "second.txt"
+        output.unlink(missing_ok=True)
+        time.sleep(scene.generator.choice([0, 0, 0.1]))
+        self._second = Driver(replace(driver.config, output=output))
+        self._output = output
 
     def after(self, scene: Scene, code: int) -> None:
         second = self._second.wait(600)
         assert (code, second) in {(0, REFUSED), (REFUSED, 0), (0, 0)}, f"two drivers ended with {code} and {second}"
         if second == REFUSED:
-            assert "is at work on this run" in self._told.read_text()
+            assert "is at work on this run" in self._output.read_text()
 
 
 class KillWorker(Disturbance):
@@ -227,18 +229,18 @@ class KillWorker(Disturbance):
 
     def during(self, scene: Scene, driver: Driver) -> None:
         scene.moment(driver)
-        top = psutil.Process(scene.cluster.pid if driver.order.address and scene.cluster else driver.pid)
+        top = psutil.Process(scene.cluster.pid if driver.config.address and scene.cluster else driver.pid)
         with suppress(psutil.Error):
             workers = [p for p in top.children(recursive=True) if p.name().startswith("ray::Tried")]
             if workers:
-                scene.draw.choice(workers).kill()
+                scene.generator.choice(workers).kill()
                 scene.losses += 1
 
 
 class KillWorkerBetweenWrites(Disturbance):
     def before(self, scene: Scene) -> dict[str, Any]:
         scene.losses += 1
-        return {"kill_worker_at_write": scene.draw.randint(1, max(1, scene.undisturbed.writes // 2))}
+        return {"kill_worker_at_write": scene.generator.randint(1, max(1, scene.undisturbed.writes // 2))}
 
 
 class KillNode(Disturbance):
@@ -247,9 +249,9 @@ class KillNode(Disturbance):
     def during(self, scene: Scene, driver: Driver) -> None:
         assert scene.cluster
         scene.moment(driver)
-        scene.cluster.kill(scene.draw.randint(0, 1))
+        scene.cluster.kill(scene.generator.randint(0, 1))
         scene.losses += 1
-        time.sleep(scene.draw.uniform(0, 3))
+        time.sleep(scene.generator.uniform(0, 3))
         scene.cluster.add()
 
 
@@ -266,7 +268,7 @@ class RpcFailures(Disturbance):
     def _lost(self, scene: Scene) -> int:
         """Pieces of work that drivers took for lost, as their workers did not answer."""
         ended = (event.get("state") for event in read_journal(RunFolder(scene.root)))
-        return sum(state in ("lost", "fault") for state in ended)
+        return sum(state in ("worker_lost", "error") for state in ended)
 
 
 IN_PROCESS: dict[type[Disturbance], int] = {
@@ -298,10 +300,10 @@ ON_RAY: dict[type[Disturbance], int] = {
 }
 
 
-def draw_disturbances(draw: random.Random, workers: int) -> list[Disturbance]:
+def sample_disturbances(generator: random.Random, workers: int) -> list[Disturbance]:
     """One to three; before those that meddle with what a run has left there is one that leaves something."""
     weights = ON_RAY if workers else IN_PROCESS
-    kinds = draw.choices(list(weights), list(weights.values()), k=draw.choice([1, 1, 1, 2, 2, 3]))
+    kinds = generator.choices(list(weights), list(weights.values()), k=generator.choice([1, 1, 1, 2, 2, 3]))
     if kinds[0].of_what_is_there:
-        kinds.insert(0, draw.choice([KillDriver, Disturbance]))
+        kinds.insert(0, generator.choice([KillDriver, Disturbance]))
     return [kind() for kind in kinds]

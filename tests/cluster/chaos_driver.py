@@ -17,19 +17,19 @@ from chaos_cluster import path_of_workers
 from chaos_within import jumping_clock, kill_at_write
 
 import efface.cluster.run as running
-from efface.cluster.executors import InProcess, RayActors
-from efface.cluster.stand_in import StandIn
+from efface.cluster.workers.executors import LocalExecutor, RayExecutor
+from efface.cluster.workers.fake_worker import FakeWorker
 from efface.launch import campaigns, cli  # imported here so that no fork has to
 
 assert campaigns
 
 
 @dataclass(frozen=True)
-class Order:
+class DriverConfig:
     """What a driver is to do, and what goes wrong with it from within."""
 
     root: Path
-    told: Path
+    output: Path
     """Where its output goes."""
     campaign: str = "demo"
     overrides: tuple[str, ...] = ()
@@ -53,9 +53,9 @@ class Order:
 class Driver:
     """A driver's process."""
 
-    def __init__(self, order: Order) -> None:
-        self.order = order
-        self._process = multiprocessing.get_context("fork").Process(target=_drive, args=(order,))
+    def __init__(self, config: DriverConfig) -> None:
+        self.config = config
+        self._process = multiprocessing.get_context("fork").Process(target=_drive, args=(config,))
         self._process.start()
         self._below: dict[int, psutil.Process] = {}
 
@@ -94,23 +94,23 @@ class Driver:
             self._below |= {child.pid: child for child in psutil.Process(self.pid).children(recursive=True)}
 
 
-def _drive(order: Order) -> None:
+def _drive(config: DriverConfig) -> None:
     """In the new process."""
-    out = os.open(order.told, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    out = os.open(config.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
     sys.stdout = sys.stderr = os.fdopen(1, "w", closefd=False)
-    os.environ |= {"PYTHONPATH": path_of_workers(), **order.environment}
-    if order.address:
+    os.environ |= {"PYTHONPATH": path_of_workers(), **config.environment}
+    if config.address:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else Ray looks for a cluster on loopback elsewhere
-    if order.effects:
-        _pretend(order)
-    count = kill_at_write(order.kill_at_write)
-    if order.clock is not None:
-        jumping_clock(order.clock)
-    workers = ["--workers", str(order.workers), *(["--address", order.address] if order.address else [])]
-    sets = [word for override in order.overrides for word in ("--set", override)]
-    sys.argv = ["efface", "run", order.campaign, "--out", str(order.root), *workers, *sets]
+    if config.effects:
+        _use_fake_worker(config)
+    count = kill_at_write(config.kill_at_write)
+    if config.clock is not None:
+        jumping_clock(config.clock)
+    workers = ["--workers", str(config.workers), *(["--address", config.address] if config.address else [])]
+    sets = [word for override in config.overrides for word in ("--set", override)]
+    sys.argv = ["efface", "run", config.campaign, "--out", str(config.root), *workers, *sets]
     code = 70
     try:
         cli.main()
@@ -121,25 +121,25 @@ def _drive(order: Order) -> None:
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
-    if order.writes:
-        order.writes.write_text(str(count()))
+    if config.writes:
+        config.writes.write_text(str(count()))
     os._exit(code)
 
 
-def _pretend(order: Order) -> None:
+def _use_fake_worker(config: DriverConfig) -> None:
     """Put the stand-in where workers are made."""
-    once = f"{order.told}.worker-killed"
+    once = f"{config.output}.worker-killed"
 
-    class Tried(StandIn):
-        effects = str(order.effects)
-        job_seconds = order.job_seconds
-        shard_seconds = order.shard_seconds
-        kill_at = order.kill_worker_at_write if order.workers else None
+    class Tried(FakeWorker):
+        effects = str(config.effects)
+        job_seconds = config.job_seconds
+        shard_seconds = config.shard_seconds
+        kill_at = config.kill_worker_at_write if config.workers else None
 
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
             if self.kill_at is not None:
                 kill_at_write(self.kill_at, once)
 
-    running.InProcess = lambda setting, stopping, _: InProcess(setting, stopping, Tried)  # type: ignore[misc,assignment]
-    running.RayActors = lambda setting, wanted, address, _: RayActors(setting, wanted, address, Tried)  # type: ignore[misc,assignment]
+    running.LocalExecutor = lambda context, should_stop, _: LocalExecutor(context, should_stop, Tried)  # type: ignore[misc,assignment]
+    running.RayExecutor = lambda context, max_workers, address, _: RayExecutor(context, max_workers, address, Tried)  # type: ignore[misc,assignment]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from chaos_cluster import NodesOnLoopback
-from chaos_driver import Driver, Order
+from chaos_driver import Driver, DriverConfig
 
 DISK = "256m"
 
@@ -36,8 +36,8 @@ class Scene:
 
     folder: Path
     """For everything; the run folder is in `disk` below it."""
-    draw: random.Random
-    order: Order
+    generator: random.Random
+    config: DriverConfig
     undisturbed: Undisturbed
     cluster: NodesOnLoopback | None = None
     losses: int = 0
@@ -53,23 +53,23 @@ class Scene:
 
     @property
     def root(self) -> Path:
-        return self.order.root
+        return self.config.root
 
     @property
     def workers(self) -> int:
-        return self.order.workers or 1
+        return self.config.workers or 1
 
     def moment(self, driver: Driver) -> None:
         """Wait for a moment of the run: drawn by its progress, or by the clock."""
-        if self.order.effects and self.draw.random() < 0.75:
-            done = count_lines(self.order.effects)
-            wanted = self.draw.randint(done, max(done, self.undisturbed.effects))
+        if self.config.effects and self.generator.random() < 0.75:
+            done = count_lines(self.config.effects)
+            wanted = self.generator.randint(done, max(done, self.undisturbed.effects))
             until = time.monotonic() + 60
-            while driver.running and time.monotonic() < until and count_lines(self.order.effects) < wanted:
+            while driver.running and time.monotonic() < until and count_lines(self.config.effects) < wanted:
                 time.sleep(0.002)
-            time.sleep(self.draw.uniform(0, 0.05))
+            time.sleep(self.generator.uniform(0, 0.05))
         else:
-            until = time.monotonic() + self.draw.uniform(0, self.undisturbed.seconds)
+            until = time.monotonic() + self.generator.uniform(0, self.undisturbed.seconds)
             while driver.running and time.monotonic() < until:
                 time.sleep(0.002)
 
@@ -81,31 +81,31 @@ class Scene:
 @contextmanager
 def disk(folder: Path) -> Iterator[Path]:
     """A small file system of its own at `folder`/disk, or only a folder where this user may not have one."""
-    place = folder / "disk"
-    place.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "efface-chaos", place]
+    mount_point = folder / "disk"
+    mount_point.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "efface-chaos", mount_point]
     mounted = subprocess.run(mount, capture_output=True).returncode == 0
     try:
-        yield place
+        yield mount_point
     finally:
         if mounted:
-            remount(place, f"rw,size={DISK}")
-            subprocess.run(["umount", "-l", place], check=True)
+            remount(mount_point, f"rw,size={DISK}")
+            subprocess.run(["umount", "-l", mount_point], check=True)
 
 
-def remount(place: Path, options: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{options}", place], check=True, capture_output=True)
+def remount(mount_point: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", mount_point], check=True, capture_output=True)
 
 
 def has_disks(folder: Path) -> bool:
     """Whether this user can have disks of its own, as root can in most places."""
-    with disk(folder / "has-disks") as place:
-        return place.is_mount()
+    with disk(folder / "has-disks") as mount_point:
+        return mount_point.is_mount()
 
 
-def used(place: Path) -> int:
-    """Bytes on the disk that holds `place`."""
-    of = os.statvfs(place)
+def used(mount_point: Path) -> int:
+    """Bytes on the disk that holds `mount_point`."""
+    of = os.statvfs(mount_point)
     return (of.f_blocks - of.f_bfree) * of.f_frsize
 
 

@@ -1,6 +1,7 @@
 """A trial: a campaign is run while things go wrong, taken up again until it is done, and held to what it must be.
 
-What must be is computed without any run (`efface.cluster.stand_in.expected`), or comes from a run that was let alone.
+What must be is computed without any run (`efface.cluster.workers.fake_worker.expected`), or comes from a run that was
+let alone.
 """
 
 import json
@@ -14,16 +15,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from chaos_cluster import NodesOnLoopback
-from chaos_disturbances import REFUSED, Disturbance, draw_disturbances
-from chaos_driver import Driver, Order
+from chaos_disturbances import REFUSED, Disturbance, sample_disturbances
+from chaos_driver import Driver, DriverConfig
 from chaos_scene import Scene, Undisturbed, count_lines, disk, results
 
-from efface.cluster.campaign import read_campaign
-from efface.cluster.expand import plan_campaign
-from efface.cluster.run import reopen_run, setting_of
-from efface.cluster.stand_in import STEPS, expected
+from efface.cluster.campaign.planner import plan_campaign
+from efface.cluster.campaign.spec import read_campaign
+from efface.cluster.run import reopen_run, worker_context
+from efface.cluster.workers.fake_worker import STEPS, expected
 from efface.errors import UserError
-from efface.eval.table import read_table
+from efface.eval.image_table import read_table
 
 CONCEPTS = ("cat", "dog", "bus", "tulip", "neon")
 METHODS = ("{method: uce, preset: miniature}", "{method: esd, preset: miniature, label: esd-x}")
@@ -40,12 +41,12 @@ batch_size: 8
 """
 """The miniature's recipe cut to two steps, which show as well as twenty whether two runs come to the same."""
 
-PATIENCE = 600.0
+DRIVER_TIMEOUT = 600.0
 """Seconds after which a driver is taken to hang."""
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampledCampaign:
     """What a campaign is cut down to."""
 
     overrides: tuple[str, ...]
@@ -54,21 +55,21 @@ class Drawn:
     shard_seconds: float
 
 
-def draw_campaign(draw: random.Random, recipe: Path | None) -> Drawn:
+def sample_campaign(generator: random.Random, recipe: Path | None) -> SampledCampaign:
     """A small campaign of the miniature that can be planned; `recipe`: of real runs."""
     real = recipe is not None
     while True:
-        steps = draw.randint(1, 3 if real else 7)
-        targets = draw.sample(CONCEPTS[:3] if real else CONCEPTS, 2 if real else draw.randint(1, 3))
-        methods = REAL_METHODS if real else draw.sample(METHODS, draw.randint(1, 2))
+        steps = generator.randint(1, 3 if real else 7)
+        targets = generator.sample(CONCEPTS[:3] if real else CONCEPTS, 2 if real else generator.randint(1, 3))
+        methods = REAL_METHODS if real else generator.sample(METHODS, generator.randint(1, 2))
         overrides = (
-            f"strategy={draw.choice(['single', 'single', 'multi', 'continual'])}",
+            f"strategy={generator.choice(['single', 'single', 'multi', 'continual'])}",
             f"concepts.targets=[{', '.join(targets)}]",
             f"methods=[{', '.join(methods)}]",
-            f"seeds={[0] if real else draw.choice([[0], [0], [0, 1]])}",
-            f"evaluation.images_per_prompt={1 if real else draw.choice([1, 1, 2])}",
+            f"seeds={[0] if real else generator.choice([[0], [0], [0, 1]])}",
+            f"evaluation.images_per_prompt={1 if real else generator.choice([1, 1, 2])}",
             "evaluation.prompts_per_concept={forget: 1, indirect: 1, adversarial: 1, adjacent: 1, retain: 1}",
-            f"evaluation.shard_size={draw.choice([8, 13, 64])}",
+            f"evaluation.shard_size={generator.choice([8, 13, 64])}",
             f"limits.checkpoint_steps={steps}",
             *([f"evaluation.recipe={recipe}"] if real else []),
         )
@@ -76,7 +77,7 @@ def draw_campaign(draw: random.Random, recipe: Path | None) -> Drawn:
             plan_campaign(read_campaign("demo", list(overrides)))
         except UserError:
             continue
-        return Drawn(overrides, steps, draw.uniform(0, 0.1), draw.choice([0.0, 0.01, 0.03]))
+        return SampledCampaign(overrides, steps, generator.uniform(0, 0.1), generator.choice([0.0, 0.01, 0.03]))
 
 
 @dataclass
@@ -111,7 +112,7 @@ class Report:
         )
 
 
-class Trials:
+class ChaosRuns:
     """Trials that share campaigns, what those come to undisturbed, and a cluster."""
 
     def __init__(self, folder: Path, seed: int, campaigns: int, real: bool = False) -> None:
@@ -121,9 +122,9 @@ class Trials:
         if self._recipe:
             self._recipe.write_text(REAL_RECIPE)
         self._cluster: NodesOnLoopback | None = None
-        self._known: dict[int, tuple[Drawn, Undisturbed]] = {}
+        self._known: dict[int, tuple[SampledCampaign, Undisturbed]] = {}
 
-    def __enter__(self) -> "Trials":
+    def __enter__(self) -> "ChaosRuns":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -132,34 +133,34 @@ class Trials:
 
     def run(self, number: int, workers: int, disturbances: Sequence[Disturbance] | None = None) -> Report:
         """Trial `number`, the same each time for one seed. workers: on Ray; 0: in process. Never raises."""
-        draw = random.Random(f"{self._seed} {number} {workers}")
-        drawn_campaign, undisturbed = self._campaign(draw.randrange(self._campaigns))
+        generator = random.Random(f"{self._seed} {number} {workers}")
+        sampled_campaign, undisturbed = self._campaign(generator.randrange(self._campaigns))
         if disturbances is None:
-            disturbances = draw_disturbances(draw, workers)
+            disturbances = sample_disturbances(generator, workers)
         report = Report(number, [type(disturbance).__name__ for disturbance in disturbances], workers)
         start = time.monotonic()
-        with self._scene(f"{number}-{workers}", draw, drawn_campaign, undisturbed, workers) as scene:
+        with self._scene(f"{number}-{workers}", generator, sampled_campaign, undisturbed, workers) as scene:
             try:
                 for disturbance in disturbances:
                     attempt(scene, disturbance, report)
                 attempt(scene, Disturbance(), report)
-                self._judge(scene, drawn_campaign, report)
+                self._judge(scene, sampled_campaign, report)
             except Exception as error:
                 report.wrong.append(f"{type(error).__name__}: {error}")
         report.seconds = time.monotonic() - start
         return report
 
-    def _campaign(self, index: int) -> tuple[Drawn, Undisturbed]:
+    def _campaign(self, index: int) -> tuple[SampledCampaign, Undisturbed]:
         if index not in self._known:
-            draw = random.Random(f"{self._seed} campaign {index}")
-            campaign = draw_campaign(draw, self._recipe)
+            generator = random.Random(f"{self._seed} campaign {index}")
+            campaign = sample_campaign(generator, self._recipe)
             nothing = Undisturbed(0, 0, 0, {})
-            with self._scene(f"undisturbed-{index}", draw, campaign, nothing, 0) as scene:
+            with self._scene(f"undisturbed-{index}", generator, campaign, nothing, 0) as scene:
                 start = time.monotonic()
-                driver = Driver(scene.order)
-                code = driver.wait(PATIENCE)
-                assert code == 0, (code, scene.order.told.read_text())
-                seconds, effects = time.monotonic() - start, scene.order.effects
+                driver = Driver(scene.config)
+                code = driver.wait(DRIVER_TIMEOUT)
+                assert code == 0, (code, scene.config.output.read_text())
+                seconds, effects = time.monotonic() - start, scene.config.effects
                 writes = int((scene.folder / "writes.txt").read_text())
                 known = Undisturbed(seconds, writes, count_lines(effects) if effects else 0, results(scene.root))
             self._known[index] = (campaign, known)
@@ -167,14 +168,14 @@ class Trials:
 
     @contextmanager
     def _scene(
-        self, name: str, draw: random.Random, campaign: Drawn, undisturbed: Undisturbed, workers: int
+        self, name: str, generator: random.Random, campaign: SampledCampaign, undisturbed: Undisturbed, workers: int
     ) -> Iterator[Scene]:
         folder = self._folder / name
         folder.mkdir()
-        with disk(folder) as place:
-            order = Order(
-                root=place / "run",
-                told=folder / "told.txt",
+        with disk(folder) as mount_point:
+            config = DriverConfig(
+                root=mount_point / "run",
+                output=folder / "told.txt",
                 overrides=campaign.overrides,
                 effects=None if self._real else folder / "effects.txt",
                 job_seconds=campaign.job_seconds,
@@ -183,7 +184,7 @@ class Trials:
                 address=self._nodes().address if workers else None,
                 writes=folder / "writes.txt",
             )
-            yield Scene(folder, draw, order, undisturbed, self._cluster if workers else None)
+            yield Scene(folder, generator, config, undisturbed, self._cluster if workers else None)
         shutil.rmtree(folder)
 
     def _nodes(self) -> NodesOnLoopback:
@@ -191,12 +192,12 @@ class Trials:
             self._cluster = NodesOnLoopback(2, num_cpus=1).__enter__()
         return self._cluster
 
-    def _judge(self, scene: Scene, campaign: Drawn, report: Report) -> None:
+    def _judge(self, scene: Scene, campaign: SampledCampaign, report: Report) -> None:
         """Hold a finished run to what it must be."""
         run = reopen_run(scene.root)
         found = read_table(run.folder.table)
         if not self._real:
-            wanted = expected(run.plan, setting_of(run))
+            wanted = expected(run.plan, worker_context(run))
             rows, kept = Counter(map(repr, wanted.to_pylist())), Counter(map(repr, found.to_pylist()))
             report.wrong_rows = ((rows - kept) + (kept - rows)).total()
             if not found.equals(wanted):
@@ -216,36 +217,36 @@ class Trials:
 
 def attempt(scene: Scene, disturbance: Disturbance, report: Report) -> int | None:
     """Start the driver once and disturb it; its exit code."""
-    scene.order.told.unlink(missing_ok=True)
-    driver = Driver(replace(scene.order, **disturbance.before(scene)))
+    scene.config.output.unlink(missing_ok=True)
+    driver = Driver(replace(scene.config, **disturbance.before(scene)))
     report.starts += 1
     name = type(disturbance).__name__
     try:
         disturbance.during(scene, driver)
     finally:
-        code = driver.wait(PATIENCE)
-        told = scene.order.told.read_text() if scene.order.told.exists() else ""
+        code = driver.wait(DRIVER_TIMEOUT)
+        output = scene.config.output.read_text() if scene.config.output.exists() else ""
         disturbance.after(scene, code if code is not None else 70)
         look_through_journals(scene)
     if code is None:
         report.wrong.append(f"hangs under {name}")
     elif code not in disturbance.codes:
-        report.wrong.append(f"exit code {code} under {name}: {told.strip()[-300:]}")
-    if "Traceback" in told:
-        report.wrong.append(f"a traceback under {name}: {told.strip()[-300:]}")
+        report.wrong.append(f"exit code {code} under {name}: {output.strip()[-300:]}")
+    if "Traceback" in output:
+        report.wrong.append(f"a traceback under {name}: {output.strip()[-300:]}")
     if code == REFUSED:
         report.refusals += 1
-        if sum(line.startswith("efface: ") for line in told.splitlines()) != 1:
-            report.wrong.append(f"no single sentence under {name}: {told.strip()[-300:]}")
+        if sum(line.startswith("efface: ") for line in output.splitlines()) != 1:
+            report.wrong.append(f"no single sentence under {name}: {output.strip()[-300:]}")
     if list(scene.root.glob("jobs/*/failure.json")):
         report.wrong.append(f"something is marked failed after {name}")
     return code
 
 
-def count_again(scene: Scene, campaign: Drawn, report: Report) -> None:
+def count_again(scene: Scene, campaign: SampledCampaign, report: Report) -> None:
     """Shards and steps that were done more than once, and whether what happened allows for so many."""
-    assert scene.order.effects
-    done = Counter(scene.order.effects.read_text().splitlines())
+    assert scene.config.effects
+    done = Counter(scene.config.effects.read_text().splitlines())
     shards = {line: count - 1 for line, count in done.items() if line.startswith("shard") and count > 1}
     steps: Counter[str] = Counter()
     for line, count in done.items():
@@ -274,7 +275,7 @@ def look_through_journals(scene: Scene) -> None:
         under_way: Counter[str] = Counter()
         for line in path.read_bytes().splitlines(keepends=True):
             event = json.loads(line) if line.endswith(b"\n") else {}
-            if event.get("work") == "shard":
+            if event.get("task") == "shard":
                 scene.begun_twice += event["event"] == "started" and under_way[event["id"]] > 0
                 under_way[event["id"]] += 1 if event["event"] == "started" else -1
     scene.journals |= {path.name for path in new}

@@ -52,12 +52,12 @@ def _first(once: str | None) -> bool:
 
 def jumping_clock(seed: int) -> None:
     """From now on the time of day of this process jumps, and with it the times of the files that it writes."""
-    drawn, real, replace = random.Random(seed), time.time, os.replace
+    generator, real, replace = random.Random(seed), time.time, os.replace
     offset = [0.0]
 
     def jumped() -> float:
-        if drawn.random() < 0.2:
-            offset[0] = drawn.uniform(-YEARS, YEARS)
+        if generator.random() < 0.2:
+            offset[0] = generator.uniform(-YEARS, YEARS)
         return real() + offset[0]
 
     class Jumping(datetime):
@@ -69,7 +69,7 @@ def jumping_clock(seed: int) -> None:
         os.utime(source, (jumped(), jumped()))
         replace(source, target)
 
-    from efface.cluster import journal
+    from efface.cluster.storage import journal
 
     time.time = jumped
     journal.datetime = Jumping  # type: ignore[misc]

@@ -6,24 +6,24 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tiny_campaign import campaign_dict, campaign_file, world
+from tiny_campaign import campaign_dict, campaign_file, campaign_inputs
 
-from efface.cluster.campaign import Campaign
-from efface.cluster.expand import plan_campaign
-from efface.cluster.plan import Plan
-from efface.cluster.run import carry_out, open_run
-from efface.strict import parse
+from efface.cluster.campaign.plan import Plan
+from efface.cluster.campaign.planner import plan_campaign
+from efface.cluster.campaign.spec import Campaign
+from efface.cluster.run import execute, open_run
+from efface.config_files import parse
 
-__all__ = ["campaign_file", "world"]
+__all__ = ["campaign_file", "campaign_inputs"]
 
 MakeCampaign = Callable[..., Campaign]
 MakePlan = Callable[..., Plan]
 
 
 @pytest.fixture
-def campaign(world: Path) -> MakeCampaign:
+def campaign(campaign_inputs: Path) -> MakeCampaign:
     """A function from changed keys to a campaign."""
-    return lambda **changes: parse(Campaign, campaign_dict(world, **changes), "campaign")
+    return lambda **changes: parse(Campaign, campaign_dict(campaign_inputs, **changes), "campaign")
 
 
 @pytest.fixture
@@ -33,9 +33,9 @@ def plan(campaign: MakeCampaign) -> MakePlan:
 
 
 @pytest.fixture(scope="session")
-def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(campaign_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of the campaign as `campaign()` gives it, carried out in this process. Not to be changed."""
     root = tmp_path_factory.mktemp("finished") / "run"
-    opened = open_run(parse(Campaign, campaign_dict(world), "campaign"), root)
-    carry_out(opened, 0, None, Console(file=io.StringIO()))
+    opened = open_run(parse(Campaign, campaign_dict(campaign_inputs), "campaign"), root)
+    execute(opened, 0, None, Console(file=io.StringIO()))
     return root

@@ -20,15 +20,15 @@ from ray._private import ray_constants
 from rich.console import Console
 from tiny_campaign import campaign_dict
 
-from efface.cluster import executors
-from efface.cluster.campaign import Campaign
-from efface.cluster.executors import RayActors
-from efface.cluster.journal import read_journal
-from efface.cluster.run import Run, carry_out, open_run, setting_of
-from efface.cluster.stand_in import StandIn, expected
+from efface.cluster.campaign.spec import Campaign
+from efface.cluster.run import Run, execute, open_run, worker_context
+from efface.cluster.storage.journal import read_journal
+from efface.cluster.workers import executors
+from efface.cluster.workers.executors import RayExecutor
+from efface.cluster.workers.fake_worker import FakeWorker, expected
+from efface.config_files import parse
 from efface.errors import UserError
-from efface.eval.table import read_table
-from efface.strict import parse
+from efface.eval.image_table import read_table
 
 
 @contextlib.contextmanager
@@ -63,15 +63,15 @@ MakeRun = Callable[..., Run]
 
 
 @pytest.fixture
-def run_of(world: Path, tmp_path: Path) -> MakeRun:
+def run_of(campaign_inputs: Path, tmp_path: Path) -> MakeRun:
     """A run whose workers take so many GPUs."""
 
     def make(gpus: float, shard_size: int = 5, targets: int = 1, cpus: int = 1, images: int = 1) -> Run:
         """images: so many times as many of each prompt as elsewhere."""
-        evaluation = {**campaign_dict(world)["evaluation"], "shard_size": shard_size}
+        evaluation = {**campaign_dict(campaign_inputs)["evaluation"], "shard_size": shard_size}
         evaluation["images_per_prompt"] *= images
         changes = {"concepts": {"targets": ["cat", "bus"][:targets]}, "resources": {"cpus": cpus, "gpus": gpus}}
-        campaign = campaign_dict(world, evaluation=evaluation, **changes)
+        campaign = campaign_dict(campaign_inputs, evaluation=evaluation, **changes)
         return open_run(parse(Campaign, campaign, "campaign"), tmp_path / "run")
 
     return make
@@ -81,9 +81,9 @@ def quiet() -> Console:
     return Console(file=io.StringIO())
 
 
-def workers_of(run: Run, wanted: int) -> int:
+def workers_of(run: Run, max_workers: int) -> int:
     """How many workers an executor starts for a run."""
-    with contextlib.closing(RayActors(setting_of(run), wanted, None, StandIn)) as executor:
+    with contextlib.closing(RayExecutor(worker_context(run), max_workers, None, FakeWorker)) as executor:
         return executor.workers
 
 
@@ -104,7 +104,7 @@ def of_the_base_alone(run: Run) -> Run:
 
 
 def is_as_expected(run: Run) -> bool:
-    return bool(read_table(run.folder.table).equals(expected(run.plan, setting_of(run))))
+    return bool(read_table(run.folder.table).equals(expected(run.plan, worker_context(run))))
 
 
 def listening(top: int) -> set[str]:
@@ -127,12 +127,12 @@ def test_all_processes_of_the_cluster_listen_on_loopback_alone(small: NodesOnLoo
     assert addresses and all(map(is_loopback, addresses))
 
 
-@pytest.mark.parametrize(("gpus", "wanted", "workers"), [(1, 100, 4), (1, 3, 3), (0.5, 100, 6), (0, 100, 6)])
+@pytest.mark.parametrize(("gpus", "max_workers", "workers"), [(1, 100, 4), (1, 3, 3), (0.5, 100, 6), (0, 100, 6)])
 def test_as_many_workers_are_admitted_as_are_wanted_and_have_room_for_their_gpus_and_cpus(
-    gpus: float, wanted: int, workers: int, small: NodesOnLoopback, run_of: MakeRun
+    gpus: float, max_workers: int, workers: int, small: NodesOnLoopback, run_of: MakeRun
 ) -> None:
     free_again()
-    assert workers_of(run_of(gpus), wanted) == workers
+    assert workers_of(run_of(gpus), max_workers) == workers
 
 
 def test_a_run_that_needs_more_than_any_node_has_is_refused_by_name_and_nothing_starts(
@@ -140,7 +140,7 @@ def test_a_run_that_needs_more_than_any_node_has_is_refused_by_name_and_nothing_
 ) -> None:
     run = run_of(1, cpus=4)
     with pytest.raises(UserError, match=r"a worker needs 4 CPU, and no node of the cluster has more than 3"):
-        carry_out(run, None, None, quiet(), StandIn)
+        execute(run, None, None, quiet(), FakeWorker)
     assert not list(run.folder.root.rglob("*record.json"))
 
 
@@ -148,19 +148,19 @@ def test_a_run_is_refused_where_others_hold_all_gpus(small: NodesOnLoopback, run
     free_again()
     run = run_of(1)
     with (
-        contextlib.closing(RayActors(setting_of(run), 4, None, StandIn)) as all_of_it,
+        contextlib.closing(RayExecutor(worker_context(run), 4, None, FakeWorker)) as all_of_it,
         pytest.raises(UserError, match=r"a worker needs 1 CPU and 1 GPU, and all of the cluster is taken"),
     ):
         while len(all_of_it._starting) > 0:
-            all_of_it.arrived()
+            all_of_it.new_workers()
             time.sleep(0.1)
-        carry_out(run, None, None, quiet(), StandIn)
+        execute(run, None, None, quiet(), FakeWorker)
 
 
 def meddled_with(run: Run, meddle: Callable[[], None], after: int) -> list[dict[str, object]]:
     """Carry a run out, meddle once `after` pieces of work have ended; what the journal says of all that ended."""
 
-    class Slow(StandIn):  # defined here, it goes to the workers by value
+    class Slow(FakeWorker):  # defined here, it goes to the workers by value
         job_seconds = 2.0
         shard_seconds = 1.0
 
@@ -173,7 +173,7 @@ def meddled_with(run: Run, meddle: Callable[[], None], after: int) -> list[dict[
     meddler = threading.Thread(target=wait_and_meddle)
     meddler.start()
     try:
-        carry_out(run, None, None, quiet(), Slow)
+        execute(run, None, None, quiet(), Slow)
     finally:
         meddler.join()
     return [event for event in read_journal(run.folder) if event["event"] == "ended"]
@@ -191,7 +191,7 @@ def test_work_of_a_killed_node_is_lost_and_done_by_others_and_a_new_node_is_used
     run = of_the_base_alone(run_of(1, shard_size=1))
     ended = meddled_with(run, lambda: node_exchanged(small), after=3)
     states = {event["state"] for event in ended}
-    assert "lost" in states and states <= {"done", "lost", "spare"}
+    assert "worker_lost" in states and states <= {"done", "worker_lost", "superseded"}
     assert is_as_expected(run)
     assert not list(run.folder.root.rglob("failure.json"))
     assert ray.cluster_resources()["GPU"] == 4
@@ -201,14 +201,14 @@ def test_a_node_that_joins_a_run_under_way_gets_workers_of_its_own(
     small: NodesOnLoopback, run_of: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free_again()
-    monkeypatch.setattr(executors, "LOOK_FOR_ROOM", 0.5)
+    monkeypatch.setattr(executors, "CAPACITY_CHECK_INTERVAL", 0.5)
     run = of_the_base_alone(run_of(1, shard_size=1, images=5))
     try:
         ended = meddled_with(run, small.add, after=2)
     finally:
         small.kill(2)
     assert {0, 1, 2, 3} < {event["worker"] for event in ended} <= {0, 1, 2, 3, 4, 5}
-    assert {event["state"] for event in ended} <= {"done", "spare"}
+    assert {event["state"] for event in ended} <= {"done", "superseded"}
     assert is_as_expected(run)
 
 
@@ -219,7 +219,7 @@ def test_sixty_four_gpus_are_all_used_and_a_node_lost_of_eight_costs_nothing_but
     run = run_of(1, shard_size=1, targets=2)
     ended = meddled_with(run, lambda: node_exchanged(big), after=10)
     assert len({event["worker"] for event in ended}) > 32
-    assert {event["state"] for event in ended} <= {"done", "lost", "spare"}
+    assert {event["state"] for event in ended} <= {"done", "worker_lost", "superseded"}
     assert is_as_expected(run)
 
 

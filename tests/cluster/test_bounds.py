@@ -2,7 +2,7 @@
 
 import pytest
 
-from efface.cluster.bounds import Bound, Chain, longest_first, lower_bound
+from benchmarks.scheduler.bounds import Bound, Chain, longest_first, lower_bound
 
 
 def test_all_gpus_together_are_only_so_fast() -> None:

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from tiny_campaign import UCE, campaign_dict, write_yaml
 
-from efface.cluster.campaign import Campaign, Evaluation, Resources, read_campaign
-from efface.cluster.expand import plan_campaign
+from efface.cluster.campaign.planner import plan_campaign
+from efface.cluster.campaign.spec import Campaign, Evaluation, Resources, read_campaign
 from efface.cluster.run import open_run
 from efface.concepts.prompts import AXES
+from efface.config_files import list_configs
 from efface.errors import UserError
-from efface.strict import shipped
 from efface.train.method import get_method
 
 CampaignFile = Callable[..., Path]
@@ -20,9 +20,9 @@ CampaignFile = Callable[..., Path]
 
 def complaint(read: Callable[[], Any]) -> str:
     """The one sentence that `read` is refused with."""
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as output:
         read()
-    sentence = str(told.value)
+    sentence = str(output.value)
     assert "\n" not in sentence and "Traceback" not in sentence
     return sentence
 
@@ -48,14 +48,14 @@ def test_a_campaign_written_out_reads_back_as_itself(campaign: Callable[..., Cam
     assert read_campaign(open_run(written, tmp_path / "run").folder.campaign) == written
 
 
-@pytest.mark.parametrize("name", shipped("campaigns"))
+@pytest.mark.parametrize("name", list_configs("campaigns"))
 def test_every_shipped_campaign_is_read(name: str) -> None:
     assert isinstance(read_campaign(name), Campaign)
 
 
 EVALUATION = {"images_per_prompt": 2}
 
-FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+BAD_CAMPAIGNS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"stratgy": "multi"}, "unknown key 'stratgy', did you mean 'strategy'?"),
     "unknown nested key": (
         {"evaluation": {"image_per_prompt": 2}},
@@ -115,9 +115,9 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_in_the_file_is_told_with_file_and_key(fault: str, campaign_file: CampaignFile) -> None:
-    changes, expected = FAULTS[fault]
+@pytest.mark.parametrize("problem", BAD_CAMPAIGNS)
+def test_a_fault_in_the_file_is_told_with_file_and_key(problem: str, campaign_file: CampaignFile) -> None:
+    changes, expected = BAD_CAMPAIGNS[problem]
     file = campaign_file(**changes)
     assert complaint(lambda: read_campaign(file)).startswith(f"{file}: {expected}")
 
@@ -192,8 +192,8 @@ UNPLANNABLE: dict[str, tuple[dict[str, Any], str]] = {
         "campaign 'tiny', method 'esd': the sweep over 'learning_rate' has no values",
     ),
     "a setting of how jobs are run": (
-        {"setup": {"gradient_checkpointin": True}},
-        "setup: unknown key 'gradient_checkpointin', did you mean 'gradient_checkpointing'?",
+        {"training": {"gradient_checkpointin": True}},
+        "training: unknown key 'gradient_checkpointin', did you mean 'gradient_checkpointing'?",
     ),
     "a chain that must keep what it forgets": (
         {"strategy": "continual", "concepts": {"targets": ["cat", "dog"]}, "methods": [UCE]},
@@ -206,14 +206,14 @@ UNPLANNABLE: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("fault", UNPLANNABLE)
-def test_what_cannot_be_planned_is_told_before_anything_is_loaded(fault: str, campaign_file: CampaignFile) -> None:
-    changes, expected = UNPLANNABLE[fault]
+@pytest.mark.parametrize("problem", UNPLANNABLE)
+def test_what_cannot_be_planned_is_told_before_anything_is_loaded(problem: str, campaign_file: CampaignFile) -> None:
+    changes, expected = UNPLANNABLE[problem]
     assert complaint(lambda: plan_campaign(read_campaign(campaign_file(**changes)))).startswith(expected)
 
 
-def test_a_judge_named_twice_is_refused(world: Path, campaign_file: CampaignFile) -> None:
-    judge = str(world / "judge.yaml")
+def test_a_judge_named_twice_is_refused(campaign_inputs: Path, campaign_file: CampaignFile) -> None:
+    judge = str(campaign_inputs / "judge.yaml")
     file = campaign_file(evaluation={"judges": [judge, judge]})
     assert complaint(lambda: plan_campaign(read_campaign(file))).startswith(f"evaluation.judges names '{judge}' twice")
 
@@ -228,14 +228,14 @@ def test_a_strategy_the_method_does_not_know_is_refused(
 
 
 @pytest.mark.parametrize("key", ["recipe", "judge", "concepts", "prompts"])
-def test_a_base_that_is_silent_leaves_the_campaign_to_say_it(key: str, world: Path, tmp_path: Path) -> None:
+def test_a_base_that_is_silent_leaves_the_campaign_to_say_it(key: str, campaign_inputs: Path, tmp_path: Path) -> None:
     import yaml
 
-    base = yaml.safe_load((world / "base.yaml").read_text())
+    base = yaml.safe_load((campaign_inputs / "base.yaml").read_text())
     del base[key]
     if key == "recipe":
         base[key] = ""
-    file = write_yaml(tmp_path / "c.yaml", campaign_dict(world, base=write_yaml(tmp_path / "b.yaml", base)))
+    file = write_yaml(tmp_path / "c.yaml", campaign_dict(campaign_inputs, base=write_yaml(tmp_path / "b.yaml", base)))
     field = {"concepts": "concepts.set", "judge": "evaluation.judges"}.get(key, f"evaluation.{key}")
     said = complaint(lambda: plan_campaign(read_campaign(file)))
     assert "base 'tiny' names no" in said and f"{field} must be given" in said

@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clocked import DONE, Clocked, Notes, everything
 from rich.console import Console
+from timed_worker import DONE, RecordingCallback, TimedExecutor, all_tasks
 from tiny_campaign import ESD, IMAGES_PER_PROMPT, UCE
 
-from efface.cluster.campaign import Campaign
-from efface.cluster.dispatch import dispatch, remaining
-from efface.cluster.plan import Model, Plan
-from efface.cluster.queue import Queue
-from efface.cluster.run import Run, carry_out, open_run, setting_of, summary
-from efface.cluster.run_folder import RunFolder, Work
-from efface.cluster.stand_in import StandIn, expected
-from efface.cluster.worker import Outcome, Worker
+from efface.cluster.campaign.plan import Model, Plan
+from efface.cluster.campaign.spec import Campaign
+from efface.cluster.run import Run, execute, open_run, summary, worker_context
+from efface.cluster.scheduler.dispatch import dispatch, remaining_tasks
+from efface.cluster.scheduler.queue import Queue
+from efface.cluster.storage.run_folder import RunFolder, Task
+from efface.cluster.workers.fake_worker import FakeWorker, expected
+from efface.cluster.workers.worker import Outcome, Worker
 from efface.errors import Stopped
-from efface.eval.table import read_table
+from efface.eval.image_table import read_table
 from efface.models.delta import Delta
 
 MakePlan = Callable[..., Plan]
@@ -65,9 +65,9 @@ def test_each_request_is_a_job_that_knows_all_before_it_and_follows_the_last_of_
                 ("cat", "dog"),
                 ("cat", "dog", "bus"),
             ]
-            assert chain[0].after is None and chain[0].job and chain[0].job.parent is None
+            assert chain[0].predecessor is None and chain[0].job and chain[0].job.parent is None
             for before, model in pairwise(chain):
-                assert model.after == before.folder and model.job and model.job.parent == before.id
+                assert model.predecessor == before.folder and model.job and model.job.parent == before.id
 
 
 def test_stages_are_labelled_by_their_number_and_the_last_one_has_the_methods_name(made: Plan) -> None:
@@ -76,7 +76,7 @@ def test_stages_are_labelled_by_their_number_and_the_last_one_has_the_methods_na
 
 
 def test_all_ids_are_different_and_those_of_chains_with_other_seeds_too(made: Plan) -> None:
-    assert len(set(everything(made))) == len(everything(made))
+    assert len(set(all_tasks(made))) == len(all_tasks(made))
 
 
 def test_what_is_asked_later_changes_nothing_of_what_was_made_before(plan: MakePlan) -> None:
@@ -98,7 +98,7 @@ def test_the_first_request_of_a_chain_is_not_the_job_of_the_concept_alone(plan: 
 def test_every_stage_is_judged_on_all_erased_so_far_and_not_asked_to_have_kept_any(made: Plan) -> None:
     for model in made.jobs:
         assert model.job
-        asks = {a for shard in made.shards[model.id] for question in shard.questions for a in question.asks}
+        asks = {a for shard in made.shards[model.id] for question in shard.eval_requests for a in question.asks}
         gone = set(model.job.concepts)
         for axis in ("forget", "indirect", "adversarial"):
             assert {ask.asked_concept for ask in asks if ask.axis == axis} == gone
@@ -114,18 +114,24 @@ def test_every_stage_is_judged_on_all_erased_so_far_and_not_asked_to_have_kept_a
 def test_whatever_breaks_nothing_begins_before_its_parent_and_followers_of_the_failed_never(
     seed: int, workers: int, made: Plan, tmp_path: Path
 ) -> None:
-    chance = random.Random(f"{seed} {workers}")
+    generator = random.Random(f"{seed} {workers}")
     folder = RunFolder(tmp_path / "run")
-    fates = [DONE] * 12 + [Outcome("failed", "no")] + [Outcome("fault", "broke"), Outcome("lost", worker_gone=True)] * 2
+    fates = (
+        [DONE] * 12
+        + [Outcome("failed", "no")]
+        + [Outcome("error", "broke"), Outcome("worker_lost", worker_gone=True)] * 2
+    )
 
-    def fate(work: Work, attempt: int) -> Outcome:
-        return chance.choice(fates) if isinstance(work, Model) else DONE
+    def fate(task: Task, attempt: int) -> Outcome:
+        return generator.choice(fates) if isinstance(task, Model) else DONE
 
-    executor = Clocked(made, workers, lambda work, attempt: chance.uniform(0.1, 9), fate)
-    dispatch(remaining(made, folder), folder, executor, [Notes()])  # `Clocked` looks that each parent is there
+    executor = TimedExecutor(made, workers, lambda task, attempt: generator.uniform(0.1, 9), fate)
+    dispatch(
+        remaining_tasks(made, folder), folder, executor, [RecordingCallback()]
+    )  # `TimedExecutor` looks that each parent is there
     models = {model.folder: model for model in made.jobs}
     for model in made.jobs:
-        before = models[model.after] if model.after else None
+        before = models[model.predecessor] if model.predecessor else None
         ended = executor.done.count(model.id)
         assert ended == (0 if before and before.id not in executor.done else 0 if folder.failure(model) else 1)
         shards = {shard.id for shard in made.shards[model.id]}
@@ -139,15 +145,15 @@ def test_a_chain_with_more_requests_to_come_goes_first(made: Plan) -> None:
     assert queue.take(None) == long[0]
     assert queue.take(None) == short[1]
     assert queue.take(None) is None and len(queue) == 3
-    queue.exists(short[1])
-    queue.exists(long[0])
+    queue.model_made(short[1])
+    queue.model_made(long[0])
     assert [queue.take(None), queue.take(None)] == [long[1], short[2]]
 
 
 def test_one_worker_takes_all_first_requests_before_any_second(made: Plan) -> None:
     queue = Queue((), made.jobs, (), [made.models[0].id])
     firsts = [queue.take(None) for _ in range(4)]
-    assert {work.label for work in firsts if isinstance(work, Model)} == {"uce 1/3", "esd 1/3"}
+    assert {task.label for task in firsts if isinstance(task, Model)} == {"uce 1/3", "esd 1/3"}
 
 
 def test_a_chain_given_up_leaves_the_queue_with_all_that_would_follow(made: Plan) -> None:
@@ -162,8 +168,8 @@ def test_a_chain_given_up_leaves_the_queue_with_all_that_would_follow(made: Plan
 # carried out
 
 
-def run_here(run: Run, worker: Any = StandIn) -> None:
-    carry_out(run, 0, None, Console(file=io.StringIO()), worker)
+def run_here(run: Run, worker: Any = FakeWorker) -> None:
+    execute(run, 0, None, Console(file=io.StringIO()), worker)
 
 
 @pytest.fixture
@@ -174,29 +180,33 @@ def run(campaign: Callable[..., Campaign], tmp_path: Path) -> Run:
 def test_a_failed_request_blocks_those_after_it_until_it_is_forgiven(run: Run) -> None:
     chain = of(run.plan, "esd", 0)
 
-    class Unlucky(StandIn):
-        def run(self, work: Work) -> Outcome:
-            return Outcome("failed", "the loss is nan") if work == chain[1] else super().run(work)
+    class Unlucky(FakeWorker):
+        def run(self, task: Task) -> Outcome:
+            return Outcome("failed", "the loss is nan") if task == chain[1] else super().run(task)
 
     run_here(run, Unlucky)
-    left = run.remaining
-    assert left.failed == [chain[1]] and left.blocked == [chain[2]] and left.nothing
-    assert chain[0].id in left.existing
-    told = summary(run)["jobs"]
-    assert told == {"all": 12, "done": 10, "failed": 1, "blocked": 1, "left": 0}
-    run.folder.forgive(chain[1])
-    left = run.remaining
-    assert left.jobs == [chain[1], chain[2]] and not left.blocked
+    remaining = run.remaining_tasks
+    assert remaining.failed == [chain[1]] and remaining.blocked == [chain[2]] and remaining.is_empty
+    assert chain[0].id in remaining.existing
+    counts = summary(run)["jobs"]
+    assert counts == {"all": 12, "done": 10, "failed": 1, "blocked": 1, "left": 0}
+    run.folder.clear_failure(chain[1])
+    remaining = run.remaining_tasks
+    assert remaining.jobs == [chain[1], chain[2]] and not remaining.blocked
     run_here(run)
-    assert read_table(run.folder.table) == expected(run.plan, setting_of(run))
+    assert read_table(run.folder.table) == expected(run.plan, worker_context(run))
 
 
 def test_a_request_whose_judging_failed_blocks_nobody(run: Run) -> None:
     run_here(run)
     chain = of(run.plan, "esd", 0)
     run.folder.fail(run.plan.shards[chain[0].id][0], "the judge broke", "")
-    left = run.remaining
-    assert left.failed == [chain[0]] and not left.blocked and {chain[1].id, chain[2].id} <= set(left.existing)
+    remaining = run.remaining_tasks
+    assert (
+        remaining.failed == [chain[0]]
+        and not remaining.blocked
+        and {chain[1].id, chain[2].id} <= set(remaining.existing)
+    )
 
 
 # with real models
@@ -225,7 +235,7 @@ def test_a_chain_of_real_models_is_scored_stage_by_stage_and_goes_on_inside_a_jo
     )
     run_here(undisturbed, Worker)
 
-    monkeypatch.setattr("efface.cluster.worker.STOP_LOOKS", 0.0)
+    monkeypatch.setattr("efface.cluster.workers.worker.STOP_POLL_INTERVAL", 0.0)
     second = of(real.plan, "esd", 0)[1]
     steps: list[int] = []
     really = Worker._on_step
@@ -234,14 +244,14 @@ def test_a_chain_of_real_models_is_scored_stage_by_stage_and_goes_on_inside_a_jo
         if model.id == second.id:
             steps.append(done)
             if steps == [1, 2]:
-                real.folder.wish_to_stop()
+                real.folder.request_stop()
         really(self, model, done, of_all, loss)
 
     monkeypatch.setattr(Worker, "_on_step", on_step)
     with pytest.raises(Stopped):
         run_here(real, Worker)
-    assert real.folder.checkpoint(second).is_file() and second in real.remaining.jobs
-    assert not real.remaining.failed
+    assert real.folder.checkpoint(second).is_file() and second in real.remaining_tasks.jobs
+    assert not real.remaining_tasks.failed
     run_here(real, Worker)
     assert steps == [1, 2, 3, 4] and not real.folder.checkpoint(second).exists()
     assert contents(real.folder.root) == contents(undisturbed.folder.root)

@@ -8,45 +8,45 @@ from pathlib import Path
 
 import pytest
 
-from efface.cluster.dispatch import ATTEMPTS, dispatch, remaining
-from efface.cluster.plan import Calibration, Model, Plan, Shard
-from efface.cluster.run_folder import RunFolder, Work
-from efface.cluster.worker import Outcome
+from efface.cluster.campaign.plan import CalibrationTask, Model, Plan, Shard
+from efface.cluster.scheduler.dispatch import MAX_ATTEMPTS, dispatch, remaining_tasks
+from efface.cluster.storage.run_folder import RunFolder, Task
+from efface.cluster.workers.worker import Outcome
 from efface.errors import JobFailure, UserError
 
-DONE, FAILED, FAULT = Outcome("done"), Outcome("failed", "the loss is nan", "log"), Outcome("fault", "the worker died")
+DONE, FAILED, ERROR = Outcome("done"), Outcome("failed", "the loss is nan", "log"), Outcome("error", "the worker died")
 
-Fate = Callable[[Work, int], Outcome]
+Fate = Callable[[Task, int], Outcome]
 
 
-def always_done(work: Work, attempt: int) -> Outcome:
+def always_done(task: Task, attempt: int) -> Outcome:
     return DONE
 
 
-class PretendedWorkers:
+class FakeExecutor:
     """Each takes up to two pieces and ends them in turn; whose turn it is to end something is drawn by `seed`.
 
     What a driver must never do is checked as it happens.
     """
 
     depth = 2
-    gangs = None
+    process_groups = None
 
     def __init__(self, plan: Plan, workers: int, seed: int, fate: Fate = always_done) -> None:
         self.workers = workers
         self.fate = fate
         self.random = random.Random(seed)
-        self.in_flight: list[list[Work]] = [[] for _ in range(workers)]
-        self.log: list[tuple[int, Work]] = []
+        self.in_flight: list[list[Task]] = [[] for _ in range(workers)]
+        self.log: list[tuple[int, Task]] = []
         self.new = list(range(workers))
-        self.ended: list[Work] = []
+        self.ended: list[Task] = []
         self.attempts: Counter[str] = Counter()
         self.existing = {plan.models[0].id}
-        self.uncalibrated = {trial.id for trial in plan.calibrations}
+        self.uncalibrated = {calibration.id for calibration in plan.calibrations}
 
-    def arrived(self) -> list[int]:
-        arrived, self.new = self.new, []
-        return arrived
+    def new_workers(self) -> list[int]:
+        new_workers, self.new = self.new, []
+        return new_workers
 
     def replace(self, worker: int) -> bool:
         return False
@@ -54,43 +54,43 @@ class PretendedWorkers:
     def clock(self) -> float:
         return 0.0
 
-    def submit(self, worker: int, work: Work) -> None:
-        self.log.append((worker, work))
-        self.attempts[work.id] += 1
-        self.in_flight[worker].append(work)
+    def submit(self, worker: int, task: Task) -> None:
+        self.log.append((worker, task))
+        self.attempts[task.id] += 1
+        self.in_flight[worker].append(task)
         assert len(self.in_flight[worker]) <= self.depth
         assert len(self.in_flight[worker]) == 1 or all(isinstance(w, Shard) for w in self.in_flight[worker])
-        if isinstance(work, Shard):
-            assert work.model.id in self.existing and not self.uncalibrated
+        if isinstance(task, Shard):
+            assert task.model.id in self.existing and not self.uncalibrated
 
-    def outcomes(self, timeout: float) -> Iterator[tuple[int, Work, Outcome]]:
+    def outcomes(self, timeout: float) -> Iterator[tuple[int, Task, Outcome]]:
         worker = self.random.choice([i for i, doing in enumerate(self.in_flight) if doing])
-        work = self.in_flight[worker].pop(0)
-        outcome = self.fate(work, self.attempts[work.id])
+        task = self.in_flight[worker].pop(0)
+        outcome = self.fate(task, self.attempts[task.id])
         if outcome.state == "done":
-            self.ended.append(work)
-            if isinstance(work, Model):
-                self.existing.add(work.id)
-            elif isinstance(work, Calibration):
-                self.uncalibrated.discard(work.id)
-        yield worker, work, outcome
+            self.ended.append(task)
+            if isinstance(task, Model):
+                self.existing.add(task.id)
+            elif isinstance(task, CalibrationTask):
+                self.uncalibrated.discard(task.id)
+        yield worker, task, outcome
 
     def close(self) -> None:
         pass
 
 
-class Notes:
+class RecordingCallback:
     """What a watcher was told."""
 
     def __init__(self) -> None:
         self.started_: list[str] = []
         self.ended_: list[tuple[str, str, bool]] = []
 
-    def started(self, worker: int, work: Work) -> None:
-        self.started_.append(work.id)
+    def started(self, worker: int, task: Task) -> None:
+        self.started_.append(task.id)
 
-    def ended(self, worker: int, work: Work, outcome: Outcome, again: bool) -> None:
-        self.ended_.append((work.id, outcome.state, again))
+    def ended(self, worker: int, task: Task, outcome: Outcome, will_retry: bool) -> None:
+        self.ended_.append((task.id, outcome.state, will_retry))
 
     def tick(self) -> None:
         pass
@@ -106,17 +106,15 @@ def folder(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "run")
 
 
-def everything(plan: Plan) -> list[str]:
+def all_tasks(plan: Plan) -> list[str]:
     shards = [shard.id for shards in plan.shards.values() for shard in shards]
     return sorted([*(t.id for t in plan.calibrations), *(m.id for m in plan.jobs), *shards])
 
 
-def carry_out(
-    plan: Plan, folder: RunFolder, fate: Fate = always_done, workers: int = 2, seed: int = 0
-) -> PretendedWorkers:
-    pretended = PretendedWorkers(plan, workers, seed, fate)
-    dispatch(remaining(plan, folder), folder, pretended, [Notes()])
-    return pretended
+def execute(plan: Plan, folder: RunFolder, fate: Fate = always_done, workers: int = 2, seed: int = 0) -> FakeExecutor:
+    executor = FakeExecutor(plan, workers, seed, fate)
+    dispatch(remaining_tasks(plan, folder), folder, executor, [RecordingCallback()])
+    return executor
 
 
 def shards_of(plan: Plan, model: Model) -> set[str]:
@@ -126,87 +124,90 @@ def shards_of(plan: Plan, model: Model) -> set[str]:
 @pytest.mark.parametrize("workers", [1, 2, 3, 20])
 @pytest.mark.parametrize("seed", range(5))
 def test_all_work_is_done_exactly_once(made: Plan, folder: RunFolder, workers: int, seed: int) -> None:
-    pretended = carry_out(made, folder, workers=workers, seed=seed)
-    assert sorted(work.id for work in pretended.ended) == everything(made)
-    assert set(pretended.attempts.values()) == {1}
+    executor = execute(made, folder, workers=workers, seed=seed)
+    assert sorted(task.id for task in executor.ended) == all_tasks(made)
+    assert set(executor.attempts.values()) == {1}
     assert not any(map(folder.failure, made.models))
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_a_fault_is_tried_again_once(made: Plan, folder: RunFolder, seed: int) -> None:
-    pretended = carry_out(made, folder, lambda work, attempt: FAULT if attempt == 1 else DONE, seed=seed)
-    assert sorted(work.id for work in pretended.ended) == everything(made)
-    assert set(pretended.attempts.values()) == {2}
+    executor = execute(made, folder, lambda task, attempt: ERROR if attempt == 1 else DONE, seed=seed)
+    assert sorted(task.id for task in executor.ended) == all_tasks(made)
+    assert set(executor.attempts.values()) == {2}
     assert not any(map(folder.failure, made.models))
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_what_breaks_every_time_is_given_up_and_the_others_go_on(made: Plan, folder: RunFolder, seed: int) -> None:
     bad = made.jobs[1]
-    pretended = carry_out(made, folder, lambda work, attempt: FAULT if work == bad else DONE, seed=seed)
-    assert pretended.attempts[bad.id] == ATTEMPTS == 2
+    executor = execute(made, folder, lambda task, attempt: ERROR if task == bad else DONE, seed=seed)
+    assert executor.attempts[bad.id] == MAX_ATTEMPTS == 2
     assert folder.failure(bad) == {"stage": "training", "reason": "the worker died", "details": ""}
     lost = {bad.id, *shards_of(made, bad)}
-    assert sorted(work.id for work in pretended.ended) == sorted(set(everything(made)) - lost)
-    assert not shards_of(made, bad) & pretended.attempts.keys()
+    assert sorted(task.id for task in executor.ended) == sorted(set(all_tasks(made)) - lost)
+    assert not shards_of(made, bad) & executor.attempts.keys()
     assert [model.id for model in made.models if folder.failure(model)] == [bad.id]
 
 
 def test_a_job_that_cannot_be_done_is_not_tried_again(made: Plan, folder: RunFolder) -> None:
     bad = made.jobs[0]
-    pretended = carry_out(made, folder, lambda work, attempt: FAILED if work == bad else DONE)
-    assert pretended.attempts[bad.id] == 1
+    executor = execute(made, folder, lambda task, attempt: FAILED if task == bad else DONE)
+    assert executor.attempts[bad.id] == 1
     assert folder.failure(bad) == {"stage": "training", "reason": "the loss is nan", "details": "log"}
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_a_shard_given_up_takes_the_rest_of_its_model_along(made: Plan, folder: RunFolder, seed: int) -> None:
     bad = made.shards[made.jobs[2].id][0]
-    pretended = carry_out(made, folder, lambda work, attempt: FAULT if work == bad else DONE, seed=seed)
+    executor = execute(made, folder, lambda task, attempt: ERROR if task == bad else DONE, seed=seed)
     failure = folder.failure(bad.model)
     assert failure and failure["stage"] == "judging, shard 0"
-    others = set(everything(made)) - shards_of(made, bad.model)
-    assert others <= {work.id for work in pretended.ended}
+    others = set(all_tasks(made)) - shards_of(made, bad.model)
+    assert others <= {task.id for task in executor.ended}
 
 
 def test_what_failed_before_is_left_alone(made: Plan, folder: RunFolder) -> None:
     folder.fail(made.jobs[0], "earlier", "")
-    pretended = carry_out(made, folder)
+    executor = execute(made, folder)
     lost = {made.jobs[0].id, *shards_of(made, made.jobs[0])}
-    assert sorted(pretended.attempts) == sorted(set(everything(made)) - lost)
+    assert sorted(executor.attempts) == sorted(set(all_tasks(made)) - lost)
 
 
 def test_two_workers_train_two_jobs_at_once(made: Plan, folder: RunFolder) -> None:
-    pretended = carry_out(made, folder)
-    jobs = [worker for worker, work in pretended.log if isinstance(work, Model)]
+    executor = execute(made, folder)
+    jobs = [worker for worker, task in executor.log if isinstance(task, Model)]
     assert set(jobs) == {0, 1}
 
 
 def test_a_model_is_judged_by_the_worker_that_made_it(made: Plan, folder: RunFolder) -> None:
-    alone = carry_out(made, folder, workers=1)
-    held = [work.model.id if isinstance(work, Shard) else work.id for _, work in alone.log[1:]]
+    alone = execute(made, folder, workers=1)
+    held = [task.model.id if isinstance(task, Shard) else task.id for _, task in alone.log[1:]]
     switches = sum(before != after for before, after in itertools.pairwise(held))
     assert switches == len(made.models) - 1
 
 
 def test_a_watcher_hears_of_everything_and_whether_it_is_tried_again(made: Plan, folder: RunFolder) -> None:
-    notes, bad = Notes(), made.jobs[0]
-    pretended = PretendedWorkers(made, 2, 0, lambda work, attempt: FAULT if work == bad else DONE)
-    dispatch(remaining(made, folder), folder, pretended, [notes])
-    assert notes.started_ == [work.id for _, work in pretended.log]
+    notes, bad = RecordingCallback(), made.jobs[0]
+    executor = FakeExecutor(made, 2, 0, lambda task, attempt: ERROR if task == bad else DONE)
+    dispatch(remaining_tasks(made, folder), folder, executor, [notes])
+    assert notes.started_ == [task.id for _, task in executor.log]
     assert sorted(name for name, _, _ in notes.ended_) == sorted(notes.started_)
-    assert [told for told in notes.ended_ if told[1] != "done"] == [(bad.id, "fault", True), (bad.id, "fault", False)]
+    assert [event for event in notes.ended_ if event[1] != "done"] == [
+        (bad.id, "error", True),
+        (bad.id, "error", False),
+    ]
 
 
 def test_a_judge_that_cannot_be_calibrated_ends_the_run_in_a_sentence(made: Plan, folder: RunFolder) -> None:
-    for outcome, error in ((FAILED, UserError), (FAULT, JobFailure)):
+    for outcome, error in ((FAILED, UserError), (ERROR, JobFailure)):
         with pytest.raises(error, match=r"judge '.*' cannot be calibrated"):
-            carry_out(made, folder, lambda work, attempt, o=outcome: o if isinstance(work, Calibration) else DONE)  # type: ignore[misc]
+            execute(made, folder, lambda task, attempt, o=outcome: o if isinstance(task, CalibrationTask) else DONE)  # type: ignore[misc]
 
 
 def test_with_nothing_left_nothing_is_asked_of_anybody(made: Plan, folder: RunFolder) -> None:
-    from efface.cluster.dispatch import Remaining
+    from efface.cluster.scheduler.dispatch import RemainingTasks
 
-    pretended = PretendedWorkers(made, 2, 0)
-    dispatch(Remaining(), folder, pretended, [Notes()])
-    assert pretended.log == []
+    executor = FakeExecutor(made, 2, 0)
+    dispatch(RemainingTasks(), folder, executor, [RecordingCallback()])
+    assert executor.log == []

@@ -8,7 +8,7 @@ from typing import Any
 import promql_parser as promql
 import pytest
 
-from efface.cluster.metrics import METRICS, Metric
+from efface.cluster.scheduler.metrics import METRICS, Metric
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD = json.loads((ROOT / "cluster" / "deploy" / "grafana.json").read_text())

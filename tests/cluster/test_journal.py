@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from efface.cluster import journal as module
-from efface.cluster.journal import Journal, WorkClock, read_journal
-from efface.cluster.plan import Plan
-from efface.cluster.run_folder import RunFolder
-from efface.cluster.worker import Outcome
+from efface.cluster.campaign.plan import Plan
+from efface.cluster.storage import journal as module
+from efface.cluster.storage.journal import Journal, TaskTimer, read_journal
+from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.workers.worker import Outcome
 from efface.errors import StorageError
 
-DONE, FAULT = Outcome("done"), Outcome("fault", "OSError: no route", "Traceback …")
+DONE, ERROR = Outcome("done"), Outcome("error", "OSError: no route", "Traceback …")
 
 
 @pytest.fixture
@@ -62,24 +62,28 @@ def test_what_happens_to_work_is_told_with_its_kind_label_concepts_state_and_sec
     journal = Journal(folder)
     journal.started(3, job)
     clock.now += 2.5
-    journal.ended(3, job, FAULT, again=True)
+    journal.ended(3, job, ERROR, will_retry=True)
     journal.close()
     opened, started, ended, closed = read_journal(folder)
-    about = {"worker": 3, "work": "job", "id": job.id, "label": "uce", "concepts": ["cat"]}
+    about = {"worker": 3, "task": "job", "id": job.id, "label": "uce", "concepts": ["cat"]}
     assert {key: started[key] for key in started if key != "time"} == {"event": "started", **about}
-    told = {"state": "fault", "seconds": 2.5, "again": True, "reason": FAULT.reason, "details": FAULT.details}
-    assert {key: ended[key] for key in ended if key != "time"} == {"event": "ended", **about, **told}
+    recorded = {"state": "error", "seconds": 2.5, "will_retry": True, "reason": ERROR.reason, "details": ERROR.details}
+    assert {key: ended[key] for key in ended if key != "time"} == {"event": "ended", **about, **recorded}
     assert (opened["event"], closed["event"]) == ("opened", "closed")
 
 
 def test_shards_and_calibrations_are_named_too(made: Plan, folder: RunFolder) -> None:
-    base, trial = made.models[0], made.calibrations[0]
+    base, calibration_task = made.models[0], made.calibrations[0]
     journal = Journal(folder)
     journal.started(0, made.shards[base.id][1])
-    journal.started(1, trial)
+    journal.started(1, calibration_task)
     shard, calibration = list(read_journal(folder))[1:]
-    assert (shard["work"], shard["label"], shard["concepts"], shard["index"]) == ("shard", "base", [], 1)
-    assert (calibration["work"], calibration["judge"], calibration["id"]) == ("calibration", trial.judge, trial.id)
+    assert (shard["task"], shard["label"], shard["concepts"], shard["index"]) == ("shard", "base", [], 1)
+    assert (calibration["task"], calibration["judge"], calibration["id"]) == (
+        "calibration",
+        calibration_task.judge,
+        calibration_task.id,
+    )
 
 
 def test_a_line_is_on_the_disk_as_soon_as_it_is_written(made: Plan, folder: RunFolder) -> None:
@@ -147,7 +151,7 @@ def test_lines_that_a_full_disk_did_not_take_follow_whole_and_in_order(made: Pla
     journal.started(0, made.jobs[0])
     assert events(folder) == ["opened"]
     journal._file._file = disk
-    journal.ended(0, made.jobs[0], DONE, again=False)
+    journal.ended(0, made.jobs[0], DONE, will_retry=False)
     journal.close()
     assert events(folder) == ["opened", "started", "ended", "closed"]
 
@@ -165,7 +169,7 @@ def test_a_store_is_sent_the_journal_every_half_minute_and_at_the_end(
     clock.now += 1
     journal.tick()
     assert events(bucket) == ["opened", "started"]
-    journal.ended(0, made.jobs[0], DONE, again=False)
+    journal.ended(0, made.jobs[0], DONE, will_retry=False)
     journal.tick()
     assert events(bucket) == ["opened", "started"]
     journal.close()
@@ -210,7 +214,7 @@ def test_a_store_out_of_reach_is_asked_again_later(
 
 def test_the_time_of_work_that_waited_in_line_begins_when_the_piece_before_it_ended(made: Plan, clock: Steady) -> None:
     first, second = made.shards[made.models[0].id][:2]
-    line = WorkClock()
+    line = TaskTimer()
     line.started(0, first)
     line.started(0, second)
     clock.now += 4
@@ -225,22 +229,22 @@ def test_the_time_of_work_that_waited_in_line_begins_when_the_piece_before_it_en
 
 def test_a_shard_that_two_workers_do_is_under_way_until_both_have_ended(made: Plan, clock: Steady) -> None:
     shard = made.shards[made.models[0].id][0]
-    lines = WorkClock()
+    lines = TaskTimer()
     lines.started(0, shard)
     clock.now += 60
     lines.started(1, shard)
     clock.now += 5
     assert lines.busy == 2
     assert lines.ended(1, shard) == 5
-    assert (lines.busy, lines.under_way(shard)) == (1, True)
+    assert (lines.busy, lines.is_running(shard)) == (1, True)
     assert lines.ended(0, shard) == 65
-    assert (lines.busy, lines.under_way(shard)) == (0, False)
+    assert (lines.busy, lines.is_running(shard)) == (0, False)
 
 
 def test_every_line_is_json_on_its_own(made: Plan, folder: RunFolder) -> None:
     journal = Journal(folder)
     journal.started(0, made.jobs[0])
-    journal.ended(0, made.jobs[0], Outcome("fault", "line one\nline two\u2028é", "a\r\nb"), again=False)
+    journal.ended(0, made.jobs[0], Outcome("error", "line one\nline two\u2028é", "a\r\nb"), will_retry=False)
     journal.close()
     [file] = folder.logs.iterdir()
     lines = file.read_bytes().split(b"\n")
@@ -250,9 +254,9 @@ def test_every_line_is_json_on_its_own(made: Plan, folder: RunFolder) -> None:
 
 def test_a_run_leaves_a_journal_of_everything_it_did(finished: Path, plan: Callable[..., Plan]) -> None:
     made = plan()
-    works = [*made.calibrations, *made.jobs, *(shard for shards in made.shards.values() for shard in shards)]
-    opened, *told, closed = read_journal(RunFolder(finished))
+    tasks = [*made.calibrations, *made.jobs, *(shard for shards in made.shards.values() for shard in shards)]
+    opened, *recorded, closed = read_journal(RunFolder(finished))
     assert (opened["event"], closed["event"]) == ("opened", "closed")
     for event in ("started", "ended"):
-        assert sorted(line["id"] for line in told if line["event"] == event) == sorted(work.id for work in works)
-    assert {line["state"] for line in told if line["event"] == "ended"} == {"done"}
+        assert sorted(line["id"] for line in recorded if line["event"] == event) == sorted(task.id for task in tasks)
+    assert {line["state"] for line in recorded if line["event"] == "ended"} == {"done"}

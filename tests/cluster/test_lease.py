@@ -15,19 +15,19 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from efface.cluster import lease as leases
-from efface.cluster.campaign import Campaign
-from efface.cluster.lease import Lease, driver_at_work
-from efface.cluster.plan import Model
-from efface.cluster.run import Run, carry_out, open_run
-from efface.cluster.run_folder import Work
-from efface.cluster.stand_in import StandIn
-from efface.cluster.worker import Outcome
+from efface.cluster.campaign.plan import Model
+from efface.cluster.campaign.spec import Campaign
+from efface.cluster.run import Run, execute, open_run
+from efface.cluster.storage import lease as leases
+from efface.cluster.storage.lease import Lease, active_driver
+from efface.cluster.storage.run_folder import Task
+from efface.cluster.workers.fake_worker import FakeWorker
+from efface.cluster.workers.worker import Outcome
 from efface.errors import StorageError, UserError
 from efface.files import as_path, write_atomic
 
 FORK = multiprocessing.get_context("fork")
-QUICK = {"beat": 0.02, "patience": 0.3}
+QUICK = {"heartbeat": 0.02, "heartbeat_timeout": 0.3}
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -48,18 +48,18 @@ def last(root: Path) -> dict[str, Any]:
 
 def forge(root: Path, number: int = 1, **changes: Any) -> None:
     """The lease of a driver like this one, but for what is changed of its process, and of its lease."""
-    driver = leases._me() | {key: changes.pop(key) for key in set(changes) & set(leases._me())}
-    content = {"driver": driver, "beat": 1, "released": False, **changes}
+    driver = leases._this_process() | {key: changes.pop(key) for key in set(changes) & set(leases._this_process())}
+    content = {"driver": driver, "heartbeat": 1, "released": False, **changes}
     write_atomic(root / "leases" / f"{number:08d}.json", json.dumps(content).encode())
 
 
 def test_a_lease_is_held_in_the_block_and_released_after_it(root: Path) -> None:
-    assert driver_at_work(root) is None
+    assert active_driver(root) is None
     with Lease(root, **QUICK) as lease:
         assert files(root) == ["00000001.json"] and last(root)["driver"]["pid"] == os.getpid()
-        told = driver_at_work(root)
-        assert told and f"process {os.getpid()}" in told and leases._me()["host"] in told
-    assert lease.lost is None and last(root)["released"] and driver_at_work(root) is None
+        message = active_driver(root)
+        assert message and f"process {os.getpid()}" in message and leases._this_process()["host"] in message
+    assert lease.lost is None and last(root)["released"] and active_driver(root) is None
 
 
 def test_a_released_lease_is_taken_at_once_and_old_ones_are_cleared_away(root: Path) -> None:
@@ -77,19 +77,19 @@ def test_the_lease_is_released_when_the_work_raises(root: Path) -> None:
 
 
 def test_a_living_driver_of_this_machine_is_left_alone_and_named(root: Path) -> None:
-    with Lease(root, **QUICK), pytest.raises(UserError) as told, Lease(root):
+    with Lease(root, **QUICK), pytest.raises(UserError) as message, Lease(root):
         raise AssertionError("two hold it")
-    sentence = str(told.value)
-    assert str(root) in sentence and f"process {os.getpid()}" in sentence and leases._me()["host"] in sentence
+    sentence = str(message.value)
+    assert str(root) in sentence and f"process {os.getpid()}" in sentence and leases._this_process()["host"] in sentence
     assert "`efface status`" in sentence and "`efface cancel`" in sentence and "\n" not in sentence
 
 
 def test_a_beat_is_counted_up_while_it_is_held(root: Path) -> None:
     with Lease(root, **QUICK):
         deadline = time.monotonic() + 10
-        while last(root)["beat"] < 3 and time.monotonic() < deadline:
+        while last(root)["heartbeat"] < 3 and time.monotonic() < deadline:
             time.sleep(0.02)
-        assert last(root)["beat"] >= 3
+        assert last(root)["heartbeat"] >= 3
 
 
 def _hold(start: Connection, root: Path) -> None:
@@ -120,7 +120,7 @@ def test_of_eight_drivers_that_start_at_once_one_works_and_the_others_are_told_w
         answers = [pipe.recv() for _, pipe in drivers]
         (holder,) = (process.pid for (process, _), answer in zip(drivers, answers, strict=True) if answer == "held")
         refused = [answer for answer in answers if answer != "held"]
-        assert len(refused) == 7 and all(f"(process {holder}) is at work on this run" in told for told in refused)
+        assert len(refused) == 7 and all(f"(process {holder}) is at work on this run" in message for message in refused)
         for process, pipe in drivers:
             pipe.send("end")
             process.join()
@@ -146,42 +146,42 @@ def test_a_driver_killed_on_this_machine_is_replaced_at_once(tmp_path: Path) -> 
     assert pipe.recv() == "held"
     os.kill(process.pid, signal.SIGKILL)
     deadline = time.monotonic() + 10
-    while driver_at_work(tmp_path) and time.monotonic() < deadline:  # a process not yet waited for is gone all the same
+    while active_driver(tmp_path) and time.monotonic() < deadline:  # a process not yet waited for is gone all the same
         time.sleep(0.01)
     start = time.monotonic()
     with Lease(tmp_path):
         assert last(tmp_path)["driver"]["pid"] == os.getpid()
-    assert time.monotonic() - start < leases.PATIENCE / 4
+    assert time.monotonic() - start < leases.HEARTBEAT_TIMEOUT / 4
     process.join()
 
 
 def test_a_later_process_with_the_number_of_the_dead_one_is_not_taken_for_it(root: Path) -> None:
     forge(root, started=1.0)
-    assert driver_at_work(root) is None
+    assert active_driver(root) is None
     with Lease(root):
         assert files(root)[-1] == "00000002.json"
 
 
 def test_a_process_of_another_boot_is_not_looked_for_on_this_one(root: Path) -> None:
     forge(root, boot="another", pid=2**22 + 1)
-    assert driver_at_work(root)
+    assert active_driver(root)
     start = time.monotonic()
     with Lease(root, **QUICK):
-        assert time.monotonic() - start >= QUICK["patience"]
+        assert time.monotonic() - start >= QUICK["heartbeat_timeout"]
 
 
 def test_a_driver_elsewhere_whose_beat_stands_still_is_taken_for_dead_after_the_patience(root: Path) -> None:
     forge(root, host="elsewhere")
-    assert driver_at_work(root) == f"a driver on elsewhere (process {os.getpid()})"
+    assert active_driver(root) == f"a driver on elsewhere (process {os.getpid()})"
     start = time.monotonic()
     with Lease(root, **QUICK):
-        assert time.monotonic() - start >= QUICK["patience"]
+        assert time.monotonic() - start >= QUICK["heartbeat_timeout"]
         assert last(root)["driver"]["host"] != "elsewhere"
 
 
 def _beat(root: Path) -> None:
-    for beat in range(2, 2000):
-        forge(root, host="elsewhere", beat=beat)
+    for heartbeat in range(2, 2000):
+        forge(root, host="elsewhere", heartbeat=heartbeat)
         time.sleep(0.02)
 
 
@@ -190,7 +190,10 @@ def test_a_driver_elsewhere_whose_beat_moves_is_left_alone(tmp_path: Path) -> No
     other = FORK.Process(target=_beat, args=(tmp_path,), daemon=True)
     other.start()
     try:
-        with pytest.raises(UserError, match="a driver on elsewhere"), Lease(tmp_path, beat=0.02, patience=5):
+        with (
+            pytest.raises(UserError, match="a driver on elsewhere"),
+            Lease(tmp_path, heartbeat=0.02, heartbeat_timeout=5),
+        ):
             raise AssertionError("two hold it")
     finally:
         other.kill()
@@ -203,9 +206,9 @@ def test_clocks_that_jump_do_not_matter(root: Path, monkeypatch: pytest.MonkeyPa
     forge(root, host="elsewhere")
     start = time.monotonic()
     with Lease(root, **QUICK) as lease:
-        assert time.monotonic() - start >= QUICK["patience"]
-        beat = last(root)["beat"]
-        while last(root)["beat"] < beat + 2:
+        assert time.monotonic() - start >= QUICK["heartbeat_timeout"]
+        heartbeat = last(root)["heartbeat"]
+        while last(root)["heartbeat"] < heartbeat + 2:
             time.sleep(0.02)
         with pytest.raises(UserError, match="is at work"), Lease(root, **QUICK):
             raise AssertionError("two hold it")
@@ -219,7 +222,7 @@ def test_a_damaged_lease_holds_nobody_off_and_no_number_is_used_twice(content: b
     (root / "leases").mkdir(parents=True)
     (root / "leases" / "00000005.json").write_bytes(content)
     (root / "leases" / "notes.txt").write_bytes(b"not a lease")
-    assert driver_at_work(root) is None
+    assert active_driver(root) is None
     with Lease(root, **QUICK):
         assert "00000006.json" in files(root)
 
@@ -247,15 +250,15 @@ def test_a_store_away_for_a_moment_loses_no_lease_and_one_away_for_long_does(
         really(path, value)
 
     monkeypatch.setattr(leases, "write_json", write)
-    with Lease(tmp_path, beat=0.02, patience=2) as lease:
+    with Lease(tmp_path, heartbeat=0.02, heartbeat_timeout=2) as lease:
         away.append(True)
         time.sleep(0.3)
         away.clear()
-        beat = last(tmp_path)["beat"]
+        heartbeat = last(tmp_path)["heartbeat"]
         deadline = time.monotonic() + 10
-        while last(tmp_path)["beat"] <= beat and time.monotonic() < deadline:
+        while last(tmp_path)["heartbeat"] <= heartbeat and time.monotonic() < deadline:
             time.sleep(0.02)
-        assert lease.lost is None and last(tmp_path)["beat"] > beat
+        assert lease.lost is None and last(tmp_path)["heartbeat"] > heartbeat
         away.append(True)
         deadline = time.monotonic() + 10
         while lease.lost is None and time.monotonic() < deadline:
@@ -263,8 +266,8 @@ def test_a_store_away_for_a_moment_loses_no_lease_and_one_away_for_long_does(
         assert lease.lost == "the store was away"
 
 
-def run_here(run: Run, worker: type[StandIn] = StandIn) -> None:
-    carry_out(run, 0, None, Console(file=io.StringIO()), worker)
+def run_here(run: Run, worker: type[FakeWorker] = FakeWorker) -> None:
+    execute(run, 0, None, Console(file=io.StringIO()), worker)
 
 
 @pytest.fixture
@@ -275,27 +278,27 @@ def run(campaign: Callable[..., Campaign], tmp_path: Path) -> Run:
 def test_a_run_that_another_driver_works_on_is_not_begun(run: Run) -> None:
     with Lease(run.folder.root), pytest.raises(UserError, match="is at work on this run"):
         run_here(run)
-    assert not (run.folder.root / "jobs").exists() and len(run.remaining.jobs) == 2
+    assert not (run.folder.root / "jobs").exists() and len(run.remaining_tasks.jobs) == 2
 
 
 def test_a_driver_that_loses_its_lease_lays_its_work_down_and_fails_nothing(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases, "BEAT", 0.02)
+    monkeypatch.setattr(leases, "HEARTBEAT_INTERVAL", 0.02)
     monkeypatch.setattr(Lease.__init__, "__defaults__", (0.02, 0.3))
-    monkeypatch.setattr("efface.cluster.dispatch.LOOK", 0.0)
+    monkeypatch.setattr("efface.cluster.scheduler.dispatch.POLL_INTERVAL", 0.0)
 
-    class Overtaken(StandIn):
+    class Overtaken(FakeWorker):
         shard_seconds = 0.2
 
-        def run(self, work: Work) -> Outcome:
-            if isinstance(work, Model):
+        def run(self, task: Task) -> Outcome:
+            if isinstance(task, Model):
                 forge(run.folder.root, 2, host="elsewhere")
                 time.sleep(0.3)
-            return super().run(work)
+            return super().run(task)
 
     with pytest.raises(StorageError, match="another driver has taken this run over"):
         run_here(run, Overtaken)
-    left = run.remaining
+    left = run.remaining_tasks
     assert left.shards and not left.failed
     assert last(run.folder.root)["driver"]["host"] == "elsewhere"

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from efface.cluster import metrics as module
-from efface.cluster.dispatch import Remaining, remaining
-from efface.cluster.metrics import METRICS, STATES, Metrics, cause_of
-from efface.cluster.plan import Plan
-from efface.cluster.run_folder import RunFolder
-from efface.cluster.worker import Outcome
+from efface.cluster.campaign.plan import Plan
+from efface.cluster.scheduler import metrics as module
+from efface.cluster.scheduler.dispatch import RemainingTasks, remaining_tasks
+from efface.cluster.scheduler.metrics import METRICS, STATES, Metrics, cause_of
+from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.workers.worker import Outcome
 
-DONE, LOST = Outcome("done"), Outcome("lost", "its node went away")
-FAULT = Outcome("fault", "OSError: no route")
-NO_MEMORY = Outcome("fault", "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB")
+DONE, WORKER_LOST = Outcome("done"), Outcome("worker_lost", "its node went away")
+ERROR = Outcome("error", "OSError: no route")
+NO_MEMORY = Outcome("error", "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB")
 
 Key = tuple[str, ...]
 
@@ -76,8 +76,8 @@ class Steady:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Steady:
     steady = Steady()
-    monkeypatch.setattr("efface.cluster.metrics.time", steady)
-    monkeypatch.setattr("efface.cluster.journal.time", steady)
+    monkeypatch.setattr("efface.cluster.scheduler.metrics.time", steady)
+    monkeypatch.setattr("efface.cluster.storage.journal.time", steady)
     return steady
 
 
@@ -92,14 +92,14 @@ def folder(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "run")
 
 
-def everything(plan: Plan) -> Remaining:
+def all_tasks(plan: Plan) -> RemainingTasks:
     """Nothing is done yet."""
     shards = [shard for shards in plan.shards.values() for shard in shards]
-    return Remaining(list(plan.calibrations), list(plan.jobs), shards, [plan.models[0].id])
+    return RemainingTasks(list(plan.calibrations), list(plan.jobs), shards, [plan.models[0].id])
 
 
 def test_at_the_start_all_work_waits_and_nobody_is_busy(made: Plan, board: Board) -> None:
-    Metrics(made, everything(made), 2)
+    Metrics(made, all_tasks(made), 2)
     assert board.states("efface_jobs") == {"waiting": 2}
     assert board.states("efface_shards") == {"waiting": 9}
     assert board.gauges["efface_busy_fraction",] == 0
@@ -113,10 +113,10 @@ def test_at_the_start_all_work_waits_and_nobody_is_busy(made: Plan, board: Board
 
 def test_what_a_run_folder_holds_already_is_done_and_a_cache_hit(made: Plan, folder: RunFolder, board: Board) -> None:
     base, uce, esd = made.models
-    for work in (made.calibrations[0], uce, *made.shards[base.id], made.shards[uce.id][0]):
-        folder.finish(work, [])
+    for task in (made.calibrations[0], uce, *made.shards[base.id], made.shards[uce.id][0]):
+        folder.finish(task, [])
     folder.fail(esd, "the loss is nan", "")
-    Metrics(made, remaining(made, folder), 2)
+    Metrics(made, remaining_tasks(made, folder), 2)
     assert board.states("efface_jobs") == {"done": 1, "failed": 1}
     assert board.states("efface_shards") == {"done": 4, "waiting": 2, "failed": 3}
     hits = {key[1]: value for key, value in board.gauges.items() if key[0] == "efface_cache_hits"}
@@ -125,7 +125,7 @@ def test_what_a_run_folder_holds_already_is_done_and_a_cache_hit(made: Plan, fol
 
 def test_work_goes_from_waiting_to_running_to_done(made: Plan, board: Board, clock: Steady) -> None:
     uce = made.jobs[0]
-    metrics = Metrics(made, everything(made), 4)
+    metrics = Metrics(made, all_tasks(made), 4)
     metrics.started(0, uce)
     metrics.started(1, made.shards[made.models[0].id][0])
     metrics.tick()
@@ -133,29 +133,29 @@ def test_work_goes_from_waiting_to_running_to_done(made: Plan, board: Board, clo
     assert board.states("efface_shards") == {"running": 1, "waiting": 8}
     assert board.gauges["efface_busy_fraction",] == 0.5
     clock.now += 7
-    metrics.ended(0, uce, DONE, again=False)
+    metrics.ended(0, uce, DONE, will_retry=False)
     metrics.tick()
     assert board.states("efface_jobs") == {"done": 1, "waiting": 1}
     assert board.gauges["efface_busy_fraction",] == 0.25
-    assert board.seen["efface_work_seconds", "job", "uce"] == [7]
+    assert board.seen["efface_task_seconds", "job", "uce"] == [7]
 
 
 def test_images_are_counted_by_the_method_that_made_the_model(made: Plan, board: Board) -> None:
     base, uce, _ = made.models
-    metrics = Metrics(made, everything(made), 1)
+    metrics = Metrics(made, all_tasks(made), 1)
     for shard in (*made.shards[base.id], made.shards[uce.id][0]):
         metrics.started(0, shard)
-        metrics.ended(0, shard, DONE, again=False)
+        metrics.ended(0, shard, DONE, will_retry=False)
     assert board.counters == {("efface_images", "base"): 14, ("efface_images", "uce"): 5}
 
 
 def test_of_two_copies_of_a_shard_one_counts(made: Plan, board: Board) -> None:
     shard = made.shards[made.models[0].id][0]
-    metrics = Metrics(made, everything(made), 2)
+    metrics = Metrics(made, all_tasks(made), 2)
     for worker in (0, 1):
         metrics.started(worker, shard)
-    metrics.ended(1, shard, DONE, again=False)
-    metrics.ended(0, shard, Outcome("spare", "another worker was faster"), again=False)
+    metrics.ended(1, shard, DONE, will_retry=False)
+    metrics.ended(0, shard, Outcome("superseded", "another worker was faster"), will_retry=False)
     metrics.tick()
     assert board.counters == {("efface_images", "base"): 5}
     assert board.states("efface_shards") == {"done": 1, "waiting": 8}
@@ -163,10 +163,10 @@ def test_of_two_copies_of_a_shard_one_counts(made: Plan, board: Board) -> None:
 
 def test_a_shard_is_still_running_when_one_of_two_workers_is_lost(made: Plan, board: Board) -> None:
     shard = made.shards[made.models[0].id][0]
-    metrics = Metrics(made, everything(made), 2)
+    metrics = Metrics(made, all_tasks(made), 2)
     for worker in (0, 1):
         metrics.started(worker, shard)
-    metrics.ended(0, shard, LOST, again=True)
+    metrics.ended(0, shard, WORKER_LOST, will_retry=True)
     metrics.tick()
     assert board.states("efface_shards") == {"running": 1, "waiting": 8}
 
@@ -174,43 +174,43 @@ def test_a_shard_is_still_running_when_one_of_two_workers_is_lost(made: Plan, bo
 @pytest.mark.parametrize(
     "outcome, cause",
     [
-        (LOST, "worker lost"),
-        (FAULT, "fault"),
+        (WORKER_LOST, "worker lost"),
+        (ERROR, "error"),
         (NO_MEMORY, "out of memory"),
-        (Outcome("fault", "RuntimeError: [enforce fail] DefaultCPUAllocator: not enough memory"), "fault"),
+        (Outcome("error", "RuntimeError: [enforce fail] DefaultCPUAllocator: not enough memory"), "error"),
     ],
 )
 def test_a_retry_has_one_of_three_causes(outcome: Outcome, cause: str, made: Plan, board: Board) -> None:
     assert cause_of(outcome) == cause
-    metrics = Metrics(made, everything(made), 1)
+    metrics = Metrics(made, all_tasks(made), 1)
     metrics.started(0, made.jobs[0])
-    metrics.ended(0, made.jobs[0], outcome, again=True)
+    metrics.ended(0, made.jobs[0], outcome, will_retry=True)
     metrics.tick()
     assert board.counters == {("efface_retries", cause): 1}
     assert board.states("efface_jobs") == {"waiting": 2}
 
 
 def test_work_that_was_done_in_halved_batches_is_counted(made: Plan, board: Board) -> None:
-    metrics = Metrics(made, everything(made), 1)
+    metrics = Metrics(made, all_tasks(made), 1)
     metrics.started(0, made.jobs[0])
-    metrics.ended(0, made.jobs[0], Outcome("done", halved=True), again=False)
-    assert board.counters == {("efface_out_of_memory_halvings", "job"): 1}
+    metrics.ended(0, made.jobs[0], Outcome("done", smaller_batch=True), will_retry=False)
+    assert board.counters == {("efface_out_of_memory_smaller_batches", "job"): 1}
 
 
 @pytest.mark.parametrize("state", ["stopped", "storage"])
 def test_work_that_was_laid_down_waits_and_is_no_retry(made: Plan, board: Board, state: Any) -> None:
-    metrics = Metrics(made, everything(made), 1)
+    metrics = Metrics(made, all_tasks(made), 1)
     metrics.started(0, made.jobs[0])
-    metrics.ended(0, made.jobs[0], Outcome(state), again=False)
+    metrics.ended(0, made.jobs[0], Outcome(state), will_retry=False)
     metrics.tick()
     assert board.states("efface_jobs") == {"waiting": 2}
     assert board.counters == {}
 
 
 def test_a_job_given_up_takes_its_shards_with_it(made: Plan, board: Board) -> None:
-    metrics = Metrics(made, everything(made), 1)
+    metrics = Metrics(made, all_tasks(made), 1)
     metrics.started(0, made.jobs[0])
-    metrics.ended(0, made.jobs[0], FAULT, again=False)
+    metrics.ended(0, made.jobs[0], ERROR, will_retry=False)
     metrics.tick()
     assert board.states("efface_jobs") == {"failed": 1, "waiting": 1}
     assert board.states("efface_shards") == {"failed": 3, "waiting": 6}
@@ -219,12 +219,12 @@ def test_a_job_given_up_takes_its_shards_with_it(made: Plan, board: Board) -> No
 def test_a_shard_given_up_takes_its_job_and_the_shards_that_wait(made: Plan, board: Board) -> None:
     uce = made.jobs[0]
     first, second, _ = made.shards[uce.id]
-    metrics = Metrics(made, everything(made), 2)
+    metrics = Metrics(made, all_tasks(made), 2)
     metrics.started(0, uce)
-    metrics.ended(0, uce, DONE, again=False)
+    metrics.ended(0, uce, DONE, will_retry=False)
     metrics.started(0, first)
     metrics.started(1, second)
-    metrics.ended(0, first, FAULT, again=False)
+    metrics.ended(0, first, ERROR, will_retry=False)
     metrics.tick()
     assert board.states("efface_jobs") == {"failed": 1, "waiting": 1}
     assert board.states("efface_shards") == {"failed": 2, "running": 1, "waiting": 6}
@@ -232,9 +232,9 @@ def test_a_shard_given_up_takes_its_job_and_the_shards_that_wait(made: Plan, boa
 
 def test_a_request_given_up_takes_those_that_continue_it(plan: Callable[..., Plan], board: Board) -> None:
     made = plan(strategy="continual", concepts={"targets": ["cat", "bus"]}, methods=[{"method": "uce"}])
-    metrics = Metrics(made, everything(made), 1)
+    metrics = Metrics(made, all_tasks(made), 1)
     metrics.started(0, made.jobs[0])
-    metrics.ended(0, made.jobs[0], FAULT, again=False)
+    metrics.ended(0, made.jobs[0], ERROR, will_retry=False)
     metrics.tick()
     assert board.states("efface_jobs") == {"failed": 2}
     assert board.states("efface_shards") == {
@@ -246,18 +246,18 @@ def test_a_request_given_up_takes_those_that_continue_it(plan: Callable[..., Pla
 def test_waiting_begins_when_the_work_could_be_done(made: Plan, board: Board, clock: Steady) -> None:
     uce, esd = made.jobs
     shard = made.shards[uce.id][0]
-    metrics = Metrics(made, everything(made), 1)
+    metrics = Metrics(made, all_tasks(made), 1)
     clock.now += 3
     metrics.started(0, uce)
     clock.now += 10
-    metrics.ended(0, uce, DONE, again=False)  # from now on its shards could be judged, were the judge calibrated
+    metrics.ended(0, uce, DONE, will_retry=False)  # from now on its shards could be judged, were the judge calibrated
     metrics.started(0, made.calibrations[0])
     clock.now += 20
-    metrics.ended(0, made.calibrations[0], DONE, again=False)
+    metrics.ended(0, made.calibrations[0], DONE, will_retry=False)
     clock.now += 4
     metrics.started(0, shard)
     clock.now += 50
-    metrics.ended(0, shard, FAULT, again=True)
+    metrics.ended(0, shard, ERROR, will_retry=True)
     clock.now += 6
     metrics.started(0, shard)
     metrics.started(0, esd)
@@ -268,16 +268,16 @@ def test_waiting_begins_when_the_work_could_be_done(made: Plan, board: Board, cl
 
 def test_without_ray_nothing_is_told_to_anybody(made: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(module.sys.modules, "ray", raising=False)
-    metrics = Metrics(made, everything(made), 1)
+    metrics = Metrics(made, all_tasks(made), 1)
     metrics.started(0, made.jobs[0])
-    metrics.ended(0, made.jobs[0], DONE, again=False)
+    metrics.ended(0, made.jobs[0], DONE, will_retry=False)
     metrics.tick()
     assert metrics._meters == {}
     assert "ray" not in module.sys.modules
 
 
 def test_no_tag_could_have_a_value_for_every_job() -> None:
-    assert {tag for metric in METRICS for tag in metric.tags} == {"state", "method", "work", "kind", "cause"}
+    assert {tag for metric in METRICS for tag in metric.tags} == {"state", "method", "task", "kind", "cause"}
 
 
 @pytest.fixture(scope="module")
@@ -307,12 +307,12 @@ def metrics_url() -> Iterator[str]:
 
 def test_every_tick_tells_every_gauge(made: Plan, board: Board) -> None:
     """Ray forgets a gauge that was not set since it was last asked."""
-    metrics = Metrics(made, everything(made), 1)
-    told = set(board.gauges)
-    assert {name for name, *_ in told} == {metric.name for metric in METRICS if metric.kind == "gauge"}
+    metrics = Metrics(made, all_tasks(made), 1)
+    gauges = set(board.gauges)
+    assert {name for name, *_ in gauges} == {metric.name for metric in METRICS if metric.kind == "gauge"}
     board.gauges.clear()
     metrics.tick()
-    assert set(board.gauges) == told
+    assert set(board.gauges) == gauges
 
 
 def scraped(url: str) -> dict[str, dict[str, float]]:
@@ -321,24 +321,24 @@ def scraped(url: str) -> dict[str, dict[str, float]]:
         text = answer.read().decode()
     found: dict[str, dict[str, float]] = {}
     for name, tags, value in re.findall(r"^(ray_efface_\w+)\{(.*)\} (\S+)$", text, re.M):
-        own = re.findall(r'(state|method|work|kind|cause|le)="([^"]*)"', tags)
+        own = re.findall(r'(state|method|task|kind|cause|le)="([^"]*)"', tags)
         found.setdefault(name, {})[",".join(value for _, value in sorted(own))] = float(value)
     return found
 
 
 def test_ray_exports_all_of_them_under_the_names_in_the_list(made: Plan, metrics_url: str) -> None:
     base, uce, esd = made.models
-    Metrics(made, everything(made), 2)  # the round before, in the same process
-    metrics = Metrics(made, everything(made), 2)
+    Metrics(made, all_tasks(made), 2)  # the round before, in the same process
+    metrics = Metrics(made, all_tasks(made), 2)
     first, second, _ = made.shards[base.id]
-    for work, outcome, again in (
+    for task, outcome, will_retry in (
         (first, DONE, False),
-        (second, LOST, True),
-        (uce, Outcome("done", halved=True), False),
-        (esd, FAULT, False),
+        (second, WORKER_LOST, True),
+        (uce, Outcome("done", smaller_batch=True), False),
+        (esd, ERROR, False),
     ):
-        metrics.started(0, work)
-        metrics.ended(0, work, outcome, again)
+        metrics.started(0, task)
+        metrics.ended(0, task, outcome, will_retry)
     metrics.started(1, second)
     metrics.tick()
     expected = {name for metric in METRICS for name in metric.exported}
@@ -352,7 +352,7 @@ def test_ray_exports_all_of_them_under_the_names_in_the_list(made: Plan, metrics
     assert found["ray_efface_shards"] == {"waiting": 4, "running": 1, "done": 1, "failed": 3}
     assert found["ray_efface_images_total"] == {"base": 5}
     assert found["ray_efface_retries_total"] == {"worker lost": 1}
-    assert found["ray_efface_out_of_memory_halvings_total"] == {"job": 1}
+    assert found["ray_efface_out_of_memory_smaller_batches_total"] == {"job": 1}
     assert found["ray_efface_busy_fraction"] == {"": 0.5}
-    assert found["ray_efface_work_seconds_count"] == {"base,shard": 1, "uce,job": 1}
+    assert found["ray_efface_task_seconds_count"] == {"base,shard": 1, "uce,job": 1}
     assert found["ray_efface_queue_wait_seconds_count"] == {"job": 2, "shard": 3}  # one shard twice

@@ -6,8 +6,8 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from efface.cluster.campaign import read_campaign
-from efface.cluster.expand import plan_campaign
+from efface.cluster.campaign.planner import plan_campaign
+from efface.cluster.campaign.spec import read_campaign
 from efface.cluster.run import open_run
 from efface.errors import UserError
 from efface.launch import campaigns
@@ -31,7 +31,7 @@ def test_the_ablation_is_planned_without_any_weights(no_hub: list[bool]) -> None
     labels = {job.label for job in plan.jobs}
     assert (len(plan.jobs), len(labels), len(plan.targets)) == (20 * 10 * 3, 10, 20)
     # Of each model: 5 direct and 5 indirect prompts of the target, 5 of each other concept, some of 3 neighbours.
-    images = {sum(len(shard.questions) for shard in plan.shards[job.id]) for job in plan.jobs}
+    images = {sum(len(shard.eval_requests) for shard in plan.shards[job.id]) for job in plan.jobs}
     assert all(400 <= count <= 500 for count in images)
     assert plan.provisional and not any(no_hub)
 

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from efface.cluster.campaign import Campaign
-from efface.cluster.dispatch import remaining
-from efface.cluster.lease import Lease
-from efface.cluster.run import Run, carry_out, open_run, reopen_run
-from efface.cluster.run_folder import RunFolder
-from efface.cluster.stand_in import StandIn
+from efface.cluster.campaign.spec import Campaign
+from efface.cluster.run import Run, execute, open_run, reopen_run
+from efface.cluster.scheduler.dispatch import remaining_tasks
+from efface.cluster.storage.lease import Lease
+from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.workers.fake_worker import FakeWorker
 from efface.errors import StorageError, UserError
-from efface.eval.table import read_table
-from efface.files import as_path, create, local_copy, write_atomic
+from efface.eval.image_table import read_table
+from efface.files import as_path, create_exclusive, local_copy, write_atomic
 from efface.launch.cli import main
 
 s3fs = pytest.importorskip("s3fs")
@@ -69,11 +69,11 @@ def fresh(store: str, request: pytest.FixtureRequest) -> str:
     return f"{store}/{request.node.name.replace('[', '-').strip(']')}"
 
 
-Efface = Callable[..., tuple[int, str, str]]
+RunEfface = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def efface(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Efface:
+def efface(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunEfface:
     """A function that runs `efface` with these arguments in this process; exit code, stdout and stderr."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
@@ -88,8 +88,8 @@ def efface(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     return run
 
 
-def run_here(run: Run, worker: Any = StandIn) -> None:
-    carry_out(run, 0, None, Console(file=io.StringIO()), worker)
+def run_here(run: Run, worker: Any = FakeWorker) -> None:
+    execute(run, 0, None, Console(file=io.StringIO()), worker)
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -133,17 +133,17 @@ def test_what_is_not_there_is_told_from_a_store_that_is_away(fresh: str) -> None
         lambda path: list(path.glob("*.json")),
         lambda path: path.unlink(missing_ok=True),
         lambda path: write_atomic(path, b""),
-        lambda path: create(path, b""),
+        lambda path: create_exclusive(path, b""),
         lambda path: Lease(path).__enter__(),
         lambda path: local_copy(path).__enter__(),
-        lambda path: RunFolder(path).wish(),
+        lambda path: RunFolder(path).stop_request(),
         lambda path: RunFolder(path).must_exist(),
     ],
 )
 def test_a_store_that_is_away_is_never_taken_for_an_empty_one(ask: Callable[[Path], Any], nowhere: str) -> None:
-    with pytest.raises(StorageError, match=r"s3://bucket/run.*Could not connect") as told:
+    with pytest.raises(StorageError, match=r"s3://bucket/run.*Could not connect") as error:
         ask(as_path(f"{nowhere}/run"))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
 CREATE = """
@@ -189,8 +189,8 @@ def test_a_lease_in_a_store_is_held_by_one_and_then_free(fresh: str) -> None:
 def test_a_lease_in_a_store_goes_over_when_its_driver_elsewhere_beats_no_more(fresh: str) -> None:
     root = as_path(fresh)
     driver = {"host": "elsewhere", "boot": "b", "pid": 1, "started": 1.0}
-    write_atomic(root / "leases" / "00000001.json", json.dumps({"driver": driver, "beat": 3}).encode())
-    with Lease(root, beat=0.1, patience=0.5):
+    write_atomic(root / "leases" / "00000001.json", json.dumps({"driver": driver, "heartbeat": 3}).encode())
+    with Lease(root, heartbeat=0.1, heartbeat_timeout=0.5):
         assert {path.name for path in (root / "leases").iterdir()} == {"00000002.json"}
 
 
@@ -198,7 +198,7 @@ def test_a_lease_in_a_store_goes_over_when_its_driver_elsewhere_beats_no_more(fr
 
 
 def test_a_campaign_in_a_store_comes_to_the_bytes_of_one_on_a_disk(
-    efface: Efface, campaign_file: Callable[..., Path], fresh: str, finished: Path
+    efface: RunEfface, campaign_file: Callable[..., Path], fresh: str, finished: Path
 ) -> None:
     code, out, err = efface("run", campaign_file(), "--out", fresh, "--workers", 0)
     assert code == 0, err
@@ -210,7 +210,7 @@ def test_a_campaign_in_a_store_comes_to_the_bytes_of_one_on_a_disk(
     code, out, err = efface("run", campaign_file(), "--out", fresh, "--workers", 0)
     assert code == 0 and "esd" in out, err
     opened = reopen_run(as_path(fresh))
-    assert opened.remaining.nothing and len(list(opened.folder.logs.iterdir())) == 1
+    assert opened.remaining_tasks.is_empty and len(list(opened.folder.logs.iterdir())) == 1
 
 
 @pytest.fixture
@@ -221,11 +221,11 @@ def copied(finished: Path, fresh: str, campaign: MakeCampaign) -> Run:
 
 
 def test_what_is_uploaded_is_as_finished_as_it_was(copied: Run) -> None:
-    assert copied.remaining.nothing
+    assert copied.remaining_tasks.is_empty
 
 
 def test_an_object_that_is_gone_or_changed_is_made_again_as_it_was(copied: Run, finished: Path) -> None:
-    from efface.cluster.worker import Worker
+    from efface.cluster.workers.worker import Worker
 
     folder, (base, uce, esd) = copied.folder, copied.plan.models
     folder.images(copied.plan.shards[base.id][0]).unlink()
@@ -239,7 +239,7 @@ def test_an_object_that_is_gone_or_changed_is_made_again_as_it_was(copied: Run, 
     assert contents(folder.root) == contents(finished)
 
 
-def test_the_verbs_take_urls(efface: Efface, copied: Run, fresh: str) -> None:
+def test_the_verbs_take_urls(efface: RunEfface, copied: Run, fresh: str) -> None:
     job = copied.plan.jobs[0]
     code, out, err = efface("status", fresh)
     assert code == 0 and out == "tiny: jobs 2/2, images 42/42\n  nobody is at work on it\n", err
@@ -251,13 +251,13 @@ def test_the_verbs_take_urls(efface: Efface, copied: Run, fresh: str) -> None:
     assert code == 0 and "1,000 bytes  checkpoints of finished jobs" in out, err
     assert copied.folder.checkpoint(job).is_file()
     assert efface("gc", fresh)[0] == 0
-    assert not copied.folder.checkpoint(job).is_file() and copied.remaining.nothing
+    assert not copied.folder.checkpoint(job).is_file() and copied.remaining_tasks.is_empty
     code, out, err = efface("retry", fresh)
     assert code == 2 and "no job of this run has failed" in err
     code, out, err = efface("plan", copied_campaign(copied), "--out", fresh, "--json")
     assert json.loads(out)["left"] == {"jobs": 0, "shards": 0, "images": 0}, err
     code, out, err = efface("cancel", fresh)
-    assert code == 0 and "nobody is at work on it" in out and copied.folder.wish()
+    assert code == 0 and "nobody is at work on it" in out and copied.folder.stop_request()
 
 
 def copied_campaign(run: Run) -> Path:
@@ -268,7 +268,7 @@ def copied_campaign(run: Run) -> Path:
     return path
 
 
-def test_scores_are_recomputed_from_a_url(efface: Efface, copied: Run, fresh: str) -> None:
+def test_scores_are_recomputed_from_a_url(efface: RunEfface, copied: Run, fresh: str) -> None:
     code, out, err = efface("score", fresh, "--method", "uce", "--json")
     assert code == 0, err
     assert json.loads(out) == json.loads((as_path(fresh) / "scores.json").read_bytes())["methods"]["uce"]
@@ -280,7 +280,7 @@ def test_a_table_is_read_from_a_url(copied: Run, finished: Path) -> None:
 
 @pytest.mark.parametrize("command", ["run", "plan", "status", "retry", "gc", "cancel"])
 def test_a_store_out_of_reach_is_told_in_a_sentence(
-    command: str, efface: Efface, campaign_file: Callable[..., Path], nowhere: str
+    command: str, efface: RunEfface, campaign_file: Callable[..., Path], nowhere: str
 ) -> None:
     ask = [campaign_file(), "--out", f"{nowhere}/run"] if command in ("run", "plan") else [f"{nowhere}/run"]
     code, out, err = efface(command, *ask)
@@ -302,40 +302,40 @@ def test_a_store_lost_on_the_way_stops_the_run_and_fails_nothing(
 
     monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", call)
 
-    class Unlucky(StandIn):
-        def run(self, work: Any) -> Any:
-            if getattr(work, "index", 0) == 1:
+    class Unlucky(FakeWorker):
+        def run(self, task: Any) -> Any:
+            if getattr(task, "index", 0) == 1:
                 away.append(True)
-            return super().run(work)
+            return super().run(task)
 
     with pytest.raises(StorageError, match="connection reset"):
         run_here(run, Unlucky)
     away.clear()
-    left = run.remaining
-    assert left.shards and not left.failed and not run.folder.failures(run.plan.models)
+    remaining = run.remaining_tasks
+    assert remaining.shards and not remaining.failed and not run.folder.failures(run.plan.models)
 
 
 def test_a_worker_that_cannot_read_its_store_lays_blame_on_the_store(
     campaign: MakeCampaign, fresh: str, monkeypatch: pytest.MonkeyPatch, finished: Path
 ) -> None:
-    from efface.cluster.run import setting_of
-    from efface.cluster.worker import Worker
+    from efface.cluster.run import worker_context
+    from efface.cluster.workers.worker import Worker
 
     upload(finished, fresh)
     run = open_run(campaign(), as_path(fresh))
-    worker = Worker(setting_of(run))
+    worker = Worker(worker_context(run))
 
     async def call(self: Any, *arguments: Any, **more: Any) -> Any:
         raise ConnectionResetError("connection reset")
 
     monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", call)
-    for work in (*run.plan.jobs, *run.plan.shards[run.plan.jobs[0].id], *run.plan.calibrations):
-        assert worker.run(work).state == "storage"
+    for task in (*run.plan.jobs, *run.plan.shards[run.plan.jobs[0].id], *run.plan.calibrations):
+        assert worker.run(task).state == "storage"
 
 
 @pytest.mark.slow
 def test_workers_of_a_ray_cluster_share_a_run_in_a_store(campaign: MakeCampaign, fresh: str, finished: Path) -> None:
     run = open_run(campaign(), as_path(fresh))
-    carry_out(run, 2, None, Console(file=io.StringIO()))
+    execute(run, 2, None, Console(file=io.StringIO()))
     assert contents(run.folder.root) == contents(finished)
-    assert not remaining(run.plan, run.folder).failed
+    assert not remaining_tasks(run.plan, run.folder).failed

@@ -11,13 +11,13 @@ import pytest
 from rich.console import Console
 
 from efface.cluster import run as running
-from efface.cluster.campaign import Campaign
-from efface.cluster.executors import InProcess
-from efface.cluster.plan import Plan
-from efface.cluster.run import Run, carry_out, carry_out_part, open_run, setting_of
-from efface.cluster.stand_in import StandIn, expected
+from efface.cluster.campaign.plan import Plan
+from efface.cluster.campaign.spec import Campaign
+from efface.cluster.run import Run, execute, execute_part, open_run, worker_context
+from efface.cluster.workers.executors import LocalExecutor
+from efface.cluster.workers.fake_worker import FakeWorker, expected
 from efface.errors import UserError
-from efface.eval.table import read_table
+from efface.eval.image_table import read_table
 
 MakePlan = Callable[..., Plan]
 CHAINS = {"strategy": "continual", "concepts": {"targets": ["cat", "bus"]}, "seeds": [0, 1, 2]}
@@ -47,15 +47,17 @@ def test_a_chain_is_never_torn_apart_and_chains_are_shared_out_evenly(parts: int
     for number in range(1, parts + 1):
         part = whole.part(number, parts)
         folders = {model.folder for model in part.jobs}
-        assert all(model.after is None or model.after in folders for model in part.jobs)
-        chains.append(sum(model.after is None for model in part.jobs))
+        assert all(model.predecessor is None or model.predecessor in folders for model in part.jobs)
+        chains.append(sum(model.predecessor is None for model in part.jobs))
     assert sum(chains) == 6 and max(chains) - min(chains) <= 1
 
 
 @pytest.fixture
 def run(campaign: Callable[..., Campaign], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run of 4 jobs whose workers in this process only pretend."""
-    monkeypatch.setattr(running, "InProcess", lambda setting, stopping, worker: InProcess(setting, stopping, StandIn))
+    monkeypatch.setattr(
+        running, "LocalExecutor", lambda context, should_stop, worker: LocalExecutor(context, should_stop, FakeWorker)
+    )
     return open_run(campaign(seeds=[0, 1]), tmp_path / "run")
 
 
@@ -64,10 +66,10 @@ def quiet() -> Console:
 
 
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(*given: object) -> InProcess:
+    def start(*given: object) -> LocalExecutor:
         raise AssertionError("a worker was started")
 
-    monkeypatch.setattr(running, "InProcess", start)
+    monkeypatch.setattr(running, "LocalExecutor", start)
 
 
 @pytest.mark.parametrize("order", [[1, 2, 3], [3, 1, 2]])
@@ -76,20 +78,20 @@ def test_after_all_parts_a_run_has_nothing_left_but_to_score(
 ) -> None:
     for number in order:
         assert not run.folder.table.exists()
-        assert carry_out_part(run, number, 3, quiet()) == 0
+        assert execute_part(run, number, 3, quiet()) == 0
         part = run.plan.part(number, 3)
         assert {model.id for model in part.jobs} <= set(run.folder.records(part.jobs))
     no_work(monkeypatch)
-    carry_out(run, 0, None, quiet())
-    assert read_table(run.folder.table) == expected(run.plan, setting_of(run))
+    execute(run, 0, None, quiet())
+    assert read_table(run.folder.table) == expected(run.plan, worker_context(run))
     assert run.folder.leaderboard.is_file()
 
 
 def test_parts_side_by_side_come_to_the_same_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(StandIn, "shard_seconds", 0.01)
+    monkeypatch.setattr(FakeWorker, "shard_seconds", 0.01)
     failed: list[int] = []
     threads = [
-        threading.Thread(target=lambda n=number: failed.append(carry_out_part(run, n, 2, quiet()))) for number in (1, 2)
+        threading.Thread(target=lambda n=number: failed.append(execute_part(run, n, 2, quiet()))) for number in (1, 2)
     ]
     for thread in threads:
         thread.start()
@@ -97,32 +99,32 @@ def test_parts_side_by_side_come_to_the_same_end(run: Run, monkeypatch: pytest.M
         thread.join()
     assert failed == [0, 0]
     no_work(monkeypatch)
-    carry_out(run, 0, None, quiet())
-    assert read_table(run.folder.table) == expected(run.plan, setting_of(run))
+    execute(run, 0, None, quiet())
+    assert read_table(run.folder.table) == expected(run.plan, worker_context(run))
 
 
 def test_a_part_does_only_its_own_and_only_what_is_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    carry_out_part(run, 2, 3, quiet())
+    execute_part(run, 2, 3, quiet())
     mine = {model.id for model in run.plan.part(2, 3).jobs}
     assert set(run.folder.records(run.plan.jobs)) == mine and len(mine) < len(run.plan.jobs)
     no_work(monkeypatch)
-    assert carry_out_part(run, 2, 3, quiet()) == 0
+    assert execute_part(run, 2, 3, quiet()) == 0
 
 
 def test_a_part_says_how_many_of_its_jobs_have_failed(run: Run) -> None:
     first, second = run.plan.part(1, 2).jobs[0], run.plan.part(2, 2).jobs[0]
     run.folder.fail(first, "the loss is nan", "")
-    assert carry_out_part(run, 1, 2, quiet()) == 1
-    assert carry_out_part(run, 2, 2, quiet()) == 0
+    assert execute_part(run, 1, 2, quiet()) == 1
+    assert execute_part(run, 2, 2, quiet()) == 0
     assert run.folder.record(second) and not run.folder.record(first)
 
 
 def test_parts_do_not_shut_each_other_out(run: Run) -> None:
-    carry_out_part(run, 1, 2, quiet())
+    execute_part(run, 1, 2, quiet())
     assert not (run.folder.root / "leases").exists()
 
 
 @pytest.mark.parametrize(("number", "parts"), [(0, 3), (4, 3), (1, 0), (-1, 3)])
 def test_a_part_that_is_none_is_told_in_a_sentence(number: int, parts: int, run: Run) -> None:
     with pytest.raises(UserError, match=f"--part {number}/{parts}: should be "):
-        carry_out_part(run, number, parts, quiet())
+        execute_part(run, number, parts, quiet())

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_campaign import CONCEPTS, ESD, IMAGES_PER_PROMPT, LIMITS, PROMPTS, UCE, write_world
+from tiny_campaign import CONCEPTS, ESD, IMAGES_PER_PROMPT, LIMITS, PROMPTS, UCE, write_campaign_inputs
 
-from efface.cluster.plan import BASE, Plan
+from efface.cluster.campaign.plan import BASE, Plan
 from efface.concepts.prompts import AXES
 
 MakePlan = Callable[..., Plan]
@@ -19,7 +19,7 @@ MakePlan = Callable[..., Plan]
 def ids(plan: Plan) -> list[str]:
     """Every id in a plan."""
     shards = [shard.id for shards in plan.shards.values() for shard in shards]
-    return [*(trial.id for trial in plan.calibrations), *(model.id for model in plan.models), *shards]
+    return [*(calibration.id for calibration in plan.calibrations), *(model.id for model in plan.models), *shards]
 
 
 def shard_ids(plan: Plan) -> set[str]:
@@ -27,12 +27,12 @@ def shard_ids(plan: Plan) -> set[str]:
 
 
 def images(plan: Plan, model_id: str) -> list[tuple[str, int]]:
-    return [(q.prompt, q.seed) for shard in plan.shards[model_id] for q in shard.questions]
+    return [(q.prompt, q.seed) for shard in plan.shards[model_id] for q in shard.eval_requests]
 
 
 def asks(plan: Plan, model_id: str) -> set[tuple[str, str, str]]:
-    questions = (q for shard in plan.shards[model_id] for q in shard.questions)
-    return {(a.concept, a.axis, a.asked_concept) for q in questions for a in q.asks}
+    eval_requests = (q for shard in plan.shards[model_id] for q in shard.eval_requests)
+    return {(a.concept, a.axis, a.asked_concept) for q in eval_requests for a in q.asks}
 
 
 def test_the_base_comes_first_then_method_by_method_concept_by_concept_seed_by_seed(plan: MakePlan) -> None:
@@ -86,7 +86,7 @@ def test_the_base_is_asked_everything_that_any_model_is_asked(plan: MakePlan) ->
 def test_shards_hold_at_most_as_many_images_as_allowed_and_together_all_of_them(plan: MakePlan) -> None:
     made = plan()
     for shards in made.shards.values():
-        assert [len(shard.questions) for shard in shards] == [5, 5, 4]
+        assert [len(shard.eval_requests) for shard in shards] == [5, 5, 4]
         assert [shard.index for shard in shards] == [0, 1, 2]
     assert made.shard_count == 9
 
@@ -149,32 +149,32 @@ def test_more_images_keep_no_shard_that_has_other_images_in_it(plan: MakePlan) -
     assert not shard_ids(plan()) & shard_ids(plan(evaluation=evaluation))
 
 
-def change_recipe(world: Path) -> None:
-    edit(world / "recipe.yaml", guidance_scale=3)
+def change_recipe(campaign_inputs: Path) -> None:
+    edit(campaign_inputs / "recipe.yaml", guidance_scale=3)
 
 
-def change_judge(world: Path) -> None:
-    edit(world / "judge.yaml", threshold=0.4)
+def change_judge(campaign_inputs: Path) -> None:
+    edit(campaign_inputs / "judge.yaml", threshold=0.4)
 
 
-def change_judge_weights(world: Path) -> None:
-    weights = world / "judge" / "model.safetensors"
+def change_judge_weights(campaign_inputs: Path) -> None:
+    weights = campaign_inputs / "judge" / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
 
 
-def change_concepts(world: Path) -> None:
-    edit(world / "concepts.yaml", version=2)
+def change_concepts(campaign_inputs: Path) -> None:
+    edit(campaign_inputs / "concepts.yaml", version=2)
 
 
-def change_prompts(world: Path) -> None:
-    text = (world / "prompts.csv").read_text()
-    (world / "prompts.csv").write_text(text.replace("one tram", "two trams"))
+def change_prompts(campaign_inputs: Path) -> None:
+    text = (campaign_inputs / "prompts.csv").read_text()
+    (campaign_inputs / "prompts.csv").write_text(text.replace("one tram", "two trams"))
 
 
-def change_base(world: Path) -> None:
-    vocabulary = world / "model" / "tokenizer" / "vocab.json"
+def change_base(campaign_inputs: Path) -> None:
+    vocabulary = campaign_inputs / "model" / "tokenizer" / "vocab.json"
     vocabulary.write_text(vocabulary.read_text() + "\n")
 
 
@@ -201,7 +201,7 @@ def test_another_file_behind_the_same_name_changes_the_ids(
     tmp_path: Path,
 ) -> None:
     shutil.copytree(tiny_base_folder, tmp_path / "model")
-    write_world(tmp_path, tmp_path / "model")
+    write_campaign_inputs(tmp_path, tmp_path / "model")
     before = plan(base=str(tmp_path / "base.yaml"))
     change(tmp_path)
     after = plan(base=str(tmp_path / "base.yaml"))
@@ -211,7 +211,7 @@ def test_another_file_behind_the_same_name_changes_the_ids(
 
 
 def test_a_copy_of_the_same_files_elsewhere_has_the_same_ids(
-    plan: MakePlan, world: Path, tiny_base_folder: Path, tmp_path: Path
+    plan: MakePlan, campaign_inputs: Path, tiny_base_folder: Path, tmp_path: Path
 ) -> None:
-    write_world(tmp_path, tiny_base_folder)
+    write_campaign_inputs(tmp_path, tiny_base_folder)
     assert ids(plan(base=str(tmp_path / "base.yaml"))) == ids(plan())

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from efface.cluster.plan import Model, Plan, Shard
-from efface.cluster.queue import Queue
-from efface.cluster.run_folder import Work
+from efface.cluster.campaign.plan import Model, Plan, Shard
+from efface.cluster.scheduler.queue import Queue
+from efface.cluster.storage.run_folder import Task
 
 
 @pytest.fixture
@@ -14,36 +14,37 @@ def made(plan: Callable[..., Plan]) -> Plan:
     return plan()
 
 
-def queue(plan: Plan, *, calibrated: bool = True, jobs: bool = True, workers: int = 1) -> Queue:
-    """All the work of a plan; `calibrated`: the judges are; `jobs`: the models that jobs make are still to be made."""
+def queue(plan: Plan, *, judge_calibrated: bool = True, jobs: bool = True, workers: int = 1) -> Queue:
+    """All the work of a plan; `judge_calibrated`: the judges are; `jobs`: the models that jobs make are still
+    to be made."""
     shards = [shard for shards in plan.shards.values() for shard in shards]
     existing = [plan.models[0].id] if jobs else [model.id for model in plan.models]
-    return Queue(() if calibrated else plan.calibrations, plan.jobs if jobs else (), shards, existing, workers)
+    return Queue(() if judge_calibrated else plan.calibrations, plan.jobs if jobs else (), shards, existing, workers)
 
 
-def drain(queue: Queue, held: str | None = None, *, shards_only: bool = False) -> list[Work]:
+def drain(queue: Queue, resident: str | None = None, *, shards_only: bool = False) -> list[Task]:
     taken = []
-    while work := queue.take(held, shards_only=shards_only):
-        taken.append(work)
+    while task := queue.take(resident, shards_only=shards_only):
+        taken.append(task)
     return taken
 
 
 def test_a_worker_keeps_to_the_model_it_holds(made: Plan) -> None:
     waiting = queue(made, jobs=False)
-    held = made.models[1].id
-    assert [waiting.take(held) for _ in range(3)] == list(made.shards[held])
-    following = waiting.take(held)
-    assert isinstance(following, Shard) and following.model.id != held
+    resident = made.models[1].id
+    assert [waiting.take(resident) for _ in range(3)] == list(made.shards[resident])
+    following = waiting.take(resident)
+    assert isinstance(following, Shard) and following.model.id != resident
 
 
 def test_jobs_come_before_the_shards_of_a_model_that_nobody_holds(made: Plan) -> None:
-    taken = drain(queue(made), held=None)
+    taken = drain(queue(made), resident=None)
     assert taken == [*made.jobs, *made.shards[made.models[0].id]]
 
 
 def test_shards_of_the_held_model_come_before_jobs(made: Plan) -> None:
     base = made.models[0].id
-    taken = drain(queue(made), held=base)
+    taken = drain(queue(made), resident=base)
     assert taken == [*made.shards[base], *made.jobs]
 
 
@@ -51,35 +52,35 @@ def test_a_models_shards_wait_until_it_exists(made: Plan) -> None:
     waiting = queue(made)
     drain(waiting)
     assert len(waiting) == 6 and waiting.take(made.jobs[0].id) is None
-    waiting.exists(made.jobs[1])
+    waiting.model_made(made.jobs[1])
     assert drain(waiting) == list(made.shards[made.jobs[1].id])
     assert len(waiting) == 3
 
 
 def test_all_shards_wait_until_every_judge_is_calibrated_but_jobs_do_not(made: Plan) -> None:
-    waiting = queue(made, calibrated=False)
-    taken = drain(waiting, held=made.models[0].id)
+    waiting = queue(made, judge_calibrated=False)
+    taken = drain(waiting, resident=made.models[0].id)
     assert taken == [*made.calibrations, *made.jobs]
     for _ in made.calibrations:
         assert waiting.take(made.models[0].id) is None
-        waiting.calibrated()
+        waiting.judge_calibrated()
     assert isinstance(waiting.take(None), Shard)
 
 
 def test_the_last_jobs_are_shared_out_before_even_the_shards_of_the_held_model(made: Plan) -> None:
     base = made.models[0].id
-    assert drain(queue(made, workers=2), held=base)[:2] == list(made.jobs)
+    assert drain(queue(made, workers=2), resident=base)[:2] == list(made.jobs)
 
 
 def test_a_second_piece_is_a_shard_or_nothing(made: Plan) -> None:
     base = made.models[0].id
     assert drain(queue(made), base, shards_only=True) == list(made.shards[base])
-    assert drain(queue(made, calibrated=False), base, shards_only=True) == []
+    assert drain(queue(made, judge_calibrated=False), base, shards_only=True) == []
     assert len(drain(queue(made, jobs=False), None, shards_only=True)) == 9
 
 
 def test_a_second_piece_of_another_model_waits_for_the_jobs(made: Plan) -> None:
-    assert drain(queue(made), held=None, shards_only=True) == []
+    assert drain(queue(made), resident=None, shards_only=True) == []
 
 
 def test_no_second_piece_is_taken_from_workers_that_have_none(made: Plan) -> None:
@@ -101,21 +102,21 @@ def test_a_dropped_model_takes_its_shards_along_and_no_others(made: Plan) -> Non
     before = len(waiting)
     waiting.drop(made.jobs[0])
     assert len(waiting) == before - 3
-    left = {work.model.id for work in drain(waiting) if isinstance(work, Shard)}
+    left = {task.model.id for task in drain(waiting) if isinstance(task, Shard)}
     assert left == {made.models[0].id, made.jobs[1].id}
     waiting.drop(made.jobs[0])
     assert len(waiting) == 0
 
 
 def test_work_put_back_comes_again_once_after_the_rest(made: Plan) -> None:
-    waiting = queue(made, calibrated=False)
-    trial, job = waiting.take(None), waiting.take(None)
-    assert trial and isinstance(job, Model)
-    waiting.put_back(job)
-    waiting.put_back(trial)
-    assert drain(waiting) == [trial, made.jobs[1], job]
-    waiting.calibrated()
+    waiting = queue(made, judge_calibrated=False)
+    calibration, job = waiting.take(None), waiting.take(None)
+    assert calibration and isinstance(job, Model)
+    waiting.requeue(job)
+    waiting.requeue(calibration)
+    assert drain(waiting) == [calibration, made.jobs[1], job]
+    waiting.judge_calibrated()
     shard = waiting.take(None)
     assert isinstance(shard, Shard)
-    waiting.put_back(shard)
+    waiting.requeue(shard)
     assert drain(waiting)[-1] == shard and len(waiting) == 6

@@ -7,12 +7,12 @@ from typing import Any, cast
 
 import pytest
 
-from efface.cluster import rates as rates_module
-from efface.cluster.dispatch import Remaining
-from efface.cluster.learned_rates import learn, learn_from, merged
-from efface.cluster.plan import Plan
-from efface.cluster.rates import Rates, durations, find_rates, measured_file, rates_for, read_rates, seconds_of
-from efface.cluster.run_folder import RunFolder
+from efface.cluster.campaign import rates as rates_module
+from efface.cluster.campaign.measured_rates import measure_rates, merge_rates, update_measured_rates
+from efface.cluster.campaign.plan import Plan
+from efface.cluster.campaign.rates import Rates, durations, find_rates, measured_file, rates_for, read_rates, seconds_of
+from efface.cluster.scheduler.dispatch import RemainingTasks
+from efface.cluster.storage.run_folder import RunFolder
 from efface.errors import UserError
 
 MakePlan = Callable[..., Plan]
@@ -28,8 +28,8 @@ class Records:
     def __init__(self, records: dict[str, dict[str, Any]]) -> None:
         self._records = records
 
-    def records(self, works: Iterable[Any]) -> dict[str, dict[str, Any]]:
-        return {work.id: self._records[work.id] for work in works if work.id in self._records}
+    def records(self, tasks: Iterable[Any]) -> dict[str, dict[str, Any]]:
+        return {task.id: self._records[task.id] for task in tasks if task.id in self._records}
 
 
 def record(seconds: float, size: int = 100, device: str = "cpu", **facts: Any) -> dict[str, Any]:
@@ -40,8 +40,8 @@ def trained(seconds: float, steps: int, size: int = 100, device: str = "cpu") ->
     return record(seconds, size, device, metrics={"losses": [0.0] * steps})
 
 
-def everything(plan: Plan) -> Remaining:
-    return Remaining(jobs=list(plan.jobs), shards=[s for shards in plan.shards.values() for s in shards])
+def all_tasks(plan: Plan) -> RemainingTasks:
+    return RemainingTasks(jobs=list(plan.jobs), shards=[s for shards in plan.shards.values() for s in shards])
 
 
 def folder(records: dict[str, dict[str, Any]]) -> RunFolder:
@@ -97,7 +97,7 @@ def test_rates_are_learned_from_records_as_means_over_images_steps_and_models(pl
     made = plan(seeds=[0, 1])
     uce, uce_too, esd, esd_too = (job.id for job in made.jobs)
     first, *rest = made.shards[uce]
-    assert [len(shard.questions) for shard in (first, *rest)] == [5, 5, 4]
+    assert [len(shard.eval_requests) for shard in (first, *rest)] == [5, 5, 4]
     done = {
         uce: trained(3.0, 0, 1000),
         uce_too: trained(5.0, 0, 3000),
@@ -106,7 +106,7 @@ def test_rates_are_learned_from_records_as_means_over_images_steps_and_models(pl
         first.id: record(10.0, 500),
         rest[1].id: record(17.0, 400),
     }
-    (found,) = learn(made, folder(done), [*made.jobs, first, *rest])
+    (found,) = measure_rates(made, folder(done), [*made.jobs, first, *rest])
     assert (found.device, found.base) == ("cpu", "tiny")
     assert found.seconds_per_job == {"uce": 4.0}
     assert found.seconds_per_step == {"esd": 18 / 4}
@@ -120,7 +120,7 @@ def test_every_device_of_a_run_has_rates_of_its_own(plan: MakePlan) -> None:
     made = plan()
     uce, esd = (job.id for job in made.jobs)
     done = {uce: trained(1.0, 0, device="NVIDIA H200"), esd: trained(8.0, 2)}
-    found = {rates.device: rates for rates in learn(made, folder(done), made.jobs)}
+    found = {rates.device: rates for rates in measure_rates(made, folder(done), made.jobs)}
     assert found["NVIDIA H200"].seconds_per_job == {"uce": 1.0} and not found["NVIDIA H200"].seconds_per_step
     assert found["cpu"].seconds_per_step == {"esd": 4.0}
 
@@ -129,17 +129,17 @@ def test_two_runs_are_merged_by_what_they_stand_on() -> None:
     def measured(mean: float, count: int) -> Rates:
         return rates(seconds_per_step={"esd": mean}, counts={"seconds_per_step": {"esd": count}})
 
-    both = merged(measured(1.0, 300), measured(2.0, 100))
+    both = merge_rates(measured(1.0, 300), measured(2.0, 100))
     assert both.seconds_per_step == {"esd": 1.25} and both.counts == {"seconds_per_step": {"esd": 400}}
     other = rates(seconds_per_step={"ca": 7.0}, counts={"seconds_per_step": {"ca": 1}})
-    assert merged(both, other).seconds_per_step == {"esd": 1.25, "ca": 7.0}
+    assert merge_rates(both, other).seconds_per_step == {"esd": 1.25, "ca": 7.0}
 
 
 def test_what_a_run_took_is_kept_and_found_again(plan: MakePlan, cache: Path) -> None:
     made = plan()
     uce, esd = (job.id for job in made.jobs)
-    learn_from(made, folder({esd: trained(8.0, 2)}), everything(made))
-    (written,) = learn_from(made, folder({esd: trained(2.0, 2), uce: trained(1.0, 0)}), everything(made))
+    update_measured_rates(made, folder({esd: trained(8.0, 2)}), all_tasks(made))
+    (written,) = update_measured_rates(made, folder({esd: trained(2.0, 2), uce: trained(1.0, 0)}), all_tasks(made))
     assert written == measured_file("cpu", "tiny") == cache / "rates" / "cpu-tiny.json"
     found = find_rates("cpu", "tiny")
     assert found and found.seconds_per_step == {"esd": 2.5} and found.seconds_per_job == {"uce": 1.0}
@@ -149,7 +149,7 @@ def test_what_a_run_took_is_kept_and_found_again(plan: MakePlan, cache: Path) ->
 def test_a_run_in_which_nothing_was_left_teaches_nothing(plan: MakePlan, cache: Path) -> None:
     made = plan()
     done = folder({job.id: trained(8.0, 2) for job in made.jobs})
-    assert learn_from(made, done, Remaining()) == [] and not (cache / "rates").exists()
+    assert update_measured_rates(made, done, RemainingTasks()) == [] and not (cache / "rates").exists()
 
 
 def test_a_cache_that_cannot_be_written_or_read_only_means_that_nothing_is_known(
@@ -157,7 +157,7 @@ def test_a_cache_that_cannot_be_written_or_read_only_means_that_nothing_is_known
 ) -> None:
     monkeypatch.setenv("EFFACE_CACHE", "/dev/null/cache")
     made = plan()
-    assert learn_from(made, folder({made.jobs[1].id: trained(8.0, 2)}), everything(made)) == []
+    assert update_measured_rates(made, folder({made.jobs[1].id: trained(8.0, 2)}), all_tasks(made)) == []
     assert find_rates("cpu", "tiny") is None
     monkeypatch.setenv("EFFACE_CACHE", str(tmp_path))
     measured_file("cpu", "tiny").parent.mkdir()

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from efface.cluster.campaign import Campaign
-from efface.cluster.dispatch import remaining
-from efface.cluster.lease import Lease
-from efface.cluster.plan import Plan, Shard
+from efface.cluster.campaign.plan import Plan, Shard
+from efface.cluster.campaign.spec import Campaign
 from efface.cluster.run import Run, open_run, reopen_run
-from efface.cluster.run_folder import RunFolder
+from efface.cluster.scheduler.dispatch import remaining_tasks
+from efface.cluster.storage.lease import Lease
+from efface.cluster.storage.run_folder import RunFolder
 from efface.errors import UserError
 
 
@@ -40,9 +40,9 @@ def finish_shard(folder: RunFolder, shard: Shard) -> list[Path]:
 
 
 def test_nothing_is_done_in_a_folder_that_is_not_there(folder: RunFolder, made: Plan) -> None:
-    left = remaining(made, folder)
-    assert (left.calibrations, left.jobs) == (list(made.calibrations), list(made.jobs))
-    assert len(left.shards) == made.shard_count and left.existing == [made.models[0].id]
+    remaining = remaining_tasks(made, folder)
+    assert (remaining.calibrations, remaining.jobs) == (list(made.calibrations), list(made.jobs))
+    assert len(remaining.shards) == made.shard_count and remaining.existing == [made.models[0].id]
     assert not folder.root.exists()
 
 
@@ -52,20 +52,20 @@ def test_finished_work_has_a_record_with_its_outputs_and_facts(folder: RunFolder
     record = folder.record(shard)
     assert record and (record["id"], record["images"]) == (shard.id, 5)
     assert list(record["outputs"]) == [path.name for path in outputs]
-    assert shard not in remaining(made, folder).shards
+    assert shard not in remaining_tasks(made, folder).shards
 
 
 def test_outputs_without_a_record_are_not_done(folder: RunFolder, made: Plan) -> None:
     shard = first_shard(made)
     finish_shard(folder, shard)
     next(folder.verdicts(shard).parent.glob("*.json")).unlink()
-    assert folder.record(shard) is None and shard in remaining(made, folder).shards
+    assert folder.record(shard) is None and shard in remaining_tasks(made, folder).shards
 
 
 def test_a_record_whose_output_is_gone_is_not_done(folder: RunFolder, made: Plan) -> None:
     shard = first_shard(made)
     finish_shard(folder, shard)[1].unlink()
-    assert folder.record(shard) is None and shard in remaining(made, folder).shards
+    assert folder.record(shard) is None and shard in remaining_tasks(made, folder).shards
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\xff", '{"id": "another"}', '{"outputs": {}}'])
@@ -88,11 +88,11 @@ def test_a_failed_job_is_neither_done_nor_to_be_done_until_it_is_forgiven(folder
     model = made.jobs[0]
     folder.fail(model, "the loss is nan", "log")
     assert folder.failure(model) == {"stage": "training", "reason": "the loss is nan", "details": "log"}
-    left = remaining(made, folder)
-    assert left.failed == [model] and model not in left.jobs and model.id not in left.existing
-    assert all(shard.model != model for shard in left.shards)
-    folder.forgive(model)
-    assert model in remaining(made, folder).jobs
+    remaining = remaining_tasks(made, folder)
+    assert remaining.failed == [model] and model not in remaining.jobs and model.id not in remaining.existing
+    assert all(shard.model != model for shard in remaining.shards)
+    folder.clear_failure(model)
+    assert model in remaining_tasks(made, folder).jobs
 
 
 def test_a_shard_given_up_is_a_failure_of_its_model(folder: RunFolder, made: Plan) -> None:
@@ -152,7 +152,7 @@ def test_how_a_campaign_is_carried_out_may_change_between_starts(
 ) -> None:
     before = open_run(campaign(), folder.root)
     changed = campaign(
-        resources={"cpus": 2}, limits={"job_seconds": 60, "checkpoint_steps": 7}, setup={"tracker": None}
+        resources={"cpus": 2}, limits={"job_seconds": 60, "checkpoint_steps": 7}, training={"tracker": None}
     )
     after = open_run(changed, folder.root)
     assert after.limits.job_seconds == 60 and after.plan.resources.cpus == 2
@@ -162,7 +162,7 @@ def test_how_a_campaign_is_carried_out_may_change_between_starts(
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"seeds": [0, 1]}, "asked for now: - 1"),
         ({"strategy": "multi"}, "there: strategy: single; asked for now: strategy: multi"),
@@ -171,28 +171,26 @@ def test_how_a_campaign_is_carried_out_may_change_between_starts(
     ],
 )
 def test_what_a_campaign_asks_for_may_not(
-    changes: dict[str, Any], told: str, campaign: Callable[..., Campaign], folder: RunFolder
+    changes: dict[str, Any], message: str, campaign: Callable[..., Campaign], folder: RunFolder
 ) -> None:
     begin(open_run(campaign(), folder.root))
     with pytest.raises(UserError, match="another order") as refused:
         open_run(campaign(**changes), folder.root)
     assert "give --out another folder" in str(refused.value)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
 
 
-@pytest.mark.parametrize("place", ["", "/under/it"])
-def test_a_file_in_place_of_the_folder_is_refused(
-    place: str, campaign: Callable[..., Campaign], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("path", ["", "/under/it"])
+def test_a_file_in_place_of_the_folder_is_refused(path: str, campaign: Callable[..., Campaign], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("here")
     with pytest.raises(UserError, match="file"):
-        open_run(campaign(), Path(f"{tmp_path}/file{place}"))
+        open_run(campaign(), Path(f"{tmp_path}/file{path}"))
 
 
-@pytest.mark.parametrize("place", ["/proc/efface", "/dev/null/run", "/tmp/" + "x" * 300])
-def test_a_place_that_cannot_be_written_is_refused(place: str, campaign: Callable[..., Campaign]) -> None:
+@pytest.mark.parametrize("path", ["/proc/efface", "/dev/null/run", "/tmp/" + "x" * 300])
+def test_a_place_that_cannot_be_written_is_refused(path: str, campaign: Callable[..., Campaign]) -> None:
     with pytest.raises(UserError, match=r"cannot be (written|read)"):
-        open_run(campaign(), Path(place))
+        open_run(campaign(), Path(path))
 
 
 @pytest.mark.parametrize("text", ["name: [", "\xff\xfe", "name: tiny"])
@@ -208,9 +206,9 @@ def test_a_damaged_campaign_in_the_folder_is_told_in_a_sentence(
 
 
 def test_a_folder_without_a_campaign_is_no_run_folder(tmp_path: Path) -> None:
-    for place in (tmp_path, tmp_path / "nothing"):
+    for path in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(UserError, match="is no run folder"):
-            reopen_run(place)
+            reopen_run(path)
 
 
 def test_records_are_written_whole_or_not_at_all(

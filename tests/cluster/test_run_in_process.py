@@ -12,15 +12,15 @@ from rich.console import Console
 from tiny_campaign import IMAGES_PER_PROMPT, PROMPTS
 
 from efface.cluster import run as running
-from efface.cluster.campaign import Campaign
-from efface.cluster.executors import InProcess
-from efface.cluster.plan import Shard
-from efface.cluster.results import Results
-from efface.cluster.run import Run, carry_out, open_run, reopen_run, summary
-from efface.cluster.run_folder import Work
-from efface.cluster.worker import Outcome, Worker
-from efface.eval.judges.judge import load_judge
-from efface.eval.table import read_images, read_table
+from efface.cluster.campaign.plan import Shard
+from efface.cluster.campaign.spec import Campaign
+from efface.cluster.report import Results
+from efface.cluster.run import Run, execute, open_run, reopen_run, summary
+from efface.cluster.storage.run_folder import Task
+from efface.cluster.workers.executors import LocalExecutor
+from efface.cluster.workers.worker import Outcome, Worker
+from efface.eval.image_table import read_images, read_table
+from efface.eval.judge import load_judge
 from efface.models.base import load_base
 from efface.models.delta import Delta
 from efface.models.sampler import ImageRequest, sample
@@ -29,7 +29,7 @@ MakeCampaign = Callable[..., Campaign]
 
 
 def run_here(run: Run) -> Results:
-    return carry_out(run, 0, None, Console(file=io.StringIO()))
+    return execute(run, 0, None, Console(file=io.StringIO()))
 
 
 def mtimes(folder: Path) -> dict[Path, int]:
@@ -52,14 +52,14 @@ def done(campaign: MakeCampaign, tmp_path: Path, finished: Path) -> Run:
 
 
 @pytest.fixture
-def worked(monkeypatch: pytest.MonkeyPatch) -> list[Work]:
+def worked(monkeypatch: pytest.MonkeyPatch) -> list[Task]:
     """The work that workers of this process have been given since."""
-    given: list[Work] = []
+    given: list[Task] = []
     really = Worker.run
 
-    def run(self: Worker, work: Work) -> Outcome:
-        given.append(work)
-        return really(self, work)
+    def run(self: Worker, task: Task) -> Outcome:
+        given.append(task)
+        return really(self, task)
 
     monkeypatch.setattr(Worker, "run", run)
     return given
@@ -71,7 +71,7 @@ def test_the_table_has_every_row_of_the_plan_once(done: Run) -> None:
         (shard.model.id, shard.model.label, ask.concept, ask.axis, ask.asked_concept, question.prompt, question.seed)
         for shards in done.plan.shards.values()
         for shard in shards
-        for question in shard.questions
+        for question in shard.eval_requests
         for ask in question.asks
     ]
     columns = ("model_id", "method", "concept", "axis", "asked_concept", "prompt", "seed")
@@ -116,12 +116,12 @@ def test_a_model_draws_other_images_than_the_base(done: Run) -> None:
 def test_the_judge_is_calibrated_on_the_base_and_its_accuracy_reported(done: Run) -> None:
     from efface.eval.calibration import read_calibration
 
-    trial = done.plan.calibrations[0]
-    calibration = read_calibration(done.folder.calibration(trial))
+    calibration_task = done.plan.calibrations[0]
+    calibration = read_calibration(done.folder.calibration(calibration_task))
     assert calibration.base_id == done.plan.base_id
     assert set(calibration.accuracy) == {"cat", "dog", "bus", "tram"}
-    assert calibration.judge_version == load_judge(trial.judge).version
-    assert list(json.loads(done.folder.scores.read_text())["judges"]) == [trial.judge]
+    assert calibration.judge_version == load_judge(calibration_task.judge).version
+    assert list(json.loads(done.folder.scores.read_text())["judges"]) == [calibration_task.judge]
 
 
 def test_results_for_people_are_written(done: Run) -> None:
@@ -134,12 +134,12 @@ def test_results_for_people_are_written(done: Run) -> None:
 
 
 def test_run_again_nothing_is_done_and_no_file_touched(
-    done: Run, worked: list[Work], monkeypatch: pytest.MonkeyPatch, campaign: MakeCampaign
+    done: Run, worked: list[Task], monkeypatch: pytest.MonkeyPatch, campaign: MakeCampaign
 ) -> None:
-    def no_worker(*given: object) -> InProcess:
+    def no_worker(*given: object) -> LocalExecutor:
         raise AssertionError("a worker was started")
 
-    monkeypatch.setattr(running, "InProcess", no_worker)
+    monkeypatch.setattr(running, "LocalExecutor", no_worker)
     before = mtimes(done.folder.root)
     results = run_here(open_run(campaign(), done.folder.root))
     assert worked == [] and mtimes(done.folder.root) == before
@@ -147,7 +147,7 @@ def test_run_again_nothing_is_done_and_no_file_touched(
 
 
 @pytest.mark.parametrize("what", ["verdicts", "images"])
-def test_a_shard_whose_file_is_gone_is_done_again_and_nothing_else(what: str, done: Run, worked: list[Work]) -> None:
+def test_a_shard_whose_file_is_gone_is_done_again_and_nothing_else(what: str, done: Run, worked: list[Task]) -> None:
     before = contents(done.folder.root)
     shard = done.plan.shards[done.plan.models[1].id][1]
     getattr(done.folder, what)(shard).unlink()
@@ -168,21 +168,21 @@ def flip_a_bit(path: Path) -> None:
 @pytest.mark.parametrize("harm", [truncate, flip_a_bit])
 @pytest.mark.parametrize("what", ["verdicts", "images", "delta", "calibration"])
 def test_a_damaged_file_is_made_again_as_it_was(
-    what: str, harm: Callable[[Path], None], done: Run, worked: list[Work]
+    what: str, harm: Callable[[Path], None], done: Run, worked: list[Task]
 ) -> None:
     before = contents(done.folder.root)
     shard = done.plan.shards[done.plan.jobs[0].id][0]
-    works: dict[str, Work] = {"delta": shard.model, "calibration": done.plan.calibrations[0]}
-    work = works.get(what, shard)
-    path = getattr(done.folder, what)(work)
+    tasks: dict[str, Task] = {"delta": shard.model, "calibration": done.plan.calibrations[0]}
+    task = tasks.get(what, shard)
+    path = getattr(done.folder, what)(task)
     written = path.read_bytes()
     harm(path)
     run_here(done)
-    assert worked == [work] and path.read_bytes() == written
+    assert worked == [task] and path.read_bytes() == written
     assert contents(done.folder.root) == before
 
 
-def test_a_lost_table_is_put_together_again_without_a_worker(done: Run, worked: list[Work]) -> None:
+def test_a_lost_table_is_put_together_again_without_a_worker(done: Run, worked: list[Task]) -> None:
     before = done.folder.table.read_bytes()
     done.folder.table.unlink()
     run_here(done)
@@ -200,11 +200,11 @@ def test_a_run_killed_anywhere_goes_on_to_the_same_end(
     class Killed(BaseException):
         pass
 
-    def run(self: Worker, work: Work) -> Outcome:
+    def run(self: Worker, task: Task) -> Outcome:
         if len(done) == self.killed_after:  # type: ignore[attr-defined]
             raise Killed
-        outcome = really(self, work)
-        done.append(work.id)
+        outcome = really(self, task)
+        done.append(task.id)
         return outcome
 
     for after in kills:
@@ -222,10 +222,10 @@ def test_a_summary_counts_what_is_done(done: Run) -> None:
     model = done.plan.jobs[1]
     for shard in done.plan.shards[model.id][:2]:
         done.folder.verdicts(shard).unlink()
-    told = summary(reopen_run(done.folder.root))
+    counts = summary(reopen_run(done.folder.root))
     images = 3 * PROMPTS * IMAGES_PER_PROMPT
-    assert told["jobs"] == {"all": 2, "done": 2, "failed": 0, "blocked": 0, "left": 0}
-    assert told["images"] == {"all": images, "done": images - 10, "lost": 0, "left": 10}
+    assert counts["jobs"] == {"all": 2, "done": 2, "failed": 0, "blocked": 0, "left": 0}
+    assert counts["images"] == {"all": images, "done": images - 10, "lost": 0, "left": 10}
 
 
 def test_a_job_without_a_finite_loss_fails_alone_and_says_where_and_why(
@@ -238,10 +238,10 @@ def test_a_job_without_a_finite_loss_fails_alone_and_says_where_and_why(
     (failure,) = results.failures
     assert failure.startswith(run.plan.jobs[1].folder) and "(training)" in failure
     assert " of 4: the learning rate 1e+30 is probably too high" in failure
-    told = summary(run)
-    assert told["jobs"] == {"all": 2, "done": 1, "failed": 1, "blocked": 0, "left": 0}
-    assert told["images"]["lost"] == PROMPTS * IMAGES_PER_PROMPT and told["images"]["left"] == 0
-    assert [f["job"] for f in told["failures"]] == [run.plan.jobs[1].folder]
+    counts = summary(run)
+    assert counts["jobs"] == {"all": 2, "done": 1, "failed": 1, "blocked": 0, "left": 0}
+    assert counts["images"]["lost"] == PROMPTS * IMAGES_PER_PROMPT and counts["images"]["left"] == 0
+    assert [f["job"] for f in counts["failures"]] == [run.plan.jobs[1].folder]
     delta = run.folder.delta(run.plan.jobs[0])
     assert delta.read_bytes() == (finished / delta.relative_to(run.folder.root)).read_bytes()
 
@@ -253,11 +253,11 @@ def test_a_fault_in_one_shard_fails_its_model_and_no_other(
     bad = run.plan.shards[run.plan.jobs[0].id][1]
     really = Worker._judge
 
-    def judge(self: Worker, shard: Shard, halve: bool) -> None:
+    def judge(self: Worker, shard: Shard, smaller_batch: bool) -> None:
         if shard.id == bad.id:
             print("what the worker said before")
             raise ZeroDivisionError("broken")
-        really(self, shard, halve)
+        really(self, shard, smaller_batch)
 
     monkeypatch.setattr(Worker, "_judge", judge)
     results = run_here(run)

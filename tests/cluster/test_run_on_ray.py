@@ -16,13 +16,13 @@ import ray
 from rich.console import Console
 from tiny_campaign import campaign_dict
 
-from efface.cluster.campaign import Campaign
-from efface.cluster.executors import RayActors
-from efface.cluster.run import Run, carry_out, open_run
-from efface.cluster.worker import Setting
+from efface.cluster.campaign.spec import Campaign
+from efface.cluster.run import Run, execute, open_run
+from efface.cluster.workers.executors import RayExecutor
+from efface.cluster.workers.worker import WorkerContext
+from efface.config_files import parse
 from efface.errors import UserError
-from efface.eval.table import read_table
-from efface.strict import parse
+from efface.eval.image_table import read_table
 
 
 def deltas(folder: Path) -> dict[str, bytes]:
@@ -41,18 +41,18 @@ class Watch:
     """What other tests have started, and is none of ours."""
 
     def __enter__(self) -> "Watch":
-        self._over = threading.Event()
+        self._stop_event = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._stop_event.set()
         self._thread.join()
 
     def _watch(self) -> None:
         me = psutil.Process()
-        while not self._over.wait(0.2):
+        while not self._stop_event.wait(0.2):
             processes = [process for child in me.children() if child not in self.others for process in _tree(child)]
             self.at_each_look(processes)
             for process in (me, *processes):
@@ -101,18 +101,20 @@ def others() -> frozenset[psutil.Process]:
 
 
 @pytest.fixture(scope="module")
-def by_two(others: frozenset[psutil.Process], world: Path, tmp_path_factory: pytest.TempPathFactory) -> Carried:
+def by_two(
+    others: frozenset[psutil.Process], campaign_inputs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Carried:
     """The campaign carried out by two workers on a Ray of its own, which is gone afterwards."""
-    run = open_run(parse(Campaign, campaign_dict(world), "campaign"), tmp_path_factory.mktemp("two") / "run")
+    run = open_run(parse(Campaign, campaign_dict(campaign_inputs), "campaign"), tmp_path_factory.mktemp("two") / "run")
     with Watch(others=others) as watch:
-        results = carry_out(run, 2, None, Console(file=io.StringIO()))
+        results = execute(run, 2, None, Console(file=io.StringIO()))
     return Carried(run, watch, results.failures)
 
 
 @pytest.fixture(scope="module")
-def ray_of_ours(by_two: Carried) -> Iterator[RayActors]:
+def ray_of_ours(by_two: Carried) -> Iterator[RayExecutor]:
     """A Ray started by an executor whose one worker cannot start, for it holds another base than it was told."""
-    executor = RayActors(setting(by_two.run, base_id="0" * 64), 1)
+    executor = RayExecutor(context(by_two.run, base_id="0" * 64), 1)
     scratch = Path(executor._scratch.name)
     assert scratch.is_dir()
     yield executor
@@ -122,21 +124,21 @@ def ray_of_ours(by_two: Carried) -> Iterator[RayActors]:
 
 @pytest.fixture(scope="module")
 def by_one_that_is_killed(
-    ray_of_ours: RayActors, by_two: Carried, world: Path, tmp_path_factory: pytest.TempPathFactory
+    ray_of_ours: RayExecutor, by_two: Carried, campaign_inputs: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Carried, SmallKill]:
     """The campaign in other shards, by one worker which is killed in the middle, on a Ray that was there before."""
-    evaluation = {**campaign_dict(world)["evaluation"], "shard_size": 3}
-    campaign = parse(Campaign, campaign_dict(world, evaluation=evaluation), "campaign")
+    evaluation = {**campaign_dict(campaign_inputs)["evaluation"], "shard_size": 3}
+    campaign = parse(Campaign, campaign_dict(campaign_inputs, evaluation=evaluation), "campaign")
     run = open_run(campaign, tmp_path_factory.mktemp("one") / "run")
     kill = SmallKill(run.folder.root)
     with Watch(kill) as watch:
-        results = carry_out(run, 1, None, Console(file=io.StringIO()))
+        results = execute(run, 1, None, Console(file=io.StringIO()))
     return Carried(run, watch, results.failures), kill
 
 
-def setting(run: Run, base_id: str) -> Setting:
+def context(run: Run, base_id: str) -> WorkerContext:
     plan = run.plan
-    return Setting(
+    return WorkerContext(
         root=str(run.folder.root),
         base=plan.base,
         base_id=base_id,
@@ -178,13 +180,15 @@ def test_no_process_is_left_behind(by_two: Carried) -> None:
     assert [process.name() for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
 
 
-def test_a_worker_that_cannot_start_ends_the_run_with_its_own_sentence(ray_of_ours: RayActors, by_two: Carried) -> None:
+def test_a_worker_that_cannot_start_ends_the_run_with_its_own_sentence(
+    ray_of_ours: RayExecutor, by_two: Carried
+) -> None:
     with pytest.raises(
         UserError, match=r"a worker cannot start: base 'tiny' has fingerprint [0-9a-f]{16} on this node"
     ):
         for _ in range(200):
             list(ray_of_ours.outcomes(timeout=0.5))
-            ray_of_ours.arrived()
+            ray_of_ours.new_workers()
 
 
 def test_a_worker_killed_in_the_middle_is_replaced_and_the_results_are_the_same(

@@ -16,24 +16,24 @@ import ray
 from rich.console import Console
 from tiny_campaign import LIMITS, write_yaml
 
-from efface.cluster.candidate import Candidate, check_axes, rung_shards
-from efface.cluster.ledger import Ledger
-from efface.cluster.pareto import front_of, pareto_front
-from efface.cluster.run_folder import RunFolder
-from efface.cluster.search import Found, run_search
-from efface.cluster.search_space import Search, read_search
-from efface.cluster.worker import Outcome
+from efface.cluster.search.ledger import Ledger
+from efface.cluster.search.pareto import front_of, pareto_front
+from efface.cluster.search.search import SearchResults, run_search
+from efface.cluster.search.spec import Search, read_search
+from efface.cluster.search.trial import Trial, check_axes, rung_shards
+from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.workers.worker import Outcome
+from efface.config_files import list_configs, parse
 from efface.errors import Stopped, UserError
-from efface.strict import parse, shipped
 
 MakeSearch = Callable[..., Search]
 
 
-def search_dict(world: Path, **changes: Any) -> dict[str, Any]:
+def search_dict(campaign_inputs: Path, **changes: Any) -> dict[str, Any]:
     """A search of ESD on one target; `changes` replace its keys."""
     return {
         "name": "tiny",
-        "base": str(world / "base.yaml"),
+        "base": str(campaign_inputs / "base.yaml"),
         "concepts": {"targets": ["cat"]},
         "method": "esd",
         "config": {"rollout_steps": 3},
@@ -46,14 +46,14 @@ def search_dict(world: Path, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def search(world: Path) -> MakeSearch:
+def search(campaign_inputs: Path) -> MakeSearch:
     """A function from changed keys to a search."""
-    return lambda **changes: parse(Search, search_dict(world, **changes), "search")
+    return lambda **changes: parse(Search, search_dict(campaign_inputs, **changes), "search")
 
 
 @pytest.fixture
-def search_file(world: Path, tmp_path: Path) -> Callable[..., str]:
-    return lambda **changes: write_yaml(tmp_path / "search.yaml", search_dict(world, **changes))
+def search_file(campaign_inputs: Path, tmp_path: Path) -> Callable[..., str]:
+    return lambda **changes: write_yaml(tmp_path / "search.yaml", search_dict(campaign_inputs, **changes))
 
 
 POINT: dict[str, Any] = {"learning_rate": 1e-3, "steps": 2}
@@ -63,7 +63,7 @@ POINT: dict[str, Any] = {"learning_rate": 1e-3, "steps": 2}
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "reported"),
     [
         ({"spaces": {}}, "unknown key 'spaces', did you mean 'space'"),
         ({"space": {"steps": {"intger": [1, 3]}}}, "unknown key 'space.steps.intger', did you mean 'integer'"),
@@ -85,18 +85,18 @@ POINT: dict[str, Any] = {"learning_rate": 1e-3, "steps": 2}
         ({"evaluation": {"judges": ["a", "b"]}}, "goes by one"),
     ],
 )
-def test_a_wrong_search_is_told_in_a_sentence(search_file: Any, changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_a_wrong_search_is_told_in_a_sentence(search_file: Any, changes: dict[str, Any], reported: str) -> None:
+    with pytest.raises(UserError, match=reported):
         read_search(search_file(**changes))
 
 
 def test_an_axis_that_is_left_out_leaves_no_err_to_search_by(search: MakeSearch, tmp_path: Path) -> None:
     wanted = search(evaluation={"prompts_per_concept": {"adversarial": 0}})
     with pytest.raises(UserError, match="nothing is asked on the axis adversarial"):
-        check_axes(Candidate(wanted, RunFolder(tmp_path), POINT).plan)
+        check_axes(Trial(wanted, RunFolder(tmp_path), POINT).plan)
 
 
-@pytest.mark.parametrize("name", shipped("searches"))
+@pytest.mark.parametrize("name", list_configs("searches"))
 def test_every_shipped_search_can_be_read(name: str) -> None:
     assert read_search(name).name == name
 
@@ -111,46 +111,46 @@ class Doer:
         self.outcome = outcome
         self.asked: list[Any] = []
 
-    def __call__(self, work: Any) -> Outcome:
-        self.asked.append(work)
+    def __call__(self, task: Any) -> Outcome:
+        self.asked.append(task)
         return self.outcome
 
 
 def test_the_shards_of_a_rung_are_the_images_that_come_new(search: MakeSearch, tmp_path: Path) -> None:
-    plan = Candidate(search(rungs=[1, 3, 4]), RunFolder(tmp_path), POINT).plan
+    plan = Trial(search(rungs=[1, 3, 4]), RunFolder(tmp_path), POINT).plan
     parts = rung_shards(plan, (1, 3, 4), 5)
-    seeds = [{q.seed for shard in part for q in shard.questions} for part in parts]
+    seeds = [{q.seed for shard in part for q in shard.eval_requests} for part in parts]
     assert seeds == [{0}, {1, 2}, {3}]
     model = plan.jobs[0].id
-    asked = [q for part in parts for shard in part if shard.model.id == model for q in shard.questions]
-    wanted = [q for shard in plan.shards[model] for q in shard.questions]
+    asked = [q for part in parts for shard in part if shard.model.id == model for q in shard.eval_requests]
+    wanted = [q for shard in plan.shards[model] for q in shard.eval_requests]
     assert sorted(map(repr, asked)) == sorted(map(repr, wanted))
     ids = [shard.id for part in parts for shard in part]
-    assert len(set(ids)) == len(ids) and max(len(s.questions) for part in parts for s in part) <= 5
+    assert len(set(ids)) == len(ids) and max(len(s.eval_requests) for part in parts for s in part) <= 5
 
 
 def test_what_is_judged_on_the_first_rungs_is_the_same_however_many_follow(search: MakeSearch, tmp_path: Path) -> None:
     def ids(rungs: list[int]) -> list[str]:
-        return [shard.id for shard in Candidate(search(rungs=rungs), RunFolder(tmp_path), POINT).rungs[0]]
+        return [shard.id for shard in Trial(search(rungs=rungs), RunFolder(tmp_path), POINT).rungs[0]]
 
     assert ids([1, 2]) == ids([1, 4, 8])
 
 
 def test_work_that_fails_gives_the_lowest_score_and_is_not_tried_again(search: MakeSearch, tmp_path: Path) -> None:
-    candidate = Candidate(search(), RunFolder(tmp_path), POINT)
-    do = Doer(Outcome("failed", "the loss is nan at step 1"))
+    trial = Trial(search(), RunFolder(tmp_path), POINT)
+    run_task = Doer(Outcome("failed", "the loss is nan at step 1"))
     for _ in range(2):
-        found = candidate.judge(0, do)
+        found = trial.judge(0, run_task)
         assert (found["state"], found["score"], found["reason"]) == ("failed", -1, "the loss is nan at step 1")
-    assert do.asked == [candidate.plan.jobs[0]]
+    assert run_task.asked == [trial.plan.jobs[0]]
 
 
 def test_work_that_breaks_is_left_to_tune_and_work_laid_down_to_the_driver(search: MakeSearch, tmp_path: Path) -> None:
-    candidate = Candidate(search(), RunFolder(tmp_path), POINT)
+    trial = Trial(search(), RunFolder(tmp_path), POINT)
     with pytest.raises(RuntimeError, match="out of luck"):
-        candidate.judge(0, Doer(Outcome("fault", "out of luck")))
+        trial.judge(0, Doer(Outcome("error", "out of luck")))
     with pytest.raises(Stopped):
-        candidate.judge(0, Doer(Outcome("stopped")))
+        trial.judge(0, Doer(Outcome("stopped")))
 
 
 def change(relative_l2: float) -> dict[str, Any]:
@@ -166,13 +166,13 @@ def test_a_trial_over_the_budget_is_not_judged_and_scores_below_every_other(
     search: MakeSearch, tmp_path: Path, changed: float, score: float
 ) -> None:
     folder = RunFolder(tmp_path)
-    candidate = Candidate(search(max_weight_change=0.02), folder, POINT)
-    (model,) = candidate.plan.jobs
+    trial = Trial(search(max_weight_change=0.02), folder, POINT)
+    (model,) = trial.plan.jobs
     folder.finish(model, [], weight_change=change(changed), seconds=7.0)
-    do = Doer(Outcome("done"))
-    found = candidate.judge(0, do)
+    run_task = Doer(Outcome("done"))
+    found = trial.judge(0, run_task)
     assert (found["state"], found["weight_change"], found["seconds"]) == ("over budget", changed, 7)
-    assert found["score"] == pytest.approx(score) and do.asked == []
+    assert found["score"] == pytest.approx(score) and run_task.asked == []
 
 
 # the front
@@ -214,53 +214,53 @@ def test_the_ledger_remembers_points_in_their_order(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     first = Ledger(folder)
     for name in "ab":
-        first.begun(name, {"eta": name})
+        first.started(name, {"eta": name})
     first.judged("a", judged(0.5, 1))
     first.ended("a")
     again = Ledger(folder)
     assert again.points == [{"eta": "a"}, {"eta": "b"}]
     assert [(row["number"], row["state"], row["ended"]) for row in again.rows] == [
         (1, "judged", True),
-        (2, "begun", False),
+        (2, "started", False),
     ]
-    assert not again.whole(2)
+    assert not again.is_complete(2)
 
 
 def test_a_search_that_goes_on_keeps_what_it_has_not_come_to_yet(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     first = Ledger(folder)
     for name in "abc":
-        first.begun(name, {"eta": name})
+        first.started(name, {"eta": name})
         first.judged(name, judged(0.5, 2))
         first.ended(name)
     again = Ledger(folder)
     # Several workers start in any order, and Tune is shown the rungs again, from the first.
-    again.begun("y", {"eta": "b"})
-    again.begun("x", {"eta": "a"})
+    again.started("y", {"eta": "b"})
+    again.started("x", {"eta": "a"})
     again.judged("x", judged(0.4, 1))
     third = Ledger(folder)
-    assert third.points == first.points and third.whole(3) and not third.whole(4)
+    assert third.points == first.points and third.is_complete(3) and not third.is_complete(4)
     assert [(row["number"], row["images_per_prompt"]) for row in third.rows] == [(1, 2), (2, 2), (3, 2)]
 
 
 def test_a_point_that_comes_twice_is_two_trials(tmp_path: Path) -> None:
     ledger = Ledger(RunFolder(tmp_path))
     for start in ("a", "b"):
-        ledger.begun(start, {"eta": 1})
+        ledger.started(start, {"eta": 1})
     assert [row["number"] for row in ledger.rows] == [1, 2]
     again = Ledger(RunFolder(tmp_path))
     for start in ("c", "d"):
-        again.begun(start, {"eta": 1})
+        again.started(start, {"eta": 1})
     assert len(again.rows) == 2
 
 
 def test_a_broken_trial_is_not_at_its_end(tmp_path: Path) -> None:
-    told: list[dict[str, Any]] = []
-    ledger = Ledger(RunFolder(tmp_path), told.append)
-    ledger.begun("a", {"eta": 1})
-    ledger.broken("a", "out of luck")
-    assert told[-1]["state"] == "broken" and told[-1]["reason"] == "out of luck"
-    assert not Ledger(RunFolder(tmp_path)).whole(1)
+    reported: list[dict[str, Any]] = []
+    ledger = Ledger(RunFolder(tmp_path), reported.append)
+    ledger.started("a", {"eta": 1})
+    ledger.errored("a", "out of luck")
+    assert reported[-1]["state"] == "errored" and reported[-1]["reason"] == "out of luck"
+    assert not Ledger(RunFolder(tmp_path)).is_complete(1)
 
 
 def test_a_damaged_ledger_is_begun_anew(tmp_path: Path) -> None:
@@ -278,20 +278,20 @@ UCE: dict[str, Any] = {
 }
 
 
-def carry_out(search: Search, out: Path, trials: int | None = None) -> tuple[Found, str]:
+def execute(search: Search, out: Path, trials: int | None = None) -> tuple[SearchResults, str]:
     said = io.StringIO()
     found = run_search(search, out, trials, 1, None, Console(file=said, width=200))
     return found, said.getvalue()
 
 
-def works(out: Path) -> dict[str, bytes]:
+def done_tasks(out: Path) -> dict[str, bytes]:
     """Every record of the run folder but the ledger's."""
     return {str(path.relative_to(out)): path.read_bytes() for path in out.glob("*/*/*.json")}
 
 
 def test_a_search_on_ray_tune_finds_a_front(search: MakeSearch, tmp_path: Path) -> None:
     out = tmp_path / "search"
-    found, said = carry_out(search(**UCE), out, trials=2)
+    found, said = execute(search(**UCE), out, trials=2)
     assert not ray.is_initialized()
     assert len(found.rows) == 2 and all(row["ended"] and row["state"] == "judged" for row in found.rows)
     assert all(
@@ -314,23 +314,23 @@ def test_a_search_on_ray_tune_finds_a_front(search: MakeSearch, tmp_path: Path) 
     assert str(out / "pareto.csv") in shown.getvalue()
 
     # Typed again, nothing is done: not even Ray is started.
-    before = works(out)
-    again, said = carry_out(search(**UCE), out, trials=2)
-    assert again.rows == found.rows and works(out) == before and said == ""
+    before = done_tasks(out)
+    again, said = execute(search(**UCE), out, trials=2)
+    assert again.rows == found.rows and done_tasks(out) == before and said == ""
     with pytest.raises(UserError, match="of another order"):
-        carry_out(search(**UCE, seed=1), out)
+        execute(search(**UCE, seed=1), out)
     assert read_search(out / "search.yaml") == search(**UCE)
 
 
 @pytest.mark.slow
 def test_more_trials_begin_after_those_that_are_there(search: MakeSearch, tmp_path: Path) -> None:
     out = tmp_path / "search"
-    found, _ = carry_out(search(**UCE), out, trials=2)
-    before = works(out)
-    more, said = carry_out(search(**UCE), out, trials=3)
+    found, _ = execute(search(**UCE), out, trials=2)
+    before = done_tasks(out)
+    more, said = execute(search(**UCE), out, trials=3)
     assert [row["point"] for row in more.rows[:2]] == [row["point"] for row in found.rows]
     assert len(more.rows) == 3 and more.rows[2]["point"] not in [row["point"] for row in found.rows]
-    assert before.items() <= works(out).items()
+    assert before.items() <= done_tasks(out).items()
     assert "trial 3 (" in said and "trial 1 (" not in said
 
 
@@ -357,7 +357,7 @@ def test_a_search_that_is_killed_or_laid_down_goes_on_where_it_was(
     wait_for("jobs/esd-*/record.json", out, process)
     process.send_signal(how)
     assert process.wait(120) == (130 if how == signal.SIGTERM else -signal.SIGKILL), log.read_text()
-    before, ledger = works(out), json.loads((out / "trials.json").read_text())
+    before, ledger = done_tasks(out), json.loads((out / "trials.json").read_text())
     assert not (out / "pareto.json").exists() and not all(row["ended"] for row in ledger)
 
     assert start(file, out, log).wait(300) == 0, log.read_text()
@@ -365,6 +365,6 @@ def test_a_search_that_is_killed_or_laid_down_goes_on_where_it_was(
     assert len(after) == 3 and all(row["ended"] for row in after)
     assert [row["point"] for row in after[: len(ledger)]] == [row["point"] for row in ledger]
     records = {name for name in before if name.startswith(("jobs", "evaluations"))}
-    assert records and {name: before[name] for name in records}.items() <= works(out).items()
+    assert records and {name: before[name] for name in records}.items() <= done_tasks(out).items()
     # A lone worker judges one trial after the other, so nothing was tried twice.
     assert len(list(out.glob("jobs/esd-*"))) == 3

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from efface.cluster import simulate as simulator
-from efface.cluster.dispatch import Remaining, dispatch
-from efface.cluster.plan import Calibration, Model, Shard
-from efface.cluster.rates import Rates, durations, read_rates
-from efface.cluster.simulate import Faults, Forecast, Stretch, VirtualGPUs, everything, simulate
+from benchmarks.scheduler import simulate as simulator
+from benchmarks.scheduler.simulate import FailureModel, Forecast, Span, VirtualGPUs, all_tasks, simulate
+from efface.cluster.campaign.plan import CalibrationTask, Model, Shard
+from efface.cluster.campaign.rates import Rates, durations, read_rates
+from efface.cluster.scheduler.dispatch import RemainingTasks, dispatch
 from efface.errors import JobFailure, UserError
 from efface.train.job import Job
 
@@ -27,89 +27,94 @@ def rates(load: float = 0.0, start: float = 0.0, **known: Any) -> Rates:
     return Rates(device="a GPU", load_seconds=load, start_seconds=start, **tables)
 
 
-Work = tuple[Remaining, dict[str, float]]
+Task = tuple[RemainingTasks, dict[str, float]]
 
 
-def work(
+def task(
     jobs: dict[str, float] | None = None,
     shards: dict[str, Sequence[float]] | None = None,
     base: Sequence[float] = (),
     calibrations: Sequence[float] = (),
-) -> Work:
+) -> Task:
     """What is left, and its seconds: jobs by name, shards of models (those without a job exist), the base's shards."""
     jobs, shards = jobs or {}, shards or {}
     names = {*jobs, *shards}
     models = {name: Model("uce", cast(Job, SimpleNamespace(id=name, slug=name)), "0" * 64) for name in sorted(names)}
     unedited = Model("base", None, "0" * 64)
-    pieces = [(models[name], shards.get(name, ())) for name in models] + [(unedited, base)]
-    cut = [(Shard(m, i, (), f"{m.id}/{i}"), seconds) for m, its in pieces for i, seconds in enumerate(its)]
-    trials = [(Calibration("judge", f"trial {i}"), seconds) for i, seconds in enumerate(calibrations)]
+    tasks = [(models[name], shards.get(name, ())) for name in models] + [(unedited, base)]
+    cut = [(Shard(m, i, (), f"{m.id}/{i}"), seconds) for m, its in tasks for i, seconds in enumerate(its)]
+    calibration_tasks = [(CalibrationTask("judge", f"trial {i}"), seconds) for i, seconds in enumerate(calibrations)]
     existing = [unedited.id, *(name for name in models if name not in jobs)]
-    left = Remaining([trial for trial, _ in trials], [models[name] for name in jobs], [s for s, _ in cut], existing)
-    return left, {**jobs, **{piece.id: seconds for piece, seconds in [*cut, *trials]}}
+    remaining = RemainingTasks(
+        [calibration for calibration, _ in calibration_tasks],
+        [models[name] for name in jobs],
+        [s for s, _ in cut],
+        existing,
+    )
+    return remaining, {**jobs, **{task.id: seconds for task, seconds in [*cut, *calibration_tasks]}}
 
 
-def forecast(what: Work, speeds: Sequence[float], known: Rates | None = None) -> Forecast:
+def forecast(what: Task, speeds: Sequence[float], known: Rates | None = None) -> Forecast:
     return simulate(*what, speeds, known or rates())
 
 
-def history(what: Work, speeds: Sequence[float], known: Rates, faults: Faults) -> tuple[list[Stretch], set[str]]:
+def history(what: Task, speeds: Sequence[float], known: Rates, failures: FailureModel) -> tuple[list[Span], set[str]]:
     """What the GPUs did, and the models that were given up."""
-    gpus, given_up = VirtualGPUs(what[1], speeds, known, faults), simulator._GivenUp()
+    gpus, given_up = VirtualGPUs(what[1], speeds, known, failures), simulator._FailureRecorder()
     dispatch(what[0], given_up, gpus, [])
     return gpus.history, given_up.models
 
 
 def test_two_equal_jobs_on_two_gpus_take_as_long_as_one_of_them() -> None:
-    found = forecast(work({"a": 10, "b": 10}, {"a": [2, 2], "b": [2, 2]}), [1, 1])
+    found = forecast(task({"a": 10, "b": 10}, {"a": [2, 2], "b": [2, 2]}), [1, 1])
     assert (found.makespan, found.bound, found.busy, found.ratio) == (14, 14, 1, 1)
 
 
 def test_one_long_job_is_what_all_wait_for() -> None:
     short = {name: 10.0 for name in "bcde"}
-    found = forecast(work({"a": 100, **short}, {"a": [5], **{name: [5] for name in short}}), [1, 1])
+    found = forecast(task({"a": 100, **short}, {"a": [5], **{name: [5] for name in short}}), [1, 1])
     assert (found.makespan, found.bound, found.bound_by) == (105, 105, "chain")
     assert found.busy == pytest.approx((105 + 4 * 15) / (2 * 105))
 
 
 def test_a_worker_judges_the_model_it_holds_so_that_each_is_loaded_once() -> None:
-    found = forecast(work(shards={"a": [3] * 4, "b": [3] * 4}), [1, 1], rates(load=1))
+    found = forecast(task(shards={"a": [3] * 4, "b": [3] * 4}), [1, 1], rates(load=1))
     assert (found.loads, found.makespan) == (2, 1 + 4 * 3)
 
 
 def test_the_base_is_judged_without_loading_anything() -> None:
-    assert forecast(work(base=[3, 3]), [1], rates(load=1)).makespan == 6
+    assert forecast(task(base=[3, 3]), [1], rates(load=1)).makespan == 6
 
 
 def test_a_model_is_loaded_for_its_judging_even_where_it_was_trained() -> None:
-    found = forecast(work({"a": 10}, {"a": [2, 2]}), [1], rates(load=1))
+    found = forecast(task({"a": 10}, {"a": [2, 2]}), [1], rates(load=1))
     assert (found.loads, found.makespan, found.bound) == (1, 15, 15)
 
 
 def test_idle_gpus_share_the_shards_of_the_only_model() -> None:
-    found = forecast(work({"a": 10}, {"a": [2] * 4}), [1] * 4)
+    found = forecast(task({"a": 10}, {"a": [2] * 4}), [1] * 4)
     assert found.makespan == 12
 
 
 def test_the_base_is_judged_while_models_are_trained() -> None:
-    found = forecast(work({"a": 10}, {"a": [2]}, base=[3, 3, 3]), [1, 1])
+    found = forecast(task({"a": 10}, {"a": [2]}, base=[3, 3, 3]), [1, 1])
     assert found.makespan == 12
 
 
 def test_no_image_is_judged_before_the_judges_are_calibrated() -> None:
-    assert forecast(work(base=[2, 2], calibrations=[3]), [1, 1]).makespan == 5
-    assert forecast(work(base=[2, 2], calibrations=[3, 4]), [1, 1]).makespan == 6
+    assert forecast(task(base=[2, 2], calibrations=[3]), [1, 1]).makespan == 5
+    assert forecast(task(base=[2, 2], calibrations=[3, 4]), [1, 1]).makespan == 6
 
 
 def test_a_slow_gpu_takes_longer_in_proportion() -> None:
-    found = forecast(work({"a": 10, "b": 10}, {"a": [2], "b": [2]}), [1, 0.5])
+    found = forecast(task({"a": 10, "b": 10}, {"a": [2], "b": [2]}), [1, 0.5])
     # The bound's optimist trains both one after the other on the fast GPU, or one on each: 20 s, and 2 s of judging.
     assert (found.makespan, found.bound_by) == (20 + 4, "rounds") and found.bound == pytest.approx(20 + 2)
-    assert forecast(work(base=[3]), [0.5]).makespan == 6
+    assert forecast(task(base=[3]), [0.5]).makespan == 6
 
 
 def test_every_worker_starts_before_it_works() -> None:
-    found = forecast(work(base=[3, 3]), [1, 1], rates(start=60))
+    found = forecast(task(base=[3, 3]), [1, 1], rates(start=60))
     assert (found.makespan, found.bound, found.lpt) == (63, 63, 63)
 
 
@@ -119,51 +124,51 @@ def breaks(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def script(failures: list[float], preemptions: list[float]) -> None:
         due = {1.0: iter(failures), 2.0: iter(preemptions)}
-        monkeypatch.setattr(VirtualGPUs, "_draw", lambda self, per_hour: next(due[per_hour], INF))
+        monkeypatch.setattr(VirtualGPUs, "_sample_delay", lambda self, per_hour: next(due[per_hour], INF))
 
     return script
 
 
-RARE = Faults(failures_per_hour=1.0, preemptions_per_hour=2.0)
+RARE = FailureModel(failures_per_hour=1.0, preemptions_per_hour=2.0)
 
 
 def test_work_that_fails_is_done_again(breaks: Any) -> None:
     breaks([4], [])
-    found = simulate(*work({"a": 10}, {"a": [2]}), [1], rates(), RARE)
-    assert (found.makespan, found.faults, found.given_up, found.busy) == (4 + 10 + 2, 1, 0, 1)
+    found = simulate(*task({"a": 10}, {"a": [2]}), [1], rates(), RARE)
+    assert (found.makespan, found.failures, found.given_up, found.busy) == (4 + 10 + 2, 1, 0, 1)
 
 
 def test_a_preempted_worker_starts_anew_and_loads_its_model_anew(breaks: Any) -> None:
     breaks([], [INF, 3])
-    found = simulate(*work({"a": 10}, {"a": [4]}), [1], rates(load=1, start=5), RARE)
-    assert (found.makespan, found.loads, found.faults) == (5 + 10 + 3 + 5 + 1 + 4, 2, 1)
+    found = simulate(*task({"a": 10}, {"a": [4]}), [1], rates(load=1, start=5), RARE)
+    assert (found.makespan, found.loads, found.failures) == (5 + 10 + 3 + 5 + 1 + 4, 2, 1)
 
 
 def test_a_preempted_worker_loses_the_piece_in_line_too(breaks: Any) -> None:
     breaks([], [1])
-    left = work(base=[4, 4])
-    stretches, _ = history(left, [1], rates(), RARE)
-    assert [(s.fate, s.start, s.end) for s in stretches] == [("preemption", 0, 1), ("done", 1, 5), ("done", 5, 9)]
+    remaining = task(base=[4, 4])
+    spans, _ = history(remaining, [1], rates(), RARE)
+    assert [(s.fate, s.start, s.end) for s in spans] == [("preemption", 0, 1), ("done", 1, 5), ("done", 5, 9)]
 
 
 def test_a_model_that_breaks_twice_is_given_up_with_its_shards(breaks: Any) -> None:
     breaks([4, 4], [])
-    found = simulate(*work({"a": 10}, {"a": [2]}, base=[1]), [1], rates(), RARE)
+    found = simulate(*task({"a": 10}, {"a": [2]}, base=[1]), [1], rates(), RARE)
     assert (found.given_up, found.ratio, found.makespan) == (1, None, 4 + 4 + 1)
 
 
 def test_judges_that_break_twice_end_the_run(breaks: Any) -> None:
     breaks([1, 1], [])
     with pytest.raises(JobFailure, match="cannot be calibrated"):
-        simulate(*work(base=[2], calibrations=[3]), [1], rates(), RARE)
+        simulate(*task(base=[2], calibrations=[3]), [1], rates(), RARE)
 
 
 def test_the_last_jobs_begin_before_the_judging_of_what_is_made() -> None:
     # Six jobs on two GPUs: two rounds may be judged on the way, then 4 of a worker's jobs are the last ones.
     jobs = {name: 10.0 for name in "abcdef"}
-    left = work(jobs, {name: [1.0] for name in jobs})
-    stretches, _ = history(left, [1, 1], rates(), Faults())
-    kinds = [isinstance(s.work, Shard) for s in sorted(stretches, key=lambda s: s.start)]
+    remaining = task(jobs, {name: [1.0] for name in jobs})
+    spans, _ = history(remaining, [1, 1], rates(), FailureModel())
+    kinds = [isinstance(s.task, Shard) for s in sorted(spans, key=lambda s: s.start)]
     assert kinds == [False] * 6 + [True] * 6
 
 
@@ -171,15 +176,15 @@ def test_a_worker_always_has_its_next_shard_in_hand(monkeypatch: pytest.MonkeyPa
     in_hand = []
     real = VirtualGPUs.outcomes
     monkeypatch.setattr(
-        VirtualGPUs, "outcomes", lambda gpus, timeout: in_hand.append(len(gpus._given[0])) or real(gpus, timeout)
+        VirtualGPUs, "outcomes", lambda gpus, timeout: in_hand.append(len(gpus._queues[0])) or real(gpus, timeout)
     )
-    forecast(work(base=[1] * 6), [1])
+    forecast(task(base=[1] * 6), [1])
     assert in_hand == [2, 2, 2, 2, 2, 1]
 
 
 seconds = st.floats(0.1, 100)
 worlds = st.builds(
-    work,
+    task,
     st.dictionaries(st.sampled_from("abcdefgh"), seconds),
     st.dictionaries(st.sampled_from("abcdefghij"), st.lists(seconds, max_size=5)),
     st.lists(seconds, min_size=1, max_size=5),
@@ -191,8 +196,8 @@ overheads = st.builds(rates, st.floats(0, 5), st.floats(0, 5))
 
 @given(worlds, clusters, overheads)
 @settings(max_examples=300, deadline=None)
-def test_no_cluster_is_faster_than_the_bound(left: Work, speeds: list[float], known: Rates) -> None:
-    found = simulate(*left, speeds, known)
+def test_no_cluster_is_faster_than_the_bound(remaining: Task, speeds: list[float], known: Rates) -> None:
+    found = simulate(*remaining, speeds, known)
     assert found.makespan >= found.bound * (1 - 1e-9)
     assert 0 <= found.busy <= 1 + 1e-9
 
@@ -200,49 +205,49 @@ def test_no_cluster_is_faster_than_the_bound(left: Work, speeds: list[float], kn
 @given(worlds, clusters, overheads, st.integers(0, 9), st.sampled_from([0, 2, 20]))
 @settings(max_examples=200, deadline=None)
 def test_everything_is_done_once_in_order_and_one_at_a_time(
-    left: Work, speeds: list[float], known: Rates, seed: int, per_hour: float
+    remaining: Task, speeds: list[float], known: Rates, seed: int, per_hour: float
 ) -> None:
     try:
-        stretches, lost = history(left, speeds, known, Faults(per_hour, per_hour, seed))
+        spans, worker_lost = history(remaining, speeds, known, FailureModel(per_hour, per_hour, seed))
     except JobFailure:
         return
-    wanted, done = left[0], {s.work.id: s for s in stretches if s.fate == "done"}
-    times = Counter(s.work.id for s in stretches if s.fate == "done")
-    assert all(times[s.work.id] == 1 for s in done.values() if not isinstance(s.work, Shard))
+    wanted, done = remaining[0], {s.task.id: s for s in spans if s.fate == "done"}
+    times = Counter(s.task.id for s in spans if s.fate == "done")
+    assert all(times[s.task.id] == 1 for s in done.values() if not isinstance(s.task, Shard))
     assert max(times.values(), default=0) <= 2  # a straggling shard is begun a second time
     assert {c.id for c in wanted.calibrations} <= set(done)
-    assert all(job.id in done or job.id in lost for job in wanted.jobs)
-    assert all(shard.id in done or shard.model.id in lost for shard in wanted.shards)
-    assert not lost or any(s.fate != "done" for s in stretches)
+    assert all(job.id in done or job.id in worker_lost for job in wanted.jobs)
+    assert all(shard.id in done or shard.model.id in worker_lost for shard in wanted.shards)
+    assert not worker_lost or any(s.fate != "done" for s in spans)
     calibrated = max((done[c.id].end for c in wanted.calibrations), default=0.0)
     made = {job.id: done[job.id].end for job in wanted.jobs if job.id in done}
-    for stretch in stretches:
-        if isinstance(stretch.work, Shard):
-            assert stretch.start >= max(calibrated, made.get(stretch.work.model.id, 0.0))
+    for span in spans:
+        if isinstance(span.task, Shard):
+            assert span.start >= max(calibrated, made.get(span.task.model.id, 0.0))
     for worker in range(len(speeds)):
-        own = sorted((s for s in stretches if s.worker == worker), key=lambda s: s.start)
+        own = sorted((s for s in spans if s.worker == worker), key=lambda s: s.start)
         assert all(first.end <= second.start for first, second in pairwise(own))
         assert all(s.start >= known.start_seconds for s in own)
 
 
 def test_without_faults_nothing_is_left_undone() -> None:
-    left = work({"a": 3, "b": 50, "c": 7}, {"a": [1] * 9, "b": [2], "d": [5] * 3}, [4] * 6, [2, 6])
-    stretches, lost = history(left, [1, 1, 0.5], rates(1, 1), Faults())
-    assert {s.work.id for s in stretches} == set(left[1]) and not lost
+    remaining = task({"a": 3, "b": 50, "c": 7}, {"a": [1] * 9, "b": [2], "d": [5] * 3}, [4] * 6, [2, 6])
+    spans, worker_lost = history(remaining, [1, 1, 0.5], rates(1, 1), FailureModel())
+    assert {s.task.id for s in spans} == set(remaining[1]) and not worker_lost
 
 
 def test_the_same_seed_gives_the_same_day_and_another_seed_another() -> None:
     jobs = {f"job {i}": 100.0 for i in range(20)}
-    left = work(jobs, {name: [10.0] * 5 for name in jobs}, [10.0] * 9)
-    days = [simulate(*left, [1] * 6, rates(1, 5), Faults(2, 1, seed)) for seed in (0, 0, 1)]
+    remaining = task(jobs, {name: [10.0] * 5 for name in jobs}, [10.0] * 9)
+    days = [simulate(*remaining, [1] * 6, rates(1, 5), FailureModel(2, 1, seed)) for seed in (0, 0, 1)]
     assert days[0] == days[1] != days[2]
-    assert days[0].faults > 0
+    assert days[0].failures > 0
 
 
 def test_1024_gpus_and_600_jobs_are_within_5_percent_of_the_bound() -> None:
     jobs = {f"job {i}": 1050.0 for i in range(600)}
-    left = work(jobs, {name: [64.0] * 15 for name in jobs}, [64.0] * 62, [320.0])
-    found = forecast(left, [1.0] * 1024, rates(0.5, 60))
+    remaining = task(jobs, {name: [64.0] * 15 for name in jobs}, [64.0] * 62, [320.0])
+    found = forecast(remaining, [1.0] * 1024, rates(0.5, 60))
     assert found.ratio and found.ratio < 1.05
 
 
@@ -259,7 +264,7 @@ def test_a_plans_durations_follow_its_images_and_methods(plan: Any) -> None:
     assert [found[shard.id] for shard in made.shards[made.models[0].id]] == [10, 10, 8]
     # Each of the four concepts once with each of two seeds.
     assert found[made.calibrations[0].id] == 2.0 * 4 * 2
-    assert set(found) == {w.id for part in vars(everything(made)).values() for w in part if hasattr(w, "id")}
+    assert set(found) == {w.id for part in vars(all_tasks(made)).values() for w in part if hasattr(w, "id")}
 
 
 def test_spread_is_about_the_mean_and_drawn_by_the_seed(plan: Any) -> None:
@@ -298,10 +303,10 @@ def test_the_command_prints_a_forecast_for_each_size(
     known = rates(seconds_per_image={"tiny": 2.0}, seconds_per_job={"uce": 5.0, "esd": 70.0})
     file.write_text(known.model_dump_json())
     simulator.main(tiny, gpus="1,2", rates=str(file), **OPTIONS)
-    told = json.loads(capsys.readouterr().out)
+    output = json.loads(capsys.readouterr().out)
     # Two jobs, three models of 14 images, 8 images of calibration, on one GPU without any overhead.
-    assert told["forecasts"][0]["makespan"] == 5 + 70 + 2.0 * (3 * 14 + 8)
-    assert [f["gpus"] for f in told["forecasts"]] == [1, 2]
+    assert output["forecasts"][0]["makespan"] == 5 + 70 + 2.0 * (3 * 14 + 8)
+    assert [f["gpus"] for f in output["forecasts"]] == [1, 2]
     simulator.main(tiny, gpus="1", rates=str(file), **{**OPTIONS, "as_json": False})
     assert "0:02:55" in capsys.readouterr().out
 

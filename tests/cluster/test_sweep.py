@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from efface.cluster.sweep import variants
+from efface.cluster.campaign.sweep import variants
+from efface.config_files import StrictModel
 from efface.errors import UserError
-from efface.strict import Strict
 
 
-class Config(Strict):
+class Config(StrictModel):
     rate: float = 1.0
     steps: int = 1
     names: tuple[str, ...] = ()
@@ -63,7 +63,7 @@ def test_excluded_combinations_are_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "exclude", "fault"),
+    ("config", "exclude", "problem"),
     [
         ({"rate": []}, {}, "the sweep over 'rate' has no values"),
         ({"rate": [1, 2]}, {"raet": 1}, "exclude names 'raet', which is not swept: did you mean 'rate'?"),
@@ -71,10 +71,10 @@ def test_excluded_combinations_are_left_out() -> None:
         ({"rate": [1, 2]}, {"rate": 3}, "exclude names rate=3, which is not in the sweep"),
     ],
 )
-def test_a_faulty_sweep_is_told_in_a_sentence(config: dict[str, Any], exclude: dict[str, Any], fault: str) -> None:
-    with pytest.raises(UserError) as told:
+def test_a_faulty_sweep_is_told_in_a_sentence(config: dict[str, Any], exclude: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UserError) as error:
         configs(config, exclude)
-    assert str(told.value).startswith(fault)
+    assert str(error.value).startswith(problem)
 
 
 def test_a_sweep_that_excludes_everything_is_refused() -> None:

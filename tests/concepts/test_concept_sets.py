@@ -55,15 +55,15 @@ def test_an_anchor_is_a_concept_of_the_set_or_a_plain_phrase_or_the_empty_prompt
 
 
 def test_the_others_are_retained_and_neighbours_are_not(pets: ConceptSet) -> None:
-    assert [concept.name for concept in pets.retained_beside(pets.find("Bird"))] == ["Blue Cat", "Dog"]
+    assert [concept.name for concept in pets.retained_for(pets.find("Bird"))] == ["Blue Cat", "Dog"]
 
 
 def test_a_neighbour_as_target_retains_all_concepts(pets: ConceptSet) -> None:
-    assert pets.retained_beside(pets.find("Fox")) == pets.concepts
+    assert pets.retained_for(pets.find("Fox")) == pets.concepts
 
 
 def test_retained_concepts_can_be_named(pets: ConceptSet) -> None:
-    assert [concept.name for concept in pets.retained_beside(pets.find("Dog"))] == ["Blue Cat"]
+    assert [concept.name for concept in pets.retained_for(pets.find("Dog"))] == ["Blue Cat"]
 
 
 def test_adjacent_concepts_are_those_listed(pets: ConceptSet) -> None:

@@ -10,8 +10,8 @@ import pytest
 from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompt_csv import PromptRow
 from efface.concepts.prompts import TARGET_AXES, PromptSet, prompt_id
-from efface.eval.judges.judge import Verdict
-from efface.eval.table import SCHEMA
+from efface.eval.image_table import SCHEMA
+from efface.eval.judge import Verdict
 from efface.models.recipe import Recipe
 
 
@@ -90,14 +90,14 @@ class StubJudge:
 
     def __init__(self, sees: Callable[[np.ndarray, Concept], bool | None]) -> None:
         self.sees = sees
-        self.asked: list[tuple[str, int]] = []
+        self.requested: list[tuple[str, int]] = []
 
     def check(self, concepts: Iterable[Concept]) -> None:
         pass
 
-    def judge(self, images: np.ndarray, asked: Sequence[Concept]) -> list[Verdict]:
-        self.asked += [(concept.name, int(image.sum())) for image, concept in zip(images, asked, strict=True)]
-        answers = [self.sees(image, concept) for image, concept in zip(images, asked, strict=True)]
+    def judge(self, images: np.ndarray, requested: Sequence[Concept]) -> list[Verdict]:
+        self.requested += [(concept.name, int(image.sum())) for image, concept in zip(images, requested, strict=True)]
+        answers = [self.sees(image, concept) for image, concept in zip(images, requested, strict=True)]
         return [Verdict(a, float("nan") if a is None else (0.9 if a else 0.1)) for a in answers]
 
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from efface.concepts.prompts import AXES
 from efface.errors import UserError
-from efface.eval import sheet
-from efface.eval.sheet import contact_sheet, write_sheets
-from efface.eval.table import IMAGE_SCHEMA
+from efface.eval import contact_sheet as sheet
+from efface.eval.contact_sheet import contact_sheet, write_sheets
+from efface.eval.image_table import IMAGE_SCHEMA
 
 Row = Callable[..., dict[str, Any]]
 MakeTable = Callable[..., pa.Table]

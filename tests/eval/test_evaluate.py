@@ -11,34 +11,34 @@ from PIL import Image
 from efface.concepts.concept import ConceptSet
 from efface.concepts.prompts import PromptSet
 from efface.errors import UserError
+from efface.eval.eval_requests import eval_requests
 from efface.eval.evaluate import evaluate
-from efface.eval.questions import questions
-from efface.eval.table import IMAGE_SCHEMA, SCHEMA
+from efface.eval.image_table import IMAGE_SCHEMA, SCHEMA
 from efface.models.base import Base
 from efface.models.recipe import Recipe
 from efface.models.sampler import ImageRequest, sample
 
 
 @pytest.fixture
-def asked(world: ConceptSet, prompts: PromptSet) -> Any:
-    return questions(prompts, world, [world.find("Cat"), world.find("Van Gogh")], [0, 1], {"forget": 1})
+def requested(world: ConceptSet, prompts: PromptSet) -> Any:
+    return eval_requests(prompts, world, [world.find("Cat"), world.find("Van Gogh")], [0, 1], {"forget": 1})
 
 
-def run(base: Base, recipe: Recipe, asked: Any, judges: list[Any], world: ConceptSet) -> Any:
-    return evaluate(base, recipe, asked, judges, world, model_id="m", method="esd")
+def run(base: Base, recipe: Recipe, requested: Any, judges: list[Any], world: ConceptSet) -> Any:
+    return evaluate(base, recipe, requested, judges, world, model_id="m", method="esd")
 
 
 def test_rows_come_by_question_then_ask_then_judge(
-    tiny_base: Base, recipe: Recipe, asked: Any, world: ConceptSet, stub_judge: Any
+    tiny_base: Base, recipe: Recipe, requested: Any, world: ConceptSet, stub_judge: Any
 ) -> None:
     one, two = stub_judge(lambda image, concept: concept.name == "Cat"), stub_judge(lambda image, concept: None)
     two.name = "two"
-    verdicts, images = run(tiny_base, recipe, asked, [one, two], world)
+    verdicts, images = run(tiny_base, recipe, requested, [one, two], world)
     assert verdicts.schema == SCHEMA
     assert images.schema == IMAGE_SCHEMA
     expected = [
         (question.prompt, question.seed, ask.concept, ask.axis, judge)
-        for question in asked
+        for question in requested
         for ask in question.asks
         for judge in ("stub", "two")
     ]
@@ -50,10 +50,10 @@ def test_rows_come_by_question_then_ask_then_judge(
 
 
 def test_every_image_is_kept_pixel_for_pixel_under_the_hash_of_its_pixels(
-    tiny_base: Base, recipe: Recipe, asked: Any, world: ConceptSet, stub_judge: Any
+    tiny_base: Base, recipe: Recipe, requested: Any, world: ConceptSet, stub_judge: Any
 ) -> None:
-    verdicts, images = run(tiny_base, recipe, asked, [stub_judge(lambda image, concept: True)], world)
-    pixels = sample(tiny_base, recipe, [ImageRequest(q.prompt, q.seed) for q in asked])
+    verdicts, images = run(tiny_base, recipe, requested, [stub_judge(lambda image, concept: True)], world)
+    pixels = sample(tiny_base, recipe, [ImageRequest(q.prompt, q.seed) for q in requested])
     for row, image in zip(images.to_pylist(), pixels, strict=True):
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(row["png"]))), image)
         assert row["image_sha256"] == hashlib.sha256(b"16x16x3 " + image.tobytes()).hexdigest()
@@ -61,16 +61,16 @@ def test_every_image_is_kept_pixel_for_pixel_under_the_hash_of_its_pixels(
 
 
 def test_a_judge_is_asked_once_per_image_and_concept(
-    tiny_base: Base, recipe: Recipe, asked: Any, world: ConceptSet, stub_judge: Any
+    tiny_base: Base, recipe: Recipe, requested: Any, world: ConceptSet, stub_judge: Any
 ) -> None:
     judge = stub_judge(lambda image, concept: True)
-    run(tiny_base, recipe, asked, [judge], world)
-    pairs = {(q.prompt, q.seed, ask.asked_concept) for q in asked for ask in q.asks}
-    assert len(judge.asked) == len(pairs) < sum(len(q.asks) for q in asked)
+    run(tiny_base, recipe, requested, [judge], world)
+    pairs = {(q.prompt, q.seed, ask.asked_concept) for q in requested for ask in q.asks}
+    assert len(judge.requested) == len(pairs) < sum(len(q.asks) for q in requested)
 
 
 def test_a_judge_that_does_not_know_a_concept_stops_before_the_first_image(
-    tiny_base: Base, recipe: Recipe, asked: Any, world: ConceptSet, stub_judge: Any
+    tiny_base: Base, recipe: Recipe, requested: Any, world: ConceptSet, stub_judge: Any
 ) -> None:
     judge = stub_judge(lambda image, concept: True)
 
@@ -80,14 +80,14 @@ def test_a_judge_that_does_not_know_a_concept_stops_before_the_first_image(
     judge.check = refuse
     done: list[int] = []
     with pytest.raises(UserError, match="does not know Cat, Dog, Tulip, Van Gogh"):
-        evaluate(tiny_base, recipe, asked, [judge], world, model_id="m", method="esd", on_batch=done.append)
+        evaluate(tiny_base, recipe, requested, [judge], world, model_id="m", method="esd", on_batch=done.append)
     assert done == []
 
 
 def test_a_part_of_the_questions_gives_the_same_rows(
-    tiny_base: Base, recipe: Recipe, asked: Any, world: ConceptSet, stub_judge: Any
+    tiny_base: Base, recipe: Recipe, requested: Any, world: ConceptSet, stub_judge: Any
 ) -> None:
     judge = stub_judge(lambda image, concept: bool(image[0, 0, 0] % 2))
-    whole, _ = run(tiny_base, recipe, asked, [judge], world)
-    parts = [run(tiny_base, recipe, part, [judge], world)[0] for part in (asked[:3], asked[3:])]
+    whole, _ = run(tiny_base, recipe, requested, [judge], world)
+    parts = [run(tiny_base, recipe, part, [judge], world)[0] for part in (requested[:3], requested[3:])]
     assert parts[0].to_pylist() + parts[1].to_pylist() == whole.to_pylist()

@@ -9,8 +9,8 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from efface.concepts.concept import Concept, ConceptSet, load_concept_set
 from efface.errors import UserError
+from efface.eval.judge import Judge, judge_names, load_judge
 from efface.eval.judges.classifier import concept_score
-from efface.eval.judges.judge import Judge, judge_names, load_judge
 
 LOGITS = (2.0, -1.0, 0.5)
 IMAGES = np.zeros((5, 16, 16, 3), np.uint8)

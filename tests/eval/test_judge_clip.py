@@ -12,8 +12,8 @@ from efface.concepts.concept import ConceptSet
 from efface.concepts.prompts import PromptSet
 from efface.errors import UserError
 from efface.eval.calibration import Accuracy, best_threshold, calibrate, mean_accuracy, read_calibration
+from efface.eval.judge import load_judge
 from efface.eval.judges.clip import ClipJudge
-from efface.eval.judges.judge import load_judge
 from efface.models.base import Base
 from efface.models.recipe import Recipe
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from efface.concepts.prompts import AXES
-from efface.eval.leaderboard import leaderboard, rich_table, write_csv
+from efface.eval.scores.leaderboard import leaderboard, rich_table, write_csv
 
 
 def score(err: float, base: dict[str, Any] | None = None) -> dict[str, Any]:

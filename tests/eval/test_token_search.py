@@ -8,37 +8,37 @@ import torch
 from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import PromptSet
 from efface.errors import UserError
-from efface.eval.attacks import adversarial_prompts as whole
-from efface.eval.attacks.adversarial_prompts import adversarial_prompts
-from efface.eval.attacks.banned import Banned, banned_for
+from efface.eval import adversarial_prompts as whole
+from efface.eval.adversarial_prompts import adversarial_prompts
 from efface.eval.attacks.token_search import (
-    Found,
-    Goal,
+    AdversarialPrompt,
     SearchConfig,
+    SearchObjective,
     Vocabulary,
     _similarities,
     _token_gains,
     restart_seed,
     search,
 )
+from efface.eval.banned_words import Banned, banned_for
 from efface.models.base import Base
 from efface.models.recipe import Recipe
-from efface.models.text import encode_prompts, token_ids
+from efface.models.text_encoding import encode_prompts, token_ids
 
-CONFIG = SearchConfig(tokens=4, steps=6, top_k=16, exchanges=24)
+CONFIG = SearchConfig(tokens=4, steps=6, top_k=16, candidates=24)
 NOTHING = Banned(frozenset(), frozenset())
 
 
 @pytest.fixture
-def goal(tiny_base: Base) -> Goal:
-    return Goal(tiny_base, ["a cat"], ["a tulip", "a dog"])
+def goal(tiny_base: Base) -> SearchObjective:
+    return SearchObjective(tiny_base, ["a cat"], ["a tulip", "a dog"])
 
 
-def run(base: Base, goal: Goal, banned: Banned = NOTHING, seed: int = 0) -> Found:
+def run(base: Base, goal: SearchObjective, banned: Banned = NOTHING, seed: int = 0) -> AdversarialPrompt:
     return search(base, goal, Vocabulary(base), banned, CONFIG, seed)
 
 
-def test_the_objective_is_the_mean_of_two_centred_cosines(tiny_base: Base, goal: Goal) -> None:
+def test_the_objective_is_the_mean_of_two_centred_cosines(tiny_base: Base, goal: SearchObjective) -> None:
     def parts(text: str) -> list[torch.Tensor]:
         hidden = encode_prompts(tiny_base, [text])[0]
         end = (token_ids(tiny_base, [text])[0] == tiny_base.tokenizer.eos_token_id).nonzero()[0, 0]
@@ -54,7 +54,7 @@ def test_the_objective_is_the_mean_of_two_centred_cosines(tiny_base: Base, goal:
     assert float(goal.similarity(goal.features(tiny_base, ["a cat"]))[0]) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_the_search_improves_the_objective_it_reports(tiny_base: Base, goal: Goal) -> None:
+def test_the_search_improves_the_objective_it_reports(tiny_base: Base, goal: SearchObjective) -> None:
     found = run(tiny_base, goal)
     assert found.similarity > found.start + 0.1
     assert float(goal.similarity(goal.features(tiny_base, [found.text]))[0]) == pytest.approx(
@@ -62,26 +62,26 @@ def test_the_search_improves_the_objective_it_reports(tiny_base: Base, goal: Goa
     )
 
 
-def test_the_prompt_reads_back_to_its_tokens(tiny_base: Base, goal: Goal) -> None:
+def test_the_prompt_reads_back_to_its_tokens(tiny_base: Base, goal: SearchObjective) -> None:
     for seed in range(3):
         found = run(tiny_base, goal, seed=seed)
         assert tiny_base.tokenizer(found.text, add_special_tokens=False).input_ids == list(found.tokens)
         assert found.text.isprintable()
 
 
-def test_the_search_is_a_function_of_its_seed(tiny_base: Base, goal: Goal) -> None:
+def test_the_search_is_a_function_of_its_seed(tiny_base: Base, goal: SearchObjective) -> None:
     assert run(tiny_base, goal, seed=3) == run(tiny_base, goal, seed=3)
     assert len({run(tiny_base, goal, seed=seed).text for seed in range(3)}) == 3
 
 
-def test_the_search_leaves_the_text_encoder_as_it_was(tiny_base: Base, goal: Goal) -> None:
+def test_the_search_leaves_the_text_encoder_as_it_was(tiny_base: Base, goal: SearchObjective) -> None:
     before = encode_prompts(tiny_base, ["a cat"])
     run(tiny_base, goal)
     assert torch.equal(encode_prompts(tiny_base, ["a cat"]), before)
     assert not any(parameter.requires_grad for parameter in tiny_base.text_encoder.parameters())
 
 
-def test_the_gradient_tells_how_the_objective_moves_along_an_embedding(tiny_base: Base, goal: Goal) -> None:
+def test_the_gradient_tells_how_the_objective_moves_along_an_embedding(tiny_base: Base, goal: SearchObjective) -> None:
     tokens = torch.tensor([300, 310, 320])
     gains = _token_gains(tiny_base, goal, tokens)
     table = tiny_base.text_encoder.get_input_embeddings().weight
@@ -96,31 +96,31 @@ def test_the_gradient_tells_how_the_objective_moves_along_an_embedding(tiny_base
     assert float(gains[1, v]) == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=0.05)
 
 
-def test_nothing_banned_is_said_not_even_across_tokens(tiny_base: Base, goal: Goal) -> None:
+def test_nothing_banned_is_said_not_even_across_tokens(tiny_base: Base, goal: SearchObjective) -> None:
     free = run(tiny_base, goal)
     letters = [letter for letter in free.text if letter.isalnum()]
     banned = Banned(frozenset(letters[:1]), frozenset())
     found = run(tiny_base, goal, banned)
     assert letters[0] not in found.text
-    assert not banned.hit(found.text)
+    assert not banned.matches(found.text)
 
 
 def test_a_name_is_banned_in_any_spelling_and_descriptions_word_by_word() -> None:
     concept = Concept(name="Van Gogh", kind="style", phrase="a painting in the style of Van Gogh", aliases=("vgh",))
     banned = banned_for(concept, ["swirling stars, the ear"])
     for text in ("Van Gogh", "v a n", "the VAN", "go gh", "GOGH.", "v-g-h", "a painting", "stars", "an ear"):
-        assert banned.hit(text), text
+        assert banned.matches(text), text
     for text in ("the of", "starsign bear", "pain ting", "go home"):
-        assert not banned.hit(text), text
+        assert not banned.matches(text), text
 
 
 def test_camel_case_names_are_several_words() -> None:
     banned = banned_for(Concept(name="BlueJay", kind="animal", phrase="a Blue Jay bird"))
-    assert banned.hit("some blue thing")
-    assert banned.hit("jay")
+    assert banned.matches("some blue thing")
+    assert banned.matches("jay")
 
 
-def test_a_vocabulary_with_everything_banned_is_told(tiny_base: Base, goal: Goal) -> None:
+def test_a_vocabulary_with_everything_banned_is_told(tiny_base: Base, goal: SearchObjective) -> None:
     with pytest.raises(UserError, match="no prompt of 4 tokens"):
         run(tiny_base, goal, Banned(frozenset({""}), frozenset()))
 
@@ -142,7 +142,7 @@ def test_only_prompts_the_base_draws_are_kept(
     monkeypatch.setattr(whole, "RESTARTS", 2)
     monkeypatch.setattr(whole, "ROUNDS", 2)
     judge = stub_judge(lambda image, concept: concept.name == "Cat")
-    quick = SearchConfig(tokens=2, steps=1, top_k=4, exchanges=4)
+    quick = SearchConfig(tokens=2, steps=1, top_k=4, candidates=4)
     found = adversarial_prompts(tiny_base, world, prompts, judge, recipe, per_concept=1, config=quick)
     assert set(found) == {"Cat", "Tulip", "Van Gogh"}
     assert len(found["Cat"]) == 1

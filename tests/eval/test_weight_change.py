@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from efface.eval.weight_change import mean_weight_change, measure, weight_change
+from efface.eval.metrics.weight_change import mean_weight_change, measure, weight_change
 from efface.models.base import Base
 from efface.models.delta import Delta
 

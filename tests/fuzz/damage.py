@@ -5,7 +5,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-PLACE = st.integers(0, 2**31)
+POSITION = st.integers(0, 2**31)
 WORDS = (
     *("", " ", "  ", "\t", "\n", "\r\n", "\n- ", "\n  ", ": ", "- ", ",", ";", '"', "'", '""', "[", "]", "{", "}"),
     *("[]", "{}", "&a ", "*a", "<<: *a", "!!python/object/new:os.system", "!!binary", "!!set", "#", "|", ">", "?"),
@@ -54,13 +54,13 @@ def _one_change(draw: st.DrawFn, tree: Any, keys: tuple[str, ...]) -> Any:
             return {**tree, draw(st.sampled_from(keys) | st.text(max_size=8)): draw(trees(keys))}
         return {**tree, key: draw(_one_change(tree[key], keys))}
     if isinstance(tree, list) and tree and draw(st.integers(0, 5)):
-        place = draw(st.integers(0, len(tree) - 1))
+        position = draw(st.integers(0, len(tree) - 1))
         what = draw(st.integers(0, 3))
         if what == 0:
-            return tree[:place] + tree[place + 1 :]
+            return tree[:position] + tree[position + 1 :]
         if what == 1:
-            return [*tree, tree[place]]
-        return [*tree[:place], draw(_one_change(tree[place], keys)), *tree[place + 1 :]]
+            return [*tree, tree[position]]
+        return [*tree[:position], draw(_one_change(tree[position], keys)), *tree[position + 1 :]]
     return draw(trees(keys))
 
 
@@ -69,7 +69,7 @@ def damaged_text(draw: st.DrawFn, whole: str) -> str:
     """`whole` with one to six spans replaced by words that mean something to a parser."""
     text = whole
     for _ in range(draw(st.integers(1, 6))):
-        start = draw(PLACE) % (len(text) + 1)
+        start = draw(POSITION) % (len(text) + 1)
         end = start + draw(st.sampled_from((0, 0, 1, 2, 10, 100)))
         copied = text[start:end] if draw(st.booleans()) else ""
         text = text[:start] + copied + draw(st.sampled_from(WORDS)) + copied + text[end:]
@@ -81,20 +81,20 @@ def damaged_bytes(draw: st.DrawFn, whole: bytes) -> bytes:
     """`whole` with one to four faults of a disk, a network or a hand: flipped bits, lost, doubled or strange spans."""
     data = bytearray(whole)
     for _ in range(draw(st.integers(1, 4))):
-        place = draw(PLACE) % (len(data) + 1)
+        position = draw(POSITION) % (len(data) + 1)
         length = draw(st.sampled_from((1, 1, 2, 4, 8, 64, 512)))
-        span = slice(place, place + length)
-        fault = draw(st.integers(0, 6))
-        if fault <= 1 and place < len(data):
-            data[place] ^= 1 << draw(st.integers(0, 7))
-        elif fault == 2:
+        span = slice(position, position + length)
+        operation = draw(st.integers(0, 6))
+        if operation <= 1 and position < len(data):
+            data[position] ^= 1 << draw(st.integers(0, 7))
+        elif operation == 2:
             data[span] = draw(st.binary(min_size=1, max_size=8))
-        elif fault == 3:
+        elif operation == 3:
             del data[span]
-        elif fault == 4:
+        elif operation == 4:
             data[span] = bytes(len(data[span]))
-        elif fault == 5:
-            data[place:place] = data[span]
+        elif operation == 5:
+            data[position:position] = data[span]
         else:
-            del data[place:]
+            del data[position:]
     return bytes(data)

@@ -8,10 +8,10 @@ from pathlib import Path
 from damage import damaged_bytes, damaged_tree, trees
 from hypothesis import strategies as st
 
-from efface.cluster.journal import read_journal
-from efface.cluster.lease import Lease, _me, driver_at_work
-from efface.cluster.plan import Calibration, Model, Shard
-from efface.cluster.run_folder import RunFolder, Work
+from efface.cluster.campaign.plan import CalibrationTask, Model, Shard
+from efface.cluster.storage.journal import read_journal
+from efface.cluster.storage.lease import Lease, _this_process, active_driver
+from efface.cluster.storage.run_folder import RunFolder, Task
 from efface.files import content_id
 from efface.train.job import Job
 
@@ -29,17 +29,17 @@ JOB = Job(
 )
 MODEL = Model("uce", JOB, JOB.base_id)
 SHARD = Shard(MODEL, 0, (), "0123456789abcdef")
-TRIAL = Calibration("judge", "fedcba9876543210")
+CALIBRATION = CalibrationTask("judge", "fedcba9876543210")
 OUTPUT = bytes(range(256))
 FACTS = {"label": "uce", "metrics": {"loss": 0.5}, "seconds": 1.5}
 RECORD_KEYS = ("id", "outputs", "sha256", "bytes", "check", "seconds", "label")
 
 
-def _works(folder: Path) -> list[tuple[Work, list[Path]]]:
+def _tasks(folder: Path) -> list[tuple[Task, list[Path]]]:
     """A piece of work of each kind, and its outputs."""
     run = RunFolder(folder)
-    outputs = [[run.delta(MODEL)], [run.verdicts(SHARD), run.images(SHARD)], [run.calibration(TRIAL)]]
-    return list(zip((MODEL, SHARD, TRIAL), outputs, strict=True))
+    outputs = [[run.delta(MODEL)], [run.verdicts(SHARD), run.images(SHARD)], [run.calibration(CALIBRATION)]]
+    return list(zip((MODEL, SHARD, CALIBRATION), outputs, strict=True))
 
 
 def _write_outputs(outputs: list[Path]) -> None:
@@ -54,9 +54,9 @@ def _records() -> list[tuple[Path, bytes]]:
     with tempfile.TemporaryDirectory() as name:
         for number in range(3):
             folder = Path(name) / str(number)
-            work, outputs = _works(folder)[number]
+            task, outputs = _tasks(folder)[number]
             _write_outputs(outputs)
-            RunFolder(folder).finish(work, outputs, **FACTS)
+            RunFolder(folder).finish(task, outputs, **FACTS)
             [record] = set(folder.rglob("*.json")) - set(outputs)
             found.append((record.relative_to(folder), record.read_bytes()))
     return found
@@ -65,13 +65,13 @@ def _records() -> list[tuple[Path, bytes]]:
 RECORDS = _records()
 
 
-def _finished(folder: Path, number: int) -> tuple[RunFolder, Work, Path, list[Path]]:
+def _finished(folder: Path, number: int) -> tuple[RunFolder, Task, Path, list[Path]]:
     """A run folder where a piece of work is done: the work, its record and its outputs."""
-    work, outputs = _works(folder)[number]
+    task, outputs = _tasks(folder)[number]
     _write_outputs(outputs)
     where, content = RECORDS[number]
     (folder / where).write_bytes(content)
-    return RunFolder(folder), work, folder / where, outputs
+    return RunFolder(folder), task, folder / where, outputs
 
 
 @st.composite
@@ -93,14 +93,14 @@ def records(draw: st.DrawFn) -> tuple[int, bytes, bool]:
 def check_record(drawn: tuple[int, bytes, bool], folder: Path) -> bool:
     """A damaged record counts as not there, or says what it said before."""
     number, content, forged = drawn
-    run, work, path, _ = _finished(folder, number)
-    before = run.record(work)
+    run, task, path, _ = _finished(folder, number)
+    before = run.record(task)
     assert before is not None
     path.write_bytes(content)
-    after = run.record(work)
-    assert run.records([work]) == ({} if after is None else {work.id: after})
+    after = run.record(task)
+    assert run.records([task]) == ({} if after is None else {task.id: after})
     assert forged or after in (None, before)
-    run.verified(work)
+    run.verified(task)
     return after is not None
 
 
@@ -110,10 +110,10 @@ outputs = st.tuples(st.integers(0, 2), damaged_bytes(OUTPUT))
 def check_output(drawn: tuple[int, bytes], folder: Path) -> bool:
     """Finished work one of whose outputs was changed is never verified."""
     number, content = drawn
-    run, work, _, outputs = _finished(folder, number)
+    run, task, _, outputs = _finished(folder, number)
     outputs[-1].write_bytes(content)
     same = content == OUTPUT
-    assert (run.verified(work) is not None) == (run.record(work) is not None) == same
+    assert (run.verified(task) is not None) == (run.record(task) is not None) == same
     return same
 
 
@@ -132,14 +132,14 @@ def check_failure(drawn: bytes, folder: Path) -> bool:
     path.parent.mkdir(parents=True)
     path.write_bytes(drawn)
     (folder / "stop.json").write_bytes(drawn)
-    told = run.failure(MODEL)
-    assert run.failures([MODEL]) == ({} if told is None else {MODEL.id: told})
-    run.wish()
-    return told is not None
+    result = run.failure(MODEL)
+    assert run.failures([MODEL]) == ({} if result is None else {MODEL.id: result})
+    run.stop_request()
+    return result is not None
 
 
-LEASE = {"driver": {"host": "h", "boot": "b", "pid": 1, "started": 1.5}, "beat": 3, "released": False}
-LEASE_KEYS = ("driver", "host", "boot", "pid", "started", "beat", "released")
+LEASE = {"driver": {"host": "h", "boot": "b", "pid": 1, "started": 1.5}, "heartbeat": 3, "released": False}
+LEASE_KEYS = ("driver", "host", "boot", "pid", "started", "heartbeat", "released")
 
 
 @st.composite
@@ -157,16 +157,16 @@ def check_lease(drawn: tuple[bytes, bool], folder: Path) -> bool:
         content = _as_of_this_machine(content)
     (folder / "leases").mkdir()
     (folder / "leases" / "00000001.json").write_bytes(content)
-    told = driver_at_work(folder)
-    with Lease(folder, beat=0.01, patience=0.002):
-        assert driver_at_work(folder)
-    assert driver_at_work(folder) is None
-    return told is not None
+    result = active_driver(folder)
+    with Lease(folder, heartbeat=0.01, heartbeat_timeout=0.002):
+        assert active_driver(folder)
+    assert active_driver(folder) is None
+    return result is not None
 
 
 def _as_of_this_machine(content: bytes) -> bytes:
 
-    lease, me = json.loads(content), _me()
+    lease, me = json.loads(content), _this_process()
     if isinstance(lease, dict) and isinstance(lease.get("driver"), dict):
         lease["driver"] |= {"host": me["host"], "boot": me["boot"]}
     return json.dumps(lease).encode()

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from damage import SCALARS, damaged_bytes
 from hypothesis import strategies as st
 
-from efface.eval.table import IMAGE_SCHEMA, SCHEMA, read_images, read_table, write_table
+from efface.eval.image_table import IMAGE_SCHEMA, SCHEMA, read_images, read_table, write_table
 
 
 def _row(number: int) -> dict[str, Any]:
@@ -75,11 +75,11 @@ def other_columns(draw: st.DrawFn) -> bytes:
     """A whole Parquet file with columns lost, doubled, of another type, or with other values."""
     table = TABLE
     for _ in range(draw(st.integers(1, 3))):
-        place = draw(st.integers(0, table.num_columns - 1))
-        name, column = table.column_names[place], table.column(place)
+        position = draw(st.integers(0, table.num_columns - 1))
+        name, column = table.column_names[position], table.column(position)
         what = draw(st.integers(0, 4))
         if what == 0 and table.num_columns > 1:
-            table = table.remove_column(place)
+            table = table.remove_column(position)
         elif what == 1:
             table = table.append_column(draw(st.sampled_from((name, "note", ""))), column)
         elif what == 2:
@@ -88,13 +88,13 @@ def other_columns(draw: st.DrawFn) -> bytes:
                 column = column.cast(kind)
             except (pa.ArrowException, ValueError):
                 column = pa.nulls(len(column), kind)
-            table = table.set_column(place, name, column)
+            table = table.set_column(position, name, column)
         elif what == 3:
             values = draw(
                 st.lists(SCALARS | st.sampled_from((0, 1, 2**63, -0.0)), min_size=len(column), max_size=len(column))
             )
             with suppress(pa.ArrowException, ValueError, OverflowError, TypeError):
-                table = table.set_column(place, name, pa.array(values))
+                table = table.set_column(position, name, pa.array(values))
         else:
             table = pa.concat_tables([table, table]) if table.num_rows < 20 else table.slice(0, 0)
     try:

@@ -8,11 +8,11 @@ import yaml
 from damage import SCALARS, WORDS, damaged_bytes, damaged_text, damaged_tree, trees
 from hypothesis import strategies as st
 
-from efface.cluster.campaign import Campaign, read_campaign
+from efface.cluster.campaign.spec import Campaign, read_campaign
 from efface.cluster.run import _yaml
 from efface.concepts.concept import ConceptSet, load_concept_set
 from efface.concepts.prompt_csv import read_prompt_csv, write_prompt_csv
-from efface.strict import CONFIGS
+from efface.config_files import CONFIGS
 
 CAMPAIGN = {
     "name": "demo",
@@ -130,7 +130,7 @@ def check_concepts(drawn: str | bytes, folder: Path) -> bool:
         for alias in concept.aliases:
             assert concepts.find(alias) == concept
     for concept in concepts.concepts:
-        concepts.adjacent_to(concept), concepts.retained_beside(concept)
+        concepts.adjacent_to(concept), concepts.retained_for(concept)
     return True
 
 

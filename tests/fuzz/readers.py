@@ -20,14 +20,14 @@ from hypothesis import strategies as st
 
 from efface.errors import UserError
 
-SECONDS = 20
+TIMEOUT_SECONDS = 20
 """A reader that takes longer hangs."""
 
 Check = Callable[[Any, Path], bool]
 
 
 @dataclass(frozen=True)
-class Reader:
+class FuzzTarget:
     """A reader under fuzz: files as they are drawn, and the check that reads one in an empty folder."""
 
     name: str
@@ -36,23 +36,23 @@ class Reader:
 
     def __call__(self, drawn: Any) -> bool:
         """Whether the file was accepted."""
-        with tempfile.TemporaryDirectory(prefix="fuzz-") as folder, _at_most(SECONDS):
+        with tempfile.TemporaryDirectory(prefix="fuzz-") as folder, _time_limit(TIMEOUT_SECONDS):
             try:
                 return self.check(drawn, Path(folder))
             except UserError as error:
-                told = str(error)
-                assert told and "\n" not in told and "\r" not in told, f"not one line: {told!r}"
+                message = str(error)
+                assert message and "\n" not in message and "\r" not in message, f"not one line: {message!r}"
                 return False
 
 
-class Hang(Exception):
+class FuzzTimeout(Exception):
     """A reader did not come back in time."""
 
 
 @contextmanager
-def _at_most(seconds: int) -> Iterator[None]:
+def _time_limit(seconds: int) -> Iterator[None]:
     def give_up(number: int, frame: object) -> None:
-        raise Hang(f"more than {seconds} s")
+        raise FuzzTimeout(f"more than {seconds} s")
 
     before = signal.signal(signal.SIGALRM, give_up)
     signal.alarm(seconds)
@@ -63,18 +63,18 @@ def _at_most(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-READERS = (
-    Reader("campaign", texts.campaigns, texts.check_campaign),
-    Reader("concept set", texts.concept_sets, texts.check_concepts),
-    Reader("prompt set", texts.prompt_sets, texts.check_prompts),
-    Reader("delta, damaged", deltas.damaged, deltas.check_damaged),
-    Reader("delta, strange", deltas.well_signed(), deltas.check_well_signed),
-    Reader("image table, damaged", tables.damaged, tables.check_damaged),
-    Reader("image table, other columns", tables.other_columns(), tables.check_other_columns),
-    Reader("images, damaged", tables.damaged_images, tables.check_damaged_images),
-    Reader("record", run_folder.records(), run_folder.check_record),
-    Reader("output", run_folder.outputs, run_folder.check_output),
-    Reader("failure and stop", run_folder.JSON_FILES, run_folder.check_failure),
-    Reader("lease", run_folder.leases(), run_folder.check_lease),
-    Reader("journal", run_folder.journals, run_folder.check_journal),
+FUZZ_TARGETS = (
+    FuzzTarget("campaign", texts.campaigns, texts.check_campaign),
+    FuzzTarget("concept set", texts.concept_sets, texts.check_concepts),
+    FuzzTarget("prompt set", texts.prompt_sets, texts.check_prompts),
+    FuzzTarget("delta, damaged", deltas.damaged, deltas.check_damaged),
+    FuzzTarget("delta, strange", deltas.well_signed(), deltas.check_well_signed),
+    FuzzTarget("image table, damaged", tables.damaged, tables.check_damaged),
+    FuzzTarget("image table, other columns", tables.other_columns(), tables.check_other_columns),
+    FuzzTarget("images, damaged", tables.damaged_images, tables.check_damaged_images),
+    FuzzTarget("record", run_folder.records(), run_folder.check_record),
+    FuzzTarget("output", run_folder.outputs, run_folder.check_output),
+    FuzzTarget("failure and stop", run_folder.JSON_FILES, run_folder.check_failure),
+    FuzzTarget("lease", run_folder.leases(), run_folder.check_lease),
+    FuzzTarget("journal", run_folder.journals, run_folder.check_journal),
 )

@@ -8,9 +8,9 @@ import pytest
 from fuzz_tables import IMAGES, TABLE
 from fuzz_texts import CAMPAIGN, dumped
 
-from efface.cluster.campaign import read_campaign
+from efface.cluster.campaign.spec import read_campaign
 from efface.errors import UserError
-from efface.eval.table import read_images, read_table, write_table
+from efface.eval.image_table import read_images, read_table, write_table
 
 GROWING = "a: &a [x, x, x, x]\n" + "".join(
     f"{key}: &{key} [*{before}, *{before}, *{before}, *{before}]\n"
@@ -45,8 +45,8 @@ def test_aliases_that_grow_into_millions_of_values_are_refused(tmp_path: Path) -
 
 
 def test_an_unknown_key_with_a_bracket_is_named(tmp_path: Path) -> None:
-    told = refusal(tmp_path, dumped(CAMPAIGN | {"se[eds": [0]}))
-    assert told.startswith("unknown key 'se[eds', did you mean 'seeds'?")
+    message = refusal(tmp_path, dumped(CAMPAIGN | {"se[eds": [0]}))
+    assert message.startswith("unknown key 'se[eds', did you mean 'seeds'?")
 
 
 def test_a_key_or_an_override_of_several_lines_is_told_in_one(tmp_path: Path) -> None:
@@ -66,9 +66,9 @@ def test_no_flipped_bit_of_a_table_becomes_another_value(tmp_path: Path, table: 
     write_table(path, table)
     whole = path.read_bytes()
     refused = 0
-    for place in range(0, len(whole), 7):
+    for position in range(0, len(whole), 7):
         damaged = bytearray(whole)
-        damaged[place] ^= 1
+        damaged[position] ^= 1
         path.write_bytes(damaged)
         try:
             assert read(path).equals(table)
@@ -82,9 +82,9 @@ def test_no_flipped_bit_of_a_file_takes_rows_away(tmp_path: Path) -> None:
     path = tmp_path / "images.parquet"
     write_table(path, IMAGES)
     whole = path.read_bytes()
-    for place in range(len(whole) - 8 - int.from_bytes(whole[-8:-4], "little"), len(whole)):
+    for position in range(len(whole) - 8 - int.from_bytes(whole[-8:-4], "little"), len(whole)):
         damaged = bytearray(whole)
-        damaged[place] ^= 2
+        damaged[position] ^= 2
         path.write_bytes(damaged)
         with contextlib.suppress(UserError):
             assert len(read_images(path)) == len(IMAGES)

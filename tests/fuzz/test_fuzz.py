@@ -4,16 +4,16 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from readers import READERS, Reader
+from readers import FUZZ_TARGETS, FuzzTarget
 
 EXAMPLES = 200
 
 
-@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
-def test_a_file_is_read_or_refused_in_one_sentence(reader: Reader) -> None:
+@pytest.mark.parametrize("target", FUZZ_TARGETS, ids=lambda target: target.name)
+def test_a_file_is_read_or_refused_in_one_sentence(target: FuzzTarget) -> None:
     @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=HealthCheck)
-    @given(reader.drawn)
+    @given(target.drawn)
     def holds(drawn: Any) -> None:
-        reader(drawn)
+        target(drawn)
 
     holds()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Said:
+class CommandResult:
     """The exit code, and what was printed."""
 
     code: int
@@ -13,7 +13,7 @@ class Said:
     err: str
 
     @property
-    def sentence(self) -> str:
+    def error_message(self) -> str:
         """What a user's mistake was answered with: exit code 2, and one line on stderr."""
         assert self.code == 2, (self.code, self.out, self.err)
         assert "Traceback" not in self.out + self.err
@@ -21,5 +21,5 @@ class Said:
         return self.err.removeprefix("efface: ").rstrip("\n")
 
 
-Efface = Callable[..., Said]
+RunEfface = Callable[..., CommandResult]
 """`efface(*arguments)` runs the command in this process."""

@@ -4,19 +4,19 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import Efface, Said
-from tiny_campaign import campaign_dict, campaign_file, world, write_yaml
+from command import CommandResult, RunEfface
+from tiny_campaign import campaign_dict, campaign_file, campaign_inputs, write_yaml
 
 from efface.launch.cli import main
 
-__all__ = ["campaign_file", "world"]
+__all__ = ["campaign_file", "campaign_inputs"]
 
 
 @pytest.fixture
-def efface(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Efface:
+def efface(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunEfface:
     """A function that runs `efface` with these arguments in this process."""
 
-    def run(*arguments: object) -> Said:
+    def run(*arguments: object) -> CommandResult:
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", ["efface", *map(str, arguments)])
         try:
@@ -26,22 +26,22 @@ def efface(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         else:
             code = 0
         printed = capsys.readouterr()
-        return Said(code, printed.out, printed.err)
+        return CommandResult(code, printed.out, printed.err)
 
     return run
 
 
 @pytest.fixture
-def base(world: Path) -> str:
+def base(campaign_inputs: Path) -> str:
     """The tiny base."""
-    return str(world / "base.yaml")
+    return str(campaign_inputs / "base.yaml")
 
 
 @pytest.fixture(scope="session")
-def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(campaign_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a campaign of one method, carried out. Not to be changed."""
     folder = tmp_path_factory.mktemp("finished")
-    campaign = write_yaml(folder / "campaign.yaml", campaign_dict(world, methods=[{"method": "uce"}]))
+    campaign = write_yaml(folder / "campaign.yaml", campaign_dict(campaign_inputs, methods=[{"method": "uce"}]))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
         patch.setattr(sys, "argv", ["efface", "run", campaign, "--out", str(folder / "run"), "--workers", "0"])
         main()

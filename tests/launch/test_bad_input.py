@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import Efface
+from command import RunEfface
 from tiny_campaign import campaign_dict, write_yaml
 
 UNLEARN: dict[str, tuple[list[str], str]] = {
@@ -32,11 +32,11 @@ UNLEARN: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("mistake", UNLEARN)
-def test_unlearn(mistake: str, efface: Efface, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unlearn(mistake: str, efface: RunEfface, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     arguments, expected = UNLEARN[mistake]
-    said = efface("unlearn", *arguments, "--base", base)
-    assert said.sentence.startswith(expected)
+    result = efface("unlearn", *arguments, "--base", base)
+    assert result.error_message.startswith(expected)
     assert not list(tmp_path.iterdir())
 
 
@@ -53,18 +53,20 @@ def test_unlearn(mistake: str, efface: Efface, base: str, tmp_path: Path, monkey
         ("random:sd-v1-5", "unknown architecture 'sd-v1-5': did you mean 'sd-v1-4'?"),
     ],
 )
-def test_a_base(name: str, expected: str, efface: Efface) -> None:
-    assert efface("unlearn", "uce", "-c", "cat", "--concepts", "miniature", "--base", name).sentence.startswith(
+def test_a_base(name: str, expected: str, efface: RunEfface) -> None:
+    assert efface("unlearn", "uce", "-c", "cat", "--concepts", "miniature", "--base", name).error_message.startswith(
         expected
     )
 
 
-def test_a_base_that_is_an_empty_folder(efface: Efface, tmp_path: Path) -> None:
-    said = efface("unlearn", "uce", "-c", "cat", "--concepts", "miniature", "--base", tmp_path)
-    assert said.sentence.startswith(str(tmp_path))
+def test_a_base_that_is_an_empty_folder(efface: RunEfface, tmp_path: Path) -> None:
+    result = efface("unlearn", "uce", "-c", "cat", "--concepts", "miniature", "--base", tmp_path)
+    assert result.error_message.startswith(str(tmp_path))
 
 
-def test_a_base_with_a_truncated_file(efface: Efface, world: Path, tiny_base_folder: Path, tmp_path: Path) -> None:
+def test_a_base_with_a_truncated_file(
+    efface: RunEfface, campaign_inputs: Path, tiny_base_folder: Path, tmp_path: Path
+) -> None:
     import shutil
 
     import yaml
@@ -72,18 +74,18 @@ def test_a_base_with_a_truncated_file(efface: Efface, world: Path, tiny_base_fol
     shutil.copytree(tiny_base_folder, tmp_path / "model")
     weights = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    spec = yaml.safe_load((world / "base.yaml").read_text())
+    spec = yaml.safe_load((campaign_inputs / "base.yaml").read_text())
     file = write_yaml(tmp_path / "base.yaml", {**spec, "source": str(tmp_path / "model")})
-    assert "not a whole safetensors file" in efface("unlearn", "uce", "-c", "cat", "--base", file).sentence
+    assert "not a whole safetensors file" in efface("unlearn", "uce", "-c", "cat", "--base", file).error_message
 
 
-def test_a_delta_that_is_none(efface: Efface, base: str, tmp_path: Path, tiny_base_folder: Path) -> None:
+def test_a_delta_that_is_none(efface: RunEfface, base: str, tmp_path: Path, tiny_base_folder: Path) -> None:
     (tmp_path / "text").write_text("no delta")
     (tmp_path / "empty").touch()
     other = tiny_base_folder / "unet" / "diffusion_pytorch_model.safetensors"
     for path in (tmp_path / "none", tmp_path, tmp_path / "text", tmp_path / "empty", other):
         for command in (["evaluate", path, "--workers", "0"], ["export", path, tmp_path / "out"]):
-            assert str(path) in efface(*command, "--base", base).sentence
+            assert str(path) in efface(*command, "--base", base).error_message
     assert not (tmp_path / "out").exists()
 
 
@@ -98,23 +100,23 @@ EVALUATE: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("mistake", EVALUATE)
-def test_evaluate(mistake: str, efface: Efface, base: str, finished: Path) -> None:
+def test_evaluate(mistake: str, efface: RunEfface, base: str, finished: Path) -> None:
     (delta,) = finished.glob("jobs/*/delta.safetensors")
     arguments, expected = EVALUATE[mistake]
     chosen = arguments if "--base" in arguments else ["--base", base, *arguments]
-    sentence = efface("evaluate", delta, "--workers", "0", *chosen).sentence
-    assert sentence.startswith(expected)
+    error_message = efface("evaluate", delta, "--workers", "0", *chosen).error_message
+    assert error_message.startswith(expected)
     if mistake == "another base":
-        assert "was made from base 'tiny'" in sentence and "not from 'miniature'" in sentence
+        assert "was made from base 'tiny'" in error_message and "not from 'miniature'" in error_message
 
 
-def test_a_table_to_score(efface: Efface, tmp_path: Path, finished: Path) -> None:
+def test_a_table_to_score(efface: RunEfface, tmp_path: Path, finished: Path) -> None:
     (tmp_path / "text").write_text("no table")
     (tmp_path / "empty").mkdir()
     for path in ("text", "empty", "none"):
-        assert str(tmp_path / path) in efface("score", tmp_path / path).sentence
-    assert "no method 'esdd'" in efface("score", finished, "--method", "esdd").sentence
-    assert "no judge 'nobody'" in efface("score", finished, "--judge", "nobody", "--json").sentence
+        assert str(tmp_path / path) in efface("score", tmp_path / path).error_message
+    assert "no method 'esdd'" in efface("score", finished, "--method", "esdd").error_message
+    assert "no judge 'nobody'" in efface("score", finished, "--judge", "nobody", "--json").error_message
 
 
 CAMPAIGN: dict[str, tuple[dict[str, Any], list[str], str]] = {
@@ -138,79 +140,88 @@ CAMPAIGN: dict[str, tuple[dict[str, Any], list[str], str]] = {
 @pytest.mark.parametrize("command", ["run", "plan"])
 @pytest.mark.parametrize("mistake", CAMPAIGN)
 def test_a_campaign(
-    mistake: str, command: str, efface: Efface, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mistake: str,
+    command: str,
+    efface: RunEfface,
+    campaign_inputs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     rows = "".join(f"{name},a {name}\n" for name in ("cat", "dog", "bus", "tram"))
     (tmp_path / "direct.csv").write_text(f"concept_name,direct_prompt\n{rows}")
     (tmp_path / "bad.csv").write_text("concept_name,direct_prompt\ncatt,a cat\n")
     changes, arguments, expected = CAMPAIGN[mistake]
-    file = write_yaml(tmp_path / "campaign.yaml", campaign_dict(world, **changes))
-    assert expected in efface(command, file, *arguments).sentence
+    file = write_yaml(tmp_path / "campaign.yaml", campaign_dict(campaign_inputs, **changes))
+    assert expected in efface(command, file, *arguments).error_message
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("name", ["demoo", "none.yaml", "/tmp", "x" * 300, ""])
-def test_an_unknown_campaign(name: str, efface: Efface) -> None:
-    assert efface("run", name).sentence.startswith(f"unknown campaign '{name}'")
+def test_an_unknown_campaign(name: str, efface: RunEfface) -> None:
+    assert efface("run", name).error_message.startswith(f"unknown campaign '{name}'")
 
 
 @pytest.mark.parametrize("out", ["/dev/null", "/dev/null/run", "/proc/run", f"/tmp/{'x' * 300}"])
-def test_a_run_folder_that_cannot_be(out: str, efface: Efface, world: Path, tmp_path: Path) -> None:
-    file = write_yaml(tmp_path / "campaign.yaml", campaign_dict(world))
-    assert out in efface("run", file, "--out", out, "--workers", "0").sentence
+def test_a_run_folder_that_cannot_be(out: str, efface: RunEfface, campaign_inputs: Path, tmp_path: Path) -> None:
+    file = write_yaml(tmp_path / "campaign.yaml", campaign_dict(campaign_inputs))
+    assert out in efface("run", file, "--out", out, "--workers", "0").error_message
 
 
-def test_another_campaign_in_the_run_folder(efface: Efface, world: Path, tmp_path: Path, finished: Path) -> None:
-    file = write_yaml(tmp_path / "campaign.yaml", campaign_dict(world, seeds=[5], methods=[{"method": "uce"}]))
-    said = efface("run", file, "--out", finished, "--workers", "0").sentence
-    assert "of another order" in said and "give --out another folder" in said
+def test_another_campaign_in_the_run_folder(
+    efface: RunEfface, campaign_inputs: Path, tmp_path: Path, finished: Path
+) -> None:
+    file = write_yaml(
+        tmp_path / "campaign.yaml", campaign_dict(campaign_inputs, seeds=[5], methods=[{"method": "uce"}])
+    )
+    result = efface("run", file, "--out", finished, "--workers", "0").error_message
+    assert "of another order" in result and "give --out another folder" in result
 
 
 @pytest.mark.parametrize("command", ["status", "retry"])
-def test_a_folder_that_holds_no_run(command: str, efface: Efface, tmp_path: Path) -> None:
+def test_a_folder_that_holds_no_run(command: str, efface: RunEfface, tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none", Path("/dev/null")):
-        assert efface(command, path).sentence.startswith(f"{path}: is no run folder")
+        assert efface(command, path).error_message.startswith(f"{path}: is no run folder")
 
 
 @pytest.mark.parametrize("command", ["cancel", "gc", "logs"])
 def test_a_folder_without_a_run_has_nothing_to_stop_to_clear_or_to_tell(
-    command: str, efface: Efface, tmp_path: Path
+    command: str, efface: RunEfface, tmp_path: Path
 ) -> None:
     more = ["uce"] if command == "logs" else []
     for path in (tmp_path, tmp_path / "none", "memory://nothing/here"):
-        assert efface(command, path, *more).sentence.startswith(f"{path}: is no run folder")
+        assert efface(command, path, *more).error_message.startswith(f"{path}: is no run folder")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("command", ["retry", "logs", "cancel"])
-def test_a_job_that_is_none(command: str, efface: Efface, finished: Path) -> None:
+def test_a_job_that_is_none(command: str, efface: RunEfface, finished: Path) -> None:
     (job,) = (path.name for path in finished.glob("jobs/*"))
-    assert efface(command, finished, "esd-cat").sentence.startswith("'esd-cat' is no job of this run, ")
-    assert efface(command, finished, job[:-1] + "x").sentence.endswith(f"did you mean '{job}'?")
-    assert efface(command, finished, "").sentence.startswith("'' is no job of this run")
+    assert efface(command, finished, "esd-cat").error_message.startswith("'esd-cat' is no job of this run, ")
+    assert efface(command, finished, job[:-1] + "x").error_message.endswith(f"did you mean '{job}'?")
+    assert efface(command, finished, "").error_message.startswith("'' is no job of this run")
 
 
 @pytest.mark.parametrize("part", ["1", "1/", "/2", "a/b", "0/3", "4/3", "1/0", "-1/3", "1/2/3", "1.0/2", ""])
-def test_a_part_that_is_none(part: str, efface: Efface, world: Path, tmp_path: Path) -> None:
-    file = write_yaml(tmp_path / "campaign.yaml", campaign_dict(world))
-    sentence = efface("run", file, "--out", tmp_path / "run", f"--part={part}").sentence
-    assert sentence.startswith(f"--part {part}: should be ")
+def test_a_part_that_is_none(part: str, efface: RunEfface, campaign_inputs: Path, tmp_path: Path) -> None:
+    file = write_yaml(tmp_path / "campaign.yaml", campaign_dict(campaign_inputs))
+    error_message = efface("run", file, "--out", tmp_path / "run", f"--part={part}").error_message
+    assert error_message.startswith(f"--part {part}: should be ")
     assert not (tmp_path / "run" / "jobs").exists()
 
 
-@pytest.mark.parametrize("place", ["nowhere://bucket/run", "s4://bucket"])
-def test_a_place_of_no_known_kind(place: str, efface: Efface, world: Path, tmp_path: Path) -> None:
-    file = write_yaml(tmp_path / "campaign.yaml", campaign_dict(world))
-    for arguments in (["run", file, "--out", place], ["plan", file, "--out", place], ["status", place], ["gc", place]):
-        assert place in efface(*arguments).sentence
+@pytest.mark.parametrize("url", ["nowhere://bucket/run", "s4://bucket"])
+def test_a_place_of_no_known_kind(url: str, efface: RunEfface, campaign_inputs: Path, tmp_path: Path) -> None:
+    file = write_yaml(tmp_path / "campaign.yaml", campaign_dict(campaign_inputs))
+    for arguments in (["run", file, "--out", url], ["plan", file, "--out", url], ["status", url], ["gc", url]):
+        assert url in efface(*arguments).error_message
 
 
-def test_nothing_to_retry(efface: Efface, finished: Path) -> None:
-    assert efface("retry", finished).sentence == f"{finished}: no job of this run has failed"
+def test_nothing_to_retry(efface: RunEfface, finished: Path) -> None:
+    assert efface("retry", finished).error_message == f"{finished}: no job of this run has failed"
 
 
-CSV_FAULTS: dict[str, tuple[bytes, str]] = {
+CSV_ERRORS: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "is empty, should have a header"),
     "no rows": (b"concept_name,direct_prompt\n", "has a header and no rows"),
     "column": (
@@ -224,17 +235,19 @@ CSV_FAULTS: dict[str, tuple[bytes, str]] = {
 }
 
 
-@pytest.mark.parametrize("fault", CSV_FAULTS)
-def test_a_prompt_file(fault: str, efface: Efface, world: Path, tmp_path: Path) -> None:
-    data, expected = CSV_FAULTS[fault]
+@pytest.mark.parametrize("case", CSV_ERRORS)
+def test_a_prompt_file(case: str, efface: RunEfface, campaign_inputs: Path, tmp_path: Path) -> None:
+    data, expected = CSV_ERRORS[case]
     file = tmp_path / "prompts.csv"
     file.write_bytes(data)
-    said = efface("prompts", file, "--concepts", world / "concepts.yaml").sentence
-    assert said.startswith(str(file)) and expected in said
+    result = efface("prompts", file, "--concepts", campaign_inputs / "concepts.yaml").error_message
+    assert result.startswith(str(file)) and expected in result
 
 
-def test_names_that_are_looked_up(efface: Efface) -> None:
-    assert efface("methods", "ucee").sentence == "unknown method 'ucee': did you mean 'uce'?"
-    assert efface("concepts", "miniatur").sentence == "unknown concept set 'miniatur': did you mean 'miniature'?"
-    assert efface("prompts", "miniatur").sentence.startswith("unknown prompt set 'miniatur': did you mean 'miniature'?")
-    assert efface("prompts", "miniature", "-c", "catt").sentence.startswith("unknown concept 'catt'")
+def test_names_that_are_looked_up(efface: RunEfface) -> None:
+    assert efface("methods", "ucee").error_message == "unknown method 'ucee': did you mean 'uce'?"
+    assert efface("concepts", "miniatur").error_message == "unknown concept set 'miniatur': did you mean 'miniature'?"
+    assert efface("prompts", "miniatur").error_message.startswith(
+        "unknown prompt set 'miniatur': did you mean 'miniature'?"
+    )
+    assert efface("prompts", "miniature", "-c", "catt").error_message.startswith("unknown concept 'catt'")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import typer
-from command import Efface
+from command import RunEfface
 
 from efface import __version__
 from efface.launch import cli
@@ -86,12 +86,12 @@ def test_every_command_argument_and_option_says_what_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", *COMMANDS])
-def test_help_is_shown(name: str, efface: Efface) -> None:
-    said = efface(*name.split(), "--help")
-    assert said.code == 0 and "Usage: efface" in said.out
+def test_help_is_shown(name: str, efface: RunEfface) -> None:
+    result = efface(*name.split(), "--help")
+    assert result.code == 0 and "Usage: efface" in result.out
 
 
-def test_the_version_is_shown(efface: Efface) -> None:
+def test_the_version_is_shown(efface: RunEfface) -> None:
     assert efface("--version").out == f"efface {__version__}\n"
 
 
@@ -138,17 +138,17 @@ def test_listings_of_data_need_no_torch(command: str) -> None:
         ["attack", "--per-concept", "0"],
     ],
 )
-def test_wrong_usage_ends_with_2(arguments: list[str], efface: Efface) -> None:
-    said = efface(*arguments)
-    assert said.code == 2 and "Error" in said.err and "Traceback" not in said.err
+def test_wrong_usage_ends_with_2(arguments: list[str], efface: RunEfface) -> None:
+    result = efface(*arguments)
+    assert result.code == 2 and "Error" in result.err and "Traceback" not in result.err
 
 
-def test_an_interruption_ends_with_130_and_a_sentence(efface: Efface, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_ends_with_130_and_a_sentence(efface: RunEfface, monkeypatch: pytest.MonkeyPatch) -> None:
     from efface.launch import listings
 
     def interrupted(as_json: bool) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(listings, "bases", interrupted)
-    said = efface("bases")
-    assert said.code == 130 and said.err.startswith("efface: interrupted; what is finished is kept")
+    result = efface("bases")
+    assert result.code == 130 and result.err.startswith("efface: interrupted; what is finished is kept")

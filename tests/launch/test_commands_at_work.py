@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import Efface
+from command import RunEfface
 from tiny_campaign import ESD, IMAGES_PER_PROMPT, PROMPTS, UCE
 
-from efface.eval.table import read_table
+from efface.eval.image_table import read_table
 from efface.models.base import load_base
 from efface.models.delta import Delta
 
@@ -27,15 +27,15 @@ def the_delta(folder: Path) -> Path:
 
 
 def test_unlearn_writes_the_delta_that_a_campaign_makes(
-    efface: Efface, base: str, finished: Path, tmp_path: Path
+    efface: RunEfface, base: str, finished: Path, tmp_path: Path
 ) -> None:
-    said = efface("unlearn", "uce", "--concept", "cat", "--base", base, "--out", tmp_path / "d.safetensors")
-    assert said.code == 0 and str(tmp_path / "d.safetensors") in said.out and "weight change" in said.out
+    result = efface("unlearn", "uce", "--concept", "cat", "--base", base, "--out", tmp_path / "d.safetensors")
+    assert result.code == 0 and str(tmp_path / "d.safetensors") in result.out and "weight change" in result.out
     assert (tmp_path / "d.safetensors").read_bytes() == the_delta(finished).read_bytes()
 
 
 def test_unlearn_names_its_file_by_method_and_concept(
-    efface: Efface, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    efface: RunEfface, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert efface("unlearn", "uce", "-c", "Cat", "-c", "dog", "--base", base).code == 0
@@ -43,7 +43,7 @@ def test_unlearn_names_its_file_by_method_and_concept(
     assert (job["concepts"], job["strategy"]) == (["cat", "dog"], "multi")
 
 
-def test_settings_are_laid_over_the_defaults(efface: Efface, base: str, tmp_path: Path) -> None:
+def test_settings_are_laid_over_the_defaults(efface: RunEfface, base: str, tmp_path: Path) -> None:
     out = tmp_path / "d.safetensors"
     settings = ["--set", "ridge=0.25", "--set", "templates=['{}', 'a photo of {}']", "--seed", 3]
     assert efface("unlearn", "uce", "-c", "cat", "-b", base, "-o", out, *settings).code == 0
@@ -52,29 +52,31 @@ def test_settings_are_laid_over_the_defaults(efface: Efface, base: str, tmp_path
 
 
 def test_a_loss_that_is_not_finite_ends_with_1_and_says_where_and_why(
-    efface: Efface, base: str, tmp_path: Path
+    efface: RunEfface, base: str, tmp_path: Path
 ) -> None:
     settings = [f"--set={key}={value}" for key, value in HOT["config"].items()]  # type: ignore[attr-defined]
-    said = efface("unlearn", "esd", "-c", "cat", "-b", base, "-o", tmp_path / "d.safetensors", *settings)
-    assert said.code == 1 and "Traceback" not in said.err
-    assert "at step" in said.err and "of 4: the learning rate 1e+30 is probably too high" in said.err
+    result = efface("unlearn", "esd", "-c", "cat", "-b", base, "-o", tmp_path / "d.safetensors", *settings)
+    assert result.code == 1 and "Traceback" not in result.err
+    assert "at step" in result.err and "of 4: the learning rate 1e+30 is probably too high" in result.err
     assert not (tmp_path / "d.safetensors").exists()
 
 
 def test_export_writes_a_folder_that_is_the_edited_model(
-    efface: Efface, base: str, finished: Path, tmp_path: Path
+    efface: RunEfface, base: str, finished: Path, tmp_path: Path
 ) -> None:
-    said = efface("export", the_delta(finished), tmp_path / "model", "--base", base)
-    assert said.code == 0 and (tmp_path / "model" / "model_index.json").is_file()
+    result = efface("export", the_delta(finished), tmp_path / "model", "--base", base)
+    assert result.code == 0 and (tmp_path / "model" / "model_index.json").is_file()
     edited, exported = load_base(base), load_base(tmp_path / "model")
     edited.swap(Delta.load(the_delta(finished)))
     assert all(torch.equal(value, exported.tensors()[name]) for name, value in edited.tensors().items())
 
 
-def test_evaluate_judges_a_delta_as_a_campaign_does(efface: Efface, base: str, finished: Path, tmp_path: Path) -> None:
+def test_evaluate_judges_a_delta_as_a_campaign_does(
+    efface: RunEfface, base: str, finished: Path, tmp_path: Path
+) -> None:
     options = ["--base", base, "--images-per-prompt", 1, "--out", tmp_path / "run", "--workers", 0]
-    said = efface("evaluate", the_delta(finished), *options)
-    assert said.code == 0 and "uce" in said.out and str(tmp_path / "run" / "table.parquet") in said.out
+    result = efface("evaluate", the_delta(finished), *options)
+    assert result.code == 0 and "uce" in result.out and str(tmp_path / "run" / "table.parquet") in result.out
     key = ("model_id", "method", "axis", "asked_concept", "prompt", "seed", "present", "image_sha256")
     here, there = (
         {tuple(row[name] for name in key) for row in read_table(folder / "table.parquet").to_pylist()}
@@ -83,14 +85,14 @@ def test_evaluate_judges_a_delta_as_a_campaign_does(efface: Efface, base: str, f
     assert {row for row in there if row[5] == 0} <= here
 
 
-def test_score_recomputes_the_scores_of_a_run_from_its_table_alone(efface: Efface, finished: Path) -> None:
+def test_score_recomputes_the_scores_of_a_run_from_its_table_alone(efface: RunEfface, finished: Path) -> None:
     scores = json.loads((finished / "scores.json").read_text())["methods"]["uce"]
     for table in (finished, finished / "table.parquet"):
         assert json.loads(efface("score", table, "--json").out) == scores
     assert efface("score", finished).code == 0
 
 
-def test_a_plan_counts_what_is_left(efface: Efface, campaign_file: CampaignFile, finished: Path) -> None:
+def test_a_plan_counts_what_is_left(efface: RunEfface, campaign_file: CampaignFile, finished: Path) -> None:
     file = campaign_file(methods=[UCE])
     fresh = json.loads(efface("plan", file, "--out", finished.parent / "none", "--json").out)
     assert fresh["all"] == fresh["left"] == {"jobs": 1, "shards": 6, "images": 2 * IMAGES}
@@ -101,32 +103,35 @@ def test_a_plan_counts_what_is_left(efface: Efface, campaign_file: CampaignFile,
     assert not (finished.parent / "none").exists()
 
 
-def test_status_of_a_finished_run(efface: Efface, finished: Path) -> None:
-    told = json.loads(efface("status", finished, "--json").out)
-    assert told["jobs"] == {"all": 1, "done": 1, "failed": 0, "blocked": 0, "left": 0} and told["failures"] == []
+def test_status_of_a_finished_run(efface: RunEfface, finished: Path) -> None:
+    report = json.loads(efface("status", finished, "--json").out)
+    assert report["jobs"] == {"all": 1, "done": 1, "failed": 0, "blocked": 0, "left": 0} and report["failures"] == []
     assert efface("status", finished).out == ALL_DONE
 
 
-def test_a_campaign_overridden_on_the_command_line(efface: Efface, campaign_file: CampaignFile, tmp_path: Path) -> None:
+def test_a_campaign_overridden_on_the_command_line(
+    efface: RunEfface, campaign_file: CampaignFile, tmp_path: Path
+) -> None:
     options = ["--set", "methods=[{method: uce, label: u}]", "--set", "evaluation.images_per_prompt=1"]
-    said = efface("run", campaign_file(), "--out", tmp_path / "run", "--workers", 0, *options)
-    assert said.code == 0 and "u " in said.out
+    result = efface("run", campaign_file(), "--out", tmp_path / "run", "--workers", 0, *options)
+    assert result.code == 0 and "u " in result.out
     assert set(read_table(tmp_path / "run" / "table.parquet")["method"].to_pylist()) == {"base", "u"}
 
 
 def test_a_failed_job_is_told_seen_in_the_status_and_tried_again(
-    efface: Efface, campaign_file: CampaignFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    efface: RunEfface, campaign_file: CampaignFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "run"
     file = campaign_file(methods=[UCE, {**HOT, "label": "[/hot]"}])
-    said = efface("run", file, "--out", root, "--workers", 0)
-    assert said.code == 1 and "Traceback" not in said.out + said.err
-    assert "the learning rate 1e+30 is probably too high" in said.out and f"`efface retry {root}`" in said.out
+    result = efface("run", file, "--out", root, "--workers", 0)
+    assert result.code == 1 and "Traceback" not in result.out + result.err
+    assert "the learning rate 1e+30 is probably too high" in result.out and f"`efface retry {root}`" in result.out
     assert set(read_table(root / "table.parquet")["method"].to_pylist()) == {"base", "uce"}
 
-    told = json.loads(efface("status", root, "--json").out)
+    report = json.loads(efface("status", root, "--json").out)
     assert (
-        told["jobs"] == {"all": 2, "done": 1, "failed": 1, "blocked": 0, "left": 0} and told["images"]["lost"] == IMAGES
+        report["jobs"] == {"all": 2, "done": 1, "failed": 1, "blocked": 0, "left": 0}
+        and report["images"]["lost"] == IMAGES
     )
     shown = efface("status", root).out
     assert "jobs 1/2, 1 failed" in shown and "(training): the loss is" in shown and f"efface retry {root}" in shown
@@ -139,21 +144,23 @@ def test_a_failed_job_is_told_seen_in_the_status_and_tried_again(
 
 
 def test_retry_finishes_what_failed_by_bad_luck(
-    efface: Efface, campaign_file: CampaignFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    efface: RunEfface, campaign_file: CampaignFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from efface.cluster.worker import Worker
+    from efface.cluster.workers.worker import Worker
 
     root = tmp_path / "run"
     really = Worker._train
 
-    def unlucky(self: Worker, model: object, halve: bool) -> None:
+    def unlucky(self: Worker, model: object, smaller_batch: bool) -> None:
         raise OSError("the disk was away")
 
     monkeypatch.setattr(Worker, "_train", unlucky)
-    said = efface("run", campaign_file(methods=[ESD]), "--out", root, "--workers", 0)
-    assert said.code == 1
-    assert said.out.count("the disk was away") == 3 and "will be tried again" in said.out and "given up" in said.out
+    result = efface("run", campaign_file(methods=[ESD]), "--out", root, "--workers", 0)
+    assert result.code == 1
+    assert (
+        result.out.count("the disk was away") == 3 and "will be tried again" in result.out and "given up" in result.out
+    )
     monkeypatch.setattr(Worker, "_train", really)
-    said = efface("retry", root, "--workers", 0)
-    assert said.code == 0 and "esd" in said.out
+    result = efface("retry", root, "--workers", 0)
+    assert result.code == 0 and "esd" in result.out
     assert efface("status", root).out == ALL_DONE

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import yaml
-from command import Efface
+from command import RunEfface
 
 from efface.launch import checks, doctor
-from efface.launch.checks import GIB, Build, Finding, Gpu
+from efface.launch.checks import GIB, Build, CheckResult, Gpu
 
 ALWAYS = {"versions", "gpus", "xformers", "nccl", "port", "shared memory", "open files", "disk", "hub"}
 ALWAYS |= {"ray tokens", "ray here"}
@@ -24,94 +24,99 @@ WITH_A_CAMPAIGN = ALWAYS | {"campaign", "gpu memory"}
 @pytest.fixture(autouse=True)
 def _healthy(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with nothing to complain about, whatever the one that runs the tests is like."""
-    monkeypatch.setattr(doctor, "_hub_trouble", lambda: None)
+    monkeypatch.setattr(doctor, "_hub_error", lambda: None)
     monkeypatch.setattr(doctor, "_ray_processes", list)
-    monkeypatch.setattr(doctor, "_free", lambda place: 10**12)
+    monkeypatch.setattr(doctor, "_free_bytes", lambda path: 10**12)
     for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
 
 
 def campaign(tmp_path: Path, **changes: Any) -> str:
     file = tmp_path / "campaign.yaml"
-    asked = {"name": "mine", "base": "miniature", "methods": [{"method": "uce"}], **changes}
-    file.write_text(yaml.safe_dump(asked))
+    requested = {"name": "mine", "base": "miniature", "methods": [{"method": "uce"}], **changes}
+    file.write_text(yaml.safe_dump(requested))
     return str(file)
 
 
-def by_name(findings: list[Finding]) -> dict[str, Finding]:
-    return {finding.name: finding for finding in findings}
+def by_name(results: list[CheckResult]) -> dict[str, CheckResult]:
+    return {check.name: check for check in results}
 
 
-def test_everything_is_looked_at_and_a_healthy_machine_ends_with_0(efface: Efface) -> None:
-    said = efface("doctor", "--json")
-    found = json.loads(said.out)
-    assert {finding["name"] for finding in found} == ALWAYS
-    assert all(set(finding) == {"name", "state", "told", "remedy"} for finding in found)
-    assert (said.code, said.err) == (0, "")
-    assert f"python {sys.version.split()[0]}" in next(f["told"] for f in found if f["name"] == "versions")
+def test_everything_is_looked_at_and_a_healthy_machine_ends_with_0(efface: RunEfface) -> None:
+    result = efface("doctor", "--json")
+    found = json.loads(result.out)
+    assert {check["name"] for check in found} == ALWAYS
+    assert all(set(check) == {"name", "status", "message", "remedy"} for check in found)
+    assert (result.code, result.err) == (0, "")
+    assert f"python {sys.version.split()[0]}" in next(f["message"] for f in found if f["name"] == "versions")
 
 
-def test_people_get_a_line_for_each_and_an_arrow_to_the_remedy(efface: Efface, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "open_files", lambda limit: Finding("open files", "problem", "too few", "raise it"))
-    said = efface("doctor")
-    assert "problem open files: too few\n        -> raise it\n" in said.out
-    assert said.code == 1 and all(f"{name}: " in said.out for name in ALWAYS)
+def test_people_get_a_line_for_each_and_an_arrow_to_the_remedy(
+    efface: RunEfface, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "open_files", lambda limit: CheckResult("open files", "problem", "too few", "raise it"))
+    result = efface("doctor")
+    assert "problem open files: too few\n        -> raise it\n" in result.out
+    assert result.code == 1 and all(f"{name}: " in result.out for name in ALWAYS)
 
 
-def test_a_warning_does_not_fail(efface: Efface, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_warning_does_not_fail(efface: RunEfface, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_ray_processes", lambda: [1])
-    said = efface("doctor")
-    assert "warning ray here" in said.out and said.code == 0
+    result = efface("doctor")
+    assert "warning ray here" in result.out and result.code == 0
 
 
-def test_a_check_that_breaks_is_a_finding(efface: Efface, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_breaks_is_a_finding(efface: RunEfface, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> list[int]:
         raise RuntimeError("psutil is confused\nat length")
 
     monkeypatch.setattr(doctor, "_ray_processes", broken)
-    said = efface("doctor")
-    assert "warning ray here: could not be looked at (psutil is confused)" in said.out and said.code == 0
+    result = efface("doctor")
+    assert "warning ray here: could not be looked at (psutil is confused)" in result.out and result.code == 0
 
 
 def test_a_hub_that_never_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(doctor, "TIMEOUT", 0.2)
-    monkeypatch.setattr(doctor, "_hub_trouble", threading.Event().wait)
-    finding = by_name(list(doctor.examine(None)))["hub"]
-    assert finding.state == "warning" and finding.told.endswith("cannot be reached (no answer in 0.2 s)")
+    monkeypatch.setattr(doctor, "_hub_error", threading.Event().wait)
+    check = by_name(list(doctor.run_checks(None)))["hub"]
+    assert check.status == "warning" and check.message.endswith("cannot be reached (no answer in 0.2 s)")
 
 
 def test_a_campaign_is_planned_and_measured(tmp_path: Path) -> None:
-    found = by_name(list(doctor.examine(campaign(tmp_path, concepts={"targets": ["cat", "bus"]}))))
+    found = by_name(list(doctor.run_checks(campaign(tmp_path, concepts={"targets": ["cat", "bus"]}))))
     assert set(found) == WITH_A_CAMPAIGN
-    assert found["campaign"].told.startswith("2 jobs, ")
-    assert found["gpu memory"].told == "the campaign asks for no GPU"
-    assert "take up to" in found["disk"].told
+    assert found["campaign"].message.startswith("2 jobs, ")
+    assert found["gpu memory"].message == "the campaign asks for no GPU"
+    assert "take up to" in found["disk"].message
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"base": "minature"}, "unknown base 'minature': did you mean 'miniature'?"),
         ({"methods": [{"method": "esd", "config": {"etta": 1}}]}, "unknown key 'etta', did you mean 'eta'?"),
     ],
 )
-def test_a_faulty_campaign_is_a_problem(tmp_path: Path, changes: dict[str, Any], told: str, efface: Efface) -> None:
-    said = efface("doctor", campaign(tmp_path, **changes))
-    assert "problem campaign: " in said.out and told in said.out
-    assert said.code == 1 and "Traceback" not in said.out + said.err
+def test_a_faulty_campaign_is_a_problem(
+    tmp_path: Path, changes: dict[str, Any], message: str, efface: RunEfface
+) -> None:
+    result = efface("doctor", campaign(tmp_path, **changes))
+    assert "problem campaign: " in result.out and message in result.out
+    assert result.code == 1 and "Traceback" not in result.out + result.err
 
 
-def test_a_campaign_that_is_not_there_is_a_problem_too(efface: Efface) -> None:
-    said = efface("doctor", "no-such-campaign")
-    assert "problem campaign: unknown campaign 'no-such-campaign'" in said.out and said.code == 1
+def test_a_campaign_that_is_not_there_is_a_problem_too(efface: RunEfface) -> None:
+    result = efface("doctor", "no-such-campaign")
+    assert "problem campaign: unknown campaign 'no-such-campaign'" in result.out and result.code == 1
 
 
 @pytest.mark.parametrize(
-    ("gigabytes", "setup", "state"), [(80, {}, "ok"), (16, {}, "problem"), (16, {"deepspeed": "zero2-offload"}, "ok")]
+    ("gigabytes", "training", "status"),
+    [(80, {}, "ok"), (16, {}, "problem"), (16, {"deepspeed": "zero2-offload"}, "ok")],
 )
 def test_a_job_is_held_against_the_gpu(
-    gigabytes: int, setup: dict[str, Any], state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gigabytes: int, training: dict[str, Any], status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ESD-u takes 20.7 GB on one GPU: see tests/train/test_memory.py."""
 
@@ -120,7 +125,7 @@ def test_a_job_is_held_against_the_gpu(
         gpus = (Gpu("a GPU", gigabytes * GIB),)
 
     monkeypatch.setattr(doctor, "_Machine", WithAGpu)
-    asked = campaign(
+    requested = campaign(
         tmp_path,
         base="sd-v1-4-random",
         concepts={"set": "genmu-2025", "targets": ["Van Gogh"]},
@@ -132,10 +137,10 @@ def test_a_job_is_held_against_the_gpu(
             "prompts_per_concept": {"adversarial": 0},
         },
         resources={"gpus": 1},
-        setup=setup,
+        training=training,
     )
-    finding = by_name(list(doctor.examine(asked)))["gpu memory"]
-    assert finding.state == state and finding.told.startswith("u ")
+    check = by_name(list(doctor.run_checks(requested)))["gpu memory"]
+    assert check.status == status and check.message.startswith("u ")
 
 
 class WithoutAGpu:
@@ -144,38 +149,38 @@ class WithoutAGpu:
     torch, driver, nccl, gpus = Build("2.13.0", (12, 8)), True, None, ()
 
 
-@pytest.mark.parametrize(("resources", "state"), [({}, "warning"), ({"gpus": 1}, "problem")])
+@pytest.mark.parametrize(("resources", "status"), [({}, "warning"), ({"gpus": 1}, "problem")])
 def test_a_driver_without_a_gpu_matters_to_a_campaign_that_asks_for_gpus(
-    resources: dict[str, Any], state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    resources: dict[str, Any], status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "_Machine", WithoutAGpu)
-    asked = campaign(tmp_path, resources=resources)
-    assert next(finding for finding in doctor.examine(asked) if finding.name == "gpus").state == state
-    assert next(finding for finding in doctor.examine(None) if finding.name == "gpus").state == "warning"
+    requested = campaign(tmp_path, resources=resources)
+    assert next(check for check in doctor.run_checks(requested) if check.name == "gpus").status == status
+    assert next(check for check in doctor.run_checks(None) if check.name == "gpus").status == "warning"
 
 
 def test_a_base_that_is_not_here_is_to_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    asked = campaign(
+    requested = campaign(
         tmp_path,
         base="somebody/base",
         concepts={"set": "miniature", "targets": ["cat"]},
         evaluation={"prompts": "miniature", "judges": ["miniature"]},
         resources={"gpus": 1},
     )
-    finding = by_name(list(doctor.examine(asked)))["gpu memory"]
-    assert finding.state == "warning" and finding.remedy == f"efface prefetch {asked}"
-    assert "somebody/base: not in the hub's cache" in finding.told
+    check = by_name(list(doctor.run_checks(requested)))["gpu memory"]
+    assert check.status == "warning" and check.remedy == f"efface prefetch {requested}"
+    assert "somebody/base: not in the hub's cache" in check.message
 
 
 def test_ports_are_tried_at_the_address_where_a_gang_meets_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     import psutil
 
     # Asked in a new process: a Ray that was started in this one keeps to the loopback address for good.
-    asked = [sys.executable, "-c", "import ray; print(ray.util.get_node_ip_address())"]
+    requested = [sys.executable, "-c", "import ray; print(ray.util.get_node_ip_address())"]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
-    own = subprocess.run(asked, env=environment, capture_output=True, text=True, check=True).stdout.strip()
-    assert doctor._own_address() == own
+    own = subprocess.run(requested, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+    assert doctor._node_address() == own
     tried = []
     create_server = socket.create_server
 
@@ -191,13 +196,15 @@ def test_ports_are_tried_at_the_address_where_a_gang_meets_and_let_go(monkeypatc
 
 
 def test_an_address_that_is_not_this_machines_is_a_trouble() -> None:
-    assert "annot assign requested address" in doctor._port_trouble("203.0.113.1")  # RFC 5737: nobody's
+    assert "annot assign requested address" in doctor._port_error("203.0.113.1")  # RFC 5737: nobody's
 
 
 def test_without_a_campaign_torch_is_not_imported() -> None:
     import subprocess
 
-    code = "import sys\nfrom efface.launch.doctor import examine\nlist(examine(None))\nprint('torch' in sys.modules)"
+    code = (
+        "import sys\nfrom efface.launch.doctor import run_checks\nlist(run_checks(None))\nprint('torch' in sys.modules)"
+    )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"HF_HUB_OFFLINE": "1"})
     assert ended.stdout == "False\n", ended.stderr
 
@@ -213,4 +220,4 @@ def test_builds_are_read_without_importing(monkeypatch: pytest.MonkeyPatch, tmp_
     assert doctor._xformers() == Build("0.0.35", (12, 8))
     import torch
 
-    assert doctor._torch() == Build(torch.__version__, doctor._numbers(torch.version.cuda))
+    assert doctor._torch() == Build(torch.__version__, doctor._version_pair(torch.version.cuda))

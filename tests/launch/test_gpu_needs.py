@@ -10,14 +10,14 @@ import yaml
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 
-from efface.cluster.campaign import Campaign, read_campaign
-from efface.cluster.expand import plan_campaign
-from efface.launch.gpu_needs import Needs, gpu_needs, judge_bytes, judging_bytes
+from efface.cluster.campaign.planner import plan_campaign
+from efface.cluster.campaign.spec import Campaign, read_campaign
+from efface.launch.gpu_needs import GpuMemoryEstimate, estimate_gpu_memory, judge_bytes, judging_bytes
 from efface.models.base import read_base
 from efface.models.recipe import Recipe, load_recipe
-from efface.train.memory import memory
+from efface.train.cost.memory import memory
+from efface.train.cost.passes import ModelShapes, model_shapes
 from efface.train.method import Method, get_method, parse_config
-from efface.train.passes import Size, size_of
 
 WEIGHTS = 859_520_964 + 83_653_863 + 123_060_480  # UNet, VAE and text encoder
 UNET = 859_520_964
@@ -26,8 +26,8 @@ WIDEST = 4 * 256 * 512 * 512  # bytes of the VAE's widest tensor of an image at 
 
 
 @pytest.fixture(scope="module")
-def sd() -> Size:
-    return size_of(read_base("sd-v1-4"))
+def sd() -> ModelShapes:
+    return model_shapes(read_base("sd-v1-4"))
 
 
 def method(name: str, **config: Any) -> Method:
@@ -53,7 +53,7 @@ def judge(folder: Path, kind: str, files: dict[str, int], **more: Any) -> str:
 
 def campaign(tmp_path: Path, judges: list[str], **changes: Any) -> Campaign:
     file = tmp_path / "campaign.yaml"
-    asked: dict[str, Any] = {
+    requested: dict[str, Any] = {
         "name": "mine",
         "base": "sd-v1-4-random",
         "concepts": {"set": "genmu-2025", "targets": ["Van Gogh"]},
@@ -64,15 +64,15 @@ def campaign(tmp_path: Path, judges: list[str], **changes: Any) -> Campaign:
         "evaluation": {"prompts": "genmu-2025", "judges": judges, "prompts_per_concept": {"adversarial": 0}},
         "resources": {"gpus": 1},
     }
-    file.write_text(yaml.safe_dump({**asked, **changes}))
+    file.write_text(yaml.safe_dump({**requested, **changes}))
     return read_campaign(file)
 
 
-def needs(order: Campaign) -> Needs:
-    return gpu_needs(order, plan_campaign(order, fetch=False))
+def estimate(campaign: Campaign) -> GpuMemoryEstimate:
+    return estimate_gpu_memory(campaign, plan_campaign(campaign, fetch=False))
 
 
-def test_judging_holds_the_base_the_weights_to_put_back_and_a_batch_being_decoded(sd: Size) -> None:
+def test_judging_holds_the_base_the_weights_to_put_back_and_a_batch_being_decoded(sd: ModelShapes) -> None:
     """The VAE's widest tensors are there twice at least: what a layer reads, and what it writes."""
     one = judging_bytes(sd, reference(batch_size=1), []) - 4 * WEIGHTS
     eight = judging_bytes(sd, reference(batch_size=8), []) - 4 * WEIGHTS
@@ -82,7 +82,7 @@ def test_judging_holds_the_base_the_weights_to_put_back_and_a_batch_being_decode
     assert edited == 4 * WEIGHTS + eight + 4 * U
 
 
-def test_where_sampling_takes_more_than_decoding_it_counts_with_both_halves_of_guidance(sd: Size) -> None:
+def test_where_sampling_takes_more_than_decoding_it_counts_with_both_halves_of_guidance(sd: ModelShapes) -> None:
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     with torch.device("meta"):
         slight = AutoencoderKL(**blocks, block_out_channels=(4,) * 4, norm_num_groups=4)
@@ -92,7 +92,7 @@ def test_where_sampling_takes_more_than_decoding_it_counts_with_both_halves_of_g
     assert guided == pytest.approx(2 * plain, rel=0.02)
 
 
-def test_a_recipe_in_half_precision_has_the_unet_twice(sd: Size) -> None:
+def test_a_recipe_in_half_precision_has_the_unet_twice(sd: ModelShapes) -> None:
     """Sampling at batch 8 is less than decoding, so that only the copy makes the difference."""
     half, full = (judging_bytes(sd, reference(dtype=dtype), []) for dtype in ("bfloat16", "float32"))
     assert half - full == 2 * UNET
@@ -111,25 +111,25 @@ def test_a_judge_that_is_not_here_has_no_number(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert judge_bytes("llava-1.5-7b") is None
     assert judge_bytes(judge(tmp_path / "empty", "clip", {})) is None
-    found = needs(campaign(tmp_path, ["llava-1.5-7b", "miniature"]))
+    found = estimate(campaign(tmp_path, ["llava-1.5-7b", "miniature"]))
     assert found.unknown == ("llava-1.5-7b",) and found.judges == judge_bytes("miniature")
 
 
-def test_all_judges_stay_beside_judging_and_beside_training(tmp_path: Path, sd: Size) -> None:
+def test_all_judges_stay_beside_judging_and_beside_training(tmp_path: Path, sd: ModelShapes) -> None:
     file = {"model.safetensors": 10**6}
     judges = [judge(tmp_path / f"{threshold:%}", "clip", file, threshold=threshold) for threshold in (0.4, 0.5)]
-    with_one, with_two = (needs(campaign(tmp_path, judges[:count])) for count in (1, 2))
+    with_one, with_two = (estimate(campaign(tmp_path, judges[:count])) for count in (1, 2))
     assert with_two.judges == 2 * 4 * 10**6
     assert with_two.judging - with_one.judging == 4 * 10**6
-    assert with_two.trainings == {
+    assert with_two.training == {
         "uce": memory(method("uce"), sd).peak + with_two.judges,
         "u": memory(ESD_U, sd).peak + with_two.judges,
     }
 
 
-def test_a_gang_trains_without_judges_and_a_closed_form_takes_no_gang(tmp_path: Path, sd: Size) -> None:
+def test_a_gang_trains_without_judges_and_a_closed_form_takes_no_gang(tmp_path: Path, sd: ModelShapes) -> None:
     judges = [judge(tmp_path / "one", "clip", {"model.safetensors": 10**6})]
-    alone = needs(campaign(tmp_path, judges)).trainings
-    gang = needs(campaign(tmp_path, judges, resources={"gpus": 1, "processes": 2})).trainings
+    alone = estimate(campaign(tmp_path, judges)).training
+    gang = estimate(campaign(tmp_path, judges, resources={"gpus": 1, "processes": 2})).training
     assert gang["uce"] == alone["uce"]
     assert gang["u"] == memory(ESD_U, sd, processes=2).peak

@@ -10,13 +10,13 @@ import pytest
 import yaml
 
 from efface.errors import UserError
-from efface.launch.prefetch import DELAYS, Need, fetch, needs, prefetch
-from efface.models.locate import NotFetched, locate
+from efface.launch.prefetch import RETRY_DELAYS, RequiredModel, fetch, prefetch, required_models
+from efface.models.model_files import NotCached, locate
 
-NEED = Need("judge", "somebody/judge", ("*.json", "*.safetensors"))
+MODEL = RequiredModel("judge", "somebody/judge", ("*.json", "*.safetensors"))
 
 
-class Busy(Exception):
+class HubError(Exception):
     """An answer of the hub's that is no file."""
 
     def __init__(self, status: int, retry_after: str | None = None) -> None:
@@ -31,7 +31,7 @@ class Hub:
     def __init__(self, cache: Path) -> None:
         self.folder = cache / "somebody--judge"
         self.cache = cache
-        self.troubles: list[Exception] = []
+        self.errors: list[Exception] = []
         self.fetched: list[list[str]] = []
 
     def snapshot_download(self, repository: str, *, allow_patterns: list[str], local_files_only: bool = False) -> str:
@@ -39,8 +39,8 @@ class Hub:
             if not self.folder.is_dir():
                 raise FileNotFoundError("no snapshot")
             return str(self.folder)
-        if self.troubles:
-            raise self.troubles.pop(0)
+        if self.errors:
+            raise self.errors.pop(0)
         self.fetched.append(allow_patterns)
         self.folder.mkdir(parents=True)
         for name in ("config.json", "model.safetensors"):
@@ -62,28 +62,28 @@ def never(seconds: float) -> None:
 
 
 def test_what_is_missing_is_fetched_and_then_found_without_the_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(NotFetched):
-        locate(NEED.source, NEED.files, fetch=False)
-    assert fetch(NEED, never) is True
+    with pytest.raises(NotCached):
+        locate(MODEL.source, MODEL.files, fetch=False)
+    assert fetch(MODEL, never) is True
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert locate(NEED.source, NEED.files, fetch=False) == hub.folder
-    assert fetch(NEED, never) is False
+    assert locate(MODEL.source, MODEL.files, fetch=False) == hub.folder
+    assert fetch(MODEL, never) is False
     assert hub.fetched == [["*.json", "*.safetensors"]]
 
 
 def test_what_lies_on_this_machine_needs_no_hub(hub: Hub, tmp_path: Path) -> None:
-    assert fetch(Need("base", str(tmp_path), ()), never) is False
-    assert fetch(Need("judge", "package:miniature/judge", ("*.json",)), never) is False
+    assert fetch(RequiredModel("base", str(tmp_path), ()), never) is False
+    assert fetch(RequiredModel("judge", "package:miniature/judge", ("*.json",)), never) is False
     assert hub.fetched == []
 
 
-@pytest.mark.parametrize("trouble", [Busy(429), Busy(503), ConnectionError("reset"), TimeoutError()])
+@pytest.mark.parametrize("error", [HubError(429), HubError(503), ConnectionError("reset"), TimeoutError()])
 def test_a_busy_hub_is_asked_again_later_and_later(
-    hub: Hub, trouble: Exception, capsys: pytest.CaptureFixture[str]
+    hub: Hub, error: Exception, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hub.troubles = [trouble] * 3
+    hub.errors = [error] * 3
     waits: list[float] = []
-    assert fetch(NEED, waits.append) is True
+    assert fetch(MODEL, waits.append) is True
     assert waits == [1, 2, 4]
     assert capsys.readouterr().out.splitlines() == [
         "somebody/judge: being fetched",
@@ -92,38 +92,38 @@ def test_a_busy_hub_is_asked_again_later_and_later(
 
 
 def test_the_hub_says_how_long_to_wait(hub: Hub) -> None:
-    hub.troubles = [Busy(429, "30"), Busy(429, "99999")]
+    hub.errors = [HubError(429, "30"), HubError(429, "99999")]
     waits: list[float] = []
-    fetch(NEED, waits.append)
+    fetch(MODEL, waits.append)
     assert waits == [30, 300]
 
 
 def test_the_trouble_behind_an_error_counts(hub: Hub) -> None:
     wrapped = FileNotFoundError("cannot find the snapshot")
-    wrapped.__cause__ = Busy(502)
-    hub.troubles = [wrapped]
+    wrapped.__cause__ = HubError(502)
+    hub.errors = [wrapped]
     waits: list[float] = []
-    assert fetch(NEED, waits.append) is True and waits == [1]
+    assert fetch(MODEL, waits.append) is True and waits == [1]
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_refusal_is_told_at_once(hub: Hub, status: int) -> None:
-    hub.troubles = [Busy(status)]
+    hub.errors = [HubError(status)]
     with pytest.raises(UserError, match=rf"^somebody/judge: not to be had from the hub \({status} from the hub\)$"):
-        fetch(NEED, never)
+        fetch(MODEL, never)
 
 
 def test_a_hub_that_stays_away_is_given_up(hub: Hub) -> None:
-    hub.troubles = [Busy(503)] * (len(DELAYS) + 1)
+    hub.errors = [HubError(503)] * (len(RETRY_DELAYS) + 1)
     waits: list[float] = []
     with pytest.raises(UserError, match="503 from the hub"):
-        fetch(NEED, waits.append)
-    assert waits == list(DELAYS) and hub.fetched == []
+        fetch(MODEL, waits.append)
+    assert waits == list(RETRY_DELAYS) and hub.fetched == []
 
 
 def test_what_came_only_in_part_is_not_fetched(hub: Hub) -> None:
     """As where the hub is out of reach: its library gives the folder that a download before has left."""
-    more = Need("judge", NEED.source, (*NEED.files, "tokenizer/*"))
+    more = RequiredModel("judge", MODEL.source, (*MODEL.files, "tokenizer/*"))
     with pytest.raises(
         UserError, match=r"^somebody/judge: came only in part, without tokenizer/\*; fetch it once more$"
     ):
@@ -133,7 +133,7 @@ def test_what_came_only_in_part_is_not_fetched(hub: Hub) -> None:
 def test_offline_nothing_is_fetched(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="not in the hub's cache, and HF_HUB_OFFLINE forbids to fetch it"):
-        fetch(NEED, never)
+        fetch(MODEL, never)
 
 
 PROCESS = """
@@ -141,7 +141,7 @@ import os, sys, time
 from pathlib import Path
 import huggingface_hub
 import huggingface_hub.constants
-from efface.launch.prefetch import Need, fetch
+from efface.launch.prefetch import RequiredModel, fetch
 
 cache = Path(sys.argv[1])
 folder = cache / "somebody--judge"
@@ -161,11 +161,11 @@ def snapshot_download(repository, *, allow_patterns, local_files_only=False):
 huggingface_hub.snapshot_download = snapshot_download
 huggingface_hub.constants.HF_HUB_CACHE = str(cache)
 huggingface_hub.constants.HF_HUB_OFFLINE = False
-from efface.models.locate import locate
+from efface.models.model_files import locate
 (cache / f"ready-{os.getpid()}").write_text("")
 while len(list(cache.glob("ready-*"))) < 2:
     time.sleep(0.01)
-print(fetch(Need("judge", "somebody/judge", ("*.json",))))
+print(fetch(RequiredModel("judge", "somebody/judge", ("*.json",))))
 """
 
 
@@ -174,8 +174,8 @@ def test_of_two_processes_one_fetches_and_the_other_waits(tmp_path: Path) -> Non
         return subprocess.Popen([sys.executable, "-c", PROCESS, str(tmp_path)], stdout=subprocess.PIPE, text=True)
 
     processes = [start(), start()]
-    said = sorted(process.communicate(timeout=60)[0].splitlines() for process in processes)
-    assert said == [["False"], ["somebody/judge: being fetched", "True"]]
+    result = sorted(process.communicate(timeout=60)[0].splitlines() for process in processes)
+    assert result == [["False"], ["somebody/judge: being fetched", "True"]]
     assert (tmp_path / "log").read_text() == "fetched\n"
 
 
@@ -183,7 +183,7 @@ def test_a_campaign_needs_its_base_its_judges_and_the_bases_image_encoder(tmp_pa
     campaign = {"name": "mine", "base": "sd-v1-4", "methods": [{"method": "uce"}]}
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump({**campaign, "evaluation": {"judges": ["llava-1.5-7b", "miniature"]}}))
-    found = {need.source: need for need in needs([str(file)])}
+    found = {model.source: model for model in required_models([str(file)])}
     assert list(found) == [
         "CompVis/stable-diffusion-v1-4",
         "llava-hf/llava-1.5-7b-hf",
@@ -194,24 +194,24 @@ def test_a_campaign_needs_its_base_its_judges_and_the_bases_image_encoder(tmp_pa
 
 
 def test_a_model_needed_twice_is_one_need() -> None:
-    base, clip = needs(["sd-v1-4", "esd-ablation"])
+    base, clip = required_models(["sd-v1-4", "esd-ablation"])
     assert (base.purpose, clip.purpose) == ("base", "judge, image encoder")
     assert {"*.json", "*.safetensors", "model.safetensors"} <= set(clip.files)
 
 
 def test_a_base_of_random_weights_needs_only_its_judge() -> None:
-    assert "base" not in [need.purpose for need in needs(["sd-v1-4-random"])]
+    assert "base" not in [model.purpose for model in required_models(["sd-v1-4-random"])]
 
 
 def test_an_unknown_name_is_told() -> None:
     with pytest.raises(UserError, match=r"unknown base 'sd-v1-5': did you mean 'sd-v1-4'\?"):
-        needs(["sd-v1-5"])
+        required_models(["sd-v1-5"])
 
 
 def test_it_says_what_it_did(hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    here = Need("base", "package:miniature/model", ())
-    choose: Callable[[Any], list[Need]] = lambda names: [here, NEED]  # noqa: E731
-    monkeypatch.setattr("efface.launch.prefetch.needs", choose)
+    here = RequiredModel("base", "package:miniature/model", ())
+    choose: Callable[[Any], list[RequiredModel]] = lambda names: [here, MODEL]  # noqa: E731
+    monkeypatch.setattr("efface.launch.prefetch.required_models", choose)
     prefetch(["mine"])
     assert capsys.readouterr().out.splitlines() == [
         "base: package:miniature/model is there already",

@@ -4,18 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import Efface
+from command import RunEfface
 from tiny_campaign import LIMITS, write_yaml
 
 
 @pytest.fixture
-def search_file(world: Path, tmp_path: Path) -> Any:
+def search_file(campaign_inputs: Path, tmp_path: Path) -> Any:
     """A function from changed keys to a search's YAML file."""
 
     def write(**changes: Any) -> str:
         search = {
             "name": "tiny",
-            "base": str(world / "base.yaml"),
+            "base": str(campaign_inputs / "base.yaml"),
             "concepts": {"targets": ["cat"]},
             "method": "uce",
             "space": {"ridge": {"loguniform": [0.1, 10.0]}},
@@ -27,12 +27,12 @@ def search_file(world: Path, tmp_path: Path) -> Any:
     return write
 
 
-def test_an_unknown_search_is_answered_with_those_that_ship(efface: Efface) -> None:
-    assert "did you mean 'esd-miniature'?" in efface("search", "esd-minature").sentence
+def test_an_unknown_search_is_answered_with_those_that_ship(efface: RunEfface) -> None:
+    assert "did you mean 'esd-miniature'?" in efface("search", "esd-minature").error_message
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"space": {"ridg": {"loguniform": [0.1, 10]}}}, "space.ridg is no field of 'uce', did you mean 'ridge'?"),
         ({"preset": "minature"}, "did you mean 'miniature'?"),
@@ -42,18 +42,18 @@ def test_an_unknown_search_is_answered_with_those_that_ship(efface: Efface) -> N
     ],
 )
 def test_a_search_that_cannot_be_is_refused_in_a_sentence_and_leaves_nothing(
-    efface: Efface, search_file: Any, tmp_path: Path, changes: dict[str, Any], told: str
+    efface: RunEfface, search_file: Any, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     out = tmp_path / "run"
-    assert told in efface("search", search_file(**changes), "--out", out).sentence
+    assert message in efface("search", search_file(**changes), "--out", out).error_message
     assert not out.exists()
 
 
-def test_keys_of_a_search_can_be_set(efface: Efface, search_file: Any, tmp_path: Path) -> None:
-    said = efface("search", search_file(), "--out", tmp_path / "run", "-s", "rungs=[4,2]")
-    assert "should be rising numbers of images" in said.sentence
+def test_keys_of_a_search_can_be_set(efface: RunEfface, search_file: Any, tmp_path: Path) -> None:
+    result = efface("search", search_file(), "--out", tmp_path / "run", "-s", "rungs=[4,2]")
+    assert "should be rising numbers of images" in result.error_message
 
 
 @pytest.mark.parametrize("option", ["--trials", "--workers"])
-def test_at_least_one_is_wanted(efface: Efface, search_file: Any, option: str) -> None:
+def test_at_least_one_is_wanted(efface: RunEfface, search_file: Any, option: str) -> None:
     assert efface("search", search_file(), option, "0").code == 2

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from command import Efface
+from command import RunEfface
 from tiny_campaign import ESD_CONFIG
 
 from efface.models.delta import Delta
@@ -13,18 +13,18 @@ QUICK = [f"--set={key}={value}" for key, value in ESD_CONFIG.items()]
 
 
 @pytest.fixture
-def cat(efface: Efface, base: str, tmp_path: Path) -> Path:
+def cat(efface: RunEfface, base: str, tmp_path: Path) -> Path:
     """A delta of ESD that erased the cat."""
     file = tmp_path / "cat.safetensors"
     assert efface("unlearn", "esd", "-c", "cat", "-b", base, "-o", file, *QUICK).code == 0
     return file
 
 
-def test_a_chain_is_made_one_command_at_a_time(efface: Efface, base: str, cat: Path, tmp_path: Path) -> None:
+def test_a_chain_is_made_one_command_at_a_time(efface: RunEfface, base: str, cat: Path, tmp_path: Path) -> None:
     second, third = tmp_path / "second.safetensors", tmp_path / "third.safetensors"
     assert efface("unlearn", "esd", "-c", "Bus", "--after", cat, "-b", base, "-o", second, *QUICK).code == 0
-    said = efface("unlearn", "esd", "-c", "dog", "--after", second, "-b", base, "-o", third, *QUICK)
-    assert said.code == 0 and "esd on dog, after cat, bus" in said.out
+    result = efface("unlearn", "esd", "-c", "dog", "--after", second, "-b", base, "-o", third, *QUICK)
+    assert result.code == 0 and "esd on dog, after cat, bus" in result.out
     delta = Delta.load(third)
     job = Job.model_validate(delta.provenance["job"])
     assert (job.strategy, job.concepts) == ("continual", ("cat", "bus", "dog"))
@@ -34,7 +34,7 @@ def test_a_chain_is_made_one_command_at_a_time(efface: Efface, base: str, cat: P
 
 
 def test_a_chain_s_files_do_not_overwrite_one_another(
-    efface: Efface, base: str, cat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    efface: RunEfface, base: str, cat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert efface("unlearn", "esd", "-c", "bus", "-b", base, *QUICK).code == 0
@@ -43,7 +43,7 @@ def test_a_chain_s_files_do_not_overwrite_one_another(
     assert {path.name for path in tmp_path.glob("esd-*")} == {"esd-bus.safetensors", after}
 
 
-def test_a_mistaken_request_is_answered_in_a_sentence(efface: Efface, base: str, cat: Path, tmp_path: Path) -> None:
+def test_a_mistaken_request_is_answered_in_a_sentence(efface: RunEfface, base: str, cat: Path, tmp_path: Path) -> None:
     nameless = tmp_path / "nameless.safetensors"
     Delta("weights", Delta.load(cat).tensors, {"base_id": Delta.load(cat).base_id}).save(nameless)
     out = tmp_path / "out.safetensors"
@@ -55,8 +55,8 @@ def test_a_mistaken_request_is_answered_in_a_sentence(efface: Efface, base: str,
         "unknown concept 'dogg'": ["esd", "-c", "dogg", "--after", cat],
         "method 'uce' solves the requests of a chain together": ["uce", "-c", "dog", "--after", cat],
     }
-    for sentence, arguments in mistakes.items():
-        assert efface("unlearn", *arguments, "-b", base, "-o", out).sentence.startswith(sentence)
+    for error_message, arguments in mistakes.items():
+        assert efface("unlearn", *arguments, "-b", base, "-o", out).error_message.startswith(error_message)
     assert not out.exists()
     over_itself = efface("unlearn", "esd", "-c", "dog", "--after", cat, "-b", base, "-o", cat)
-    assert over_itself.sentence.startswith(f"--out {cat}: is the delta given by --after")
+    assert over_itself.error_message.startswith(f"--out {cat}: is the delta given by --after")

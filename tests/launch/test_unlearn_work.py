@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from command import Efface
+from command import RunEfface
 from tiny_campaign import ESD_CONFIG
 
 from efface.models.delta import Delta
-from efface.train.launched import Work, main
+from efface.train.trainer.torchrun import TorchrunJob, main
 
 QUICK = [f"--set={key}={value}" for key, value in ESD_CONFIG.items()]
 
@@ -22,34 +22,37 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("alone")
 def test_the_file_for_torchrun_makes_the_delta_that_the_command_itself_makes(
-    efface: Efface, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    efface: RunEfface, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    asked = ["unlearn", "esd", "-c", "cat", "-b", base, "--setup=attention=sdpa", *QUICK]
-    assert efface(*asked, "-o", "here.safetensors").code == 0
-    said = efface(*asked, "-o", "there.safetensors", "--work", "work.json")
-    assert said.code == 0 and "torchrun --nproc-per-node PROCESSES -m efface.train.launched work.json" in said.out
+    command = ["unlearn", "esd", "-c", "cat", "-b", base, "--setup=attention=sdpa", *QUICK]
+    assert efface(*command, "-o", "here.safetensors").code == 0
+    result = efface(*command, "-o", "there.safetensors", "--work", "work.json")
+    assert (
+        result.code == 0
+        and "torchrun --nproc-per-node PROCESSES -m efface.train.trainer.torchrun work.json" in result.out
+    )
     assert not Path("there.safetensors").exists()
 
-    work = Work.model_validate(json.loads(Path("work.json").read_text()))
-    assert work.setup.attention == "sdpa"
+    work = TorchrunJob.model_validate(json.loads(Path("work.json").read_text()))
+    assert work.training_options.attention == "sdpa"
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert main([str(tmp_path / "work.json")]) == 0
     assert Delta.load(tmp_path / "there.safetensors").id == Delta.load(tmp_path / "here.safetensors").id
 
 
-def test_a_chain_goes_on_in_it(efface: Efface, base: str, tmp_path: Path) -> None:
+def test_a_chain_goes_on_in_it(efface: RunEfface, base: str, tmp_path: Path) -> None:
     cat, work = tmp_path / "cat.safetensors", tmp_path / "work.json"
     assert efface("unlearn", "esd", "-c", "cat", "-b", base, "-o", cat, *QUICK).code == 0
-    asked = ["unlearn", "esd", "-c", "dog", "--after", cat, "-b", base, "-o", tmp_path / "dog.safetensors", *QUICK]
-    assert efface(*asked, "--work", work).code == 0
-    told = Work.model_validate(json.loads(work.read_text()))
-    assert (told.parent, told.job.concepts) == (cat, ("cat", "dog"))
+    command = ["unlearn", "esd", "-c", "dog", "--after", cat, "-b", base, "-o", tmp_path / "dog.safetensors", *QUICK]
+    assert efface(*command, "--work", work).code == 0
+    loaded = TorchrunJob.model_validate(json.loads(work.read_text()))
+    assert (loaded.parent, loaded.job.concepts) == (cat, ("cat", "dog"))
 
 
 @pytest.mark.parametrize(
-    "setup, sentence",
+    "setup, error_message",
     [
         ("deepsped=zero2", "--setup: unknown key 'deepsped', did you mean 'deepspeed'?"),
         ("deepspeed", "--setup 'deepspeed' should be KEY=VALUE"),
@@ -58,11 +61,11 @@ def test_a_chain_goes_on_in_it(efface: Efface, base: str, tmp_path: Path) -> Non
     ],
 )
 def test_a_mistake_in_how_it_is_run_is_answered_in_a_sentence(
-    setup: str, sentence: str, efface: Efface, base: str, tmp_path: Path
+    setup: str, error_message: str, efface: RunEfface, base: str, tmp_path: Path
 ) -> None:
     for more in ([], ["--work", tmp_path / "work.json"]):
-        said = efface(
+        result = efface(
             "unlearn", "esd", "-c", "cat", "-b", base, "--setup", setup, "-o", tmp_path / "out", *QUICK, *more
         )
-        assert said.sentence.startswith(sentence)
+        assert result.error_message.startswith(error_message)
     assert list(tmp_path.glob("*.json")) == [] and not (tmp_path / "out").exists()

@@ -8,10 +8,10 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from efface.models.activations import count, unet_pass
+from efface.models.activations import pass_cost, unet_pass_cost
 from efface.models.base import Base, architecture
-from efface.models.groups import select
 from efface.models.loading import empty_components
+from efface.models.parameter_groups import select
 
 ROWS, SIDE = 2, 8
 
@@ -51,7 +51,7 @@ def test_saved_bytes_are_those_of_real_tensors(tiny_base: Base, group: str) -> N
         prediction = 4 * ROWS * 4 * SIDE * SIDE
     kept = sum(size for place, size in real.items() if place not in weights)
     unet = on_meta(tiny_base)
-    counted = unet_pass(unet, names(unet, group), ROWS, SIDE, SIDE).saved
+    counted = unet_pass_cost(unet, names(unet, group), ROWS, SIDE, SIDE).saved
     # A GPU's attention keeps its statistics in multiples of 32 rows, and 16 bytes of random state a layer.
     assert counted + prediction == pytest.approx(kept, rel=1e-3)
     predicted.backward()
@@ -90,18 +90,18 @@ def test_the_peak_is_that_of_torchs_profiler(group: str, checkpointing: bool) ->
         peak = max(peak, now)
     with torch.device("meta"):
         shapes = small_unet()
-    counted = unet_pass(shapes, names(shapes, group), ROWS, 16, 16, checkpointing=checkpointing).peak
+    counted = unet_pass_cost(shapes, names(shapes, group), ROWS, 16, 16, checkpointing=checkpointing).peak
     assert counted == pytest.approx(peak, rel=0.02)
 
 
 def test_a_pass_without_gradient_keeps_nothing(tiny_base: Base) -> None:
-    found = unet_pass(on_meta(tiny_base), [], ROWS, SIDE, SIDE)
+    found = unet_pass_cost(on_meta(tiny_base), [], ROWS, SIDE, SIDE)
     assert (found.saved, found.backward_flops) == (0, 0) and found.peak > 0
 
 
 def test_counting_leaves_the_unet_as_it_was(tiny_base: Base) -> None:
     before = {name: value.clone() for name, value in tiny_base.unet.state_dict().items()}
-    unet_pass(tiny_base.unet, names(tiny_base.unet, "full"), ROWS, SIDE, SIDE, "bf16", checkpointing=True)
+    unet_pass_cost(tiny_base.unet, names(tiny_base.unet, "full"), ROWS, SIDE, SIDE, "bf16", checkpointing=True)
     assert all(torch.equal(value, before[name]) for name, value in tiny_base.unet.state_dict().items())
     assert not any(parameter.requires_grad for parameter in tiny_base.unet.parameters())
     assert not tiny_base.unet.is_gradient_checkpointing
@@ -113,7 +113,7 @@ def linear(features: int, precision: Any) -> Any:
         module = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, features, bias=False))
         rows = torch.zeros(8, features)
     module[0].requires_grad_(False)
-    return count(module, lambda: module(rows), True, precision)
+    return pass_cost(module, lambda: module(rows), True, precision)
 
 
 def test_a_linear_layer_keeps_its_input() -> None:
@@ -132,7 +132,7 @@ def test_under_autocast_a_trained_weight_lies_there_a_second_time_in_bf16() -> N
     with torch.device("meta"):
         module = nn.Sequential(nn.Linear(16, 16, bias=False), nn.Linear(16, 16, bias=False))
         rows = torch.zeros(8, 16)
-    found = count(module, lambda: module(rows), True, "bf16")
+    found = pass_cost(module, lambda: module(rows), True, "bf16")
     assert found.saved == 2 * 8 * 16 * 2 + 16 * 16 * 2
 
 
@@ -143,12 +143,12 @@ def sd() -> UNet2DConditionModel:
 
 def test_a_forward_pass_of_stable_diffusion_is_803_gflop(sd: UNet2DConditionModel) -> None:
     """The figure published for its UNet at 512 px: 401.6 GMAC."""
-    assert unet_pass(sd, [], 1, 64, 64).forward_flops / 2e9 == pytest.approx(401.6, abs=0.1)
+    assert unet_pass_cost(sd, [], 1, 64, 64).forward_flops / 2e9 == pytest.approx(401.6, abs=0.1)
 
 
 def test_checkpointing_trades_memory_for_a_second_forward(sd: UNet2DConditionModel) -> None:
     trained = names(sd, "kv-xattn")
-    plain, traded = (unet_pass(sd, trained, 1, 64, 64, checkpointing=on) for on in (False, True))
+    plain, traded = (unet_pass_cost(sd, trained, 1, 64, 64, checkpointing=on) for on in (False, True))
     assert traded.saved < plain.saved / 4 and traded.peak < plain.peak
     # All but the first and the last layers lie in blocks that are computed again.
     again = traded.backward_flops - plain.backward_flops

@@ -8,8 +8,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from efface.models.adapters import Adapters, attach
-from efface.models.groups import select
+from efface.models.adapters import Adapters, add_adapters
+from efface.models.parameter_groups import select
 
 NAMES = ("net.proj_in", "net.inner.0", "net.inner.2")
 
@@ -38,7 +38,7 @@ def x() -> Tensor:
 
 
 def hang(model: nn.Module, rank: int = 2, alpha: float = 3.0, trained: bool = True) -> Adapters:
-    adapters = attach({"net": model}, NAMES, rank, alpha, torch.Generator().manual_seed(2))
+    adapters = add_adapters({"net": model}, NAMES, rank, alpha, torch.Generator().manual_seed(2))
     if trained:
         for index, adapter in enumerate(adapters.layers.values()):
             noise = torch.Generator().manual_seed(index)
@@ -57,7 +57,7 @@ def test_off_is_the_base_bit_for_bit_and_on_comes_back(toy: Toy, x: Tensor) -> N
     adapters = hang(toy)
     on = toy(x)
     assert not torch.allclose(on, before)
-    with adapters.off():
+    with adapters.disabled():
         assert torch.equal(toy(x), before)
     assert torch.equal(toy(x), on)
 
@@ -96,7 +96,8 @@ def test_gradients_reach_the_adapters_and_nothing_else(toy: Toy, x: Tensor) -> N
 def test_down_is_uniform_within_one_over_the_root_of_its_inputs_and_the_same_by_seed() -> None:
     big = nn.Sequential(nn.Linear(400, 3))
     first, second = (
-        attach({"net": copy.deepcopy(big)}, ["net.0"], 50, 1.0, torch.Generator().manual_seed(5)) for _ in range(2)
+        add_adapters({"net": copy.deepcopy(big)}, ["net.0"], 50, 1.0, torch.Generator().manual_seed(5))
+        for _ in range(2)
     )
     down = first.layers["net.0"].down.detach()
     assert torch.equal(down, second.layers["net.0"].down)
@@ -120,6 +121,6 @@ def test_stable_diffusion_1_4_has_192_layers_for_rank_one_adapters_of_423936_num
     with torch.device("meta"):
         unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
     names = [name.removesuffix(".weight") for name in select({"unet": unet}, "transformer")]
-    adapters = attach({"unet": unet}, names, 1, 1.0, torch.Generator())
+    adapters = add_adapters({"unet": unet}, names, 1, 1.0, torch.Generator())
     assert len(names) == 192
     assert sum(value.numel() for value in adapters.parameters().values()) == 423_936

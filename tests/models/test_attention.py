@@ -38,16 +38,16 @@ def by_hand(q: Tensor, k: Tensor, v: Tensor, attn_bias: Any = None, op: Any = No
 @pytest.fixture
 def with_xformers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """xformers as if it had a CPU kernel; the shapes of the queries it was asked for."""
-    asked = []
+    requested = []
 
     def attend(q: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        asked.append(tuple(q.shape))
+        requested.append(tuple(q.shape))
         return by_hand(q, *arguments, **options)
 
     monkeypatch.setattr(
         attention_processor, "xformers", SimpleNamespace(ops=SimpleNamespace(memory_efficient_attention=attend))
     )
-    return asked
+    return requested
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_sdpa_is_reported_as_it_is_used(tiny_base: Base) -> None:
     before = predict(tiny_base)
     report = set_attention(tiny_base.unet, "sdpa")
     layers = len(tiny_base.unet.attn_processors)
-    expected = {"asked": "sdpa", "used": "sdpa", "processors": {"AttnProcessor2_0": layers}, "milliseconds": None}
+    expected = {"requested": "sdpa", "used": "sdpa", "processors": {"AttnProcessor2_0": layers}, "milliseconds": None}
     assert report == expected
     torch.testing.assert_close(predict(tiny_base), before, atol=1e-5, rtol=1e-5)
 
@@ -127,17 +127,17 @@ def test_auto_on_a_cpu_is_sdpa_without_a_word(tiny_base: Base) -> None:
 def test_auto_on_a_gpu_is_the_fastest_of_those_that_work(
     tiny_base: Base, with_xformers: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    requested = []
 
     def timed(kernels: dict[str, Any], device: torch.device, dtype: torch.dtype, where: Any) -> dict[str, float]:
-        asked.append((sorted(kernels), device.type, dtype, where))
+        requested.append((sorted(kernels), device.type, dtype, where))
         return {"sdpa": 2.0, "flash": 3.0, "xformers": 1.5}
 
     monkeypatch.setattr(UNet2DConditionModel, "device", torch.device("cuda"))
-    monkeypatch.setattr(attention, "why_not", lambda name, *_: "no kernel" if name == "cudnn" else None)
+    monkeypatch.setattr(attention, "unsupported_reason", lambda name, *_: "no kernel" if name == "cudnn" else None)
     monkeypatch.setattr(attention, "milliseconds", timed)
     report = set_attention(tiny_base.unet, "auto")
-    assert asked == [(["flash", "sdpa", "xformers"], "cuda", torch.float32, ((2, 64, 8),))]
+    assert requested == [(["flash", "sdpa", "xformers"], "cuda", torch.float32, ((2, 64, 8),))]
     assert report["used"] == "xformers" and set(report["processors"]) == {"XFormersAttnProcessor"}
     assert report["milliseconds"] == {"sdpa": 2.0, "flash": 3.0, "xformers": 1.5}
 
@@ -155,7 +155,7 @@ def test_without_xformers_sdpa_is_used_and_one_warning_says_so(tiny_base: Base) 
     assert [str(warning.message) for warning in caught] == [
         "attention by xformers is not to be had (it is not installed); using sdpa"
     ]
-    assert [(report["asked"], report["used"]) for report in reports] == 3 * [("xformers", "sdpa")]
+    assert [(report["requested"], report["used"]) for report in reports] == 3 * [("xformers", "sdpa")]
     assert classes(tiny_base) == {"AttnProcessor2_0"}
 
 

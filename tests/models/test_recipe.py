@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from efface.config_files import list_configs
 from efface.errors import UserError
 from efface.models.recipe import Recipe, load_recipe
-from efface.strict import shipped
 
 
 def test_the_reference_recipe_is_that_of_published_numbers() -> None:
@@ -15,7 +15,7 @@ def test_the_reference_recipe_is_that_of_published_numbers() -> None:
     assert r.negative_prompt == ""
 
 
-@pytest.mark.parametrize("name", shipped("recipes"))
+@pytest.mark.parametrize("name", list_configs("recipes"))
 def test_every_shipped_recipe_loads(name: str) -> None:
     assert load_recipe(name).name == name
 

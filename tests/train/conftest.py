@@ -9,7 +9,7 @@ import torch
 from efface.concepts.concept import Concept, ConceptSet
 from efface.models.base import Base
 from efface.train.job import Job, make_job
-from efface.train.method import Student, Task, get_method, parse_config
+from efface.train.method import Student, UnlearningTask, get_method, parse_config
 
 # Two or three steps each, on 16 px images. A method without an entry is run with its defaults.
 QUICK: dict[str, dict[str, Any]] = {
@@ -73,7 +73,7 @@ def prepare(concept_set: ConceptSet, tiny_base: Base) -> Any:
         method: Any = get_method(name)(parse_config(name, {**QUICK.get(name, {}), **config}))
         student = Student(copy.deepcopy(tiny_base.unet))
         targets = tuple(concept_set.find(concept) for concept in concepts or ("cat",))
-        method.prepare(Task(tiny_base, targets, concept_set, seed), student)
+        method.prepare(UnlearningTask(tiny_base, targets, concept_set, seed), student)
         return method, student
 
     return make
@@ -84,9 +84,9 @@ def shaken() -> Any:
     """A function that moves every weight of a student a little, so that it is no longer its teacher."""
 
     def shake(student: Student) -> None:
-        draw = torch.Generator().manual_seed(5)
+        rng = torch.Generator().manual_seed(5)
         with torch.no_grad():
             for value in student.unet.parameters():
-                value.add_(0.05 * torch.randn(value.shape, generator=draw))
+                value.add_(0.05 * torch.randn(value.shape, generator=rng))
 
     return shake

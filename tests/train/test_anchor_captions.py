@@ -6,7 +6,7 @@ import pytest
 
 from efface.concepts.concept import Concept, ConceptSet, Kind
 from efface.errors import UserError
-from efface.train.captions import captions
+from efface.train.data.captions import captions
 
 
 def made(

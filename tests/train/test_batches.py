@@ -8,26 +8,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from efface.models.predictor import NoisePredictor
-from efface.train.methods.ca import Noised
-from efface.train.methods.esd import RollOut
+from efface.models.noise_predictor import NoisePredictor
+from efface.train.methods.ca import NoisyBatch
+from efface.train.methods.esd import Rollout
 from efface.train.methods.fade import FADEBatch
 
 
-def ca(one: tuple[Noised, Noised], other: tuple[Noised, Noised]) -> tuple[Noised, Noised]:
+def ca(one: tuple[NoisyBatch, NoisyBatch], other: tuple[NoisyBatch, NoisyBatch]) -> tuple[NoisyBatch, NoisyBatch]:
     ablate, prior = (
-        Noised(*(torch.cat([getattr(part, name) for part in parts]) for name in Noised.__annotations__))
+        NoisyBatch(*(torch.cat([getattr(part, name) for part in parts]) for name in NoisyBatch.__annotations__))
         for parts in zip(one, other, strict=True)
     )
     return ablate, prior
 
 
-def esd(one: RollOut, other: RollOut) -> RollOut:
+def esd(one: Rollout, other: Rollout) -> Rollout:
     timesteps = torch.cat([part.timestep.expand(len(part.latents)) for part in (one, other)])
-    latents, condition, target = (
-        torch.cat([getattr(one, name), getattr(other, name)]) for name in ("latents", "condition", "target")
+    latents, encoder_hidden_states, target = (
+        torch.cat([getattr(one, name), getattr(other, name)]) for name in ("latents", "encoder_hidden_states", "target")
     )
-    return RollOut(latents, timesteps, condition, target)
+    return Rollout(latents, timesteps, encoder_hidden_states, target)
 
 
 def fade(one: FADEBatch, other: FADEBatch) -> FADEBatch:

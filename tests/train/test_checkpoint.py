@@ -25,7 +25,7 @@ FOUR = {"ca": {"samples_seen": 8}, "esd": {"steps": 4}, "fade": {"steps": 4}}
 def run(tiny_base: Base, concept_set: ConceptSet, tmp_path: Path) -> Any:
     """A function (job, stop_at=None, every=50) -> delta and metrics, or the Stopped raised; all with one checkpoint."""
 
-    def go(job: Job, stop_at: int | None = None, every: int = 50) -> Any:
+    def go(job: Job, stop_at: int | None = None, save_steps: int = 50) -> Any:
         def on_step(done: int, steps: int, loss: float) -> None:
             seen.append(done)
             if done == stop_at:
@@ -33,7 +33,9 @@ def run(tiny_base: Base, concept_set: ConceptSet, tmp_path: Path) -> Any:
 
         seen.clear()
         try:
-            return run_job(job, tiny_base, concept_set, on_step, checkpoint=tmp_path / "checkpoint", every=every)
+            return run_job(
+                job, tiny_base, concept_set, on_step, checkpoint=tmp_path / "checkpoint", save_steps=save_steps
+            )
         except Stopped as stopped:
             return stopped
 
@@ -59,7 +61,7 @@ def test_taken_up_at_a_step_it_ends_bit_for_bit_where_an_uninterrupted_run_does(
 
 def test_it_is_written_every_so_many_steps(quick_job: QuickJob, run: Any, tmp_path: Path) -> None:
     job = quick_job("esd", steps=5)
-    run(job, every=2)
+    run(job, save_steps=2)
     assert steps_in(tmp_path / "checkpoint") == 4
     run(job)
     assert run.seen == [5]

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from efface.train.closed_form import gather, ridge_solve
+from efface.train.closed_form import key_statistics, ridge_solve
 
 D_IN, D_OUT = 12, 7
 
 
 @pytest.fixture
-def draw() -> np.random.Generator:
+def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
@@ -18,16 +18,16 @@ def tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
-def test_the_solve_is_equation_7_with_an_explicit_inverse(draw: np.random.Generator) -> None:
-    weight, ridge = draw.normal(size=(D_OUT, D_IN)), 0.3
+def test_the_solve_is_equation_7_with_an_explicit_inverse(rng: np.random.Generator) -> None:
+    weight, ridge = rng.normal(size=(D_OUT, D_IN)), 0.3
     left, right = ridge * weight, ridge * np.eye(D_IN)
     statistics = None
     for strength, count in ((1.0, 3), (0.25, 5)):
-        keys, values = draw.normal(size=(count, D_IN)), draw.normal(size=(count, D_OUT))
+        keys, values = rng.normal(size=(count, D_IN)), rng.normal(size=(count, D_OUT))
         for c, v in zip(keys, values, strict=True):
             left += strength * np.outer(v, c)
             right += strength * np.outer(c, c)
-        part = gather(tensor(keys), tensor(values), strength)
+        part = key_statistics(tensor(keys), tensor(values), strength)
         statistics = part if statistics is None else statistics + part
     assert statistics is not None
     solved = ridge_solve(tensor(weight), statistics, ridge).numpy()
@@ -35,66 +35,66 @@ def test_the_solve_is_equation_7_with_an_explicit_inverse(draw: np.random.Genera
 
 
 def test_with_nothing_to_preserve_and_free_change_a_key_maps_exactly_to_its_new_value(
-    draw: np.random.Generator,
+    rng: np.random.Generator,
 ) -> None:
-    weight, keys = tensor(draw.normal(size=(D_OUT, D_IN))), tensor(draw.normal(size=(3, D_IN)))
-    values = tensor(draw.normal(size=(3, D_OUT)))
-    solved = ridge_solve(weight, gather(keys, values), ridge=1e-9)
+    weight, keys = tensor(rng.normal(size=(D_OUT, D_IN))), tensor(rng.normal(size=(3, D_IN)))
+    values = tensor(rng.normal(size=(3, D_OUT)))
+    solved = ridge_solve(weight, key_statistics(keys, values), ridge=1e-9)
     torch.testing.assert_close(keys @ solved.T, values, rtol=0, atol=1e-6)
 
 
-def test_a_preserved_key_keeps_its_value(draw: np.random.Generator) -> None:
-    weight = tensor(draw.normal(size=(D_OUT, D_IN)))
-    erased, preserved = tensor(draw.normal(size=(2, D_IN))), tensor(draw.normal(size=(4, D_IN)))
-    values = tensor(draw.normal(size=(2, D_OUT)))
-    statistics = gather(erased, values) + gather(preserved, preserved @ weight.T)
+def test_a_preserved_key_keeps_its_value(rng: np.random.Generator) -> None:
+    weight = tensor(rng.normal(size=(D_OUT, D_IN)))
+    erased, preserved = tensor(rng.normal(size=(2, D_IN))), tensor(rng.normal(size=(4, D_IN)))
+    values = tensor(rng.normal(size=(2, D_OUT)))
+    statistics = key_statistics(erased, values) + key_statistics(preserved, preserved @ weight.T)
     solved = ridge_solve(weight, statistics, ridge=1e-9)
     torch.testing.assert_close(preserved @ solved.T, preserved @ weight.T, rtol=0, atol=1e-6)
     torch.testing.assert_close(erased @ solved.T, values, rtol=0, atol=1e-6)
 
 
-def test_what_is_orthogonal_to_all_keys_is_not_touched(draw: np.random.Generator) -> None:
-    weight, keys = tensor(draw.normal(size=(D_OUT, D_IN))), tensor(draw.normal(size=(3, D_IN)))
+def test_what_is_orthogonal_to_all_keys_is_not_touched(rng: np.random.Generator) -> None:
+    weight, keys = tensor(rng.normal(size=(D_OUT, D_IN))), tensor(rng.normal(size=(3, D_IN)))
     away = torch.linalg.svd(keys).Vh[3:]
-    solved = ridge_solve(weight, gather(keys, tensor(draw.normal(size=(3, D_OUT)))), ridge=0.5)
+    solved = ridge_solve(weight, key_statistics(keys, tensor(rng.normal(size=(3, D_OUT)))), ridge=0.5)
     torch.testing.assert_close(away @ solved.T, away @ weight.T, rtol=0, atol=1e-12)
     assert torch.linalg.matrix_rank(solved - weight) == 3
 
 
-def test_keys_that_keep_their_values_change_nothing(draw: np.random.Generator) -> None:
-    weight, keys = tensor(draw.normal(size=(D_OUT, D_IN))), tensor(draw.normal(size=(5, D_IN)))
-    solved = ridge_solve(weight, gather(keys, keys @ weight.T), ridge=0.1)
+def test_keys_that_keep_their_values_change_nothing(rng: np.random.Generator) -> None:
+    weight, keys = tensor(rng.normal(size=(D_OUT, D_IN))), tensor(rng.normal(size=(5, D_IN)))
+    solved = ridge_solve(weight, key_statistics(keys, keys @ weight.T), ridge=0.1)
     torch.testing.assert_close(solved, weight, rtol=0, atol=1e-12)
 
 
-def test_statistics_of_parts_add_up_to_those_of_the_whole(draw: np.random.Generator) -> None:
-    keys, values = tensor(draw.normal(size=(8, D_IN))), tensor(draw.normal(size=(8, D_OUT)))
-    parts = gather(keys[:3], values[:3]) + gather(keys[3:], values[3:])
-    whole = gather(keys, values)
+def test_statistics_of_parts_add_up_to_those_of_the_whole(rng: np.random.Generator) -> None:
+    keys, values = tensor(rng.normal(size=(8, D_IN))), tensor(rng.normal(size=(8, D_OUT)))
+    parts = key_statistics(keys[:3], values[:3]) + key_statistics(keys[3:], values[3:])
+    whole = key_statistics(keys, values)
     torch.testing.assert_close(parts.value_key, whole.value_key)
     torch.testing.assert_close(parts.key_key, whole.key_key)
 
 
-def test_one_map_of_keys_serves_every_layer(draw: np.random.Generator) -> None:
-    keys, guides = tensor(draw.normal(size=(3, D_IN))), tensor(draw.normal(size=(3, D_IN)))
-    shared = ridge_solve(torch.eye(D_IN), gather(keys, guides), ridge=0.5)
+def test_one_map_of_keys_serves_every_layer(rng: np.random.Generator) -> None:
+    keys, guides = tensor(rng.normal(size=(3, D_IN))), tensor(rng.normal(size=(3, D_IN)))
+    shared = ridge_solve(torch.eye(D_IN), key_statistics(keys, guides), ridge=0.5)
     for width in (4, 9):
-        weight = tensor(draw.normal(size=(width, D_IN)))
-        alone = ridge_solve(weight, gather(keys, guides @ weight.T), ridge=0.5)
+        weight = tensor(rng.normal(size=(width, D_IN)))
+        alone = ridge_solve(weight, key_statistics(keys, guides @ weight.T), ridge=0.5)
         torch.testing.assert_close(weight @ shared, alone)
 
 
-def test_fp64_survives_keys_that_share_a_huge_mean_where_fp32_does_not(draw: np.random.Generator) -> None:
-    weight = draw.normal(size=(D_OUT, D_IN))
-    keys = 300.0 * draw.normal(size=(1, D_IN)) + draw.normal(size=(20, D_IN))
-    values, ridge = draw.normal(size=(20, D_OUT)), 0.01
+def test_fp64_survives_keys_that_share_a_huge_mean_where_fp32_does_not(rng: np.random.Generator) -> None:
+    weight = rng.normal(size=(D_OUT, D_IN))
+    keys = 300.0 * rng.normal(size=(1, D_IN)) + rng.normal(size=(20, D_IN))
+    values, ridge = rng.normal(size=(20, D_OUT)), 0.01
     # the same minimum by least squares on [keys; sqrt(ridge) I], which never squares the condition number
     stacked = np.concatenate([keys, np.sqrt(ridge) * np.eye(D_IN)])
     wanted = np.concatenate([values - keys @ weight.T, np.zeros((D_IN, D_OUT))])
     expected = weight + np.linalg.lstsq(stacked, wanted, rcond=None)[0].T
     error = {}
     for dtype in (torch.float64, torch.float32):
-        statistics = gather(tensor(keys), tensor(values), dtype=dtype)
+        statistics = key_statistics(tensor(keys), tensor(values), dtype=dtype)
         error[dtype] = np.abs(ridge_solve(tensor(weight), statistics, ridge).numpy() - expected).max()
     assert error[torch.float64] < 1e-8
     assert error[torch.float32] > 1e-3

@@ -13,9 +13,9 @@ from efface.concepts.concept import Concept, ConceptSet
 from efface.errors import Stopped, UserError
 from efface.models.base import Base, load_base
 from efface.models.delta import Delta
-from efface.train.chain import with_standing_anchor
+from efface.train.continual import with_remaining_anchor
 from efface.train.job import Job, make_job, run_job
-from efface.train.method import ClosedFormMethod, Task, get_method, method_names, parse_config
+from efface.train.method import ClosedFormMethod, UnlearningTask, get_method, method_names, parse_config
 
 CHAIN = ("cat", "dog", "bus")
 # Two steps of each method on 16 px images.
@@ -260,16 +260,16 @@ def test_a_chain_may_go_on_from_a_delta_that_began_none(strategy: Any, before: l
     start = make_job("tiny", tiny_base.fingerprint, "uce", WORLD, before, strategy=strategy)
     parent = run_job(start, tiny_base, WORLD)[0]
     delta = erase(tiny_base, "uce", [*before, "bus"], parent)
-    told = [(r["job_id"], r["concepts"], r["delta"]) for r in delta.lineage]
-    assert told == [(start.id, before, parent.id), (delta.provenance["job_id"], ["bus"], delta.id)]
+    result = [(r["job_id"], r["concepts"], r["delta"]) for r in delta.lineage]
+    assert result == [(start.id, before, parent.id), (delta.provenance["job_id"], ["bus"], delta.id)]
 
 
 # What is erased is nothing to hold on to
 
 
 def test_an_anchor_that_is_gone_gives_way_to_one_that_stands() -> None:
-    def anchor(name: str, *gone: str) -> str | None:
-        return with_standing_anchor(WORLD.find(name), WORLD, gone).anchor
+    def anchor(name: str, *erased: str) -> str | None:
+        return with_remaining_anchor(WORLD.find(name), WORLD, erased).anchor
 
     assert anchor("fox") == "dog"
     assert anchor("fox", "dog") == "cat"  # the dog's own anchor
@@ -296,7 +296,7 @@ def test_nothing_is_mapped_to_what_is_erased_with_it(strategy: Any, tiny_base: B
         concepts=tuple(concept.model_copy(update={"anchor": anchors.get(concept.name)}) for concept in WORLD.concepts),
     )
     method: Any = get_method("uce")(parse_config("uce", {}))
-    expected = method.solve(Task(tiny_base, (by_hand.find("cat"), by_hand.find("dog")), by_hand, seed=0))
+    expected = method.solve(UnlearningTask(tiny_base, (by_hand.find("cat"), by_hand.find("dog")), by_hand, seed=0))
     assert same(found.tensors, {name: value.detach() for name, value in expected.items()})
 
 
@@ -306,7 +306,7 @@ def test_an_erased_concept_is_no_neighbour(
 ) -> None:
     monkeypatch.setattr("efface.train.methods.fade.nearest", lambda base, target, phrases, *rest: phrases)
     method: Any = get_method("fade")(parse_config("fade", {**QUICK["fade"], **config}))
-    task = Task(tiny_base, (WORLD.find("dog"),), WORLD, 0, erased=(WORLD.find("fox"), WORLD.find("bus")))
+    task = UnlearningTask(tiny_base, (WORLD.find("dog"),), WORLD, 0, erased=(WORLD.find("fox"), WORLD.find("bus")))
     neighbours = method.neighbours(WORLD.find("dog"), task)
     assert "owl" in neighbours and not {"fox", "bus", "dog"} & set(neighbours)
 
@@ -314,13 +314,13 @@ def test_an_erased_concept_is_no_neighbour(
 def test_the_method_is_told_the_new_request_and_what_was_erased_before(
     tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Task] = []
+    asked: list[UnlearningTask] = []
     esd: Any = get_method("esd")
     prepare = esd.prepare
     monkeypatch.setattr(esd, "prepare", lambda self, task, student: (asked.append(task), prepare(self, task, student)))
     chain(tiny_base, "esd", CHAIN)
-    told = [([c.name for c in task.concepts], [c.name for c in task.erased]) for task in asked]
-    assert told == [(["cat"], []), (["dog"], ["cat"]), (["bus"], ["cat", "dog"])]
+    result = [([c.name for c in task.concepts], [c.name for c in task.erased]) for task in asked]
+    assert result == [(["cat"], []), (["dog"], ["cat"]), (["bus"], ["cat", "dog"])]
 
 
 # Wrong parents

@@ -10,17 +10,17 @@ import torch
 from two_processes import difference, rounding, saved, together
 
 from efface.concepts.concept import ConceptSet
+from efface.config_files import CONFIGS, list_configs
 from efface.errors import JobFailure, Stopped, UserError
 from efface.models.base import Base, load_base
-from efface.strict import CONFIGS, shipped
 from efface.train.job import Job, run_job
 from efface.train.method import GradientConfig, get_method
 from efface.train.methods.esd import ESD
-from efface.train.setup import Setup
-from efface.train.zero import ZeroEngine, deepspeed_config
+from efface.train.trainer.deepspeed_engine import ZeroEngine, deepspeed_config
+from efface.train.trainer.options import TrainingOptions
 
 QuickJob = Callable[..., Job]
-Case = tuple[str, Job, Setup]
+Case = tuple[str, Job, TrainingOptions]
 """Name of the file, job, and how it is run."""
 
 # The tiny UNet's tensors would all be small enough to stay everywhere.
@@ -46,8 +46,8 @@ def do(rank: int, cases: list[Case], folder: Path, concept_set: ConceptSet, out:
     torch.distributed.init_process_group("gloo")
     for method in {get_method(job.method) for _, job, _ in cases}:
         watch(method)
-    for name, job, setup in cases:
-        delta, _ = run_job(job, base, concept_set, setup=setup)
+    for name, job, training_options in cases:
+        delta, _ = run_job(job, base, concept_set, training_options=training_options)
         assert all(torch.equal(value, originals[key]) for key, value in base.tensors().items())
         if rank == 0:
             delta.save(out / f"{name}.safetensors")
@@ -89,7 +89,9 @@ def cut(rank: int, job: Job, ways: list[str | None], folder: Path, concept_set: 
                 raise Stopped("enough")
 
         with pytest.raises(Stopped):
-            run_job(job, base, concept_set, stop, checkpoint=mine, setup=Setup(deepspeed=deepspeed))
+            run_job(
+                job, base, concept_set, stop, checkpoint=mine, training_options=TrainingOptions(deepspeed=deepspeed)
+            )
     torch.distributed.destroy_process_group()
 
 
@@ -98,8 +100,14 @@ def test_zero_2_and_3_in_two_processes_give_the_delta_of_one(
 ) -> None:
     how = {"variant": "selfattn", "steps": 2, "optimizer": "sgd", "learning_rate": 1.0, "max_grad_norm": 0.01}
     job = quick_job("esd", gradient_accumulation_steps=4, **how)
-    ways = {"zero2": Setup(deepspeed="zero2"), "zero3": Setup(deepspeed=zero3)}
-    together(do, [(name, job, setup) for name, setup in ways.items()], tiny_base_folder, concept_set, tmp_path)
+    ways = {"zero2": TrainingOptions(deepspeed="zero2"), "zero3": TrainingOptions(deepspeed=zero3)}
+    together(
+        do,
+        [(name, job, training_options) for name, training_options in ways.items()],
+        tiny_base_folder,
+        concept_set,
+        tmp_path,
+    )
     alone, _ = run_job(job, tiny_base, concept_set)
     assert {name: difference(delta, alone, tiny_base) < 1e-5 for name, delta in saved(tmp_path).items()} == {
         "zero2": True,
@@ -173,12 +181,20 @@ def test_every_method_agrees_under_ddp_and_every_stage(
         return quick_job(name.split()[0], **settings(name, steps, optimizer, clipped))
 
     jobs = {name: job_of(name, clipped) for name in METHODS}
-    ways = {"ddp": Setup(), "zero2": Setup(deepspeed="zero2"), "zero3": Setup(deepspeed=zero3)}
+    ways = {
+        "ddp": TrainingOptions(),
+        "zero2": TrainingOptions(deepspeed="zero2"),
+        "zero3": TrainingOptions(deepspeed=zero3),
+    }
     if steps == 1:
-        ways |= {name: Setup(deepspeed=name) for name in ("zero1", "zero2-offload", "zero3-offload")}
+        ways |= {name: TrainingOptions(deepspeed=name) for name in ("zero1", "zero2-offload", "zero3-offload")}
         for name in ("ddp", "zero3"):
             ways[f"{name} checkpointing"] = ways[name].model_copy(update={"gradient_checkpointing": True})
-    cases = [(f"{name}, {way}", job, setup) for name, job in jobs.items() for way, setup in ways.items()]
+    cases = [
+        (f"{name}, {way}", job, training_options)
+        for name, job in jobs.items()
+        for way, training_options in ways.items()
+    ]
     together(do, cases, tiny_base_folder, concept_set, tmp_path)
     alone = {name: run_job(job, tiny_base, concept_set)[0] for name, job in jobs.items()}
     # What is asked can be told from the rounding of the weights, and, clipped, from what comes without.
@@ -200,8 +216,8 @@ def test_one_process_alone_may_use_it_too_and_with_gradient_checkpointing(
     job = quick_job("esd", gradient_accumulation_steps=2)
     plain, _ = run_job(job, tiny_base, concept_set)
     for checkpointing in (False, True):
-        how = Setup(deepspeed=name, gradient_checkpointing=checkpointing)
-        delta, _ = run_job(job, tiny_base, concept_set, setup=how)
+        how = TrainingOptions(deepspeed=name, gradient_checkpointing=checkpointing)
+        delta, _ = run_job(job, tiny_base, concept_set, training_options=how)
         assert difference(delta, plain, tiny_base) < 1e-3
         assert not torch.distributed.is_initialized() and dict(os.environ) == environment
         assert torch.nn.functional.linear is linear
@@ -226,7 +242,7 @@ def test_bf16_weights_that_are_not_trained_go_through_it_as_they_are(
 
     monkeypatch.setattr(ESD, "prepare", prepared)
     monkeypatch.setattr(ESD, "loss", computed)
-    delta, _ = run_job(job, tiny_base, concept_set, setup=Setup(deepspeed=name))
+    delta, _ = run_job(job, tiny_base, concept_set, training_options=TrainingOptions(deepspeed=name))
     assert dtypes == {torch.bfloat16}
     # ZeRO-3's hooks add up the gradients of a skip connection in another order, and bf16 has eight bits.
     assert difference(delta, plain, tiny_base) < 2**-8
@@ -238,8 +254,18 @@ def test_in_bf16_two_processes_agree_with_one_up_to_its_eight_bits(
 ) -> None:
     how = {"precision": "bf16", "optimizer": "sgd", "steps": 1, "gradient_accumulation_steps": 2}
     job = quick_job("esd", learning_rate=1e3, **how)
-    ways = {"ddp": Setup(), "zero2": Setup(deepspeed="zero2"), "zero3": Setup(deepspeed=zero3)}
-    together(do, [(name, job, setup) for name, setup in ways.items()], tiny_base_folder, concept_set, tmp_path)
+    ways = {
+        "ddp": TrainingOptions(),
+        "zero2": TrainingOptions(deepspeed="zero2"),
+        "zero3": TrainingOptions(deepspeed=zero3),
+    }
+    together(
+        do,
+        [(name, job, training_options) for name, training_options in ways.items()],
+        tiny_base_folder,
+        concept_set,
+        tmp_path,
+    )
     alone, _ = run_job(job, tiny_base, concept_set)
     apart = {name: difference(delta, alone, tiny_base) for name, delta in saved(tmp_path).items()}
     print(apart)  # for pytest -rP
@@ -255,12 +281,12 @@ def test_a_checkpoint_that_cannot_be_restored_leaves_nothing_of_deepspeed_behind
     def fail(*_: Any) -> None:
         raise torch.OutOfMemoryError
 
-    job, how = quick_job("esd"), Setup(deepspeed="zero2")
+    job, how = quick_job("esd"), TrainingOptions(deepspeed="zero2")
     with pytest.raises(Stopped):
-        run_job(job, tiny_base, concept_set, stop, checkpoint=tmp_path / "checkpoint", setup=how)
+        run_job(job, tiny_base, concept_set, stop, checkpoint=tmp_path / "checkpoint", training_options=how)
     monkeypatch.setattr(ZeroEngine, "restore", fail)
     with pytest.raises(torch.OutOfMemoryError) as raised:
-        run_job(job, tiny_base, concept_set, checkpoint=tmp_path / "checkpoint", setup=how)
+        run_job(job, tiny_base, concept_set, checkpoint=tmp_path / "checkpoint", training_options=how)
     assert not torch.distributed.is_initialized() and "LOCAL_RANK" not in os.environ
     assert raised.tb  # with it everything in the frames is still there
 
@@ -270,11 +296,11 @@ def test_a_step_that_deepspeed_would_leave_out_fails_the_job(
 ) -> None:
     job = quick_job("esd", steps=4, optimizer="sgd", learning_rate=1e30)
     with pytest.raises(JobFailure, match=r"at step 2 of 4: the learning rate 1e\+30 is probably too high"):
-        run_job(job, tiny_base, concept_set, setup=Setup(deepspeed="zero2"))
+        run_job(job, tiny_base, concept_set, training_options=TrainingOptions(deepspeed="zero2"))
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.0, 0.7])
-@pytest.mark.parametrize("name", shipped("deepspeed"))
+@pytest.mark.parametrize("name", list_configs("deepspeed"))
 def test_clipping_batch_and_accumulation_are_the_jobs_and_nothing_is_left_to_guess(
     name: str, max_grad_norm: float
 ) -> None:

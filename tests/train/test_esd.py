@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from efface.models.base import Base
-from efface.models.groups import select
-from efface.models.predictor import predictor
-from efface.models.text import encode_prompts
+from efface.models.noise_predictor import predictor
+from efface.models.parameter_groups import select
+from efface.models.text_encoding import encode_prompts
 from efface.train.method import get_method, parse_config
 from efface.train.methods.esd import esd_target
 
@@ -51,9 +51,9 @@ def test_with_eta_0_the_target_is_the_frozen_prediction_for_the_empty_prompt(
 ) -> None:
     esd, student = prepare("esd", eta=0)
     shaken(student)
-    roll_out = esd.batch(0)
-    empty = predictor(tiny_base.unet)(roll_out.latents, roll_out.timestep, encode_prompts(tiny_base, [""]))
-    torch.testing.assert_close(roll_out.target, empty)
+    rollout = esd.batch(0)
+    empty = predictor(tiny_base.unet)(rollout.latents, rollout.timestep, encode_prompts(tiny_base, [""]))
+    torch.testing.assert_close(rollout.target, empty)
 
 
 @torch.no_grad()
@@ -78,9 +78,9 @@ def first_latents(esd: Any, index: int) -> Tensor:
     caught: list[Tensor] = []
     sampler = esd.sampler
 
-    def catch(latents: Tensor, timestep: Any, condition: Tensor) -> Tensor:
+    def catch(latents: Tensor, timestep: Any, encoder_hidden_states: Tensor) -> Tensor:
         caught.append(latents[:1])
-        return sampler(latents, timestep, condition)
+        return sampler(latents, timestep, encoder_hidden_states)
 
     esd.sampler = catch
     esd.batch(index)
@@ -94,10 +94,10 @@ def test_the_target_steers_the_frozen_prediction_away_from_the_concept(
 ) -> None:
     esd, student = prepare("esd", eta=3)
     shaken(student)
-    roll_out, teacher = esd.batch(0), predictor(tiny_base.unet)
-    cat, empty = (teacher(roll_out.latents, roll_out.timestep, encode_prompts(tiny_base, [p])) for p in ("a cat", ""))
-    torch.testing.assert_close(roll_out.target, 4 * empty - 3 * cat, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(roll_out.condition, encode_prompts(tiny_base, ["a cat"]))
+    rollout, teacher = esd.batch(0), predictor(tiny_base.unet)
+    cat, empty = (teacher(rollout.latents, rollout.timestep, encode_prompts(tiny_base, [p])) for p in ("a cat", ""))
+    torch.testing.assert_close(rollout.target, 4 * empty - 3 * cat, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(rollout.encoder_hidden_states, encode_prompts(tiny_base, ["a cat"]))
 
 
 @torch.no_grad()
@@ -106,37 +106,37 @@ def test_erase_from_conditions_trajectory_and_student_on_the_wider_prompt(
 ) -> None:
     esd, student = prepare("esd", erase_from="an animal", eta=2)
     index = first_with_stop(esd, TIMESTEPS[2])
-    roll_out = esd.batch(index)
+    rollout = esd.batch(index)
     wide, cat, empty = (encode_prompts(tiny_base, [prompt]) for prompt in ("an animal", "a cat", ""))
     expected = ddim(student, wide, empty, first_latents(esd, index), 2, alphas_cumprod)
-    torch.testing.assert_close(roll_out.latents, expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(roll_out.condition, wide)
-    eps = [predictor(tiny_base.unet)(roll_out.latents, roll_out.timestep, c) for c in (wide, cat, empty)]
-    torch.testing.assert_close(roll_out.target, eps[0] - 2 * (eps[1] - eps[2]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(rollout.latents, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(rollout.encoder_hidden_states, wide)
+    eps = [predictor(tiny_base.unet)(rollout.latents, rollout.timestep, c) for c in (wide, cat, empty)]
+    torch.testing.assert_close(rollout.target, eps[0] - 2 * (eps[1] - eps[2]), rtol=1e-4, atol=1e-5)
 
 
 def test_the_loss_is_the_mean_squared_error_of_the_unguided_student(prepare: Any) -> None:
     esd, student = prepare("esd", batch_size=2)
-    roll_out = esd.batch(0)
-    error = student(roll_out.latents, roll_out.timestep, roll_out.condition) - roll_out.target
-    torch.testing.assert_close(esd.loss(student, roll_out), (error**2).mean())
+    rollout = esd.batch(0)
+    error = student(rollout.latents, rollout.timestep, rollout.encoder_hidden_states) - rollout.target
+    torch.testing.assert_close(esd.loss(student, rollout), (error**2).mean())
 
 
 @torch.no_grad()
 def test_a_batch_shares_the_step_and_has_noise_of_its_own_for_each_sample(prepare: Any) -> None:
     esd, _ = prepare("esd", batch_size=3)
-    roll_out = esd.batch(0)
-    assert roll_out.timestep.ndim == 0 and roll_out.latents.shape == (3, 4, 8, 8)
-    assert not torch.equal(roll_out.latents[0], roll_out.latents[1])
+    rollout = esd.batch(0)
+    assert rollout.timestep.ndim == 0 and rollout.latents.shape == (3, 4, 8, 8)
+    assert not torch.equal(rollout.latents[0], rollout.latents[1])
 
 
 @torch.no_grad()
 def test_every_step_of_the_trajectory_is_drawn_and_every_concept(prepare: Any, tiny_base: Base) -> None:
     esd, _ = prepare("esd", "cat", "dog")
     batches = [esd.batch(index) for index in range(30)]
-    assert {int(roll_out.timestep) for roll_out in batches} == set(TIMESTEPS)
+    assert {int(rollout.timestep) for rollout in batches} == set(TIMESTEPS)
     cat, dog = encode_prompts(tiny_base, ["a cat", "a dog"])
-    asked = [[torch.equal(roll_out.condition[0], concept) for roll_out in batches] for concept in (cat, dog)]
+    asked = [[torch.equal(rollout.encoder_hidden_states[0], concept) for rollout in batches] for concept in (cat, dog)]
     assert any(asked[0]) and any(asked[1]) and all(a != b for a, b in zip(*asked, strict=True))
 
 

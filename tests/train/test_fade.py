@@ -11,21 +11,21 @@ from torch import Tensor
 from efface.concepts.concept import Concept, ConceptSet
 from efface.errors import UserError
 from efface.models.base import Base
-from efface.models.predictor import partial_denoise, predictor
+from efface.models.noise_predictor import partial_denoise, predictor
 from efface.models.scheduler import make_scheduler
-from efface.models.text import encode_prompts
+from efface.models.text_encoding import encode_prompts
 from efface.train.job import make_job, run_job
-from efface.train.loop import train
-from efface.train.method import Student, Task, parse_config, preset_names
+from efface.train.method import Student, UnlearningTask, parse_config, preset_names
 from efface.train.methods import fade
 from efface.train.methods.fade import (
     FADE,
-    bare,
     code_adjacent_loss,
     code_erase_loss,
     paper_adjacent_loss,
     paper_erase_loss,
+    without_article,
 )
+from efface.train.trainer.loop import train
 
 JAY = Concept(name="Blue Jay", kind="animal", phrase="a blue jay", adjacent=("finch", "crow"))
 CROW = Concept(name="crow", kind="animal", phrase="a crow", adjacent=("finch",))
@@ -46,7 +46,7 @@ def ready(base: Base, *concepts: Concept, **config: Any) -> tuple[FADE, Student]
 
     method = FADE(parse_config("fade", {**QUICK, **config}))
     student = Student(copy.deepcopy(base.unet))
-    method.prepare(Task(base, concepts or (JAY,), BIRDS, seed=3), student)
+    method.prepare(UnlearningTask(base, concepts or (JAY,), BIRDS, seed=3), student)
     return method, student
 
 
@@ -65,9 +65,9 @@ def test_every_shipped_preset_is_a_config(preset: str) -> None:
 @pytest.fixture
 def predictions() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Target (n, 4, h, w), neighbours' original and adapted (K, …), sentences' original (J, …)."""
-    draw = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     shapes = ((2, 4, 6, 5), (5, 2, 4, 6, 5), (5, 2, 4, 6, 5), (3, 2, 4, 6, 5))
-    return tuple(torch.randn(shape, generator=draw) for shape in shapes)  # type: ignore[return-value]
+    return tuple(torch.randn(shape, generator=rng) for shape in shapes)  # type: ignore[return-value]
 
 
 def test_the_authors_erase_loss_sums_mean_row_norms_five_against_three(predictions: Any) -> None:
@@ -191,7 +191,7 @@ def test_heights_and_widths_are_drawn_from_the_sizes(tiny_base: Base) -> None:
 
 def test_several_concepts_take_turns_and_none_is_a_neighbour_of_another(tiny_base: Base) -> None:
     method, _ = ready(tiny_base, JAY, CROW)
-    task = Task(tiny_base, (JAY, CROW), BIRDS, seed=3)
+    task = UnlearningTask(tiny_base, (JAY, CROW), BIRDS, seed=3)
     assert [method.texts(concept, task)[-1] for concept in (JAY, CROW)] == ["finch", "finch"]
     asked = [method.batch(index).encoder_hidden_states[0] for index in range(12)]
     jay, crow = (sum(torch.equal(prompts[0], prompt) for prompt in asked) for prompts in method.prompts)
@@ -208,7 +208,7 @@ def test_neighbours_are_computed_from_the_set_or_from_the_candidates(
         return candidates[:1]
 
     monkeypatch.setattr(fade, "nearest", nearest)
-    task = Task(tiny_base, (JAY,), BIRDS, seed=3)
+    task = UnlearningTask(tiny_base, (JAY,), BIRDS, seed=3)
     config = {"neighbours": "computed"}
     assert FADE(parse_config("fade", config)).neighbours(JAY, task) == ["crow"]
     config = {**config, "candidates": ["an owl", "a blue jay"], "neighbour_count": 2, "prompt": "one {}"}
@@ -219,7 +219,7 @@ def test_neighbours_are_computed_from_the_set_or_from_the_candidates(
 
 
 def test_adjacent_concepts_are_taken_in_the_sets_order_and_at_most_so_many(tiny_base: Base) -> None:
-    task = Task(tiny_base, (JAY,), BIRDS, seed=3)
+    task = UnlearningTask(tiny_base, (JAY,), BIRDS, seed=3)
     few, all_of_them = (
         FADE(parse_config("fade", {"neighbours": "adjacent", "neighbour_count": count})).neighbours(JAY, task)
         for count in (1, 5)
@@ -234,12 +234,12 @@ def test_without_any_neighbour_the_user_is_told_what_to_list(tiny_base: Base) ->
 
 def test_prompts_are_bare_names() -> None:
     phrases = ("a cat", "an owl", "the sea", "Theatre", "Van Gogh")
-    assert [bare(phrase) for phrase in phrases] == ["cat", "owl", "sea", "Theatre", "Van Gogh"]
+    assert [without_article(phrase) for phrase in phrases] == ["cat", "owl", "sea", "Theatre", "Van Gogh"]
 
 
 def test_guidance_alone_brings_the_targets_prediction_to_the_empty_prompts(tiny_base: Base) -> None:
     config = {**QUICK, "steps": 30, "erase_weight": 0.0, "adjacent_weight": 0.0, "learning_rate": 0.02}
-    losses = train(FADE(parse_config("fade", config)), Task(tiny_base, (JAY,), BIRDS, seed=0)).losses
+    losses = train(FADE(parse_config("fade", config)), UnlearningTask(tiny_base, (JAY,), BIRDS, seed=0)).losses
     assert np.mean(losses[-5:]) < 0.2 * np.mean(losses[:5])
 
 

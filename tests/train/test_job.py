@@ -114,9 +114,9 @@ def test_with_half_the_batch_a_step_has_as_many_samples_and_the_delta_says_so(
 ) -> None:
     names = ("batch_size", "gradient_accumulation_steps")
     whole = quick_job("esd", **dict(zip(names, (batch, of_so_many), strict=True)))
-    delta, metrics = run_job(whole, tiny_base, concept_set, halve_batch=True)
+    delta, metrics = run_job(whole, tiny_base, concept_set, reduce_micro_batch=True)
     assert delta.provenance["job_id"] == whole.id
-    assert delta.provenance["batch_halved"] == dict(zip(names, runs_as, strict=True))
+    assert delta.provenance["reduced_micro_batch"] == dict(zip(names, runs_as, strict=True))
     assert metrics["samples_seen"] == 2 * batch * of_so_many
     smaller, _ = run_job(quick_job("esd", **dict(zip(names, runs_as, strict=True))), tiny_base, concept_set)
     assert all(value.equal(smaller.tensors[name]) for name, value in delta.tensors.items())
@@ -127,4 +127,4 @@ def test_a_batch_that_cannot_be_halved_ends_the_job(
     method: str, config: dict[str, Any], quick_job: Any, tiny_base: Base, concept_set: ConceptSet
 ) -> None:
     with pytest.raises(JobFailure, match=f"method '{method}' needs more memory than there is"):
-        run_job(quick_job(method, **config), tiny_base, concept_set, halve_batch=True)
+        run_job(quick_job(method, **config), tiny_base, concept_set, reduce_micro_batch=True)

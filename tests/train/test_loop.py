@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from efface.errors import JobFailure
 from efface.models.base import Base
-from efface.models.predictor import NoisePredictor
-from efface.train.loop import learning_rate_factor, train
-from efface.train.method import GradientConfig, GradientMethod, Student, Task
+from efface.models.noise_predictor import NoisePredictor
+from efface.train.method import GradientConfig, GradientMethod, Student, UnlearningTask
+from efface.train.trainer.loop import learning_rate_factor, train
 
 BIAS = "unet.conv_out.bias"
 
@@ -29,7 +29,7 @@ class Pull(GradientMethod):
         self.targets = targets
         self.seen: list[int] = []
 
-    def prepare(self, task: Task, student: Student) -> None:
+    def prepare(self, task: UnlearningTask, student: Student) -> None:
         self.student = student
 
     def trained(self, student: Student) -> dict[str, nn.Parameter]:
@@ -51,7 +51,7 @@ def run(tiny_base: Base, concept_set: Any) -> Any:
     def go(method: Pull) -> tuple[Tensor, list[float]]:
         with torch.no_grad():
             tiny_base.unet.conv_out.bias.fill_(1.0)
-        tensors, losses, _ = train(method, Task(tiny_base, concept_set.concepts[:1], concept_set, 0))
+        tensors, losses, _ = train(method, UnlearningTask(tiny_base, concept_set.concepts[:1], concept_set, 0))
         return tensors[BIAS], losses
 
     return go

@@ -13,20 +13,28 @@ from efface.errors import UserError
 from efface.models.base import Base, BaseSpec, architecture, read_base
 from efface.models.loading import empty_components
 from efface.models.recipe import load_recipe
+from efface.train.cost.passes import (
+    ForwardPasses,
+    ModelShapes,
+    forward_passes,
+    model_shapes,
+    preparation_flops,
+    step_flops,
+    trained_tensors,
+)
 from efface.train.method import Method, get_method, method_names, parse_config
-from efface.train.passes import Passes, Size, passes, preparation_flops, size_of, step_flops, trained_tensors
 
 BATCHES = 12  # enough for a roll-out of the full length and of none
 
 
 @pytest.fixture
-def tiny_size(tiny_base_folder: Path) -> Size:
-    return Size(*empty_components(tiny_base_folder), image_size=16)
+def tiny_size(tiny_base_folder: Path) -> ModelShapes:
+    return ModelShapes(*empty_components(tiny_base_folder), image_size=16)
 
 
 @pytest.fixture(scope="session")
-def sd() -> Size:
-    return size_of(read_base("sd-v1-4"))
+def sd() -> ModelShapes:
+    return model_shapes(read_base("sd-v1-4"))
 
 
 def method(name: str, **config: Any) -> Method:
@@ -37,11 +45,11 @@ def recorded(base: Base, built: Any, student: Any) -> tuple[list[int], list[list
     """Rows of the passes with gradient, rows of all others batch by batch, and the latents' sides."""
     trained: list[int] = []
     frozen: list[list[int]] = []
-    sides: set[int] = set()
+    latent_sizes: set[int] = set()
 
     def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         rows, _, height, width = inputs[0].shape
-        sides.update((height, width))
+        latent_sizes.update((height, width))
         trained.append(rows) if torch.is_grad_enabled() else frozen[-1].append(rows)
 
     for unet in (base.unet, student.unet):
@@ -51,7 +59,7 @@ def recorded(base: Base, built: Any, student: Any) -> tuple[list[int], list[list
         with torch.no_grad():
             batch = built.batch(index)
         built.loss(student, batch)
-    return trained, frozen, sides
+    return trained, frozen, latent_sizes
 
 
 @pytest.mark.parametrize(
@@ -67,35 +75,35 @@ def recorded(base: Base, built: Any, student: Any) -> tuple[list[int], list[list
     ],
 )
 def test_the_rows_are_those_of_the_method_at_work(
-    name: str, config: dict[str, Any], prepare: Callable[..., Any], tiny_base: Base, tiny_size: Size
+    name: str, config: dict[str, Any], prepare: Callable[..., Any], tiny_base: Base, tiny_size: ModelShapes
 ) -> None:
     built, student = prepare(name, **config)
-    told = passes(built, tiny_size)
-    assert isinstance(told, Passes)
-    trained, frozen, sides = recorded(tiny_base, built, student)
-    assert set(trained) == {told.trained} and len(trained) == BATCHES
-    assert max((rows for batch in frozen for rows in batch), default=0) == told.frozen
-    assert sides == set(told.sides)
+    result = forward_passes(built, tiny_size)
+    assert isinstance(result, ForwardPasses)
+    trained, frozen, latent_sizes = recorded(tiny_base, built, student)
+    assert set(trained) == {result.trained} and len(trained) == BATCHES
+    assert max((rows for batch in frozen for rows in batch), default=0) == result.frozen
+    assert latent_sizes == set(result.latent_sizes)
     # Roll-outs are of random length: the mean lies between the shortest and the longest.
     sums = [sum(batch) for batch in frozen]
-    assert min(sums) <= told.frozen_in_all <= max(sums)
+    assert min(sums) <= result.mean_frozen_rows <= max(sums)
 
 
-def test_a_closed_form_takes_no_pass(sd: Size) -> None:
-    assert passes(method("uce"), sd) is None and step_flops(method("uce"), sd) == 0
+def test_a_closed_form_takes_no_pass(sd: ModelShapes) -> None:
+    assert forward_passes(method("uce"), sd) is None and step_flops(method("uce"), sd) == 0
 
 
-def test_every_built_in_method_is_told_of(sd: Size) -> None:
+def test_every_built_in_method_is_told_of(sd: ModelShapes) -> None:
     for name in method_names():
         if get_method(name).__module__.startswith("efface."):
-            passes(method(name), sd)
+            forward_passes(method(name), sd)
 
 
-def test_another_method_is_not_guessed_at(sd: Size) -> None:
+def test_another_method_is_not_guessed_at(sd: ModelShapes) -> None:
     built = method("esd")
     built.name = "mine"  # type: ignore[misc]
     with pytest.raises(UserError, match="the passes of method 'mine' are not known, only of ca, esd, fade, uce"):
-        passes(built, sd)
+        forward_passes(built, sd)
 
 
 @pytest.mark.parametrize(
@@ -113,13 +121,13 @@ def test_another_method_is_not_guessed_at(sd: Size) -> None:
         ("fade", {}, (4 + 12 + 2 + 9 + 5) * 12_480 + 16 * 2 * 768),
     ],
 )
-def test_trained_numbers(name: str, config: dict[str, Any], count: int, sd: Size) -> None:
+def test_trained_numbers(name: str, config: dict[str, Any], count: int, sd: ModelShapes) -> None:
     unet, trained = trained_tensors(method(name, **config), sd)
     assert sum(parameter.numel() for parameter in trained.values()) == count
     assert set(trained) <= {name for name, _ in unet.named_parameters()}
 
 
-def test_a_step_of_esd_is_some_53_forward_passes(sd: Size) -> None:
+def test_a_step_of_esd_is_some_53_forward_passes(sd: ModelShapes) -> None:
     """24.5 roll-out steps of two rows, the teacher's two, and 2.1 of the student's forward and backward."""
     assert step_flops(method("esd"), sd) / 803.27e9 == pytest.approx(24.5 * 2 + 2 + 2.14, abs=0.05)
 
@@ -128,12 +136,12 @@ FORWARD, DECODE, ENCODE = 0.80327, 2.5145, 1.1167
 """TFLOP at 512 px: the UNet's, and those of the VAE's two halves."""
 
 
-def test_a_step_of_ca_is_sixteen_passes_forward_and_back_and_eight_of_the_teacher(sd: Size) -> None:
+def test_a_step_of_ca_is_sixteen_passes_forward_and_back_and_eight_of_the_teacher(sd: ModelShapes) -> None:
     """Back costs 1.14 of a pass forward: the gradient of activations, as nearly all weights are frozen."""
     assert step_flops(method("ca"), sd) / 1e12 == pytest.approx(FORWARD * (16 * (1 + 1.143) + 8), rel=0.001)
 
 
-def test_a_step_of_fade_is_some_1167_forward_passes_of_smaller_latents(sd: Size) -> None:
+def test_a_step_of_fade_is_some_1167_forward_passes_of_smaller_latents(sd: ModelShapes) -> None:
     """Four noises under nine prompts: fifteen guided steps and the teacher's one; six of the prompts are trained."""
     built = method("fade", sizes=(512,))
     rows = 4 * 9 * (2 * 15 + 1) + 4 * 6 * (1 + 1.25)
@@ -141,7 +149,7 @@ def test_a_step_of_fade_is_some_1167_forward_passes_of_smaller_latents(sd: Size)
     assert 256 / 512 < (step_flops(method("fade"), sd) / step_flops(built, sd)) ** 0.5 < 448 / 512
 
 
-def test_what_the_base_draws_beforehand(sd: Size) -> None:
+def test_what_the_base_draws_beforehand(sd: ModelShapes) -> None:
     """CA: 1,000 images of 25 guided steps, decoded and encoded. FADE: eight images of each of 83 concepts, 51 steps."""
     scheduler = json.loads((architecture("sd-v1-4") / "scheduler" / "scheduler_config.json").read_text())
 
@@ -155,6 +163,6 @@ def test_what_the_base_draws_beforehand(sd: Size) -> None:
 
 
 def test_sizes_come_from_the_configs_alone() -> None:
-    size = size_of(BaseSpec(name="x", source="some/where-on-the-hub", architecture="sd-v1-4"))
-    assert (size.image_size, size.latent_side, size.pixels_per_latent) == (512, 64, 8)
-    assert size_of(read_base("sd-v1-4-random")).unet.device.type == "meta"
+    size = model_shapes(BaseSpec(name="x", source="some/where-on-the-hub", architecture="sd-v1-4"))
+    assert (size.image_size, size.latent_size, size.pixels_per_latent) == (512, 64, 8)
+    assert model_shapes(read_base("sd-v1-4-random")).unet.device.type == "meta"

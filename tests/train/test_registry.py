@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from pydantic import Field
 
+from efface.config_files import CONFIGS
 from efface.errors import UserError
-from efface.strict import CONFIGS
 from efface.train import method as registry
 from efface.train.catalogue import catalogue
 from efface.train.method import (
@@ -108,11 +108,11 @@ def test_every_gradient_method_of_the_miniature_has_a_preset_for_it() -> None:
 
 
 def test_the_catalogue_tells_every_setting_with_range_default_and_meaning() -> None:
-    told = {method["name"]: method for method in catalogue()}
-    assert set(told) == set(method_names())
-    fields = {field["name"]: field for field in told["esd"]["fields"]}
+    result = {method["name"]: method for method in catalogue()}
+    assert set(result) == set(method_names())
+    fields = {field["name"]: field for field in result["esd"]["fields"]}
     assert fields["eta"]["type"] == "number >= 0" and fields["eta"]["default"] == 1.0
     assert fields["variant"]["type"] == "'x' | 'u' | 'x-strict' | 'selfattn' | 'full'"
     assert fields["erase_from"]["type"] == "string | null"
-    assert told["esd"]["policy"] == "either" and told["esd"]["strategies"] == ["continual", "multi", "single"]
-    assert all(method["summary"] and all(f["description"] for f in method["fields"]) for method in told.values())
+    assert result["esd"]["policy"] == "either" and result["esd"]["strategies"] == ["continual", "multi", "single"]
+    assert all(method["summary"] and all(f["description"] for f in method["fields"]) for method in result.values())

@@ -8,7 +8,7 @@ import torch
 
 from efface.concepts.concept import Concept, ConceptSet
 from efface.models.base import Base
-from efface.train.method import Task, parse_config, preset_names
+from efface.train.method import UnlearningTask, parse_config, preset_names
 from efface.train.methods.uce import UCE
 
 CAT = Concept(name="cat", kind="animal", phrase="a cat", aliases=("kitty",), anchor="dog")
@@ -18,7 +18,7 @@ ANIMALS = ConceptSet(name="animals", version=1, concepts=(CAT, DOG, BIRD))
 
 
 def solve(base: Base, *concepts: Concept, **config: Any) -> dict[str, torch.Tensor]:
-    return UCE(parse_config("uce", config)).solve(Task(base, concepts, ANIMALS, seed=0))
+    return UCE(parse_config("uce", config)).solve(UnlearningTask(base, concepts, ANIMALS, seed=0))
 
 
 def encode(base: Base, prompt: str) -> tuple[np.ndarray, int]:
@@ -99,7 +99,8 @@ def test_several_concepts_are_one_solve_and_none_of_them_is_preserved(tiny_base:
 def test_statistics_of_two_concepts_are_the_sum_of_theirs(tiny_base: Base) -> None:
     method = UCE(parse_config("uce", {"preserve": "none"}))
     both, first, second = (
-        method.statistics(Task(tiny_base, concepts, ANIMALS, seed=0)) for concepts in ((CAT, BIRD), (CAT,), (BIRD,))
+        method.statistics(UnlearningTask(tiny_base, concepts, ANIMALS, seed=0))
+        for concepts in ((CAT, BIRD), (CAT,), (BIRD,))
     )
     torch.testing.assert_close((first + second).value_key, both.value_key)
     torch.testing.assert_close((first + second).key_key, both.key_key)

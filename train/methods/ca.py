@@ -33,12 +33,12 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from efface.concepts.concept import Concept, Kind
-from efface.models.predictor import NoisePredictor
+from efface.models.noise_predictor import NoisePredictor
 from efface.models.recipe import Recipe
-from efface.models.text import encode_prompts
-from efface.train.captions import captions
-from efface.train.data import Posterior, images_of
-from efface.train.method import GradientMethod, Policy, Strategy, Student, Task, TrainingConfig, register
+from efface.models.text_encoding import encode_prompts
+from efface.train.data.captions import captions
+from efface.train.data.latents import Posterior, image_posterior
+from efface.train.method import GradientMethod, Policy, Strategy, Student, TrainingConfig, UnlearningTask, register
 from efface.train.seeds import generator, integers, normal
 
 
@@ -79,7 +79,7 @@ class CAConfig(TrainingConfig):
     )
 
     @model_validator(mode="after")
-    def _templates_have_a_place(self) -> "CAConfig":
+    def _templates_have_one_placeholder(self) -> "CAConfig":
         for kind, templates in self.templates.items():
             for template in templates:
                 if template.count("{}") != 1 or template.replace("{}", "").count("{"):
@@ -88,12 +88,12 @@ class CAConfig(TrainingConfig):
 
 
 @dataclass(frozen=True)
-class Noised:
+class NoisyBatch:
     """Noised latents and what the student should predict for them. B samples, fp32."""
 
     latents: Tensor  # (B, 4, h, w)
     timesteps: Tensor  # (B,), int64
-    condition: Tensor  # (B, 77, D)
+    encoder_hidden_states: Tensor  # (B, 77, D)
     target: Tensor  # (B, 4, h, w)
 
 
@@ -129,63 +129,64 @@ class CA(GradientMethod):
     def learning_rate(self) -> float:
         return self.config.effective_learning_rate
 
-    def prepare(self, task: Task, student: Student) -> None:
+    def prepare(self, task: UnlearningTask, student: Student) -> None:
         self.seed = task.seed
         self.student = student
         self.scheduler = DDPMScheduler.from_config(task.base.scheduler_config)
         self.data = [self._data(task, concept) for concept in task.concepts]
         detach_bos(student.unet)
 
-    def batch(self, index: int) -> tuple[Noised, Noised | None]:
+    def batch(self, index: int) -> tuple[NoisyBatch, NoisyBatch | None]:
         """The samples to ablate, and those of the prior."""
-        latents, noise, timesteps, target, anchor = self._draw("ablate", index)
+        latents, noise, timesteps, target, anchor = self._sample_batch("ablate", index)
         wanted = noise if self.config.objective == "noise" else self.student(latents, timesteps, anchor)
-        ablate = Noised(latents, timesteps, target, wanted)
+        ablate = NoisyBatch(latents, timesteps, target, wanted)
         if self.config.prior_weight == 0:
             return ablate, None
-        latents, noise, timesteps, _, anchor = self._draw("prior", index)
-        return ablate, Noised(latents, timesteps, anchor, noise)
+        latents, noise, timesteps, _, anchor = self._sample_batch("prior", index)
+        return ablate, NoisyBatch(latents, timesteps, anchor, noise)
 
-    def loss(self, student: NoisePredictor, batch: tuple[Noised, Noised | None]) -> Tensor:
+    def loss(self, student: NoisePredictor, batch: tuple[NoisyBatch, NoisyBatch | None]) -> Tensor:
         ablate, prior = batch
         if prior is None:
-            return mse_loss(student(ablate.latents, ablate.timesteps, ablate.condition), ablate.target)
+            return mse_loss(student(ablate.latents, ablate.timesteps, ablate.encoder_hidden_states), ablate.target)
         # One forward pass of both: a gang's model synchronises its gradients once.
-        latents, timesteps, condition = (
-            torch.cat([getattr(ablate, name), getattr(prior, name)]) for name in ("latents", "timesteps", "condition")
+        latents, timesteps, encoder_hidden_states = (
+            torch.cat([getattr(ablate, name), getattr(prior, name)])
+            for name in ("latents", "timesteps", "encoder_hidden_states")
         )
-        predicted_ablate, predicted_prior = student(latents, timesteps, condition).chunk(2)
+        predicted_ablate, predicted_prior = student(latents, timesteps, encoder_hidden_states).chunk(2)
         prior_loss = mse_loss(predicted_prior, prior.target)
         return mse_loss(predicted_ablate, ablate.target) + self.config.prior_weight * prior_loss
 
-    def _draw(self, purpose: str, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _sample_batch(self, purpose: str, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Noised latents, their noise and timesteps, and the embeddings of target and anchor captions."""
         count = self.config.batch_size
-        chance = generator(self.seed, purpose, index)
+        rng = generator(self.seed, purpose, index)
         clean, target, anchor = [], [], []
-        for place in range(index * count, (index + 1) * count):
-            turn, which = divmod(place, len(self.data))
-            data = self.data[which]
-            image = self._shuffled(purpose, which, turn)
-            noise = normal((1, *data.images.mean.shape[1:]), chance, data.images.mean.device)
+        for position in range(index * count, (index + 1) * count):
+            turn, concept_index = divmod(position, len(self.data))
+            data = self.data[concept_index]
+            image = self._shuffled(purpose, concept_index, turn)
+            noise = normal((1, *data.images.mean.shape[1:]), rng, data.images.mean.device)
             clean.append(data.images.latents(torch.tensor([image]), noise))
             target.append(data.target[image % len(data.target)])
             anchor.append(data.anchor[image % len(data.anchor)])
         latents = torch.cat(clean)
-        noise = normal(tuple(latents.shape), chance, latents.device)
-        timesteps = integers(self.scheduler.config.num_train_timesteps, count, chance).to(latents.device)
+        noise = normal(tuple(latents.shape), rng, latents.device)
+        timesteps = integers(self.scheduler.config.num_train_timesteps, count, rng).to(latents.device)
         noised = self.scheduler.add_noise(latents, noise, timesteps)
         return noised, noise, timesteps, torch.stack(target), torch.stack(anchor)
 
-    def _shuffled(self, purpose: str, which: int, turn: int) -> int:
+    def _shuffled(self, purpose: str, concept_index: int, turn: int) -> int:
         """The image shown in the concept's turn 0, 1, …: all of them once, in a new order each time round."""
-        rounds, place = divmod(turn, self.config.anchor_images)
+        rounds, position = divmod(turn, self.config.anchor_images)
         order = torch.randperm(
-            self.config.anchor_images, generator=generator(self.seed, purpose, which, "round", rounds)
+            self.config.anchor_images, generator=generator(self.seed, purpose, concept_index, "round", rounds)
         )
-        return int(order[place])
+        return int(order[position])
 
-    def _data(self, task: Task, concept: Concept) -> Data:
+    def _data(self, task: UnlearningTask, concept: Concept) -> Data:
         pairs = captions(concept, task.concept_set, self.config.templates, self.config.anchor_prompts)
         recipe = Recipe(
             name="anchor images",
@@ -199,7 +200,7 @@ class CA(GradientMethod):
         )
         prompts = [pairs[number % len(pairs)].anchor for number in range(self.config.anchor_images)]
         return Data(
-            images=images_of(task.base, recipe, prompts, task.cache),
+            images=image_posterior(task.base, recipe, prompts, task.cache),
             anchor=encode_prompts(task.base, [pair.anchor for pair in pairs]),
             target=encode_prompts(task.base, [pair.target for pair in pairs]),
         )

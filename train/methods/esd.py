@@ -21,10 +21,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from efface.models.predictor import NoisePredictor, partial_denoise, predictor
+from efface.models.noise_predictor import NoisePredictor, partial_denoise, predictor
 from efface.models.scheduler import make_scheduler
-from efface.models.text import encode_prompts
-from efface.train.method import GradientConfig, GradientMethod, Policy, Strategy, Student, Task, register
+from efface.models.text_encoding import encode_prompts
+from efface.train.method import GradientConfig, GradientMethod, Policy, Strategy, Student, UnlearningTask, register
 from efface.train.seeds import generator, integer, normal
 
 GROUPS = {"x": "xattn", "u": "noxattn", "x-strict": "kv-xattn", "selfattn": "selfattn", "full": "full"}
@@ -61,12 +61,12 @@ class ESDConfig(GradientConfig):
 
 
 @dataclass(frozen=True)
-class RollOut:
+class Rollout:
     """A stopped trajectory, what it was conditioned on, and what the frozen original says there. fp32."""
 
     latents: Tensor  # (B, 4, h, w)
     timestep: Tensor  # scalar, int64
-    condition: Tensor  # (B, 77, D): of the concept, or of erase_from
+    encoder_hidden_states: Tensor  # (B, 77, D): of the concept, or of erase_from
     target: Tensor  # (B, 4, h, w)
 
 
@@ -91,7 +91,7 @@ class ESD(GradientMethod):
     def group(self) -> str:
         return GROUPS[self.config.variant]
 
-    def prepare(self, task: Task, student: Student) -> None:
+    def prepare(self, task: UnlearningTask, student: Student) -> None:
         base = task.base
         self.seed = task.seed
         self.teacher = predictor(base.unet)
@@ -103,25 +103,27 @@ class ESD(GradientMethod):
         side = base.spec.image_size // 2 ** (len(base.vae.config.block_out_channels) - 1)
         self.shape = (self.config.batch_size, base.unet.config.in_channels, side, side)
 
-    def batch(self, index: int) -> RollOut:
-        chance = generator(self.seed, "esd", index)
-        concept = self.concepts[integer(len(self.concepts), chance)][None]
-        condition = concept if self.origin is None else self.origin
-        stop = integer(self.config.rollout_steps, chance)
-        noise = normal(self.shape, chance, concept.device)
+    def batch(self, index: int) -> Rollout:
+        rng = generator(self.seed, "esd", index)
+        concept = self.concepts[integer(len(self.concepts), rng)][None]
+        encoder_hidden_states = concept if self.origin is None else self.origin
+        stop = integer(self.config.rollout_steps, rng)
+        noise = normal(self.shape, rng, concept.device)
         latents, timestep = partial_denoise(
-            self.sampler, self.scheduler, condition, self.uncond, noise, self.config.guidance_scale, stop
+            self.sampler, self.scheduler, encoder_hidden_states, self.uncond, noise, self.config.guidance_scale, stop
         )
         timestep = timestep.to(concept.device)
-        asked = [concept, self.uncond] if self.origin is None else [concept, self.uncond, self.origin]
-        eps_concept, eps_uncond, *eps_origin = self._teach(latents, timestep, asked)
+        conditions = [concept, self.uncond] if self.origin is None else [concept, self.uncond, self.origin]
+        eps_concept, eps_uncond, *eps_origin = self._teacher_predictions(latents, timestep, conditions)
         target = esd_target(eps_origin[0] if eps_origin else eps_uncond, eps_concept, eps_uncond, self.config.eta)
-        return RollOut(latents, timestep, condition.expand(len(latents), -1, -1), target)
+        return Rollout(latents, timestep, encoder_hidden_states.expand(len(latents), -1, -1), target)
 
-    def loss(self, student: NoisePredictor, roll_out: RollOut) -> Tensor:
-        return mse_loss(student(roll_out.latents, roll_out.timestep, roll_out.condition), roll_out.target)
+    def loss(self, student: NoisePredictor, rollout: Rollout) -> Tensor:
+        return mse_loss(student(rollout.latents, rollout.timestep, rollout.encoder_hidden_states), rollout.target)
 
-    def _teach(self, latents: Tensor, timestep: Tensor, conditions: list[Tensor]) -> tuple[Tensor, ...]:
+    def _teacher_predictions(self, latents: Tensor, timestep: Tensor, conditions: list[Tensor]) -> tuple[Tensor, ...]:
         """The frozen original's predictions under each condition (1, 77, D), in one forward pass."""
-        together = torch.cat([condition.expand(len(latents), -1, -1) for condition in conditions])
+        together = torch.cat(
+            [encoder_hidden_states.expand(len(latents), -1, -1) for encoder_hidden_states in conditions]
+        )
         return self.teacher(latents.repeat(len(conditions), 1, 1, 1), timestep, together).chunk(len(conditions))

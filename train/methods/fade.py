@@ -32,13 +32,13 @@ from torch import Tensor, nn
 
 from efface.concepts.concept import Concept
 from efface.errors import UserError
-from efface.models.adapters import attach
-from efface.models.groups import select
-from efface.models.predictor import NoisePredictor, partial_denoise, predictor
+from efface.models.adapters import add_adapters
+from efface.models.noise_predictor import NoisePredictor, partial_denoise, predictor
+from efface.models.parameter_groups import select
 from efface.models.scheduler import make_scheduler
-from efface.models.text import encode_prompts
-from efface.train.method import GradientConfig, GradientMethod, Student, Task, register
-from efface.train.neighbourhood import nearest
+from efface.models.text_encoding import encode_prompts
+from efface.train.data.neighbours import nearest
+from efface.train.method import GradientConfig, GradientMethod, Student, UnlearningTask, register
 from efface.train.seeds import generator, integer, normal
 
 Prompts = Annotated[tuple[str, ...], Field(min_length=1)]
@@ -86,7 +86,7 @@ class FADEConfig(GradientConfig):
 
     @field_validator("prompt", "sentences")
     @classmethod
-    def _has_a_place(cls, value: Any) -> Any:
+    def _has_one_placeholder(cls, value: Any) -> Any:
         if any(text.count("{}") != 1 for text in ([value] if isinstance(value, str) else value)):
             raise ValueError("every prompt should hold '{}' once, the place of the concept")
         return value
@@ -118,11 +118,11 @@ class FADE(GradientMethod):
     def group(self) -> str:
         return "transformer"
 
-    def prepare(self, task: Task, student: Student) -> None:
+    def prepare(self, task: UnlearningTask, student: Student) -> None:
         config, base = self.config, task.base
         names = [name.removesuffix(".weight") for name in select(student.modules, self.group)]
-        draw = generator(task.seed, "fade", "adapters")
-        self.adapters = attach(student.modules, names, config.rank, config.alpha, draw)
+        rng = generator(task.seed, "fade", "adapters")
+        self.adapters = add_adapters(student.modules, names, config.rank, config.alpha, rng)
         self.seed, self.device = task.seed, base.device
         self.student, self.teacher = student, predictor(base.unet)
         # per concept: target, sentences, neighbours; (1 + J + K, 77, d)
@@ -134,13 +134,13 @@ class FADE(GradientMethod):
         factor = 2 ** (len(base.vae.config.block_out_channels) - 1)
         self.latent_sizes = [size // factor for size in config.sizes or (base.spec.image_size,)]
 
-    def texts(self, concept: Concept, task: Task) -> list[str]:
+    def texts(self, concept: Concept, task: UnlearningTask) -> list[str]:
         """The prompts of one concept to forget: itself, its sentences, its neighbours."""
-        name = bare(concept.phrase)
+        name = without_article(concept.phrase)
         sentences = [sentence.format(name) for sentence in self.config.sentences]
         return [self.config.prompt.format(name), *sentences, *self.neighbours(concept, task)]
 
-    def neighbours(self, concept: Concept, task: Task) -> list[str]:
+    def neighbours(self, concept: Concept, task: UnlearningTask) -> list[str]:
         """The prompts of the concept's neighbours, none of which is to be forgotten too, or was erased before."""
         config = self.config
         if isinstance(config.neighbours, tuple):
@@ -158,15 +158,15 @@ class FADE(GradientMethod):
         phrases = phrases[: config.neighbour_count]
         if not phrases:
             raise UserError(f"fade finds no neighbours of '{concept.name}': list some in its config, neighbours")
-        return [config.prompt.format(bare(phrase)) for phrase in phrases]
+        return [config.prompt.format(without_article(phrase)) for phrase in phrases]
 
     def batch(self, index: int) -> FADEBatch:
-        config, draw = self.config, generator(self.seed, "fade", index)
-        prompts = self.prompts[integer(len(self.prompts), draw)]
-        stop = 1 + integer(config.denoising_steps - 1, draw)
-        height, width = (self.latent_sizes[integer(len(self.latent_sizes), draw)] for _ in "hw")
+        config, rng = self.config, generator(self.seed, "fade", index)
+        prompts = self.prompts[integer(len(self.prompts), rng)]
+        stop = 1 + integer(config.denoising_steps - 1, rng)
+        height, width = (self.latent_sizes[integer(len(self.latent_sizes), rng)] for _ in "hw")
         n, count, others = config.batch_size, len(prompts), 1 + len(config.sentences)
-        noise = normal((n, 4, height, width), draw, self.device)
+        noise = normal((n, 4, height, width), rng, self.device)
 
         def each(rows: Tensor) -> Tensor:
             return rows.repeat_interleave(n, dim=0)
@@ -247,6 +247,6 @@ def paper_adjacent_loss(predicted: Tensor, original: Tensor) -> Tensor:
     return F.mse_loss(predicted, original)
 
 
-def bare(phrase: str) -> str:
+def without_article(phrase: str) -> str:
     """A concept's phrase without its article: the authors prompt with bare names ("blue jay")."""
     return re.sub(r"^(an?|the) ", "", phrase)

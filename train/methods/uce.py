@@ -24,10 +24,10 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from efface.concepts.concept import Concept
-from efface.models.groups import select
-from efface.models.text import encode_prompts, last_subject_token
-from efface.train.closed_form import Statistics, gather, ridge_solve
-from efface.train.method import ClosedFormMethod, MethodConfig, Task, register
+from efface.models.parameter_groups import select
+from efface.models.text_encoding import encode_prompts, last_subject_token
+from efface.train.closed_form import Statistics, key_statistics, ridge_solve
+from efface.train.method import ClosedFormMethod, MethodConfig, UnlearningTask, register
 
 
 class UCEConfig(MethodConfig):
@@ -60,7 +60,7 @@ class UCEConfig(MethodConfig):
 
     @field_validator("templates")
     @classmethod
-    def _has_a_place(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+    def _has_one_placeholder(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
         if any(template.count("{}") != 1 for template in templates):
             raise ValueError("every template should hold '{}' once, the place of the concept")
         return templates
@@ -79,13 +79,13 @@ class UCE(ClosedFormMethod):
     def group(self) -> str:
         return "kv-xattn"
 
-    def solve(self, task: Task) -> dict[str, Tensor]:
+    def solve(self, task: UnlearningTask) -> dict[str, Tensor]:
         statistics = self.statistics(task)
         identity = torch.eye(len(statistics.key_key), device=task.base.device)
         transform = ridge_solve(identity, statistics, self.config.ridge)
         return {name: (weight.double() @ transform).float() for name, weight in select(task.base, self.group).items()}
 
-    def statistics(self, task: Task) -> Statistics:
+    def statistics(self, task: UnlearningTask) -> Statistics:
         """Sums over all edited and preserved embeddings, values being embeddings too: (d, d) each, fp64."""
         edits = [pair for concept in task.concepts for pair in self.edits(concept, task)]
         preserved = self.preserved(task)
@@ -97,14 +97,16 @@ class UCE(ClosedFormMethod):
         )
         if preserve_scale is None:
             preserve_scale = max(0.1, 1 / max(1, len(preserved)))
-        parts = [gather(*aligned(*encoded[prompt], *encoded[guide], tokens), erase_scale) for prompt, guide in edits]
+        parts = [
+            key_statistics(*aligned(*encoded[prompt], *encoded[guide], tokens), erase_scale) for prompt, guide in edits
+        ]
         for prompt in preserved:
             embedding, last = encoded[prompt]
             keys = embedding if tokens == "all" else embedding[last : last + 1]
-            parts.append(gather(keys, keys, preserve_scale))
+            parts.append(key_statistics(keys, keys, preserve_scale))
         return sum(parts[1:], start=parts[0])
 
-    def edits(self, concept: Concept, task: Task) -> list[tuple[str, str]]:
+    def edits(self, concept: Concept, task: UnlearningTask) -> list[tuple[str, str]]:
         """Prompts to edit, each with its guide."""
         guide = self.config.guide
         if guide is None:
@@ -112,7 +114,7 @@ class UCE(ClosedFormMethod):
         names = (concept.phrase, *(concept.aliases if self.config.erase_aliases else ()))
         return [(t.format(name), t.format(guide)) for name in names for t in self.config.templates]
 
-    def preserved(self, task: Task) -> list[str]:
+    def preserved(self, task: UnlearningTask) -> list[str]:
         """Prompts to preserve, each once; never one of the concepts to forget."""
         empty = [""] if self.config.tokens == "all" else []
         if self.config.preserve == "none":
@@ -120,7 +122,7 @@ class UCE(ClosedFormMethod):
         if self.config.preserve != "retained":
             return list(dict.fromkeys([*empty, *self.config.preserve]))
         forgotten = {concept.name for concept in task.concepts}
-        retained = (kept for concept in task.concepts for kept in task.concept_set.retained_beside(concept))
+        retained = (kept for concept in task.concepts for kept in task.concept_set.retained_for(concept))
         return list(dict.fromkeys([*empty, *(kept.phrase for kept in retained if kept.name not in forgotten)]))
 
 
@@ -136,9 +138,9 @@ def aligned(
     return embedding[last : last + count], guide_embedding[guide_last : guide_last + count]
 
 
-def _encode(task: Task, prompts: list[str]) -> dict[str, tuple[Tensor, int]]:
+def _encode(task: UnlearningTask, prompts: list[str]) -> dict[str, tuple[Tensor, int]]:
     """Prompt -> its embedding (77, d) and the position of its last word."""
     unique = list(dict.fromkeys(prompts))
     # position 0 is the start-of-text token, which all prompts share: an empty prompt is read at its end, 1
-    places = [max(1, last) for last in last_subject_token(task.base, unique)]
-    return dict(zip(unique, zip(encode_prompts(task.base, unique), places, strict=True), strict=True))
+    positions = [max(1, last) for last in last_subject_token(task.base, unique)]
+    return dict(zip(unique, zip(encode_prompts(task.base, unique), positions, strict=True), strict=True))

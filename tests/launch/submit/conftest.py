@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slurm_cluster import SlurmCluster, why_not
+from slurm_cluster import SlurmCluster, skip_reason
 
 
 @pytest.fixture(scope="session")
 def slurm_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
-    reason = why_not()
+    reason = skip_reason()
     if reason:
         pytest.skip(f"no SLURM here: {reason}")
     cluster = SlurmCluster(tmp_path_factory.mktemp("slurm"))
@@ -25,19 +25,21 @@ def slurm(slurm_nodes: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterato
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     yield slurm_nodes
-    for job in slurm_nodes.ask("squeue", "--noheader", "--format=%A").split():
-        slurm_nodes.ask("scancel", job)
+    for job in slurm_nodes.run_command("squeue", "--noheader", "--format=%A").split():
+        slurm_nodes.run_command("scancel", job)
     slurm_nodes.wait(slurm_nodes.empty, 60)
-    for node in {*slurm_nodes.ask("sinfo", "--noheader", "--states=down,drain", "--Node", "--format=%N").split()}:
-        slurm_nodes.ask("scontrol", "update", f"nodename={node}", "state=resume")
+    for node in {
+        *slurm_nodes.run_command("sinfo", "--noheader", "--states=down,drain", "--Node", "--format=%N").split()
+    }:
+        slurm_nodes.run_command("scontrol", "update", f"nodename={node}", "state=resume")
 
 
 @pytest.fixture
-def profile(tmp_path: Path) -> "Write":
-    return Write(tmp_path)
+def profile(tmp_path: Path) -> "ProfileWriter":
+    return ProfileWriter(tmp_path)
 
 
-class Write:
+class ProfileWriter:
     """`profile(slurm={…})` writes a cluster profile and gives its path."""
 
     def __init__(self, folder: Path) -> None:

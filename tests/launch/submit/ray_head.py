@@ -66,7 +66,7 @@ class RayHead:
         """As when the head node is lost: every process of the cluster at once."""
         if self._process is None:
             return
-        for process in _of_cluster(self._scratch.name):
+        for process in _cluster_processes(self._scratch.name):
             os.kill(process, signal.SIGKILL)
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -87,9 +87,9 @@ class RayHead:
         site = next((self.folder / "env" / "lib").glob("python*/site-packages"))
         (site / "efface.pth").write_text(f"{Path(__file__).resolve().parents[3]}\n")
 
-    def listens(self) -> list[str]:
+    def listening_addresses(self) -> list[str]:
         """Addresses at which processes of the cluster listen."""
-        mine = {f"pid={number}," for number in _of_cluster(self._scratch.name)}
+        mine = {f"pid={number}," for number in _cluster_processes(self._scratch.name)}
         lines = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True, check=True).stdout.splitlines()
         return [line.split()[3] for line in lines if any(number in line for number in mine)]
 
@@ -100,7 +100,7 @@ class RayHead:
             return False
 
 
-def _of_cluster(scratch: str) -> list[int]:
+def _cluster_processes(scratch: str) -> list[int]:
     """Processes that name the cluster's folder in their command or are children of one that does."""
     import psutil
 
@@ -124,8 +124,8 @@ def _environment(folder: Path) -> str:
     """A Python with all that this one has, but for efface."""
     venv.create(folder, with_pip=False)
     python = folder / "bin" / "python"
-    told = subprocess.run(
+    completed = subprocess.run(
         [python, "-c", "import site; print(site.getsitepackages()[0])"], capture_output=True, text=True, check=True
     )
-    (Path(told.stdout.strip()) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (Path(completed.stdout.strip()) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return str(python)

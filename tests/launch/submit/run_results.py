@@ -5,7 +5,7 @@ from pathlib import Path
 
 from efface.files import sha256_file
 
-OF_THE_LAUNCH = ("launch", "launch.json", "leases", "logs", "stop.json")
+LAUNCH_FILES = ("launch", "launch.json", "leases", "logs", "stop.json")
 
 
 def methods(run: Path) -> list[str]:
@@ -16,11 +16,11 @@ def methods(run: Path) -> list[str]:
 
 def results(run: Path) -> dict[str, str]:
     """Every file that a campaign leaves, with its hash; those that hold times have their names alone."""
-    files = (path for path in run.rglob("*") if path.is_file() and path.relative_to(run).parts[0] not in OF_THE_LAUNCH)
+    files = (path for path in run.rglob("*") if path.is_file() and path.relative_to(run).parts[0] not in LAUNCH_FILES)
     return {str(path.relative_to(run)): "" if _holds_times(path) else sha256_file(path) for path in files}
 
 
-def judged(run: Path) -> dict[Path, int]:
+def finished_shards(run: Path) -> dict[Path, int]:
     """The finished shards, and when they were written."""
     return {path: path.stat().st_mtime_ns for path in run.glob("evaluations/*/*.verdicts.parquet")}
 

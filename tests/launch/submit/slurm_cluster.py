@@ -2,7 +2,7 @@
 
 Inside, a node sees its own processes and its own network alone, so `ray stop` there stops nobody else's Ray, and
 nothing listens where anybody could reach it. Needs root, the Debian packages that .ci/slurm installs, and a kernel that
-gives namespaces; `why_not` says what is missing.
+gives namespaces; `skip_reason` says what is missing.
 """
 
 import os
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 NODES = {"n1": "10.77.0.1", "n2": "10.77.0.2"}
-RAYS = ("gcs_server", "raylet")  # which leave their parents; Ray's other processes end without them
+RAY_DAEMONS = ("gcs_server", "raylet")  # which leave their parents; Ray's other processes end without them
 CLIENTS = ("sbatch", "squeue", "scontrol", "sinfo", "scancel", "sacct", "sacctmgr")
 CONF = """\
 ClusterName=test
@@ -81,7 +81,7 @@ exec nsenter --target {pid} --net --uts -- {command} "$@"
 """
 
 
-def why_not() -> str | None:
+def skip_reason() -> str | None:
     """Why no such cluster can be here; None where one can."""
     if os.geteuid():
         return "SLURM's daemons are started as root, and this is another user"
@@ -110,7 +110,7 @@ class SlurmCluster:
             self.stop()
             raise
 
-    def ask(self, *command: str) -> str:
+    def run_command(self, *command: str) -> str:
         """What a command of SLURM prints."""
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **self.environment})
         assert done.returncode == 0, (command, done.stdout, done.stderr)
@@ -125,37 +125,39 @@ class SlurmCluster:
 
     def job(self, number: str) -> dict[str, str]:
         """What SLURM knows of a job."""
-        words = self.ask("scontrol", "show", "job", "--oneliner", number).splitlines()[0].split()
+        words = self.run_command("scontrol", "show", "job", "--oneliner", number).splitlines()[0].split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def restarts(self, number: str) -> int:
         """How often a job has begun again."""
         return int(self.job(number)["Restarts"])
 
-    def wait(self, what: Callable[[], object], seconds: float, told: Callable[[], str] = str) -> None:
+    def wait(self, what: Callable[[], object], seconds: float, describe: Callable[[], str] = str) -> None:
         """Until `what` is true."""
         end = time.monotonic() + seconds
         while not what():
-            assert time.monotonic() < end, f"not within {seconds} seconds: {self.ask('squeue', '--all')}\n{told()}"
+            assert time.monotonic() < end, (
+                f"not within {seconds} seconds: {self.run_command('squeue', '--all')}\n{describe()}"
+            )
             time.sleep(0.3)
 
-    def lose(self, node: str) -> None:
+    def crash_node(self, node: str) -> None:
         """As when a node breaks down: its slurmd and every process of jobs on it are gone at once."""
         lines = [line.split(None, 2) for line in self.on(node, "ps", "-eo", "pid=,ppid=,comm=").splitlines()]
-        gone = {pid for pid, _, name in lines if name in ("slurmd", "slurmstepd") or name in RAYS}
+        gone = {pid for pid, _, name in lines if name in ("slurmd", "slurmstepd") or name in RAY_DAEMONS}
         while more := {pid for pid, parent, _ in lines if parent in gone} - gone:
             gone |= more
         self.on(node, "bash", "-c", 'kill -KILL "$@" || true', "kill", *gone)  # some may just have ended
-        self.ask("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
+        self.run_command("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
 
-    def repair(self, node: str) -> None:
+    def restore_node(self, node: str) -> None:
         """The lost node is there again."""
         self.on(node, "slurmd", "-N", node)
-        self._until(lambda: "idle" in self.ask("sinfo", "--noheader", f"--nodes={node}", "--format=%t"))
+        self._until(lambda: "idle" in self.run_command("sinfo", "--noheader", f"--nodes={node}", "--format=%t"))
 
     def empty(self) -> bool:
         """Whether no job waits or runs."""
-        return self.ask("squeue", "--noheader") == ""
+        return self.run_command("squeue", "--noheader") == ""
 
     def stop(self) -> None:
         """End every process in the nodes."""
@@ -202,7 +204,7 @@ class SlurmCluster:
         self.on("n1", "slurmctld")
         for name in NODES:
             self.on(name, "slurmd", "-N", name)
-        self._until(lambda: self.ask("sinfo", "--noheader", "--partition=main", "--format=%t %D") == "idle 2")
+        self._until(lambda: self.run_command("sinfo", "--noheader", "--partition=main", "--format=%t %D") == "idle 2")
 
     def _start_accounting(self) -> None:
         """Before the controller, which asks it for accounts as it starts."""
@@ -216,7 +218,7 @@ class SlurmCluster:
         self.on("n1", "slurmdbd")
         self._until(lambda: self._listening(6819))
         for added in (("cluster", "test"), ("account", "vision", "speech"), ("user", "root", "account=vision")):
-            self.ask("sacctmgr", "--immediate", "add", *added)
+            self.run_command("sacctmgr", "--immediate", "add", *added)
 
     def _listening(self, port: int) -> bool:
         return f":{port} " in self.on("n1", "ss", "-ltnH")

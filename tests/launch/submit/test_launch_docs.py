@@ -26,7 +26,7 @@ def blocks(page: str, kind: str) -> list[str]:
     return [text for name, text in FENCED.findall((PAGES / page).read_text()) if name == kind]
 
 
-class Reader:
+class DocsReader:
     """Somebody who follows a page in a folder of their own, with a campaign of theirs."""
 
     def __init__(self, folder: Path) -> None:
@@ -47,12 +47,12 @@ class Reader:
 
 
 @pytest.fixture
-def reader(tmp_path: Path, campaign_file: Callable[..., Path]) -> Reader:
+def reader(tmp_path: Path, campaign_file: Callable[..., Path]) -> DocsReader:
     campaign_file(methods=[UCE], evaluation=ONE_IMAGE)
-    return Reader(tmp_path)
+    return DocsReader(tmp_path)
 
 
-def test_kubernetes(reader: Reader) -> None:
+def test_kubernetes(reader: DocsReader) -> None:
     reader.writes_the_profile("kubernetes.md")
     for commands in blocks("kubernetes.md", "sh"):
         reader.types(commands)
@@ -60,7 +60,7 @@ def test_kubernetes(reader: Reader) -> None:
 
 
 @pytest.mark.slow
-def test_slurm(reader: Reader, slurm: SlurmCluster) -> None:
+def test_slurm(reader: DocsReader, slurm: SlurmCluster) -> None:
     reader.environment.update(slurm.environment, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     reader.writes_the_profile("slurm.md")
     for commands in blocks("slurm.md", "sh"):
@@ -70,7 +70,7 @@ def test_slurm(reader: Reader, slurm: SlurmCluster) -> None:
 
 
 @pytest.fixture
-def head(reader: Reader) -> Iterator[RayHead]:
+def head(reader: DocsReader) -> Iterator[RayHead]:
     """The head that the page has its reader start, with ports of its own."""
     generate, start = blocks("ray.md", "console")[0].splitlines()
     reader.types(generate)
@@ -82,7 +82,7 @@ def head(reader: Reader) -> Iterator[RayHead]:
 
 
 @pytest.mark.slow
-def test_ray(reader: Reader, head: RayHead) -> None:
+def test_ray(reader: DocsReader, head: RayHead) -> None:
     reader.writes_the_profile("ray.md", "http://127.0.0.1:8265", head.address)
     reader.environment["RAY_API_SERVER_ADDRESS"] = head.address  # for Ray's own command; the page takes the default
     for commands in blocks("ray.md", "sh"):

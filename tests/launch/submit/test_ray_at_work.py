@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from command import Efface
+from command import RunEfface
 from ray_head import RayHead
-from run_results import judged, methods, results
+from run_results import finished_shards, methods, results
 from tiny_campaign import UCE
 
-from efface.launch.submit.launched import launched
+from efface.launch.submit.launch_record import launch_states
 
 Campaign = Callable[..., Path]
 LIMITS = {"adjacent": 1, "retain": 1}
@@ -58,15 +58,15 @@ def wait(what: Callable[[], object], head: RayHead, seconds: float = 120) -> Non
 
 
 def test_without_the_right_token_no_job_is_accepted(
-    efface: Efface, head: RayHead, profile: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    efface: RunEfface, head: RayHead, profile: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "wrong").write_text("0" * 64)
     wrong = profile(ray={"address": head.address, "token_file": str(tmp_path / "wrong")})
-    said = efface("submit", "ray", "demo", "--cluster", wrong)
-    assert said.sentence == f"the Ray cluster at {head.address} refuses the token of {tmp_path / 'wrong'}"
+    result = efface("submit", "ray", "demo", "--cluster", wrong)
+    assert result.error_message == f"the Ray cluster at {head.address} refuses the token of {tmp_path / 'wrong'}"
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
     none = profile(ray={"address": head.address})
-    assert "no token can be read there" in efface("submit", "ray", "demo", "--cluster", none).sentence
+    assert "no token can be read there" in efface("submit", "ray", "demo", "--cluster", none).error_message
     job = json.dumps({"entrypoint": "true"}).encode()
     for shown in ({}, {"Authorization": "Bearer " + "0" * 64}):
         request = urllib.request.Request(
@@ -78,7 +78,7 @@ def test_without_the_right_token_no_job_is_accepted(
     assert head.jobs() == []
 
 
-class Open(BaseHTTPRequestHandler):
+class OpenJobServer(BaseHTTPRequestHandler):
     """A job server that asks for no token."""
 
     asked: ClassVar[list[str]] = []
@@ -94,27 +94,29 @@ class Open(BaseHTTPRequestHandler):
 
 
 def test_nothing_is_submitted_to_a_cluster_that_takes_jobs_from_anyone(
-    efface: Efface, profile: Callable[..., str], tmp_path: Path
+    efface: RunEfface, profile: Callable[..., str], tmp_path: Path
 ) -> None:
     (tmp_path / "token").write_text("secret")
-    with ThreadingHTTPServer(("127.0.0.1", 0), Open) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), OpenJobServer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
         cluster = profile(ray={"address": address, "token_file": str(tmp_path / "token")})
-        said = efface("submit", "ray", "demo", "--cluster", cluster).sentence
+        result = efface("submit", "ray", "demo", "--cluster", cluster).error_message
         server.shutdown()
-    assert said.startswith(f"the Ray cluster at {address} takes jobs from anyone who reaches it")
-    assert Open.asked == ["/api/jobs/"]
+    assert result.startswith(f"the Ray cluster at {address} takes jobs from anyone who reaches it")
+    assert OpenJobServer.asked == ["/api/jobs/"]
 
 
 def test_its_servers_are_on_loopback_alone(head: RayHead) -> None:
-    wait(lambda: len(head.listens()) > 5, head)  # they come one after the other
-    assert all(where.startswith(("127.0.0.1:", "[::ffff:127.0.0.1]:", "[::1]:")) for where in head.listens())
+    wait(lambda: len(head.listening_addresses()) > 5, head)  # they come one after the other
+    assert all(
+        where.startswith(("127.0.0.1:", "[::ffff:127.0.0.1]:", "[::1]:")) for where in head.listening_addresses()
+    )
 
 
 @pytest.mark.slow
 def test_a_campaign_runs_once_however_often_it_is_submitted(
-    efface: Efface, head: RayHead, asked: Callable[[int], list[str]], tmp_path: Path
+    efface: RunEfface, head: RayHead, asked: Callable[[int], list[str]], tmp_path: Path
 ) -> None:
     first = efface("submit", "ray", *asked(1))
     second = efface("submit", "ray", *asked(1), "--follow")
@@ -125,7 +127,7 @@ def test_a_campaign_runs_once_however_often_it_is_submitted(
     assert f"there already: ray campaign {number}" in second.out and f"{number}: done" in second.out
     assert third.out == f"there already: ray campaign {number}\n"
     assert methods(tmp_path / "run") == ["base", "uce"]
-    assert launched(tmp_path / "run") == [("ray campaign", number, "done")]
+    assert launch_states(tmp_path / "run") == [("ray campaign", number, "done")]
     assert head.token_file.read_text() not in head.jobs_as_text()
     here = efface("run", asked(1)[0], "--out", tmp_path / "here", "--workers", "0")
     assert here.code == 0 and results(tmp_path / "run") == results(tmp_path / "here")
@@ -133,25 +135,25 @@ def test_a_campaign_runs_once_however_often_it_is_submitted(
 
 @pytest.mark.slow
 def test_a_run_folder_that_is_not_there_yet_still_knows_its_job(
-    efface: Efface, asked: Callable[[int], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    efface: RunEfface, asked: Callable[[int], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    said = efface("submit", "ray", *asked(1)[:-2], "--follow")
-    assert said.code == 0, said
-    assert launched(tmp_path / "runs" / "tiny")[0][0] == "ray campaign"
+    result = efface("submit", "ray", *asked(1)[:-2], "--follow")
+    assert result.code == 0, result
+    assert launch_states(tmp_path / "runs" / "tiny")[0][0] == "ray campaign"
 
 
 @pytest.mark.slow
 def test_a_job_that_was_stopped_goes_on_when_it_is_submitted_again(
-    efface: Efface, head: RayHead, asked: Callable[[int], list[str]], tmp_path: Path
+    efface: RunEfface, head: RayHead, asked: Callable[[int], list[str]], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     first = efface("submit", "ray", *asked(20)).out.split()[-1]
-    wait(lambda: judged(run), head)
+    wait(lambda: finished_shards(run), head)
     assert efface("submit", "ray", *asked(20), "--stop").out == f"stopped: {first}\n"
-    wait(lambda: launched(run) == [("ray campaign", first, "stopped")], head)
-    done = judged(run)
-    assert "runs no job" in efface("submit", "ray", *asked(20), "--stop").sentence
+    wait(lambda: launch_states(run) == [("ray campaign", first, "stopped")], head)
+    done = finished_shards(run)
+    assert "runs no job" in efface("submit", "ray", *asked(20), "--stop").error_message
     again = efface("submit", "ray", *asked(20), "--follow")
     assert again.code == 0 and f"submitted: ray campaign {first}-2" in again.out, again
     assert methods(run) == ["base", "uce"]
@@ -160,21 +162,21 @@ def test_a_job_that_was_stopped_goes_on_when_it_is_submitted_again(
 
 @pytest.mark.slow
 def test_a_campaign_outlives_its_cluster(
-    efface: Efface, head: RayHead, asked: Callable[[int], list[str]], tmp_path: Path
+    efface: RunEfface, head: RayHead, asked: Callable[[int], list[str]], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     first = efface("submit", "ray", *asked(20)).out.split()[-1]
-    wait(lambda: judged(run), head)
+    wait(lambda: finished_shards(run), head)
     death = threading.Timer(2, head.kill)
     death.start()
     followed = efface("submit", "ray", *asked(20), "--follow")
     death.join()
     assert followed.code == 1 and f"went away; what is finished lies in {run}" in followed.err, followed
-    done = judged(run)
-    assert "no Ray cluster answers" in efface("submit", "ray", *asked(20)).sentence
-    assert launched(run) == [("ray campaign", first, "unknown")]
+    done = finished_shards(run)
+    assert "no Ray cluster answers" in efface("submit", "ray", *asked(20)).error_message
+    assert launch_states(run) == [("ray campaign", first, "unknown")]
     head.start()
-    assert launched(run) == [("ray campaign", first, "gone")]
+    assert launch_states(run) == [("ray campaign", first, "gone")]
     again = efface("submit", "ray", *asked(20), "--follow")
     assert again.code == 0 and f"submitted: ray campaign {first}" in again.out, again
     assert methods(run) == ["base", "uce"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import Efface
+from command import RunEfface
 from slurm_cluster import SlurmCluster
 
 Profile = Callable[..., str]
@@ -18,14 +18,14 @@ SHORT = ["--set", "concepts.targets=[cat]", "--set", "methods=[{method: uce, pre
 
 
 @pytest.fixture
-def scripts(efface: Efface, profile: Profile, tmp_path: Path) -> Callable[..., dict[str, str]]:
+def scripts(efface: RunEfface, profile: Profile, tmp_path: Path) -> Callable[..., dict[str, str]]:
     """The scripts of a dry run by their names, for a profile of these sections."""
 
     def dry_run(style: str, *arguments: str, **sections: Any) -> dict[str, str]:
         command = ["submit", "slurm", "demo", *SHORT, "--style", style, "--dry-run", "--out", tmp_path / "run"]
-        said = efface(*command, "--cluster", profile(**sections), *arguments)
-        assert said.code == 0, said
-        parts = said.out.split("==> ")[1:]
+        result = efface(*command, "--cluster", profile(**sections), *arguments)
+        assert result.code == 0, result
+        parts = result.out.split("==> ")[1:]
         return {Path(part.split(" <==\n")[0]).stem: part.split(" <==\n", 1)[1] for part in parts}
 
     return dry_run
@@ -137,12 +137,12 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str], str]] = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_told_in_one_sentence(
-    mistake: str, efface: Efface, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mistake: str, efface: RunEfface, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     sections, arguments, expected = MISTAKES[mistake]
-    asked = ["submit", "slurm", "demo", "--cluster", profile(**sections), "--out", tmp_path / "run", *arguments]
-    assert expected in efface(*asked).sentence
+    command = ["submit", "slurm", "demo", "--cluster", profile(**sections), "--out", tmp_path / "run", *arguments]
+    assert expected in efface(*command).error_message
     assert not (tmp_path / "run").exists() and not (tmp_path / "runs").exists()
 
 
@@ -155,10 +155,10 @@ SECRETS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("place", SECRETS)
-def test_a_profile_holds_no_secret(place: str, efface: Efface, profile: Profile) -> None:
-    said = efface("submit", "slurm", "demo", "--cluster", profile(**SECRETS[place]), "--dry-run").sentence
-    assert f"{place} looks like a secret, which scripts and logs would show; name a file instead" in said
+@pytest.mark.parametrize("key", SECRETS)
+def test_a_profile_holds_no_secret(key: str, efface: RunEfface, profile: Profile) -> None:
+    result = efface("submit", "slurm", "demo", "--cluster", profile(**SECRETS[key]), "--dry-run").error_message
+    assert f"{key} looks like a secret, which scripts and logs would show; name a file instead" in result
 
 
 def test_a_profile_may_name_the_file_of_a_secret(scripts: Callable[..., dict[str, str]]) -> None:
@@ -167,11 +167,11 @@ def test_a_profile_may_name_the_file_of_a_secret(scripts: Callable[..., dict[str
 
 
 def test_without_slurm_it_says_where_to_submit(
-    efface: Efface, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    efface: RunEfface, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    said = efface("submit", "slurm", "demo", *SHORT, "--cluster", profile(), "--out", tmp_path / "run")
-    assert said.sentence == "`sinfo` is not on this machine; submit where SLURM's commands are"
+    result = efface("submit", "slurm", "demo", *SHORT, "--cluster", profile(), "--out", tmp_path / "run")
+    assert result.error_message == "`sinfo` is not on this machine; submit where SLURM's commands are"
     assert not (tmp_path / "run").exists()
 
 
@@ -203,10 +203,10 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str], str]] = {
 
 @pytest.mark.parametrize("mistake", REFUSED)
 def test_what_a_real_slurm_has_not_is_refused_before_anything_is_written(
-    mistake: str, slurm: SlurmCluster, efface: Efface, profile: Profile, tmp_path: Path
+    mistake: str, slurm: SlurmCluster, efface: RunEfface, profile: Profile, tmp_path: Path
 ) -> None:
     section, arguments, expected = REFUSED[mistake]
     cluster = profile(slurm=section, listen="nodes")
-    asked = ["demo", *SHORT, "--cluster", cluster, "--out", tmp_path / "run", *arguments]
-    assert expected in efface("submit", "slurm", *asked).sentence
+    command = ["demo", *SHORT, "--cluster", cluster, "--out", tmp_path / "run", *arguments]
+    assert expected in efface("submit", "slurm", *command).error_message
     assert slurm.empty() and not (tmp_path / "run").exists()

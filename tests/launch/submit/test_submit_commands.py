@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import typer
-from command import Efface
+from command import RunEfface
 
+from efface.config_files import list_configs
 from efface.launch.submit.commands import app
 from efface.launch.submit.profile import read_cluster
-from efface.strict import shipped
 
 ALL = {"--cluster", "-c", "--out", "-o", "--set", "-s"}
 # What users have in their scripts. A name here stays; a new one is added here.
@@ -29,7 +29,7 @@ def test_these_are_the_commands() -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_these_are_the_options(name: str, efface: Efface) -> None:
+def test_these_are_the_options(name: str, efface: RunEfface) -> None:
     command = commands()[name]
     options = {opt for p in command.params if p.param_type_name == "option" for opt in p.opts}
     assert [p.name for p in command.params if p.param_type_name == "argument"] == ["campaign"]
@@ -38,9 +38,9 @@ def test_these_are_the_options(name: str, efface: Efface) -> None:
     assert "Usage: efface submit" in efface("submit", name, "--help").out
 
 
-@pytest.mark.parametrize("name", shipped("clusters"))
+@pytest.mark.parametrize("name", list_configs("clusters"))
 def test_a_shipped_profile_can_be_read_and_says_how_it_is_used(name: str) -> None:
-    from efface.strict import find_config
+    from efface.config_files import find_config
 
     assert read_cluster(name).name == name
     assert find_config("clusters", name).read_text().startswith("# efface submit ")

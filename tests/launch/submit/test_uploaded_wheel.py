@@ -32,8 +32,8 @@ def test_pip_installs_it_and_fetches_nothing(tmp_path: Path) -> None:
     code = (
         "import efface, efface.launch.submit.slurm as s; print(efface.__file__, (s.TEMPLATES / 'array.sh.j2').exists())"
     )
-    told = subprocess.run([sys.executable, "-c", code], cwd=target, capture_output=True, text=True, check=True).stdout
-    assert told == f"{target}/efface/__init__.py True\n"
+    output = subprocess.run([sys.executable, "-c", code], cwd=target, capture_output=True, text=True, check=True).stdout
+    assert output == f"{target}/efface/__init__.py True\n"
     for needed in ("configs/campaigns/demo.yaml", "miniature/judge/model.safetensors", "cluster/deploy/rayjob.yaml.j2"):
         assert (target / "efface" / needed).is_file()
 
@@ -53,7 +53,7 @@ def test_its_name_changes_with_its_files(package: Path, tmp_path: Path) -> None:
 def test_what_strayed_into_the_package_is_not_uploaded(
     package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wheel, "MOST_BYTES", 3 * 2**20)
+    monkeypatch.setattr(wheel, "MAX_BYTES", 3 * 2**20)
     (package / "room" / "big.safetensors").write_bytes(bytes(4 * 2**20))
     with pytest.raises(UserError) as error:
         write_wheel(tmp_path, package)

@@ -54,8 +54,8 @@ def sent() -> set[str]:
 
 def test_the_image_is_made_of_the_package_and_nothing_else() -> None:
     """What Docker would send of a checkout: every package room, and what `pip install` reads."""
-    rooms = {name for name in os.listdir(ROOT / "efface") if (ROOT / "efface" / name).is_symlink()}
-    assert sent() == rooms | {"efface", "LICENSE", "README.md", "constraints.txt", "pyproject.toml", "setup.py"}
+    packages = {name for name in os.listdir(ROOT / "efface") if (ROOT / "efface" / name).is_symlink()}
+    assert sent() == packages | {"efface", "LICENSE", "README.md", "constraints.txt", "pyproject.toml", "setup.py"}
 
 
 def test_the_images_package_can_be_built_of_that(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""The scheduler in virtual time, and the bounds it is held against."""

@@ -1,0 +1,89 @@
+"""What a search found: all its trials, and those that no other beats in ERR, weight change and time at once."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from efface.cluster.storage.run_folder import RunFolder
+from efface.concepts.prompts import AXES
+from efface.files import write_atomic, write_json
+
+OBJECTIVES = {"err_mean": "max", "weight_change": "min", "seconds": "min"}
+"""ERR; relative L2 norm of the change of all weights; seconds of one worker to train the models."""
+
+TrialRow = dict[str, Any]
+
+
+def pareto_front(points: Sequence[Mapping[str, float]], objectives: Mapping[str, str] = OBJECTIVES) -> list[int]:
+    """The places of the points that no other dominates: none is as good in every objective and better in one."""
+    signs = {name: 1.0 if which == "max" else -1.0 for name, which in objectives.items()}
+    values = [tuple(sign * point[name] for name, sign in signs.items()) for point in points]
+
+    def is_dominated(mine: tuple[float, ...]) -> bool:
+        return any(other != mine and all(o >= m for o, m in zip(other, mine, strict=True)) for other in values)
+
+    return [index for index, mine in enumerate(values) if not is_dominated(mine)]
+
+
+def front_of(rows: Sequence[TrialRow], last_rung: int) -> list[TrialRow]:
+    """The Pareto front of the trials that were judged on the last rung, the best ERR first; a config once."""
+    whole = {row["id"]: row for row in rows if row["state"] == "judged" and row["images_per_prompt"] == last_rung}
+    candidates = list(whole.values())
+    front = [candidates[index] for index in pareto_front(candidates)]
+    return sorted(front, key=lambda row: (-row["err_mean"], row["weight_change"], row["seconds"]))
+
+
+def write_results(
+    folder: RunFolder, rows: Sequence[TrialRow], front: Sequence[TrialRow], base: Mapping[str, Any]
+) -> None:
+    """trials.csv, pareto.csv and pareto.json in the folder."""
+    fields = list(dict.fromkeys(name for row in rows for name in row["point"]))
+    write_atomic(folder.root / "trials.csv", _csv(rows, fields))
+    write_atomic(folder.root / "pareto.csv", _csv(front, fields))
+    known = {"err_mean": base["err_mean"], "interval": base["intervals"]["err_mean"], "axes": base["axes"]}
+    write_json(folder.root / "pareto.json", {"objectives": OBJECTIVES, "base": known, "front": list(front)})
+
+
+def rich_table(rows: Sequence[TrialRow]) -> Table:
+    """Trials in columns of text; "change" is the relative L2 of all weights."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    fields = list(dict.fromkeys(name for row in rows for name in row["point"]))
+    for head in ("trial", *fields, "images a\nprompt", "ERR\nmean", "95 %\ninterval", "change\nrel. L2", "sec."):
+        table.add_column(head, justify="right")
+    for row in rows:
+        low, high = row["interval"]
+        cells = [
+            str(row["number"]),
+            *(_short(row["point"][name]) for name in fields),
+            str(row["images_per_prompt"]),
+            f"{row['err_mean']:.3f}",
+            f"{low:.3f}-{high:.3f}",
+            f"{row['weight_change']:.1e}",
+            f"{row['seconds']:.0f}",
+        ]
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _csv(rows: Sequence[TrialRow], fields: Sequence[str]) -> bytes:
+    """Every number in full; an empty cell where it is not known."""
+    columns = ("score", "err_mean", "low", "high", *AXES, "weight_change", "challenge", "seconds", "reason")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["number", "id", "state", *fields, "images_per_prompt", *columns])
+    for row in rows:
+        low, high = row.get("interval", (None, None))
+        flat = {**row, **row.get("axes", {}), "low": low, "high": high}
+        point = [row["point"][name] for name in fields]
+        rest = [flat.get(name) for name in ("images_per_prompt", *columns)]
+        writer.writerow([row["number"], row["id"], row["state"], *point, *rest])
+    return text.getvalue().encode()

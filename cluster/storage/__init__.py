@@ -1,0 +1,1 @@
+"""What a run leaves on storage: its folder, records, lease and journal, and how it is cleaned up."""

@@ -1,0 +1,218 @@
+"""A worker that only pretends: images and verdicts are hashes of what they should be made from, so all are known.
+
+It keeps the contract of `Worker` to the letter (run folder, records, checkpoints, chains, laying down) and takes no
+time but what it is told to. Chaos, scale and scheduling are tried with it; whatever a disturbed run comes to must equal
+`expected`, which is computed without any run.
+"""
+
+import hashlib
+import io
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from efface.cluster.campaign.plan import CalibrationTask, Model, Plan, Shard
+from efface.cluster.storage.run_folder import Damaged, RunFolder, Task
+from efface.cluster.workers.worker import Outcome, WorkerContext
+from efface.errors import Stopped, StorageError
+from efface.eval.image_table import IMAGE_SCHEMA, SCHEMA, write_table
+from efface.files import write_atomic, write_json
+
+STEPS = 20
+"""Optimiser steps of every pretended training."""
+
+SIDE = 8
+"""Pixels of a pretended image."""
+
+
+class FakeWorker:
+    """In the place of a `Worker`; subclasses set the times."""
+
+    job_seconds = 0.0
+    shard_seconds = 0.0
+    effects: str | None = None
+    """A file to which a line is appended for every step and every shard that is done, to count what is done again."""
+
+    def __init__(self, context: WorkerContext, should_stop: Callable[[], bool] | None = None) -> None:
+        self.context = context
+        self.folder = RunFolder(context.root)
+        self._should_stop = should_stop or (lambda: self.folder.stop_request() not in (None, context.stop_request))
+
+    def ready(self) -> str:
+        """What tells this node from others."""
+        return socket.gethostname()
+
+    def run(self, task: Task) -> Outcome:
+        """Pretend a piece of work; its outputs and record are real files in the run folder."""
+        start = time.perf_counter()
+        try:
+            if self.folder.record(task):
+                pass  # a worker that went out of reach has finished it all the same
+            elif isinstance(task, CalibrationTask):
+                path = self.folder.calibration(task)
+                write_json(path, _calibration(self.context, task))
+                self.folder.finish(task, [path], seconds=time.perf_counter() - start, device="fake")
+            elif isinstance(task, Model):
+                self._train(task, start)
+            else:
+                self._judge(task, start)
+        except Stopped:
+            return Outcome("stopped", "laid down")
+        except Damaged as error:
+            return Outcome("damaged", str(error))
+        except StorageError as error:
+            return Outcome("storage", str(error))
+        return Outcome("done")
+
+    def _train(self, model: Model, start: float) -> None:
+        parent, checkpoint = self.folder.checked_parent(model), self.folder.checkpoint(model)
+        step, state = 0, initial_state(model, parent.read_bytes() if parent else b"")
+        if checkpoint.is_file():
+            step, state = _unpack_checkpoint(checkpoint.read_bytes()) or (step, state)
+        while step < STEPS:
+            time.sleep(self.job_seconds / STEPS)
+            step, state = step + 1, advance(state)
+            self._log_effect(f"step {model.id} {step}")
+            if step % self.context.checkpoint_steps == 0:
+                write_atomic(checkpoint, _pack_checkpoint(step, state))
+            if self._should_stop():
+                write_atomic(checkpoint, _pack_checkpoint(step, state))
+                raise Stopped
+        path = self.folder.delta(model)
+        write_atomic(path, state)
+        assert model.job
+        self.folder.finish(
+            model,
+            [path],
+            label=model.label,
+            job=model.job.model_dump(mode="json"),
+            metrics={"losses": [], "seconds": 1.0, "samples_seen": STEPS},
+            weight_change=_weight_change(state),
+            seconds=time.perf_counter() - start,
+            device="fake",
+        )
+
+    def _judge(self, shard: Shard, start: float) -> None:
+        time.sleep(self.shard_seconds)
+        delta = self.folder.checked_delta(shard.model).read_bytes() if shard.model.job else b""
+        verdicts, images = judged(self.context, shard, delta)
+        outputs = [self.folder.verdicts(shard), self.folder.images(shard)]
+        for path, table in zip(outputs, (verdicts, images), strict=True):
+            write_table(path, table)
+        self._log_effect(f"shard {shard.id}")
+        cost = {"seconds": time.perf_counter() - start, "device": "fake"}
+        self.folder.finish(shard, outputs, images=len(shard.eval_requests), **cost)
+
+    def _log_effect(self, line: str) -> None:
+        if self.effects:
+            with open(self.effects, "a") as file:
+                file.write(line + "\n")
+
+
+def expected(plan: Plan, context: WorkerContext) -> pa.Table:
+    """The whole image table of a plan, with no run: rows in the order of `gather`."""
+    deltas: dict[str, bytes] = {}
+    parts = []
+    for model in plan.models:
+        state = initial_state(model, deltas[model.predecessor] if model.predecessor else b"")
+        for _ in range(STEPS):
+            state = advance(state)
+        deltas[model.folder] = state if model.job else b""
+        parts += [judged(context, shard, deltas[model.folder])[0] for shard in plan.shards[model.id]]
+    return pa.concat_tables(parts)
+
+
+def initial_state(model: Model, parent: bytes) -> bytes:
+    """The state before the first step: of the job, and of the delta it continues."""
+    return _hash(model.id.encode(), parent)
+
+
+def advance(state: bytes) -> bytes:
+    """One step further: what was done twice, or left out, shows in the end."""
+    return _hash(state)
+
+
+def _pack_checkpoint(step: int, state: bytes) -> bytes:
+    """A checkpoint, with a hash of itself in front."""
+    return _hash(b"%08d" % step, state) + b"%08d" % step + state
+
+
+def _unpack_checkpoint(checkpoint: bytes) -> tuple[int, bytes] | None:
+    """Step and state; None of a damaged one, which counts for nothing."""
+    check, step, state = checkpoint[:32], checkpoint[32:40], checkpoint[40:]
+    return (int(step), state) if check == _hash(step, state) else None
+
+
+def judged(context: WorkerContext, shard: Shard, delta: bytes) -> tuple[pa.Table, pa.Table]:
+    """Verdicts and images of a shard; presence and score are bits of the image's hash."""
+    rows, pictures = [], []
+    for question in shard.eval_requests:
+        seed = _hash(delta, context.base_id.encode(), context.recipe.id.encode(), question.prompt.encode())
+        pixels = _pixels(_hash(seed, str(question.seed).encode()))
+        sha256 = hashlib.sha256(f"{SIDE}x{SIDE}x3 ".encode() + pixels.tobytes()).hexdigest()
+        about = {"prompt": question.prompt, "seed": question.seed, "recipe_id": context.recipe.id}
+        png = io.BytesIO()
+        Image.fromarray(pixels).save(png, format="PNG")
+        pictures.append({"image_sha256": sha256, **about, "png": png.getvalue()})
+        for ask in question.asks:
+            for calibration in context.calibrations:
+                score = _hash(sha256.encode(), ask.asked_concept.encode(), calibration.id.encode())[0] / 255
+                rows.append(
+                    {
+                        "model_id": shard.model.id,
+                        "base_id": context.base_id,
+                        "method": shard.model.label,
+                        "concept": ask.concept,
+                        "axis": ask.axis,
+                        "asked_concept": ask.asked_concept,
+                        "prompt_id": ask.prompt_id,
+                        **about,
+                        "judge": calibration.judge.rpartition("/")[2].removesuffix(".yaml"),
+                        "judge_version": calibration.id,
+                        "present": score >= 0.5,
+                        "score": score,
+                        "image_sha256": sha256,
+                    }
+                )
+    return pa.Table.from_pylist(rows, schema=SCHEMA), pa.Table.from_pylist(pictures, schema=IMAGE_SCHEMA)
+
+
+def _pixels(seed: bytes) -> np.ndarray:
+    return np.frombuffer(b"".join(_hash(seed, bytes([i])) for i in range(6)), np.uint8).reshape(SIDE, SIDE, 3)
+
+
+def _weight_change(state: bytes) -> dict[str, Any]:
+    size = state[0] / 255
+    of_part = {
+        "challenge": size / 1e9,
+        "global_l2": size,
+        "relative_l2": size / 10,
+        "global_l1": size,
+        "changed_tensors": 1,
+        "parameters": 1,
+    }
+    return {"all": of_part, "unet": of_part, "groups": {}}
+
+
+def _calibration(context: WorkerContext, calibration: CalibrationTask) -> dict[str, Any]:
+    right = {"recall": 1.0, "specificity": 1.0, "own": 1, "others": 1, "unreadable": 0}
+    return {
+        "judge": calibration.judge,
+        "weights": "0" * 64,
+        "judge_version": calibration.id,
+        "base_id": context.base_id,
+        "recipe_id": context.recipe.id,
+        "prompts_sha256": context.prompt_set.sha256,
+        "seeds": [0],
+        "thresholds": {},
+        "accuracy": {concept.name: right for concept in context.judged},
+    }
+
+
+def _hash(*parts: bytes) -> bytes:
+    return hashlib.sha256(b"\0".join(parts)).digest()

@@ -1,0 +1,66 @@
+"""The files of a judge: found, loaded whole, and hashed, so that a verdict can name exactly who gave it."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from efface.errors import UserError
+from efface.eval.judge_identity import FILES
+from efface.models.model_files import locate
+
+
+def load_model(auto_class: Any, source: str, device: str | torch.device, **options: Any) -> Any:
+    """The model at `source` (package:FOLDER, a folder, or a hub id) in eval mode; safetensors only.
+
+    Raises UserError where it cannot be loaded, or where its file lacks weights that would then be drawn at
+    random.
+    """
+    folder = locate(source, FILES)
+    options = {"dtype": torch.float32, **options}  # else weights kept in fp16 would stay so
+    model, report = _as_user_error(
+        source,
+        lambda: auto_class.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options),
+    )
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise UserError(
+            f"{source}: the weights lack '{missing[0]}' ({len(missing)} missing), so this is no trained judge"
+        )
+    return model.to(device).eval().requires_grad_(False)
+
+
+def load_processor(auto_class: Any, source: str) -> Any:
+    """The image processor, tokenizer or both that belong to the model at `source`."""
+    return _as_user_error(source, lambda: auto_class.from_pretrained(locate(source, FILES)))
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers, by name: 64 hex digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def batches(count: int, size: int) -> Sequence[slice]:
+    return [slice(start, start + size) for start in range(0, count, size)]
+
+
+def padded(images: np.ndarray, size: int) -> np.ndarray:
+    """images (N, …), and the last one again up to `size`: in batches of one shape an image's score does not depend on
+    how many are judged beside it, for another shape may be computed in another order."""
+    return np.concatenate([images, np.repeat(images[-1:], size - len(images), axis=0)])
+
+
+def _as_user_error(source: str, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{source}: not a model this judge can load ({reason})") from None

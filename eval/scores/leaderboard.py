@@ -1,0 +1,121 @@
+"""The leaderboard: one row per method and one for the base, as CSV for machines and as a table for people."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from efface.eval.scores.scoring import BASE
+from efface.files import as_path, write_atomic
+
+
+@dataclass(frozen=True)
+class LeaderboardRow:
+    """One method's line. Scores lie in [0, 1], higher is better; `low` and `high` are the 95 % interval of
+    `err_mean`.
+
+    challenge_all, challenge_unet, global_l2, relative_l2: see `weight_change.measure`, over all parts or the
+    UNet alone; seconds: of the unlearning itself, all models of the method together. None where not known.
+    """
+
+    method: str
+    concepts: int
+    forget: float
+    indirect: float
+    adversarial: float
+    adjacent: float
+    retain: float
+    err_mean: float
+    err_of_means: float
+    low: float
+    high: float
+    challenge_all: float | None = None
+    challenge_unet: float | None = None
+    global_l2: float | None = None
+    relative_l2: float | None = None
+    seconds: float | None = None
+
+
+def leaderboard(
+    scores: Mapping[str, Mapping[str, Any]],
+    weight_changes: Mapping[str, Mapping[str, Any]] | None = None,
+    seconds: Mapping[str, float] | None = None,
+) -> list[LeaderboardRow]:
+    """Rows from what `score_table` gave for each label: the base first, then by `err_mean`, the best first.
+
+    weight_changes: label -> `mean_weight_change`; seconds: label -> seconds. Where methods were asked
+    different questions there is one base row for each different score of the base.
+    """
+    weight_changes, seconds = weight_changes or {}, seconds or {}
+    bases: list[tuple[str, Mapping[str, Any]]] = []
+    for label, score in scores.items():
+        base = score["base"]
+        if base is not None and all(base != seen for _, seen in bases):
+            bases.append((BASE if not bases else f"{BASE} ({label})", base))
+    methods = [_row(label, score, weight_changes.get(label), seconds.get(label)) for label, score in scores.items()]
+    return [
+        *(_row(label, score, None, None) for label, score in bases),
+        *sorted(methods, key=lambda row: (-row.err_mean, row.method)),
+    ]
+
+
+def _row(
+    label: str, score: Mapping[str, Any], change: Mapping[str, Any] | None, seconds: float | None
+) -> LeaderboardRow:
+    low, high = score["intervals"]["err_mean"]
+    return LeaderboardRow(
+        method=label,
+        concepts=len(score["concepts"]),
+        **score["axes"],
+        err_mean=score["err_mean"],
+        err_of_means=score["err_of_means"],
+        low=low,
+        high=high,
+        challenge_all=change["all"]["challenge"] if change else None,
+        challenge_unet=change["unet"]["challenge"] if change else None,
+        global_l2=change["all"]["global_l2"] if change else None,
+        relative_l2=change["all"]["relative_l2"] if change else None,
+        seconds=seconds,
+    )
+
+
+def write_csv(path: str | Path, rows: Sequence[LeaderboardRow]) -> None:
+    """Every number in full; an empty cell where it is not known."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(LeaderboardRow)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    write_atomic(as_path(path), text.getvalue().encode())
+
+
+def rich_table(rows: Sequence[LeaderboardRow], width: int = 100) -> Table:
+    """The rows in at most `width` columns of text, at least 70; "change" is the relative L2 of all weights.
+
+    Below 100 columns the interval and the seconds are left out, which the CSV always has.
+    """
+    full_width = width >= 100
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
+    table.add_column("method", overflow="fold", max_width=24)
+    axes = ("forget", "indir.", "advers.", "adjac.", "retain")
+    interval, seconds = (("95 %\ninterval",), ("sec.",)) if full_width else ((), ())
+    for head in ("n", *axes, "ERR\nmean", *interval, "ERR of\nmeans", "change\nrel. L2", *seconds):
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            Text(row.method),
+            str(row.concepts),
+            *(f"{value:.3f}" for value in (row.forget, row.indirect, row.adversarial, row.adjacent, row.retain)),
+            f"{row.err_mean:.3f}",
+            *([f"{row.low:.3f}-{row.high:.3f}"] if full_width else []),
+            f"{row.err_of_means:.3f}",
+            "" if row.relative_l2 is None else f"{row.relative_l2:.1e}",
+            *(["" if row.seconds is None else f"{row.seconds:.0f}"] if full_width else []),
+            style="dim" if row.method.startswith(BASE) else None,
+        )
+    return table

@@ -1,0 +1,125 @@
+"""Sampler hooks: erasers that change no weight but the guidance, while an image is made.
+
+A delta of kind `hook` names one in its provenance, `{"hook": {"name": …, "config": {…}}}`. A hook is made anew for
+every batch, so it may keep state from step to step, and is called at every step in place of plain guidance.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from efface.config_files import StrictModel, parse
+from efface.errors import UserError, did_you_mean
+from efface.models.base import Base
+from efface.models.noise_predictor import NoisePredictor, classifier_free_guidance
+from efface.models.text_encoding import encode_prompts
+
+
+class Guidance(Protocol):
+    """The noise a step removes; `classifier_free_guidance` is the plain one."""
+
+    def __call__(
+        self,
+        predict: NoisePredictor,
+        latents: Tensor,
+        timestep: Any,
+        cond: Tensor,
+        uncond: Tensor,
+        guidance_scale: float,
+    ) -> Tensor: ...
+
+
+class NegativePromptConfig(StrictModel):
+    prompts: tuple[str, ...] = Field(min_length=1, description="phrases to keep away from, joined by commas")
+
+
+class NegativePrompt:
+    """The prompts in place of the recipe's negative prompt: the free baseline."""
+
+    def __init__(self, config: NegativePromptConfig, unsafe: Tensor) -> None:
+        self.unsafe = unsafe
+
+    def __call__(
+        self,
+        predict: NoisePredictor,
+        latents: Tensor,
+        timestep: Any,
+        cond: Tensor,
+        uncond: Tensor,
+        guidance_scale: float,
+    ) -> Tensor:
+        return classifier_free_guidance(predict, latents, timestep, cond, self.unsafe, guidance_scale)
+
+
+class SLDConfig(StrictModel):
+    """The defaults are the authors' "medium"."""
+
+    prompts: tuple[str, ...] = Field(min_length=1, description="phrases to keep away from, joined by commas")
+    warm_up: int = Field(default=10, ge=0, description="steps before the hook acts (delta of the paper)")
+    scale: float = Field(default=1000, ge=0, description="safety guidance scale s_S")
+    threshold: float = Field(default=0.01, description="lambda: where eps(c) - eps(S) is below it, the hook acts")
+    momentum: float = Field(default=0.3, ge=0, description="momentum scale s_m")
+    beta: float = Field(default=0.4, ge=0, le=1, description="decay of the momentum")
+
+
+class SLD:
+    """Safe Latent Diffusion (Schramowski et al., CVPR 2023, arXiv 2211.05105), eqs. 3 to 8.
+
+    eps = eps(0) + s_g (eps(c) - eps(0) - gamma), gamma = mu (eps(S) - eps(0)) + s_m nu, for the unsafe prompt S;
+    mu = min(1, |s_S (eps(c) - eps(S))|) where eps(c) - eps(S) < lambda, else 0; nu = beta nu + (1 - beta) gamma.
+    """
+
+    def __init__(self, config: SLDConfig, unsafe: Tensor) -> None:
+        self.config, self.unsafe = config, unsafe
+        self.step = 0
+        self.nu: Tensor | float = 0.0
+
+    def __call__(
+        self,
+        predict: NoisePredictor,
+        latents: Tensor,
+        timestep: Any,
+        cond: Tensor,
+        uncond: Tensor,
+        guidance_scale: float,
+    ) -> Tensor:
+        conditions = torch.cat([one.expand(len(latents), -1, -1) for one in (uncond, cond, self.unsafe)])
+        eps_0, eps_c, eps_s = predict(latents.repeat(3, 1, 1, 1), timestep, conditions).chunk(3)
+        config = self.config
+        mu = (config.scale * (eps_c - eps_s)).abs().clamp(max=1)
+        mu = torch.where(eps_c - eps_s < config.threshold, mu, 0.0)
+        gamma = mu * (eps_s - eps_0) + config.momentum * self.nu
+        self.nu = config.beta * self.nu + (1 - config.beta) * gamma
+        acting = self.step >= config.warm_up
+        self.step += 1
+        return eps_0 + guidance_scale * (eps_c - eps_0 - (gamma if acting else 0.0))
+
+
+HOOKS: dict[str, tuple[type[StrictModel], Callable[[Any, Tensor], Guidance]]] = {
+    "negative-prompt": (NegativePromptConfig, NegativePrompt),
+    "sld": (SLDConfig, SLD),
+}
+
+
+def guidance_for(base: Base) -> Callable[[], Guidance]:
+    """What makes the guidance of a batch: that of the hook delta in `base`, or plain guidance.
+
+    Raises UserError where the delta names no hook this efface knows, or its config is not one.
+    """
+    if base.applied is None or base.applied.kind != "hook":
+        return lambda: classifier_free_guidance
+    hook = base.applied.provenance.get("hook", {})
+    name = str(hook.get("name", ""))
+    if name not in HOOKS:
+        raise UserError(f"delta {base.applied.id}: unknown sampler hook '{name}', {did_you_mean(name, HOOKS)}")
+    config_class, make = HOOKS[name]
+    config = parse(config_class, hook.get("config", {}), f"delta {base.applied.id}, hook {name}")
+    unsafe = _unsafe(base, config.prompts)  # type: ignore[attr-defined]
+    return lambda: make(config, unsafe)
+
+
+def _unsafe(base: Base, prompts: Sequence[str]) -> Tensor:
+    return encode_prompts(base, [", ".join(prompts)])

@@ -1,0 +1,1 @@
+"""What a job costs before it runs: forward passes, operations and memory."""

@@ -1,0 +1,64 @@
+"""Images of the base as training data: made once, kept as what the VAE says of them.
+
+An image is the base's own, image i of a list of prompts having seed i: the same for every job, whatever its
+seed, so that jobs with one anchor share one file in the cache. In a chain "the base" is the model that the request
+before left, and has files of its own. The processes of a gang share out what is to be drawn.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from efface.files import content_id, write_atomic
+from efface.models.base import Base
+from efface.models.recipe import Recipe
+from efface.models.sampler import ImageRequest, sample
+from efface.train.trainer.collectives import all_gather, distributed_map
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What the VAE says of N images: mean and standard deviation of their latents, (N, 4, h, w) fp32."""
+
+    mean: Tensor
+    std: Tensor
+    scaling_factor: float
+
+    def latents(self, chosen: Tensor, noise: Tensor) -> Tensor:
+        """Latents of images `chosen` (B,), drawn with unit `noise` (B, 4, h, w) and scaled for the UNet."""
+        chosen = chosen.to(self.mean.device)
+        return (self.mean[chosen] + self.std[chosen] * noise) * self.scaling_factor
+
+
+def image_posterior(base: Base, recipe: Recipe, prompts: Sequence[str], cache: Path | None) -> Posterior:
+    """The base's images of `prompts`, image i with seed i; from a file in `cache` where all of a gang have one."""
+    key = content_id([base.state_id, recipe.id, list(prompts)])
+    file = cache / f"latents-{key}.safetensors" if cache else None
+    if all(all_gather(file is not None and file.is_file())) and file:
+        found = safetensors.torch.load(file.read_bytes())
+    else:
+        found = _make(base, recipe, [ImageRequest(prompt, seed) for seed, prompt in enumerate(prompts)])
+        if file:
+            write_atomic(file, safetensors.torch.save(found))
+    mean, std = (found[name].to(base.device) for name in ("mean", "std"))
+    return Posterior(mean, std, base.vae.config.scaling_factor)
+
+
+def _make(base: Base, recipe: Recipe, requests: Sequence[ImageRequest]) -> dict[str, Tensor]:
+    batches = [requests[start : start + recipe.batch_size] for start in range(0, len(requests), recipe.batch_size)]
+    encoded = distributed_map(batches, lambda batch: _encode(base, sample(base, recipe, batch)))
+    mean, std = (torch.cat(parts).contiguous() for parts in zip(*encoded, strict=True))
+    return {"mean": mean, "std": std}
+
+
+@torch.no_grad()
+def _encode(base: Base, images: np.ndarray) -> tuple[Tensor, Tensor]:
+    """uint8 (B, H, W, 3) to mean and standard deviation, (B, 4, h, w) fp32 on the CPU."""
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(base.device, torch.float32) / 127.5 - 1
+    posterior = base.vae.encode(pixels).latent_dist
+    return posterior.mean.float().cpu(), posterior.std.float().cpu()

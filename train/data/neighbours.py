@@ -1,0 +1,93 @@
+"""The concept neighbourhood of FADE (Thakral et al., CVPR 2025): the concepts that look most like a target.
+
+The base draws a few images of every candidate; an image encoder describes each by a feature of unit length; a
+concept is the mean of its images' features, and a concept's neighbours are those of highest cosine to it. The
+means are kept in a cache, so that a set of n concepts costs n times its images, however many targets ask; the
+processes of a gang share them out.
+"""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from efface.errors import UserError
+from efface.files import content_id, write_atomic
+from efface.models.base import Base
+from efface.models.image_encoders import load_image_encoder
+from efface.models.recipe import load_recipe
+from efface.models.sampler import ImageRequest, sample
+from efface.train.trainer.collectives import all_gather, distributed_map
+
+PROMPTS_PER_CHUNK = 16  # drawn together, so that an interrupted run keeps what it has
+
+
+def nearest(
+    base: Base, target: str, candidates: Sequence[str], count: int, images: int, cache: Path | None = None
+) -> list[str]:
+    """The `count` candidate prompts (or all, where fewer) most like the prompt `target`, nearest first.
+
+    Draws `images` images of each with the base's own recipe, seeds 0, 1, …, but for those found in the folder
+    `cache`. Raises UserError where the base names no image encoder.
+    """
+    features = concept_features(base, [target, *candidates], images, cache)
+    return [candidates[i] for i in rank_by_similarity(features[0], features[1:])[:count]]
+
+
+def rank_by_similarity(target: Tensor, features: Tensor) -> list[int]:
+    """Row numbers of `features` (n, d), highest cosine to `target` (d,) first; on a tie the earlier row."""
+    similarity = F.cosine_similarity(features.double(), target.double()[None])
+    return similarity.argsort(descending=True, stable=True).tolist()
+
+
+def mean_feature(features: Tensor) -> Tensor:
+    """The mean (d,) of the features (n, d) of n images, each brought to unit length first."""
+    return F.normalize(features.double(), dim=-1).mean(dim=0)
+
+
+def concept_features(base: Base, prompts: Sequence[str], images: int, cache: Path | None = None) -> Tensor:
+    """The mean feature of each prompt's images, (n, d), fp64, on the CPU."""
+    if base.spec.image_encoder is None:
+        where = f"base '{base.spec.name}' names no image_encoder to find neighbours with"
+        raise UserError(f"{where}: name one, or list the neighbours")
+    recipe = load_recipe(base.spec.recipe)
+    drawn_by = [base.state_id, base.spec.image_encoder, recipe.id]
+    files = {prompt: _file(cache, [*drawn_by, prompt, images]) for prompt in prompts}
+    found = {prompt: torch.from_numpy(np.load(file)) for prompt, file in files.items() if file and file.is_file()}
+    uncached = {prompt for prompt in files if prompt not in found}
+    missing = set().union(*all_gather(uncached))
+    pending = [prompt for prompt in files if prompt in missing]
+    if pending:
+        encoder = load_image_encoder(base.spec.image_encoder, base.device)
+
+        def generate_features(chunk: Sequence[str]) -> dict[str, Tensor]:
+            drawn = sample(base, recipe, [ImageRequest(prompt, seed) for prompt in chunk for seed in range(images)])
+            described = encoder(drawn).split(images)
+            features = {prompt: mean_feature(each) for prompt, each in zip(chunk, described, strict=True)}
+            for prompt, feature in features.items():
+                _save_feature(files[prompt], feature)
+            uncached.difference_update(chunk)
+            return features
+
+        parts = [pending[start : start + PROMPTS_PER_CHUNK] for start in range(0, len(pending), PROMPTS_PER_CHUNK)]
+        for features in distributed_map(parts, generate_features):
+            found |= features
+            for prompt in features.keys() & uncached:  # drawn by others
+                _save_feature(files[prompt], found[prompt])
+    return torch.stack([found[prompt] for prompt in prompts])
+
+
+def _file(cache: Path | None, key: list[str | int | None]) -> Path | None:
+    """Where the mean feature of a prompt is kept."""
+    return cache / f"concept-feature-{content_id(key)}.npy" if cache else None
+
+
+def _save_feature(file: Path | None, feature: Tensor) -> None:
+    if file:
+        data = io.BytesIO()
+        np.save(data, feature.numpy())
+        write_atomic(file, data.getvalue())

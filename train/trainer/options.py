@@ -1,0 +1,87 @@
+"""How a job is run, as against what it computes: nothing here changes a delta beyond rounding.
+
+So it is no part of a job's id. What does change numbers, such as the precision, stands in `TrainingConfig`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from efface.config_files import StrictModel
+from efface.models.attention import Backend, set_attention
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+
+class TrainingOptions(StrictModel):
+    """The means of a job: memory, kernels, the split over processes, and what is logged."""
+
+    gradient_checkpointing: bool = Field(
+        False, description="activations made again in the backward pass: a quarter more work, a quarter of the memory"
+    )
+    attention: Backend | None = Field(
+        None, description="kernel of the attention (`models/attention.py`); null: as it is in the base"
+    )
+    deepspeed: str | None = Field(
+        None, description="a name in configs/deepspeed/, or a YAML file like them; null: DistributedDataParallel"
+    )
+    tracker: Literal["tensorboard"] | None = Field(
+        None, description="what is told loss, learning rate and gradient norm of every step; null: nothing"
+    )
+    tracker_folder: Path | None = Field(None, description="the folder the tracker writes to")
+
+    @model_validator(mode="after")
+    def _a_tracker_has_a_folder(self) -> "TrainingOptions":
+        if (self.tracker is None) != (self.tracker_folder is None):
+            raise ValueError("tracker and tracker_folder go together: give both or neither")
+        return self
+
+
+@contextmanager
+def apply_training_options(
+    training_options: TrainingOptions,
+    precision: Literal["fp32", "bf16"],
+    teacher: "UNet2DConditionModel",
+    student: "UNet2DConditionModel",
+    trained: list[nn.Parameter],
+) -> Iterator[dict[str, Any] | None]:
+    """Both UNets as `training_options` and `precision` ask for; the teacher is put back afterwards, bit for bit.
+
+    Gives what `set_attention` says of the student; None where no attention is asked for.
+
+    bf16: all weights but the trained ones are bf16, and so is the arithmetic in the UNets' forward passes. The trained
+    ones stay fp32, and so does everything outside of the UNets.
+    """
+    processors, report = dict(teacher.attn_processors), None
+    originals = {parameter: parameter.data for parameter in teacher.parameters()}
+    try:
+        if training_options.attention is not None:
+            dtype = torch.bfloat16 if precision == "bf16" else None  # some kernels know no fp32
+            report = set_attention(student, training_options.attention, dtype)
+            set_attention(teacher, training_options.attention, dtype)
+        if training_options.gradient_checkpointing:
+            student.enable_gradient_checkpointing()
+        if precision == "bf16":
+            for unet in (student, teacher):
+                _to_bf16(unet, trained)
+        yield report
+    finally:
+        teacher.set_attn_processor(processors)
+        for parameter, value in originals.items():
+            parameter.data = value
+        teacher.__dict__.pop("forward", None)
+
+
+def _to_bf16(unet: "UNet2DConditionModel", trained: list[nn.Parameter]) -> None:
+    kept = {id(parameter) for parameter in trained}
+    for parameter in unet.parameters():
+        if id(parameter) not in kept:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    # An autocast of its own for each pass: its cached casts of trained weights would otherwise outlive a roll-out.
+    unet.forward = torch.autocast(unet.device.type, torch.bfloat16)(unet.forward)
