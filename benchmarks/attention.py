@@ -1,4 +1,4 @@
-"""Which kernel computes the attention of Stable Diffusion 1.x fastest, on a GPU; `python benchmarks/attention.py`.
+"""Which kernel computes the attention of Stable Diffusion 1.x fastest, on a GPU; `python -m benchmarks.attention`.
 
 Self- and cross-attention of a 512 px image at its three sizes, eight images, forward, and forward with backward.
 Writes benchmarks/results/attention.json. It needs a GPU.
@@ -8,8 +8,8 @@ import sys
 from typing import Any
 
 import torch
-from record import write_result
 
+from benchmarks.record import write_result
 from efface.models.attention import KERNELS, unsupported_reason
 from efface.models.attention_timing import BATCH_SIZE, REPEATS, timings
 

@@ -1,4 +1,4 @@
-"""How busy 64 GPUs are kept, and what a large plan costs the driver; `python benchmarks/busy.py`, about ten minutes.
+"""How busy 64 GPUs are kept, and what a large plan costs the driver; `python -m benchmarks.busy`, about ten minutes.
 
 The GPUs are invented: eight nodes of Ray on loopback with eight each, and workers that take ten seconds for a shard.
 Busy is the workers' time in shards over 64 times the time from the first shard's start to the last one's end; starting
@@ -20,15 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from plan import large_campaign
-from record import write_result
 from rich.console import Console
-from scan import SHARDS, cut
 
+from benchmarks.plan import large_campaign
+from benchmarks.record import write_result
+from benchmarks.scan import SHARDS, cut
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "cluster"))
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
 from chaos_cluster import NodesOnLoopback
+from fake_worker import FakeWorker
 
 import efface.cluster.run as running
 from efface.cluster.campaign.plan import Plan
@@ -39,8 +42,7 @@ from efface.cluster.scheduler.dispatch import Dispatcher, RemainingTasks
 from efface.cluster.scheduler.metrics import Metrics
 from efface.cluster.storage.journal import Journal, read_journal
 from efface.cluster.storage.run_folder import RunFolder, Task
-from efface.cluster.workers.executors import RayExecutor
-from efface.cluster.workers.fake_worker import FakeWorker
+from efface.cluster.workers.ray_executor import RayExecutor
 from efface.cluster.workers.worker import Outcome
 
 NODES, GPUS_EACH = 8, 8

@@ -1,4 +1,4 @@
-"""Runs that are disturbed in every way and must come to the same; `python benchmarks/chaos.py --runs 200 --seed 0`.
+"""Runs that are disturbed in every way and must come to the same; `python -m benchmarks.chaos --runs 200 --seed 0`.
 
 What goes wrong, and what must hold then, is in `tests/cluster/chaos_*.py` and told in docs/chaos.md. `--ray N`: so many
 of them by two Ray workers. `--real N`: instead of all that, N runs of the real miniature. `--only K` repeats one run of
@@ -18,9 +18,10 @@ from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
-from record import write_result
+from benchmarks.record import write_result
 
 os.environ["OMP_NUM_THREADS"] = "1"
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "cluster"))
 
 from chaos_trial import ChaosRuns, Report

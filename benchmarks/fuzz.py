@@ -1,4 +1,4 @@
-"""10,000 drawn files for each reader; `python benchmarks/fuzz.py` writes benchmarks/results/fuzz.json, in some minutes.
+"""10,000 drawn files for each reader; `python -m benchmarks.fuzz` writes benchmarks/results/fuzz.json, in some minutes.
 
 What is drawn and what must hold is in `tests/fuzz/readers.py`. `--reader NAME` tries one reader and writes nothing.
 """
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, given, seed, settings
-from record import write_result
+
+from benchmarks.record import write_result
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fuzz"))
 

@@ -1,10 +1,10 @@
-"""What each method needs of a GPU at the size of Stable Diffusion v1.4, by computation; `python benchmarks/memory.py`.
+"""What each method needs of a GPU at the size of Stable Diffusion v1.4, by computation; `python -m benchmarks.memory`.
 
 Nothing is measured on a GPU: shapes are run through the methods' passes on the meta device
 (`efface.train.cost.memory`).
 Prints the tables of docs/hardware.md and writes benchmarks/results/memory.json. Some minutes on one core.
 
-`python benchmarks/memory.py --measure` holds the peaks against a GPU: two steps of each method at full size with random
+`python -m benchmarks.memory --measure` holds the peaks against a GPU: two steps of each method at full size with random
 weights, each in a process of its own, so that a peak is its own. Writes benchmarks/results/memory-DEVICE.json.
 """
 
@@ -18,8 +18,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from record import write_result
 
+from benchmarks.record import write_result
 from efface.concepts.concept import load_concept_set
 from efface.files import slug
 from efface.models.base import architecture, load_base, read_base
@@ -253,4 +253,4 @@ if __name__ == "__main__":
         case ["--job", label]:
             print(json.dumps(job(label)))
         case _:
-            sys.exit("usage: python benchmarks/memory.py [--measure]")
+            sys.exit("usage: python -m benchmarks.memory [--measure]")

@@ -1,4 +1,4 @@
-"""What a campaign adds to a job: `python benchmarks/overhead.py` writes benchmarks/results/overhead.json, in minutes.
+"""What a campaign adds to a job: `python -m benchmarks.overhead` writes benchmarks/results/overhead.json, in minutes.
 
 The same jobs of the miniature, UCE and two steps of ESD, are done by calling `run_job` and by a warm Ray worker through
 `dispatch`, which also saves the delta, measures the change of the weights and writes record, log and journal. Overhead
@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import write_result
 
+from benchmarks.record import write_result
 from efface.cluster.campaign.plan import Model
 from efface.cluster.campaign.spec import Campaign, read_campaign
 from efface.cluster.run import Run, open_run, worker_context
 from efface.cluster.scheduler.dispatch import RemainingTasks, dispatch
 from efface.cluster.storage.journal import Journal
 from efface.cluster.storage.run_folder import Task
-from efface.cluster.workers.executors import RayExecutor
+from efface.cluster.workers.ray_executor import RayExecutor
 from efface.cluster.workers.worker import Outcome
 from efface.config_files import parse
 from efface.models.base import load_base

@@ -1,4 +1,4 @@
-"""How long a plan of 10,000 jobs takes to expand; `python benchmarks/plan.py` writes benchmarks/results/plan.json.
+"""How long a plan of 10,000 jobs takes to expand; `python -m benchmarks.plan` writes benchmarks/results/plan.json.
 
 The campaign is esd-ablation with more values in its sweep: 20 concepts x 100 variants x 5 seeds, 480 images a model.
 No weights are read, so it runs on any machine.
@@ -6,8 +6,7 @@ No weights are read, so it runs on any machine.
 
 import time
 
-from record import write_result
-
+from benchmarks.record import write_result
 from efface.cluster.campaign.planner import plan_campaign
 from efface.cluster.campaign.spec import Campaign, read_campaign
 from efface.config_files import parse

@@ -1,4 +1,4 @@
-"""How long a resume looks at 100,000 finished shards; `python benchmarks/scan.py` writes benchmarks/results/scan.json.
+"""How long a resume looks at 100,000 finished shards; `python -m benchmarks.scan` writes benchmarks/results/scan.json.
 
 The records of the campaign of `plan.py`, as far as it has so many shards, are written first, with small outputs of the
 right size and hash. What is timed is `remaining_tasks`: everything a driver does before it knows what is left.
@@ -12,9 +12,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from plan import large_campaign
-from record import write_result
-
+from benchmarks.plan import large_campaign
+from benchmarks.record import write_result
 from efface.cluster.campaign.plan import Plan, Shard
 from efface.cluster.campaign.planner import plan_campaign
 from efface.cluster.scheduler.dispatch import remaining_tasks

@@ -1,4 +1,4 @@
-"""How near the scheduler comes to what is possible, 8 to 4,096 GPUs; `python benchmarks/simulate.py`.
+"""How near the scheduler comes to what is possible, 8 to 4,096 GPUs; `python -m benchmarks.simulate`.
 
 Replays the campaign esd-ablation in virtual time (`benchmarks.scheduler.simulate`): on equal GPUs by three seeds, then
 on GPUs of two speeds, with failures and with preemptions. Writes benchmarks/results/simulate.json.
@@ -8,8 +8,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from record import write_result
-
+from benchmarks.record import write_result
 from benchmarks.scheduler.simulate import FailureModel, all_tasks, simulate
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.planner import plan_campaign

@@ -24,7 +24,9 @@ from efface.cluster.scheduler.progress import Display
 from efface.cluster.storage.journal import Journal
 from efface.cluster.storage.lease import Lease
 from efface.cluster.storage.run_folder import RunFolder
-from efface.cluster.workers.executors import Executor, LocalExecutor, RayExecutor, WorkerClass
+from efface.cluster.workers.executor import Executor, WorkerClass
+from efface.cluster.workers.local_executor import LocalExecutor
+from efface.cluster.workers.ray_executor import RayExecutor
 from efface.cluster.workers.worker import Worker, WorkerContext
 from efface.config_files import read_config
 from efface.errors import JobFailure, StorageError, UserError

@@ -27,7 +27,7 @@ from efface.cluster.campaign.rates import Rates, durations, read_rates
 from efface.cluster.campaign.spec import read_campaign
 from efface.cluster.scheduler.dispatch import RemainingTasks, dispatch
 from efface.cluster.storage.run_folder import Task
-from efface.cluster.workers.executors import ProcessGroups
+from efface.cluster.workers.executor import ProcessGroups
 from efface.cluster.workers.worker import Outcome
 from efface.errors import JobFailure, UserError
 

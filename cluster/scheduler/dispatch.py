@@ -10,7 +10,7 @@ from efface.cluster.campaign.plan import CalibrationTask, Model, Plan, Shard
 from efface.cluster.campaign.spec import Limits
 from efface.cluster.scheduler.queue import Queue
 from efface.cluster.storage.run_folder import RunFolder, Task
-from efface.cluster.workers.executors import Executor
+from efface.cluster.workers.executor import Executor
 from efface.cluster.workers.worker import Outcome
 from efface.errors import JobFailure, Stopped, StorageError, UserError
 

@@ -29,7 +29,8 @@ from efface.cluster.search.spec import Search
 from efface.cluster.search.trial import Trial, base_score, check_axes
 from efface.cluster.storage.lease import Lease
 from efface.cluster.storage.run_folder import RunFolder
-from efface.cluster.workers.executors import RayExecutor, init_ray
+from efface.cluster.workers.ray_executor import RayExecutor
+from efface.cluster.workers.ray_session import init_ray
 from efface.cluster.workers.worker import WorkerContext
 from efface.errors import JobFailure, Stopped, StorageError, UserError
 

@@ -15,10 +15,11 @@ from typing import Any
 import psutil
 from chaos_cluster import path_of_workers
 from chaos_within import jumping_clock, kill_at_write
+from fake_worker import FakeWorker
 
 import efface.cluster.run as running
-from efface.cluster.workers.executors import LocalExecutor, RayExecutor
-from efface.cluster.workers.fake_worker import FakeWorker
+from efface.cluster.workers.local_executor import LocalExecutor
+from efface.cluster.workers.ray_executor import RayExecutor
 from efface.launch import campaigns, cli  # imported here so that no fork has to
 
 assert campaigns

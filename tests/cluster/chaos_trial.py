@@ -1,6 +1,6 @@
 """A trial: a campaign is run while things go wrong, taken up again until it is done, and held to what it must be.
 
-What must be is computed without any run (`efface.cluster.workers.fake_worker.expected`), or comes from a run that was
+What must be is computed without any run (`tests/fake_worker.py.expected`), or comes from a run that was
 let alone.
 """
 
@@ -18,11 +18,11 @@ from chaos_cluster import NodesOnLoopback
 from chaos_disturbances import REFUSED, Disturbance, sample_disturbances
 from chaos_driver import Driver, DriverConfig
 from chaos_scene import Scene, Undisturbed, count_lines, disk, results
+from fake_worker import STEPS, expected
 
 from efface.cluster.campaign.planner import plan_campaign
 from efface.cluster.campaign.spec import read_campaign
 from efface.cluster.run import reopen_run, worker_context
-from efface.cluster.workers.fake_worker import STEPS, expected
 from efface.errors import UserError
 from efface.eval.image_table import read_table
 

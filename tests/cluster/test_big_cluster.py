@@ -16,6 +16,7 @@ import psutil
 import pytest
 import ray
 from chaos_cluster import NodesOnLoopback
+from fake_worker import FakeWorker, expected
 from ray._private import ray_constants
 from rich.console import Console
 from tiny_campaign import campaign_dict
@@ -24,8 +25,7 @@ from efface.cluster.campaign.spec import Campaign
 from efface.cluster.run import Run, execute, open_run, worker_context
 from efface.cluster.storage.journal import read_journal
 from efface.cluster.workers import executors
-from efface.cluster.workers.executors import RayExecutor
-from efface.cluster.workers.fake_worker import FakeWorker, expected
+from efface.cluster.workers.ray_executor import RayExecutor
 from efface.config_files import parse
 from efface.errors import UserError
 from efface.eval.image_table import read_table

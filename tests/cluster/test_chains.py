@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_worker import FakeWorker, expected
 from rich.console import Console
 from timed_worker import DONE, RecordingCallback, TimedExecutor, all_tasks
 from tiny_campaign import ESD, IMAGES_PER_PROMPT, UCE
@@ -19,7 +20,6 @@ from efface.cluster.run import Run, execute, open_run, summary, worker_context
 from efface.cluster.scheduler.dispatch import dispatch, remaining_tasks
 from efface.cluster.scheduler.queue import Queue
 from efface.cluster.storage.run_folder import RunFolder, Task
-from efface.cluster.workers.fake_worker import FakeWorker, expected
 from efface.cluster.workers.worker import Outcome, Worker
 from efface.errors import Stopped
 from efface.eval.image_table import read_table

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from fake_worker import STEPS, FakeWorker, expected
 from rich.console import Console
 from tiny_campaign import ESD, UCE
 
 from efface.cluster.campaign.plan import Model
 from efface.cluster.campaign.spec import Campaign
 from efface.cluster.run import Run, execute, open_run, worker_context
-from efface.cluster.workers.fake_worker import STEPS, FakeWorker, expected
 from efface.errors import Stopped
 from efface.eval.image_table import read_table
 

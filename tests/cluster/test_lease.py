@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_worker import FakeWorker
 from rich.console import Console
 
 from efface.cluster.campaign.plan import Model
@@ -21,7 +22,6 @@ from efface.cluster.run import Run, execute, open_run
 from efface.cluster.storage import lease as leases
 from efface.cluster.storage.lease import Lease, active_driver
 from efface.cluster.storage.run_folder import Task
-from efface.cluster.workers.fake_worker import FakeWorker
 from efface.cluster.workers.worker import Outcome
 from efface.errors import StorageError, UserError
 from efface.files import as_path, write_atomic

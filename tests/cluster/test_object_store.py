@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_worker import FakeWorker
 from rich.console import Console
 
 from efface.cluster.campaign.spec import Campaign
@@ -19,7 +20,6 @@ from efface.cluster.run import Run, execute, open_run, reopen_run
 from efface.cluster.scheduler.dispatch import remaining_tasks
 from efface.cluster.storage.lease import Lease
 from efface.cluster.storage.run_folder import RunFolder
-from efface.cluster.workers.fake_worker import FakeWorker
 from efface.errors import StorageError, UserError
 from efface.eval.image_table import read_table
 from efface.files import as_path, create_exclusive, local_copy, write_atomic

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_worker import FakeWorker, expected
 from rich.console import Console
 
 from efface.cluster import run as running
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.spec import Campaign
 from efface.cluster.run import Run, execute, execute_part, open_run, worker_context
-from efface.cluster.workers.executors import LocalExecutor
-from efface.cluster.workers.fake_worker import FakeWorker, expected
+from efface.cluster.workers.local_executor import LocalExecutor
 from efface.errors import UserError
 from efface.eval.image_table import read_table
 

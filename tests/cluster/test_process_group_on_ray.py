@@ -25,8 +25,8 @@ from efface.cluster.campaign.spec import Campaign
 from efface.cluster.run import Run, execute, open_run, worker_context
 from efface.cluster.storage.journal import read_journal
 from efface.cluster.workers import process_group as gang
-from efface.cluster.workers.executors import init_ray
 from efface.cluster.workers.process_group import ActorLauncher, RayTrainLauncher
+from efface.cluster.workers.ray_session import init_ray
 from efface.cluster.workers.worker import Outcome, Worker
 from efface.config_files import parse
 from efface.errors import UserError

@@ -17,7 +17,7 @@ from efface.cluster.campaign.spec import Campaign
 from efface.cluster.report import Results
 from efface.cluster.run import Run, execute, open_run, reopen_run, summary
 from efface.cluster.storage.run_folder import Task
-from efface.cluster.workers.executors import LocalExecutor
+from efface.cluster.workers.local_executor import LocalExecutor
 from efface.cluster.workers.worker import Outcome, Worker
 from efface.eval.image_table import read_images, read_table
 from efface.eval.judge import load_judge

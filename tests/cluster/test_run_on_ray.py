@@ -18,7 +18,7 @@ from tiny_campaign import campaign_dict
 
 from efface.cluster.campaign.spec import Campaign
 from efface.cluster.run import Run, execute, open_run
-from efface.cluster.workers.executors import RayExecutor
+from efface.cluster.workers.ray_executor import RayExecutor
 from efface.cluster.workers.worker import WorkerContext
 from efface.config_files import parse
 from efface.errors import UserError

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_worker import STEPS, FakeWorker, expected
 from rich.console import Console
 from tiny_campaign import ESD, campaign_dict, write_yaml
 
@@ -20,7 +21,6 @@ from efface.cluster.campaign.spec import Campaign
 from efface.cluster.run import Run, execute, execute_part, open_run, reopen_run, worker_context
 from efface.cluster.storage.lease import active_driver
 from efface.cluster.storage.run_folder import RunFolder, Task
-from efface.cluster.workers.fake_worker import STEPS, FakeWorker, expected
 from efface.cluster.workers.worker import Outcome, Worker
 from efface.config_files import parse
 from efface.errors import Stopped
@@ -136,7 +136,7 @@ def test_a_second_signal_interrupts_at_once(run: Run) -> None:
 
 def test_a_part_is_laid_down_by_a_wish_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from efface.cluster import run as running
-    from efface.cluster.workers.executors import LocalExecutor
+    from efface.cluster.workers.local_executor import LocalExecutor
 
     class Asked(FakeWorker):
         def _log_effect(self, line: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from command import RunEfface
+from fake_worker import FakeWorker
 from rich.console import Console
 from tiny_campaign import ESD, IMAGES_PER_PROMPT, PROMPTS, UCE
 
@@ -19,7 +20,6 @@ from efface.cluster import run as running
 from efface.cluster.campaign.plan import Model
 from efface.cluster.campaign.spec import read_campaign
 from efface.cluster.run import Run, execute, open_run, reopen_run
-from efface.cluster.workers.fake_worker import FakeWorker
 from efface.cluster.workers.worker import Worker
 from efface.errors import Stopped
 from efface.eval.image_table import read_table

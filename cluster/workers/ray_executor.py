@@ -1,19 +1,18 @@
-"""Where work runs: in this process, or in Ray actors. Both hold `Worker`s and answer in the same words."""
+"""Workers in Ray actors."""
 
 import os
-import signal
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from efface.cluster.storage.run_folder import Task
-from efface.cluster.workers.fake_worker import FakeWorker
+from efface.cluster.workers.capacity import capacity, describe_resources, free_slots, required_resources, total_slots
+from efface.cluster.workers.executor import ProcessGroups, WorkerClass
 from efface.cluster.workers.process_group import ActorLauncher, RayTrainLauncher, is_node_failure
+from efface.cluster.workers.ray_session import init_ray, last_line
 from efface.cluster.workers.worker import Outcome, Worker, WorkerContext
 from efface.errors import JobFailure, UserError
 
@@ -25,80 +24,6 @@ MAX_START_FAILURES = 3
 
 CAPACITY_CHECK_INTERVAL = 10.0
 """Seconds between two looks whether the cluster has room for more workers."""
-
-
-WorkerClass = type[Worker] | type[FakeWorker]
-
-
-class Executor(Protocol):
-    """Numbered workers, each of which takes up to `depth` pieces of work at a time."""
-
-    workers: int
-    """How many there are; there may come to be more."""
-    depth: int
-    process_groups: "ProcessGroups | None"
-    """How several workers train a job together; None: one does."""
-
-    def new_workers(self) -> list[int]:
-        """Workers that can take work since now: at the beginning, and again where another took one's place."""
-
-    def submit(self, worker: int, task: Task) -> None:
-        """Hand a piece of work to a worker; returns at once, or when the work is done."""
-
-    def outcomes(self, timeout: float) -> Iterator[tuple[int, Task, Outcome]]:
-        """What has ended, waiting up to `timeout` seconds for something to end."""
-
-    def replace(self, worker: int) -> bool:
-        """Stop a worker at once, whatever it does, and start another in its place; False where that cannot be done."""
-
-    def clock(self) -> float:
-        """Seconds, from any start, by the clock that the work takes its time by."""
-
-    def close(self) -> None:
-        """Let go of the workers."""
-
-
-class ProcessGroups(Protocol):
-    """What an executor does that has several workers train a job together."""
-
-    def select_workers(self, idle: Sequence[int]) -> list[int] | None:
-        """Of the workers that have nothing to do, those that should train a job together; None: not yet."""
-
-    def submit_job(self, workers: Sequence[int], task: Task) -> None:
-        """Hand a job to a gang in the place of several workers. It ends as the first one's, and all are gone then."""
-
-
-class LocalExecutor:
-    """One worker in this process: no Ray, easy to debug."""
-
-    workers = 1
-    depth = 1
-    process_groups: ProcessGroups | None = None
-
-    def __init__(self, context: WorkerContext, should_stop: Callable[[], bool], worker: WorkerClass = Worker) -> None:
-        self._worker = worker(context, should_stop)
-        self._new_workers = [0]
-        self._finished: list[tuple[int, Task, Outcome]] = []
-
-    def new_workers(self) -> list[int]:
-        new_workers, self._new_workers = self._new_workers, []
-        return new_workers
-
-    def submit(self, worker: int, task: Task) -> None:
-        self._finished.append((worker, task, self._worker.run(task)))
-
-    def outcomes(self, timeout: float) -> Iterator[tuple[int, Task, Outcome]]:
-        ended, self._finished = self._finished, []
-        yield from ended
-
-    def replace(self, worker: int) -> bool:
-        return False
-
-    def clock(self) -> float:
-        return time.monotonic()
-
-    def close(self) -> None:
-        pass
 
 
 class RayExecutor:
@@ -136,7 +61,7 @@ class RayExecutor:
         self._max_workers = max_workers
         self._last_alive = self._last_capacity_check = time.monotonic()
         try:
-            self.workers = min(max_workers, _capacity(context))
+            self.workers = min(max_workers, capacity(context))
             if self.workers < context.processes:
                 raise UserError(
                     f"a job is trained by {context.processes} processes, and the cluster has room for {self.workers} "
@@ -165,7 +90,7 @@ class RayExecutor:
             except RayActorError as error:
                 self._start_failures += not is_node_failure(error)
                 if "UserError" in str(error) or self._start_failures >= MAX_START_FAILURES:
-                    raise UserError(f"a worker cannot start: {_last_line(str(error))}") from None
+                    raise UserError(f"a worker cannot start: {last_line(str(error))}") from None
                 ray.kill(self._actors[worker])  # it may only be out of reach
                 self._start(worker)
                 continue
@@ -254,7 +179,7 @@ class RayExecutor:
         self._last_capacity_check = time.monotonic()
         # The places of workers that are there count as taken, also while a gang is only about to take them.
         more = min(
-            _free_slots(self._context), _total_slots(self._context) - self.workers, self._max_workers - self.workers
+            free_slots(self._context), total_slots(self._context) - self.workers, self._max_workers - self.workers
         )
         for _ in range(more):
             self._actors.append(None)
@@ -300,95 +225,8 @@ class RayExecutor:
         """Raises JobFailure where for a long time there has been no worker at all."""
         if self._running or time.monotonic() - self._last_alive < START_TIMEOUT:
             return
-        need = _describe(_required_resources(self._context))
+        need = describe_resources(required_resources(self._context))
         raise JobFailure(
             f"no worker came up within {START_TIMEOUT:g} s, each needs {need}; what is finished is kept, "
             "start again when the cluster has them"
         )
-
-
-def init_ray(address: str | None, cpus: int, scratch: str) -> None:
-    """Join the Ray at `address`, or start one on this machine that listens on loopback alone. Raises UserError."""
-    import ray
-    from ray._private import ray_constants
-
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address:
-        try:
-            with _keep_signal_handlers():
-                ray.init(address=address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            raise UserError(f"no Ray cluster can be joined at '{address}': {_last_line(str(error))}") from None
-        return
-    # Made for other systems, this keeps Ray's processes on the loopback address. Ray itself reads it when it is
-    # imported, which may have been earlier.
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    # Ray's own 15 would have workers wait for all else on the machine, also for the driver, which only waits for them.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    with _keep_signal_handlers():
-        ray.init("local", num_cpus=max(os.cpu_count() or 1, cpus), include_dashboard=False, _temp_dir=scratch, **quiet)
-
-
-@contextmanager
-def _keep_signal_handlers() -> Iterator[None]:
-    """As it starts, Ray takes SIGTERM for itself and would end the process on it: ours are put back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _capacity(context: WorkerContext) -> int:
-    """How many workers the cluster has room for now. Raises UserError where it is not one."""
-    import ray
-
-    need, total = _required_resources(context), ray.cluster_resources()
-    for name, amount in need.items():
-        most = max((node["Resources"].get(name, 0) for node in _nodes()), default=0)
-        if amount > most:
-            raise UserError(
-                f"a worker needs {amount:g} {name}, and no node of the cluster has more than {most:g} "
-                f"(the whole cluster: {total.get(name, 0):g}); lower resources in the campaign"
-            )
-    capacity = min(_total_slots(context), _free_slots(context))
-    if capacity < 1:
-        free = ray.available_resources()
-        raise UserError(
-            f"a worker needs {_describe(need)}, and all of the cluster is taken (free: "
-            f"{_describe({name: free.get(name, 0.0) for name in need})}); wait for it, or stop what runs there"
-        )
-    return capacity
-
-
-def _total_slots(context: WorkerContext) -> int:
-    """Workers that fit on all nodes together, if nothing else runs there."""
-    need = {name: amount for name, amount in _required_resources(context).items() if amount}
-    return sum(min(int(node["Resources"].get(name, 0) // need[name]) for name in need) for node in _nodes())
-
-
-def _free_slots(context: WorkerContext) -> int:
-    """Workers for which enough is free, taking all nodes together."""
-    import ray
-
-    free = ray.available_resources()
-    return min(int(free.get(name, 0) // amount) for name, amount in _required_resources(context).items() if amount)
-
-
-def _required_resources(context: WorkerContext) -> dict[str, float]:
-    return {"CPU": float(context.cpus), "GPU": context.gpus}
-
-
-def _nodes() -> list[dict[str, Any]]:
-    import ray
-
-    return [node for node in ray.nodes() if node["Alive"]]
-
-
-def _describe(resources: dict[str, float]) -> str:
-    return " and ".join(f"{amount:g} {name}" for name, amount in resources.items() if amount) or "nothing"
-
-
-def _last_line(text: str) -> str:
-    return text.strip().splitlines()[-1].split("UserError: ", 1)[-1]

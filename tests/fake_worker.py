@@ -8,6 +8,7 @@ time but what it is told to. Chaos, scale and scheduling are tried with it; what
 import hashlib
 import io
 import socket
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from PIL import Image
+from ray import cloudpickle
 
 from efface.cluster.campaign.plan import CalibrationTask, Model, Plan, Shard
 from efface.cluster.storage.run_folder import Damaged, RunFolder, Task
@@ -22,6 +24,8 @@ from efface.cluster.workers.worker import Outcome, WorkerContext
 from efface.errors import Stopped, StorageError
 from efface.eval.image_table import IMAGE_SCHEMA, SCHEMA, write_table
 from efface.files import write_atomic, write_json
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers do not have the tests on their path
 
 STEPS = 20
 """Optimiser steps of every pretended training."""

@@ -1,0 +1,59 @@
+"""What an executor is: numbered workers that are given tasks, and say how each ended."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from efface.cluster.storage.run_folder import Task
+from efface.cluster.workers.worker import Outcome
+
+
+class TaskWorker(Protocol):
+    """What does the tasks: a `Worker`, or what a test puts in its place."""
+
+    def ready(self) -> str:
+        """What tells this node from others, once everything is loaded."""
+
+    def run(self, task: Task) -> Outcome:
+        """Do a task. Never raises."""
+
+
+WorkerClass = Callable[..., TaskWorker]
+"""Called with a `WorkerContext`, and in this process with a function that says when to stop."""
+
+
+class Executor(Protocol):
+    """Numbered workers, each of which takes up to `depth` pieces of work at a time."""
+
+    workers: int
+    """How many there are; there may come to be more."""
+    depth: int
+    process_groups: "ProcessGroups | None"
+    """How several workers train a job together; None: one does."""
+
+    def new_workers(self) -> list[int]:
+        """Workers that can take work since now: at the beginning, and again where another took one's place."""
+
+    def submit(self, worker: int, task: Task) -> None:
+        """Hand a piece of work to a worker; returns at once, or when the work is done."""
+
+    def outcomes(self, timeout: float) -> Iterator[tuple[int, Task, Outcome]]:
+        """What has ended, waiting up to `timeout` seconds for something to end."""
+
+    def replace(self, worker: int) -> bool:
+        """Stop a worker at once, whatever it does, and start another in its place; False where that cannot be done."""
+
+    def clock(self) -> float:
+        """Seconds, from any start, by the clock that the work takes its time by."""
+
+    def close(self) -> None:
+        """Let go of the workers."""
+
+
+class ProcessGroups(Protocol):
+    """What an executor does that has several workers train a job together."""
+
+    def select_workers(self, idle: Sequence[int]) -> list[int] | None:
+        """Of the workers that have nothing to do, those that should train a job together; None: not yet."""
+
+    def submit_job(self, workers: Sequence[int], task: Task) -> None:
+        """Hand a job to a gang in the place of several workers. It ends as the first one's, and all are gone then."""
