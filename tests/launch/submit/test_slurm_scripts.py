@@ -123,7 +123,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "nodes on loopback": (
         {"slurm": {"nodes": 2, "style": "shared"}},
         [],
-        "cluster 'test': slurm.nodes is 2, and the nodes of a Ray have to reach each other: set listen: nodes",
+        "cluster 'test': slurm.nodes is 2, and nodes of a Ray have to reach each other: set listen: nodes",
     ),
     "a password": (
         {},
