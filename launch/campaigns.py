@@ -12,6 +12,7 @@ from rich.text import Text
 
 from efface.config_files import list_configs
 from efface.errors import UserError, did_you_mean
+from efface.launch.output import results_are_in_files
 
 if TYPE_CHECKING:
     from efface.cluster.campaign.plan import Model, Plan
@@ -296,4 +297,4 @@ def _path(location: str | None) -> Any:
 
 def _console() -> Console:
     # Bound to today's stdout: a worker in this process catches what is printed while it works.
-    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
+    return Console(file=results_are_in_files(), highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)

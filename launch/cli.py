@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from efface.errors import JobFailure, Stopped, UserError
+from efface.launch.output import with_output
 from efface.launch.submit.commands import app as submit
 
 app = typer.Typer(
@@ -22,6 +23,8 @@ app = typer.Typer(
         "[bold]efface unlearn esd --concept 'Van Gogh' --base sd-v1-4[/bold]"
     ),
 )
+
+INTERRUPTED = "interrupted; what is finished is kept, the same command goes on from there"
 
 UNLEARN_PANEL, EVALUATE_PANEL, CAMPAIGN_PANEL, LISTING_PANEL = "Erase", "Judge", "Campaigns", "Look up"
 app.add_typer(submit, name="submit", rich_help_panel=CAMPAIGN_PANEL)
@@ -384,19 +387,26 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 a job failed, 2 a user's mistake, 130 interrupted."""
+    """Run the command line and exit: 0 done, 1 a job failed, 2 a user's mistake, 75 try again later (a disk that is
+    full, a store out of reach), 130 interrupted."""
+    code, error = with_output(_exit_code)
+    if error:
+        _print_error(error, code)
+    sys.exit(code)
+
+
+def _exit_code() -> int:
     try:
         app(prog_name="efface")
-    except UserError as error:
-        sys.exit(_print_error(str(error), 2))
-    except JobFailure as error:
-        sys.exit(_print_error(str(error), 1))
-    except Stopped as stopped:
-        sys.exit(_print_error(str(stopped), 130))
+    except (UserError, JobFailure, Stopped) as error:
+        return _print_error(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _print_error(INTERRUPTED, 130)
     except SystemExit as end:
         if end.code == 130:  # typer's answer to an interruption
-            _print_error("interrupted; what is finished is kept, the same command goes on from there", 130)
-        raise
+            return _print_error(INTERRUPTED, 130)
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
 
 
 def _print_error(message: str, code: int) -> int:

@@ -109,6 +109,24 @@ def test_out_of_time_before_the_work_has_begun_a_job_is_queued_again(
     assert list((tmp_path / "run" / "launch").iterdir()) == []
 
 
+@pytest.mark.parametrize(("code", "requeued"), [(75, True), (2, False), (1, False), (0, False)])
+def test_a_job_whose_store_was_away_is_queued_again_and_one_with_a_mistake_is_not(
+    code: int, requeued: bool, scripts: Callable[..., dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, does in {**STAND_INS, "srun": STAND_INS["srun"].partition("; ")[2], "python": f"exit {code}"}.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    (tmp_path / "run" / "launch").mkdir(parents=True)
+    (tmp_path / "array.sh").write_text(scripts("array", slurm={"container": "image"})["array"])
+    with (tmp_path / "log").open("w") as log:
+        done = subprocess.run(["bash", tmp_path / "array.sh"], stdout=log, timeout=30)
+    assert ("asked: requeue 7" in (tmp_path / "log").read_text()) is requeued
+    assert requeued or done.returncode == code
+
+
 MISTAKES: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "unknown profile": ({}, ["--cluster", "locl"], "unknown cluster 'locl': did you mean 'local'?"),
     "unknown key": ({"slurm": {"partitoin": "x"}}, [], "unknown key 'slurm.partitoin', did you mean 'partition'?"),
