@@ -12,6 +12,14 @@ from efface.launch.cli import main
 __all__ = ["campaign_file", "campaign_inputs"]
 
 
+@pytest.fixture(autouse=True)
+def user_profiles(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the user's own cluster profiles: not that of who runs the tests."""
+    config = tmp_path_factory.mktemp("config")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(config))
+    return config / "efface" / "clusters"
+
+
 @pytest.fixture
 def efface(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunEfface:
     """A function that runs `efface` with these arguments in this process."""
