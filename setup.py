@@ -74,5 +74,5 @@ setup(
             "import-linter>=2.3",
         ],
     },
-    entry_points={"console_scripts": ["efface = efface.launch.cli:main"]},
+    entry_points={"console_scripts": ["efface = efface.__main__:main"]},
 )

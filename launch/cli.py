@@ -1,19 +1,20 @@
 """The command line `efface`: puts the commands of `launch/commands/` together, and ends with a documented exit code.
 
-Exit codes: 0 done, 1 a job failed, 2 a user's mistake, 130 interrupted or stopped on request.
+Exit codes: 0 done, 1 a job failed or output was lost, 2 a user's mistake, 75 try again later (a disk that is full, a
+store out of reach), 130 interrupted or stopped on request.
 """
 
 import importlib
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from efface.errors import JobFailure, Stopped, UserError
-from efface.launch.streams import guarded_streams
+from efface.launch.output import with_output
 from efface.text import shown
 
 PANELS = {
@@ -23,6 +24,7 @@ PANELS = {
     "Look up": ("doctor", "methods", "judges", "concepts", "prompts", "bases"),
 }
 """The commands by their heading in the help; each is a module of `launch/commands/`."""
+INTERRUPTED = "interrupted; what is finished is kept, the same command goes on from there"
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 LAUNCHER_HELP = (
     "Hand a campaign to a cluster: Ray, SLURM or Kubernetes. The run folder is the one that `efface run` makes."
@@ -87,24 +89,27 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line and exit."""
-    with guarded_streams(), _log_to_stderr():
-        sys.exit(_run())
+    """Run the command line and exit, with one of the codes above."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError):  # a stream of somebody else's
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    code, error = with_output(_exit_code)
+    if error:
+        _print_error(error, code)
+    sys.exit(code)
 
 
-def _run() -> int:
-    """The exit code of the command."""
+def _exit_code() -> int:
     try:
-        app(prog_name="efface")
-    except UserError as error:
-        return _print_error(str(error), 2)
-    except JobFailure as error:
-        return _print_error(str(error), 1)
-    except Stopped as stopped:
-        return _print_error(str(stopped), 130)
+        with _log_to_stderr():
+            app(prog_name="efface")
+    except (UserError, JobFailure, Stopped) as error:
+        return _print_error(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _print_error(INTERRUPTED, 130)
     except SystemExit as end:
         if end.code == 130:  # typer's answer to an interruption
-            _print_error("interrupted; what is finished is kept, and the same command goes on from there", 130)
+            return _print_error(INTERRUPTED, 130)
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return 0
 

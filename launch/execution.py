@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from efface.launch.output import console, print_line
+from efface.launch.output import results_are_in_files
+from efface.launch.tables import console, print_line
 from efface.text import shown
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ def execute_run(run: "Run", workers: int | None, address: str | None) -> "Result
     """Do what is missing, with progress on the terminal, and score. Raises UserError, Stopped and JobFailure."""
     from efface.cluster.run import execute
 
-    return execute(run, workers, address, console())
+    return execute(run, workers, address, console(results_are_in_files()))
 
 
 def show_results(results: "Results") -> None:

@@ -1,44 +1,62 @@
-"""What commands print: tables and lines in which text of others stays text."""
+"""Standard output and error, which may break while a command works: a closed pipe or terminal, a full disk of logs."""
 
+import errno
+import os
 import sys
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
-
-from efface.text import rich_text, shown
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-LOG_WIDTH = 120
-"""Columns of text where there is no terminal that has a width."""
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from typing import Any, TextIO, cast
 
 
-def console(*, stderr: bool = False) -> "Console":
-    """A console on today's stdout, or stderr: a worker in this process captures what is printed while it works."""
-    from rich.console import Console
+class Output:
+    """A text stream that loses what cannot be written, and remembers why, in place of failing."""
 
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(file=stream, highlight=False, width=None if stream.isatty() else LOG_WIDTH)
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.error: Exception | None = None
+        self.is_result = True
+        """Whether the command is for what it writes here; else its results are in files."""
+
+    def write(self, text: str) -> int:
+        self._attempt(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(self._stream.flush)
+
+    def close_if_broken(self) -> None:
+        """Keep the interpreter from failing at what is still buffered, as it ends."""
+        self.flush()
+        if self.error:
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def _attempt(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except (OSError, ValueError) as error:
+            self.error = self.error or error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
-def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Rows under a header; a cell that is None is empty, a list is joined by commas."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-    for title in header:
-        table.add_column(title, overflow="fold")
-    for row in rows:
-        table.add_row(*(rich_text(_cell(value)) for value in row))
-    console().print(table)
+def results_are_in_files() -> TextIO:
+    """Standard output, for a command that goes on and succeeds whatever becomes of it."""
+    if isinstance(sys.stdout, Output):
+        sys.stdout.is_result = False
+    return sys.stdout
 
 
-def print_line(text: str) -> None:
-    """One line, however wide the terminal is, with nothing in it that acts on the terminal."""
-    print(shown(text))
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
-    return "" if value is None else str(value)
+def with_output(command: Callable[[], int]) -> tuple[int, str | None]:
+    """The exit code of a command, and the error where it is a failure that its output was lost."""
+    output, errors = Output(sys.stdout), Output(sys.stderr)
+    with redirect_stdout(cast(TextIO, output)), redirect_stderr(cast(TextIO, errors)):
+        code = command()
+    output.close_if_broken()
+    errors.close_if_broken()
+    if not output.error or not output.is_result or code:
+        return code, None
+    if getattr(output.error, "errno", None) == errno.EPIPE:
+        return 1, None  # the reader has seen enough
+    return 1, f"the output cannot be written ({getattr(output.error, 'strerror', None) or output.error})"

@@ -12,8 +12,8 @@ from efface.errors import UserError
 from efface.files import write_atomic
 from efface.launch.command import Command
 from efface.launch.options import BaseOption, ConceptsOption, DeviceOption, PromptsOption
-from efface.launch.output import print_line
 from efface.launch.paths import check_writable
+from efface.launch.tables import print_line
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from efface.files import as_path
 from efface.launch.command import Command
 from efface.launch.job_names import find_job
 from efface.launch.options import RunFolderArgument
-from efface.launch.output import print_line
+from efface.launch.tables import print_line
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from efface.launch.command import Command
-from efface.launch.output import print_table
+from efface.launch.tables import print_table
 
 if TYPE_CHECKING:
     from efface.concepts.concept import ConceptSet

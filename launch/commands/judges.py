@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from efface.launch.command import Command
-from efface.launch.output import print_table
+from efface.launch.tables import print_table
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from efface.launch.command import Command
-from efface.launch.output import print_line, print_table
+from efface.launch.tables import print_line, print_table
 
 
 @dataclass(frozen=True, kw_only=True)

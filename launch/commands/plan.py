@@ -8,8 +8,8 @@ import typer
 
 from efface.launch.command import Command
 from efface.launch.options import CampaignArgument, OverridesOption, RunFolderOption
-from efface.launch.output import print_line, print_table
 from efface.launch.paths import optional_path
+from efface.launch.tables import print_line, print_table
 
 if TYPE_CHECKING:
     from efface.cluster.campaign.cost import Estimate

@@ -7,7 +7,7 @@ import typer
 
 from efface.errors import UserError
 from efface.launch.command import Command
-from efface.launch.output import print_line, print_table
+from efface.launch.tables import print_line, print_table
 
 if TYPE_CHECKING:
     from efface.concepts.concept import ConceptSet

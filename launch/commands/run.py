@@ -41,13 +41,14 @@ def run(options: RunOptions) -> "Results | PartResult":
     """Do what is missing of the campaign, or of one part of it. Raises UserError, Stopped and JobFailure."""
     from efface.cluster.campaign.spec import read_campaign
     from efface.cluster.run import execute_part, open_run
-    from efface.launch.output import console
+    from efface.launch.output import results_are_in_files
+    from efface.launch.tables import console
 
     part = _parse_part(options.part) if options.part is not None else None
     opened = open_run(read_campaign(options.campaign, options.overrides), optional_path(options.out))
     if part is None:
         return execute_run(opened, options.workers, options.address)
-    return PartResult(execute_part(opened, *part, console()))
+    return PartResult(execute_part(opened, *part, console(results_are_in_files())))
 
 
 def show(result: "Results | PartResult") -> None:

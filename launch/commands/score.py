@@ -46,7 +46,7 @@ def run(options: ScoreOptions) -> Scores:
 
 def show(scores: Scores) -> None:
     from efface.eval.scores.leaderboard import leaderboard, rich_table
-    from efface.launch.output import console
+    from efface.launch.tables import console
 
     terminal = console()
     terminal.print(rich_table(leaderboard(scores.methods), terminal.width))

@@ -12,7 +12,7 @@ import typer
 from efface.files import as_path
 from efface.launch.command import Command
 from efface.launch.options import RunFolderArgument
-from efface.launch.output import print_line
+from efface.launch.tables import print_line
 
 
 @dataclass(frozen=True, kw_only=True)

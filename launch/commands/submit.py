@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from efface.launch.command import Command
 from efface.launch.launcher import Launch, Launcher, Submission, SubmitOptions, get_launcher
-from efface.launch.output import print_line
+from efface.launch.tables import print_line
 from efface.text import shown
 
 if TYPE_CHECKING:

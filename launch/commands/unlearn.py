@@ -1,5 +1,6 @@
 """`efface unlearn`: one job in this process, or written to a file for torchrun."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -191,7 +192,7 @@ def _train(options: UnlearnOptions, request: _Request) -> Unlearned:
 
     from efface.eval.metrics.weight_change import weight_change
     from efface.launch.device import resolve_device
-    from efface.launch.output import console
+    from efface.launch.tables import console
     from efface.models.base import load_base
     from efface.models.fingerprint import cache_folder
     from efface.train.job import run_job
@@ -204,7 +205,7 @@ def _train(options: UnlearnOptions, request: _Request) -> Unlearned:
         TextColumn("loss {task.fields[loss]}"),
         TimeRemainingColumn(),
     )
-    terminal = console(stderr=True)
+    terminal = console(sys.stderr)
     with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
         bar = progress.add_task(shown(f"{options.method}: {', '.join(request.new)}"), total=None, loss="-")
 

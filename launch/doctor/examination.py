@@ -32,14 +32,18 @@ class Subject:
         return facts.Machine()
 
     @cached_property
+    def parsed(self) -> "Campaign":
+        """The campaign. Raises UserError."""
+        from efface.cluster.campaign.spec import read_campaign
+
+        return read_campaign(self.campaign or "")
+
+    @cached_property
     def planned(self) -> "tuple[Campaign, Plan]":
         """The campaign and its plan. Raises UserError."""
         from efface.cluster.campaign.planner import plan_campaign
-        from efface.cluster.campaign.spec import read_campaign
 
-        assert self.campaign is not None
-        parsed = read_campaign(self.campaign)
-        return parsed, plan_campaign(parsed, fetch=False)
+        return self.parsed, plan_campaign(self.parsed, fetch=False)
 
     @property
     def plan(self) -> "Plan | None":
@@ -52,9 +56,9 @@ class Subject:
     @property
     def requests_gpus(self) -> bool:
         try:
-            return self.campaign is not None and self.planned[0].resources.gpus > 0
-        except Exception:
-            return False
+            return self.campaign is not None and self.parsed.resources.gpus > 0
+        except UserError:
+            return False  # why it cannot be read is a finding of its own
 
     @property
     def prefetch_command(self) -> str:

@@ -44,7 +44,7 @@ def test_pip_installs_it_and_fetches_nothing(tmp_path: Path) -> None:
 
 def test_it_holds_code_and_data_alone(package: Path, tmp_path: Path) -> None:
     names = zipfile.ZipFile(write_wheel(tmp_path, package)).namelist()
-    assert [name for name in names if "dist-info" not in name] == ["efface/__init__.py", "efface/room/code.py"]
+    assert [name for name in names if "dist-info" not in name] == ["efface/__init__.py", "efface/part/code.py"]
 
 
 def test_its_name_changes_with_its_files(package: Path, tmp_path: Path) -> None:
@@ -62,5 +62,5 @@ def test_what_strayed_into_the_package_is_not_uploaded(
     with pytest.raises(UserError) as error:
         write_wheel(tmp_path, package)
     assert "has 4 MiB, should have at most 3" in str(error.value)
-    assert "efface/room/big.safetensors (4 MiB)" in str(error.value)
+    assert "efface/part/big.safetensors (4 MiB)" in str(error.value)
     assert not list(tmp_path.glob("*.whl"))

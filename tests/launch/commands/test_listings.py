@@ -53,7 +53,7 @@ def test_one_concept_set(name: str, efface: RunEfface) -> None:
 def test_prompts(efface: RunEfface) -> None:
     found = parsed(efface, "prompts", "miniature")
     assert found["concept_set"] == "miniature" and all(set(count) == set(AXES) for count in found["prompts"].values())
-    assert "no fault found" in efface("prompts", "miniature").out
+    assert "no error found" in efface("prompts", "miniature").out
 
 
 def test_the_prompts_of_one_target(efface: RunEfface) -> None:

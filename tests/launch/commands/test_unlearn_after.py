@@ -49,7 +49,7 @@ def test_a_mistaken_request_is_answered_in_a_sentence(efface: RunEfface, base: s
     out = tmp_path / "out.safetensors"
     mistakes = {
         "none.safetensors: no such file": ["esd", "-c", "dog", "--after", "none.safetensors"],
-        f"--after {nameless}: tells of no job": ["esd", "-c", "dog", "--after", nameless],
+        f"--after {nameless}: does not say which job made it": ["esd", "-c", "dog", "--after", nameless],
         f"--after {cat}: has erased 'cat' already": ["esd", "-c", "Cat", "--after", cat],
         "--after takes one request at a time": ["esd", "-c", "dog", "-c", "bus", "--after", cat],
         "unknown concept 'dogg'": ["esd", "-c", "dogg", "--after", cat],

@@ -28,6 +28,7 @@ def _healthy(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with nothing to complain about, whatever the one that runs the tests is like."""
     monkeypatch.setattr(facts, "hub_error", lambda: None)
     monkeypatch.setattr(facts, "ray_processes", list)
+    monkeypatch.setattr(facts, "token_files", dict)
     monkeypatch.setattr(facts, "free_bytes", lambda path: 10**12)
     for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)

@@ -135,7 +135,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str], str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_told_in_one_sentence(mistake: str, efface: RunEfface, profile: Profile) -> None:
+def test_a_mistake_is_answered_in_one_sentence(mistake: str, efface: RunEfface, profile: Profile) -> None:
     sections, arguments, expected = MISTAKES[mistake]
     assert expected in efface("submit", "kube", "demo", "--cluster", profile(**sections), *arguments).error_message
 
@@ -201,7 +201,7 @@ def test_applied_twice_it_is_one_job_and_one_that_failed_or_was_stopped_is_made_
     if state in ("failed", "stopped"):
         assert (again, kubectl_calls) == (first, ["get", "delete", "apply"])
     else:
-        assert (again, kubectl_calls) == (first.replace("submitted", "there already"), ["get"])
+        assert (again, kubectl_calls) == (first.replace("submitted: ", "there already: "), ["get"])
 
 
 def test_without_kubectl_nothing_is_applied(

@@ -55,7 +55,7 @@ def test_an_array_without_ray(
     run, (array, leaderboard) = submit("array", parts=2)
     assert launch_states(run)[0][:2] == ("slurm array", array)
     again = efface("submit", "slurm", tmp_path / "campaign.yaml", "--cluster", tmp_path / "cluster.yaml", "--out", run)
-    assert again.code == 0 and again.out.startswith(f"there already: slurm array {array}\n")
+    assert again.code == 0 and f"\nthere already: slurm array {array}\n" in again.out
     slurm.wait(slurm.empty, 180, lambda: logs(run))
     assert methods(run) == ["base", "uce"], logs(run)
     assert launch_states(run) == [("slurm array", array, "done"), ("slurm leaderboard", leaderboard, "done")]

@@ -25,6 +25,8 @@ def scripts(efface: RunEfface, profile: Profile, tmp_path: Path) -> Callable[...
         command = ["submit", "slurm", "demo", *SHORT, "--style", style, "--dry-run", "--out", tmp_path / "run"]
         result = efface(*command, "--cluster", profile(**sections), *arguments)
         assert result.code == 0, result
+        if style != "array":
+            return {style: result.out}
         parts = result.out.split("==> ")[1:]
         return {Path(part.split(" <==\n")[0]).stem: part.split(" <==\n", 1)[1] for part in parts}
 
@@ -136,7 +138,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str], str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_told_in_one_sentence(
+def test_a_mistake_is_answered_in_one_sentence(
     mistake: str, efface: RunEfface, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
