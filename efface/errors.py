@@ -1,23 +1,46 @@
-"""What can go wrong: a user's mistake, a place that fails, a job that fails on its own; and what was laid down."""
+"""What can go wrong: a user's mistake, a store that fails, a job that fails on its own; and work that was stopped.
+
+Each class names the exit code that the command line ends with.
+"""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A user's mistake, told in one sentence: what is wrong, where, and what would be right. Exit code 2."""
+    """A user's mistake, described in one sentence: what is wrong, where, and what would be right."""
+
+    exit_code = 2
 
 
 class StorageError(UserError):
-    """A place that cannot be read or written: a full disk, a folder without rights, a store out of reach."""
+    """A disk or store that cannot be read or written now: it is full, or out of reach. The same command may be run
+    again later, which batch systems do by themselves on this exit code (EX_TEMPFAIL of sysexits.h)."""
+
+    exit_code = 75
+
+
+class NoSpaceError(StorageError):
+    """A disk that is full, or a quota that is used up."""
+
+
+class LocationError(StorageError):
+    """A path or URL that cannot hold what it should, now or later: a file in place of a folder, no permission, an
+    unknown scheme."""
+
+    exit_code = 2
 
 
 class Stopped(Exception):
-    """Work that was laid down on request; the same command takes it up again. Exit code 130."""
+    """Work that was stopped on request; the same command goes on from there."""
+
+    exit_code = 130
 
 
 class JobFailure(Exception):
     """A job that cannot be finished (a NaN loss, say): the step and the likely cause. The other jobs go on."""
+
+    exit_code = 1
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

@@ -1,9 +1,10 @@
-"""Files that are whole or absent, and names made of content: the ground every record and result stands on.
+"""Files that are whole or absent, and names made of content: what every record and result is built on.
 
-A place is a local path or the URL of an object store (`s3://bucket/folder`), then a `StorePath`, which has pathlib's
-words over fsspec.
+A location is a local path or the URL of an object store (`s3://bucket/folder`), then a `StorePath`, which has the
+methods of pathlib over fsspec.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -13,15 +14,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
 
-from efface.errors import StorageError
+from efface.errors import LocationError, NoSpaceError, StorageError
+from efface.retry import first_line, is_transient_in_store, is_transient_on_disk, retry
 
 MAX_COMPARE_BYTES = 2**26
 """Bytes up to which a file is compared with what is to be written: checkpoints and deltas of whole models are not."""
 
+UNUSABLE = {
+    errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EINVAL,
+}  # fmt: skip
+"""What a file system answers where no later attempt succeeds."""
+
+NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}
+"""What file systems without hard links (exFAT, SMB, gcsfuse, …) answer where one is requested."""
+
+NO_FOLDER_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EISDIR}
+"""What file systems answer that cannot open or sync a folder; they keep its entries in order themselves."""
+
 
 def as_path(location: str | Path) -> Path:
-    """A local path, or a URL such as `s3://bucket/folder` with the same methods. Raises StorageError."""
+    """A local path, or a URL such as `s3://bucket/folder` with the same methods. Raises LocationError."""
     if not isinstance(location, str):
         return location
     if not re.match("[A-Za-z][A-Za-z0-9+.-]*://", location):
@@ -32,8 +46,12 @@ def as_path(location: str | Path) -> Path:
         # A listing that is kept would hide what other processes have written since.
         path = StorePath(location, use_listings_cache=False)
     except (ImportError, ValueError) as error:
-        raise StorageError(f"{location}: cannot be opened ({str(error).splitlines()[0]})") from None
-    return Path(path.path) if path.protocol in ("file", "local") else cast(Path, path)
+        raise LocationError(f"{location}: cannot be opened ({first_line(error)})") from None
+    if path.protocol in ("file", "local"):
+        return Path(path.path)
+    if path.protocol != "memory" and not urlsplit(location).netloc:
+        raise LocationError(f"{location}: names no bucket, should be like {path.protocol}://bucket/folder")
+    return cast(Path, path)
 
 
 def is_remote(path: Path) -> bool:
@@ -64,39 +82,62 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one and nothing between.
 
     A local file that holds these bytes already is left as it is, if it is not a large one. Raises StorageError where
-    the place cannot be written.
+    the location cannot be written.
     """
     if is_remote(path):
         _put(path, data, "overwrite")
         return
     try:
-        small = len(data) <= MAX_COMPARE_BYTES
-        if small and path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
-            return
-        with _temporary_file(path, data) as name:
-            os.replace(name, path)
-        _sync_folder(path.parent)
+        retry(path, lambda: _replace(path, data), is_transient_on_disk)
     except OSError as error:
-        raise StorageError(f"{path}: cannot be written ({error.strerror})") from None
+        raise storage_error(path, "written", error) from None
+
+
+def _replace(path: Path, data: bytes) -> None:
+    small = len(data) <= MAX_COMPARE_BYTES
+    if small and path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
+        return
+    with _temporary_file(path, data) as name:
+        os.replace(name, path)
+    _sync_folder(path.parent)
 
 
 def create_exclusive(path: Path, data: bytes) -> bool:
     """Write `data` to `path` where there is no file yet; False where there is one. Of many at once, one succeeds.
 
-    Raises StorageError where the place cannot be written.
+    A store may lose its answer, and say then, asked again, that there is a file: who must know whether it is their own
+    compares its content. Raises StorageError where the location cannot be written.
     """
     try:
         if is_remote(path):
             _put(path, data, "create")
         else:
             with _temporary_file(path, data) as name:
-                os.link(name, path)
+                _link(name, path)
             _sync_folder(path.parent)
     except FileExistsError:
         return False
     except OSError as error:
-        raise StorageError(f"{path}: cannot be written ({error.strerror})") from None
+        raise storage_error(path, "written", error) from None
     return True
+
+
+def _link(name: str, path: Path) -> None:
+    """Give the file `name` the name `path` too, which must be free. Raises FileExistsError.
+
+    Without hard links the name is taken by an empty file first, which others may see for a moment.
+    """
+    try:
+        os.link(name, path)
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        try:
+            os.replace(name, path)
+        except BaseException:
+            path.unlink()
+            raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -120,7 +161,7 @@ def local_copy(path: Path) -> Iterator[Path]:
 @contextmanager
 def _temporary_file(path: Path, data: bytes) -> Iterator[str]:
     """A file beside `path` with `data` on the disk; gone afterwards if it is still there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -133,23 +174,44 @@ def _temporary_file(path: Path, data: bytes) -> Iterator[str]:
         Path(name).unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _make_folder(folder: Path) -> None:
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:  # a file, or a link to nothing: never to be taken for the file that is to be created
+        raise NotADirectoryError(errno.ENOTDIR, f"{folder} is not a folder") from None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder outlast a loss of power."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise
+
+
+def storage_error(path: object, verb: str, error: OSError) -> StorageError:
+    """The sentence about a `path` that cannot be read or written (`verb`), and whether a later attempt may succeed."""
+    kind = LocationError if error.errno in UNUSABLE else StorageError
+    kind = NoSpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else kind
+    return kind(f"{path}: cannot be {verb} ({error.strerror or error})")
 
 
 def _put(path: Any, data: bytes, mode: str) -> None:
     """One object, whole or not at all. Raises FileExistsError in the mode "create" where there is one."""
     try:
-        path.fs.pipe_file(path.path, data, mode=mode)
+        retry(path, lambda: path.fs.pipe_file(path.path, data, mode=mode), _may_be_put_later)
     except FileExistsError:
         raise
     except Exception as error:  # each store has errors of its own, which fsspec lets through
-        raise StorageError(f"{path}: cannot be written ({_message(error)})") from None
+        kind = StorageError if _may_be_put_later(error) else LocationError
+        raise kind(f"{path}: cannot be written ({first_line(error)})") from None
 
 
-def _message(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _may_be_put_later(error: Exception) -> bool:
+    missing_bucket = isinstance(error, FileNotFoundError)
+    return not missing_bucket and not isinstance(error, FileExistsError) and is_transient_in_store(error)

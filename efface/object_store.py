@@ -7,27 +7,36 @@ Here whatever goes wrong is a StorageError, and only what is not there is a File
 from __future__ import annotations
 
 import stat as modes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from upath.extensions import ProxyUPath
 
-from efface.errors import StorageError
+from efface.errors import LocationError, StorageError
+from efface.retry import first_line, is_transient_in_store, retry
+
+T = TypeVar("T")
 
 PATH_ERRORS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
 @contextmanager
 def wrap_store_errors(path: object) -> Iterator[None]:
-    """A block in which a store is read, or changed. Raises StorageError, and what is in `PATH_ERRORS`."""
+    """A block in which a store is read, or changed, once. Raises StorageError, and what is in `PATH_ERRORS`."""
     try:
         yield
     except (*PATH_ERRORS, StorageError):
         raise
     except Exception as error:
-        message = (str(error).splitlines() or [type(error).__name__])[0]
-        raise StorageError(f"{path}: the store cannot be used ({message})") from None
+        kind = StorageError if is_transient_in_store(error) else LocationError
+        raise kind(f"{path}: the store cannot be used ({first_line(error)})") from None
+
+
+def call_store(path: object, call: Callable[[], T]) -> T:
+    """What `call` returns, tried again while the store is away. Raises StorageError, and what is in `PATH_ERRORS`."""
+    with wrap_store_errors(path):
+        return retry(path, call, lambda error: not isinstance(error, PATH_ERRORS) and is_transient_in_store(error))
 
 
 class StorePath(ProxyUPath):
@@ -36,8 +45,7 @@ class StorePath(ProxyUPath):
     __slots__ = ()
 
     def stat(self, *, follow_symlinks: bool = True) -> Any:
-        with wrap_store_errors(self):
-            return super().stat()
+        return call_store(self, super().stat)
 
     def exists(self, *, follow_symlinks: bool = True) -> bool:
         return self._mode() is not None
@@ -51,32 +59,31 @@ class StorePath(ProxyUPath):
         return mode is not None and modes.S_ISDIR(mode)
 
     def iterdir(self) -> Iterator[Any]:
-        with wrap_store_errors(self):
-            return iter(list(super().iterdir()))
+        found = super().iterdir
+        return iter(call_store(self, lambda: list(found())))
 
     def glob(self, pattern: str, **options: Any) -> Iterator[Any]:
-        with wrap_store_errors(self):
-            return iter(list(super().glob(pattern, **options)))
+        found = super().glob
+        return iter(call_store(self, lambda: list(found(pattern, **options))))
 
     def rglob(self, pattern: str, **options: Any) -> Iterator[Any]:
-        with wrap_store_errors(self):
-            return iter(list(super().rglob(pattern, **options)))
+        found = super().rglob
+        return iter(call_store(self, lambda: list(found(pattern, **options))))
 
     def open(self, *arguments: Any, **options: Any) -> Any:
-        with wrap_store_errors(self):
-            return super().open(*arguments, **options)
+        opened = super().open
+        return call_store(self, lambda: opened(*arguments, **options))
 
     def read_bytes(self) -> bytes:
-        with wrap_store_errors(self):
-            return super().read_bytes()
+        return call_store(self, super().read_bytes)
 
     def read_text(self, *arguments: Any, **options: Any) -> str:
-        with wrap_store_errors(self):
-            return super().read_text(*arguments, **options)
+        read = super().read_text
+        return call_store(self, lambda: read(*arguments, **options))
 
     def unlink(self, missing_ok: bool = False) -> None:
-        with wrap_store_errors(self):
-            super().unlink(missing_ok)
+        unlinked = super().unlink
+        call_store(self, lambda: unlinked(missing_ok))
 
     def _mode(self) -> int | None:
         try:

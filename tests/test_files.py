@@ -1,17 +1,21 @@
 """Files that are whole or absent, on a disk and in an object store alike; and names made of content."""
 
+import errno
 import hashlib
 import json
 import multiprocessing
 import os
+import stat
 import uuid
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from efface import files
-from efface.errors import StorageError
+from efface.errors import LocationError, NoSpaceError, StorageError
 from efface.files import (
     as_path,
     content_id,
@@ -23,6 +27,11 @@ from efface.files import (
     write_atomic,
     write_json,
 )
+
+
+@pytest.fixture(autouse=True)
+def _no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("efface.retry.RETRY_SECONDS", 0.0)
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -39,10 +48,18 @@ def test_a_path_is_local_and_a_url_is_not(tmp_path: Path) -> None:
     assert is_remote(remote) and str(remote / "file") == "memory://bucket/folder/file"
 
 
-def test_a_url_of_no_known_kind_is_told_in_a_sentence() -> None:
-    with pytest.raises(StorageError, match="nowhere://bucket/x: cannot be opened") as excinfo:
-        as_path("nowhere://bucket/x")
-    assert "\n" not in str(excinfo.value)
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("nowhere://bucket/x", "cannot be opened"),
+        ("s3:///x", r"names no bucket, should be like s3://bucket/folder"),
+        ("s3://", r"names no bucket, should be like s3://bucket/folder"),
+    ],
+)
+def test_a_url_that_no_store_has_is_a_mistake_described_in_one_sentence(url: str, sentence: str) -> None:
+    with pytest.raises(LocationError, match=f"{url}: {sentence}") as excinfo:
+        as_path(url)
+    assert "\n" not in str(excinfo.value) and excinfo.value.exit_code == 2
 
 
 def test_what_is_written_is_read_and_its_folder_made(folder: Path) -> None:
@@ -126,10 +143,117 @@ def test_a_file_that_cannot_be_created_is_not_taken_for_one_that_is_there(
 
 
 @pytest.mark.parametrize("write", [write_atomic, create_exclusive])
-def test_a_place_that_is_a_file_is_told_in_a_sentence(write: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "folder", ["file/under/it", "file/it", "dangling/it", "a" * 300 + "/it", "deep/" * 1000 + "it"]
+)
+def test_a_folder_that_cannot_be_is_a_mistake_described_in_one_sentence(
+    folder: str, write: Callable[[Path, bytes], object], tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="file/under/it: cannot be written"):
-        write(tmp_path / "file" / "under" / "it", b"")  # type: ignore[operator]
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(LocationError, match="it: cannot be written") as excinfo:
+        write(tmp_path / folder, b"")
+    assert "\n" not in str(excinfo.value)
+
+
+def no_links(code: int) -> Callable[..., None]:
+    def link(*arguments: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return link
+
+
+NO_LINKS = [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS]
+"""What exFAT, SMB and gcsfuse say where a hard link is requested."""
+
+
+@pytest.mark.parametrize("code", NO_LINKS)
+def test_without_hard_links_a_file_is_created_once_too(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "link", no_links(code))
+    assert create_exclusive(tmp_path / "file", b"first")
+    assert not create_exclusive(tmp_path / "file", b"second")
+    assert (tmp_path / "file").read_bytes() == b"first"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_without_hard_links_of_many_processes_one_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", no_links(errno.EPERM))
+    test_of_many_processes_that_create_a_file_at_once_one_succeeds(tmp_path)
+
+
+def test_without_hard_links_a_creation_that_fails_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "link", no_links(errno.EPERM))
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(NoSpaceError):
+        create_exclusive(tmp_path / "file", b"first")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_that_syncs_no_folders_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really = os.fsync
+
+    def files_only(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        really(handle)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    write_atomic(tmp_path / "file", b"content")
+    assert (tmp_path / "file").read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("write", [write_atomic, create_exclusive])
+def test_content_is_on_the_disk_before_its_name_and_its_name_before_the_call_returns(
+    write: Callable[[Path, bytes], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def noted(name: str) -> None:
+        really = getattr(os, name)
+
+        def call(*arguments: Any) -> Any:
+            folder = name == "fsync" and stat.S_ISDIR(os.fstat(arguments[0]).st_mode)
+            calls.append(f"{name} {'folder' if folder else 'file'}" if name == "fsync" else name)
+            return really(*arguments)
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("fsync", "replace", "link"):
+        noted(name)
+    write(tmp_path / "file", b"content")
+    named = "replace" if write is write_atomic else "link"
+    assert calls == ["fsync file", named, "fsync folder"]
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "exit_code"),
+    [
+        (errno.ENOSPC, NoSpaceError, 75),
+        (errno.EDQUOT, NoSpaceError, 75),
+        (errno.EROFS, StorageError, 75),
+        (errno.EIO, StorageError, 75),
+        (errno.EACCES, LocationError, 2),
+    ],
+)
+def test_an_error_of_the_disk_says_whether_to_try_again_later(
+    code: int, kind: type[StorageError], exit_code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(StorageError) as excinfo:
+        write_atomic(tmp_path / "file", b"content")
+    assert type(excinfo.value) is kind and excinfo.value.exit_code == exit_code
 
 
 @pytest.mark.parametrize("error", [OSError("broken pipe"), PermissionError("denied"), RuntimeError("a\nb"), KeyError()])
