@@ -107,7 +107,7 @@ def test_out_of_time_before_the_work_has_begun_a_job_is_queued_again(
     time.sleep(1)
     script.send_signal(signal.SIGUSR1)
     script.wait(timeout=30)
-    assert (tmp_path / "log").read_text() == "asked: requeue 7\nefface: broken off, saved, and queued again\n"
+    assert (tmp_path / "log").read_text() == "asked: requeue 7\nefface: interrupted, saved, and queued again\n"
     assert list((tmp_path / "run" / "launch").iterdir()) == []
 
 
