@@ -1,10 +1,8 @@
 """Run a campaign: plan, see what is missing, do it on Ray or in this process, and put the results together."""
 
 import contextlib
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from efface.cluster.report import Results, collect_results
 from efface.cluster.scheduler.dispatch import RemainingTasks, dispatch, remaining_tasks
 from efface.cluster.scheduler.metrics import Metrics
 from efface.cluster.scheduler.progress import Display
+from efface.cluster.signals import stop_signals
 from efface.cluster.storage.journal import Journal
 from efface.cluster.storage.lease import Lease
 from efface.cluster.storage.run_folder import RunFolder
@@ -168,28 +167,6 @@ def _dispatch(
         metrics = Metrics(run.plan, remaining, executor.workers)
         dispatch(remaining, run.folder, executor, [journal, display, metrics], run.limits, should_stop)
     update_measured_rates(run.plan, run.folder, remaining)
-
-
-@contextmanager
-def stop_signals(console: Console) -> Iterator[list[int]]:
-    """Signals that ask to stop: the first is kept in the list, a second one interrupts at once."""
-    signals: list[int] = []
-
-    def handle_signal(number: int, frame: object) -> None:
-        if signals:
-            raise KeyboardInterrupt
-        signals.append(number)
-        console.print("laying down: what runs is saved or finished, nothing new begins; once more stops at once")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield signals  # only the main thread may hear signals
-        return
-    before = {number: signal.signal(number, handle_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _yaml(config: BaseModel) -> str:

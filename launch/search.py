@@ -5,6 +5,8 @@ import sys
 import typer
 from rich.console import Console
 
+from efface.launch.output import results_are_in_files
+
 LOG_WIDTH = 120
 """Columns of text where there is no terminal that has a width."""
 
@@ -21,7 +23,7 @@ def search(
     from efface.cluster.search.search import run_search
     from efface.cluster.search.spec import read_search
 
-    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
+    console = Console(file=results_are_in_files(), highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
     found = run_search(read_search(name_or_path, overrides), out, trials, workers, address, console)
     found.show(console)
     if any(row["state"] == "broken" for row in found.rows):

@@ -20,13 +20,14 @@ from rich.text import Text
 
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.spec import MUTABLE_KEYS
-from efface.cluster.run import Run, stop_signals, worker_context
+from efface.cluster.run import Run, worker_context
 from efface.cluster.scheduler.dispatch import dispatch, remaining_tasks
 from efface.cluster.scheduler.progress import Display
 from efface.cluster.search.ledger import Ledger, TrialRow
 from efface.cluster.search.pareto import front_of, rich_table, write_results
 from efface.cluster.search.spec import Search
 from efface.cluster.search.trial import Trial, base_score, check_axes
+from efface.cluster.signals import stop_signals
 from efface.cluster.storage.lease import Lease
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.workers.ray_executor import RayExecutor

@@ -13,8 +13,6 @@ from efface.text import shown
 if TYPE_CHECKING:
     from efface.launch.cluster_profile import ClusterProfile
 
-HELP = "Hand a campaign to a cluster: Ray, SLURM or Kubernetes. The run folder is the one that `efface run` makes."
-
 logger = logging.getLogger(__name__)
 
 

@@ -1,4 +1,4 @@
-"""Laying a run down and taking it up again: signals, wishes from elsewhere, and the same bytes in the end."""
+"""Stopping a run and going on with it: signals, stop requests from elsewhere, and the same bytes in the end."""
 
 import io
 import json
@@ -19,6 +19,7 @@ from tiny_campaign import ESD, campaign_dict, write_yaml
 from efface.cluster.campaign.plan import Model
 from efface.cluster.campaign.spec import Campaign
 from efface.cluster.run import Run, execute, execute_part, open_run, reopen_run, worker_context
+from efface.cluster.signals import STOP_SIGNALS
 from efface.cluster.storage.lease import active_driver
 from efface.cluster.storage.run_folder import RunFolder, Task
 from efface.cluster.workers.worker import Outcome, Worker
@@ -59,7 +60,7 @@ def contents(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in kept}
 
 
-# with workers that only pretend
+# with fake workers
 
 
 @pytest.fixture
@@ -76,8 +77,25 @@ def terminate(folder: RunFolder) -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
-@pytest.mark.parametrize("ask", [interrupt, terminate, RunFolder.request_stop])
-def test_a_job_is_laid_down_between_two_steps_and_no_step_is_done_twice(
+def hang_up(folder: RunFolder) -> None:
+    signal.raise_signal(signal.SIGHUP)
+
+
+def hang_up_twice(folder: RunFolder) -> None:
+    """As the kernel and a shell do at once when a terminal is closed."""
+    signal.raise_signal(signal.SIGHUP)
+    signal.raise_signal(signal.SIGHUP)
+
+
+def log_out(folder: RunFolder) -> None:
+    """As a session manager does."""
+    signal.raise_signal(signal.SIGHUP)
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGHUP)
+
+
+@pytest.mark.parametrize("ask", [interrupt, terminate, hang_up, hang_up_twice, log_out, RunFolder.request_stop])
+def test_a_job_is_stopped_between_two_steps_and_no_step_is_done_twice(
     ask: Callable[[RunFolder], None], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FakeWorker, "effects", str(tmp_path / "effects"))
@@ -89,10 +107,10 @@ def test_a_job_is_laid_down_between_two_steps_and_no_step_is_done_twice(
             if line == f"step {second.id} 7":
                 ask(self.folder)
 
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [signal.getsignal(number) for number in STOP_SIGNALS]
     with pytest.raises(Stopped, match="the same command goes on from there"):
         run_here(run, Asked)
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == handlers
     assert run.folder.checkpoint(second).is_file() and active_driver(run.folder.root) is None
     remaining = run.remaining_tasks
     assert second in remaining.jobs and len(remaining.jobs) == 3 and not remaining.failed
@@ -114,10 +132,41 @@ def test_while_shards_are_judged_the_one_under_way_is_finished(run: Run) -> None
     assert not run.remaining_tasks.failed and not run.folder.table.exists()
 
 
-def test_a_wish_of_yesterday_stops_nobody_today(run: Run) -> None:
+def test_a_stop_request_of_yesterday_stops_nobody_today(run: Run) -> None:
     run.folder.request_stop()
     run_here(run)
     assert run.remaining_tasks.is_empty
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_is_ignored_when_a_run_starts_stays_ignored(number: signal.Signals, run: Run) -> None:
+    class Asked(FakeWorker):
+        def _log_effect(self, line: str) -> None:
+            signal.raise_signal(number)
+
+    before = signal.signal(number, signal.SIG_IGN)  # as `nohup`, and shells for what runs in the background
+    try:
+        run_here(run, Asked)
+        assert run.remaining_tasks.is_empty and signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_run_whose_terminal_is_gone_is_stopped_all_the_same(run: Run) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+    class Asked(FakeWorker):
+        def _log_effect(self, line: str) -> None:
+            console.file = Gone()
+            signal.raise_signal(signal.SIGHUP)
+            console.file = io.StringIO()
+
+    console = Console(file=io.StringIO())
+    with pytest.raises(Stopped):
+        execute(run, 0, None, console, Asked)
+    assert not run.remaining_tasks.failed
 
 
 def test_a_second_signal_interrupts_at_once(run: Run) -> None:
@@ -134,7 +183,7 @@ def test_a_second_signal_interrupts_at_once(run: Run) -> None:
     assert read_table(run.folder.table) == expected(run.plan, worker_context(run))
 
 
-def test_a_part_is_laid_down_by_a_wish_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_is_stopped_by_a_request_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from efface.cluster import run as running
     from efface.cluster.workers.local_executor import LocalExecutor
 
@@ -155,7 +204,7 @@ def test_a_part_is_laid_down_by_a_wish_too(run: Run, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture(scope="module")
 def undisturbed(campaign_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of `SLOW`, carried out by a real worker and never stopped. Not to be changed."""
+    """The run folder of `SLOW`, executed by a real worker and never stopped. Not to be changed."""
     root = tmp_path_factory.mktemp("undisturbed") / "run"
     run_here(open_run(parse(Campaign, campaign_dict(campaign_inputs, **SLOW), "campaign"), root), Worker)
     return root
@@ -209,10 +258,11 @@ def send(number: signal.Signals) -> Callable[[subprocess.Popen[str], Path], None
     [
         pytest.param(send(signal.SIGINT), id="SIGINT", marks=pytest.mark.slow),
         pytest.param(send(signal.SIGTERM), id="SIGTERM"),
+        pytest.param(send(signal.SIGHUP), id="SIGHUP", marks=pytest.mark.slow),
         pytest.param(cancel, id="cancel", marks=pytest.mark.slow),
     ],
 )
-def test_the_command_is_laid_down_and_typed_again_goes_on_to_the_same_bytes(
+def test_the_command_is_stopped_and_typed_again_goes_on_to_the_same_bytes(
     stop: Callable[[subprocess.Popen[str], Path], None],
     driver: Callable[[float], subprocess.Popen[str]],
     tmp_path: Path,
@@ -240,7 +290,7 @@ def test_a_second_signal_stops_the_command_at_once(
 ) -> None:
     process = driver(600)
     wait_for(lambda: [1 for path in tmp_path.glob("run/logs/*") if '"task": "job"' in path.read_text()], process)
-    time.sleep(5)  # by now it sleeps in its first step, and no looking for a wish comes to pass
+    time.sleep(5)  # by now it sleeps in its first step, and does not look for a stop request
     process.send_signal(signal.SIGINT)
     time.sleep(1)
     assert process.poll() is None
