@@ -5,6 +5,7 @@ store out of reach), 130 interrupted or stopped on request.
 """
 
 import importlib
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -49,9 +50,18 @@ class LauncherGroup(TyperGroup):
     """`efface submit`: one command for each launcher, imported when it is first needed."""
 
     def list_commands(self, ctx: Any) -> list[str]:
+        """Those that can be imported: a broken one of somebody else's keeps nobody from the others."""
         from efface.launch.launcher import LAUNCHERS
 
-        return LAUNCHERS.names()
+        names = []
+        for name in LAUNCHERS.names():
+            try:
+                LAUNCHERS.get(name)
+            except UserError as error:
+                logging.getLogger(__name__).warning("%s", error)
+            else:
+                names.append(name)
+        return names
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         from efface.launch.commands import submit
@@ -126,8 +136,6 @@ def _print_error(message: str, code: int) -> int:
 @contextmanager
 def _log_to_stderr() -> Iterator[None]:
     """A block in which what efface logs is shown, one line for each message."""
-    import logging
-
     class OneLine(logging.Formatter):
         def format(self, record: logging.LogRecord) -> str:
             return "\n".join(map(shown, super().format(record).split("\n")))
