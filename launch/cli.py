@@ -136,6 +136,7 @@ def _print_error(message: str, code: int) -> int:
 @contextmanager
 def _log_to_stderr() -> Iterator[None]:
     """A block in which what efface logs is shown, one line for each message."""
+
     class OneLine(logging.Formatter):
         def format(self, record: logging.LogRecord) -> str:
             return "\n".join(map(shown, super().format(record).split("\n")))

@@ -167,7 +167,9 @@ def _name(spec: LaunchSpec) -> str:
 def _kubectl(config: KubeSettings, *words: str, input_text: str | None = None) -> str:
     command = ["kubectl", "--namespace", config.namespace, *words]
     try:
-        done = subprocess.run(command, input=input_text, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            command, input=input_text, capture_output=True, encoding="utf-8", errors="replace", timeout=120
+        )
     except FileNotFoundError:
         raise UserError("`kubectl` is not on this machine; --dry-run writes the manifest without it") from None
     except subprocess.TimeoutExpired:

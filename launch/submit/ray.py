@@ -216,6 +216,6 @@ def _token(config: RaySettings) -> str:
             f"{file}: no token can be read there; put the cluster's there (`ray get-auth-token`), "
             "or name its file in ray.token_file"
         ) from None
-    if not TOKEN.fullmatch(token) or KEY_MATERIAL.search(token):
+    if len(token) > MAX_TOKEN_FILE or not TOKEN.fullmatch(token) or KEY_MATERIAL.search(token):
         raise UserError(f"{file}: does not look like a token of Ray, should hold one word, and nothing was sent")
     return token

@@ -46,6 +46,14 @@ STATES: dict[str, State] = {
     "CANCELLED": "stopped",
 }
 """All others are ways to fail."""
+QUIETLY: dict[str, Any] = {
+    "stdin": subprocess.DEVNULL,
+    "capture_output": True,
+    "encoding": "utf-8",
+    "errors": "replace",
+    "timeout": 60,
+}
+"""How SLURM's commands are run: within 60 seconds, and what they print is kept."""
 
 
 class SlurmSettings(StrictModel):
@@ -284,9 +292,7 @@ def _partitions() -> dict[str, tuple[int, str]]:
 def _run_slurm(*command: str) -> str:
     """What a command of SLURM prints. Raises UserError with its own words where it refuses."""
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, env=_clean_environment()
-        )
+        done = subprocess.run(command, env=_clean_environment(), **QUIETLY)
     except FileNotFoundError:
         raise UserError(f"`{command[0]}` is not on this machine; submit where SLURM's commands are") from None
     except subprocess.TimeoutExpired:
@@ -306,7 +312,9 @@ def _clean_environment() -> dict[str, str]:
 def _output_lines(*command: str) -> list[str] | None:
     """The lines a command prints, none where it refuses; None where it is not there or does not answer."""
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", timeout=60
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     if done.returncode:

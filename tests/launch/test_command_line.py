@@ -150,3 +150,16 @@ def test_an_interruption_ends_with_130_and_a_sentence(efface: RunEfface, monkeyp
     monkeypatch.setattr("efface.config_files.list_configs", interrupted)
     result = efface("bases")
     assert result.code == 130 and result.err.startswith("efface: interrupted; what is finished is kept")
+
+
+def test_a_reader_that_has_seen_enough_gets_no_traceback() -> None:
+    command = f"{sys.executable} -m efface plan demo --out /nowhere/run | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stdout.startswith("model") and done.stderr == ""
+
+
+@pytest.mark.parametrize("name", ["table", "recipe", "base", "judge"])
+def test_a_table_of_several_is_scored_by_what_the_message_asks_for(name: str) -> None:
+    """The messages of `score_table` name these options."""
+    parameters = {p.name for p in commands()["score"].params}
+    assert name in parameters
