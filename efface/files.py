@@ -23,7 +23,8 @@ MAX_COMPARE_BYTES = 2**26
 """Bytes up to which a file is compared with what is to be written: checkpoints and deltas of whole models are not."""
 
 UNUSABLE = {
-    errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EINVAL,
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM,
+    errno.EINVAL,
 }  # fmt: skip
 """What a file system answers where no later attempt succeeds."""
 

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from efface.cluster.campaign.plan import CalibrationTask, Model, Shard
 from efface.cluster.storage.lease import active_driver
 from efface.errors import StorageError, UserError
-from efface.files import as_path, content_id, is_remote, sha256_file, slug, write_atomic, write_json
+from efface.files import as_path, content_id, is_remote, sha256_file, slug, storage_error, write_atomic, write_json
 
 Task = CalibrationTask | Model | Shard
 
@@ -207,7 +207,7 @@ class RunFolder:
                 raise UserError(f"{self.root}: is a file, should be a folder for the run")
             before = config_file.read_text(encoding="utf-8", errors="replace") if config_file.is_file() else text
         except OSError as error:
-            raise StorageError(f"{config_file}: cannot be read ({error.strerror or error})") from None
+            raise storage_error(config_file, "read", error) from None
         old, new = (_drop_keys(mutable_keys, whole) for whole in (before, text))
         if old != new and not self._untouched():
             difference = _difference(old, new)

@@ -1,10 +1,13 @@
 """A Ray to work on: joined where one runs, or started on this machine, where it listens on loopback alone."""
 
 import os
+import secrets
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from efface.errors import UserError
@@ -29,8 +32,25 @@ def init_ray(address: str | None, cpus: int, scratch: str) -> None:
     # Ray's own 15 would have workers wait for all else on the machine, also for the driver, which only waits for them.
     os.environ.setdefault("RAY_worker_niceness", "0")
     ray_constants.ENABLE_RAY_CLUSTER = False
+    _ensure_private_token()
     with _keep_signal_handlers():
         ray.init("local", num_cpus=max(os.cpu_count() or 1, cpus), include_dashboard=False, _temp_dir=scratch, **quiet)
+
+
+def _ensure_private_token() -> None:
+    """Write the token of this user's Rays, if there is none: Ray itself would write it for everybody to read."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    file = Path.home() / ".ray" / "auth_token"
+    with suppress(OSError):  # without a home that can be written Ray says what it needs
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=file.parent)  # which only its owner can read
+        try:
+            with os.fdopen(handle, "w") as stream:
+                stream.write(secrets.token_hex(32))
+            os.link(name, file)  # never over one that is there
+        finally:
+            os.unlink(name)
 
 
 @contextmanager

@@ -244,9 +244,9 @@ def steps_saved(root: Path) -> int:
 
 
 def cancel(process: subprocess.Popen[str], root: Path) -> None:
-    from efface.launch.campaigns import cancel as command
+    from efface.launch.commands.cancel import CancelOptions, run
 
-    command(str(root), None)
+    run(CancelOptions(folder=str(root)))
 
 
 def send(number: signal.Signals) -> Callable[[subprocess.Popen[str], Path], None]:

@@ -25,6 +25,8 @@ def scripts(efface: RunEfface, profile: Profile, tmp_path: Path) -> Callable[...
         command = ["submit", "slurm", "demo", *SHORT, "--style", style, "--dry-run", "--out", tmp_path / "run"]
         result = efface(*command, "--cluster", profile(**sections), *arguments)
         assert result.code == 0, result
+        if style != "array":
+            return {style: result.out}
         parts = result.out.split("==> ")[1:]
         return {Path(part.split(" <==\n")[0]).stem: part.split(" <==\n", 1)[1] for part in parts}
 
@@ -105,7 +107,7 @@ def test_out_of_time_before_the_work_has_begun_a_job_is_queued_again(
     time.sleep(1)
     script.send_signal(signal.SIGUSR1)
     script.wait(timeout=30)
-    assert (tmp_path / "log").read_text() == "asked: requeue 7\nefface: broken off, saved, and queued again\n"
+    assert (tmp_path / "log").read_text() == "asked: requeue 7\nefface: interrupted, saved, and queued again\n"
     assert list((tmp_path / "run" / "launch").iterdir()) == []
 
 
@@ -154,7 +156,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str], str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_told_in_one_sentence(
+def test_a_mistake_is_answered_in_one_sentence(
     mistake: str, efface: RunEfface, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
