@@ -286,7 +286,7 @@ def search(
     out: OutOption = None,
     set_: SetOption = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Configs to try, in all; default: the file's.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="At most so many trials at a time.")] = None,
+    workers: WorkersOption = None,
     address: AddressOption = None,
 ) -> None:
     """Search a method's settings: many on few images, the best on more. Typed again, it goes on where it was."""
