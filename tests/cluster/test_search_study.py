@@ -64,8 +64,8 @@ def test_a_config_over_the_budget_is_avoided_more_than_one_that_is_merely_poor(s
         tried.append(study.point(trial)["variant"])
         if tried[-1] == "x":
             study.ended(trial, TrialResult("over budget", -0.1, COST))
-        else:
-            study.judged(trial, 0, judged(0.01))
+        elif study.judged(trial, 0, judged(0.01)):
+            study.judged(trial, 1, judged(0.01, 3))
     assert tried[10:].count("u") >= 15  # of the 20 that Optuna makes of what it knows
 
 
