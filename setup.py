@@ -58,7 +58,7 @@ setup(
     extras_require={
         "xformers": ["xformers>=0.0.34"],
         "s3": ["s3fs>=2024.10", "botocore>1.35.20"],
-        "search": ["ray[tune]>=2.52", "optuna>=4"],
+        "search": ["optuna>=5"],
         "train": ["ray[train]>=2.52"],
         "curves": ["tensorboard>=2.15"],
         "dev": [

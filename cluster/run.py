@@ -99,15 +99,7 @@ def execute(
     if results:
         return results
     with Lease(run.folder.root) as lease, stop_signals(console) as signals:
-        stop_request = run.folder.stop_request()
-
-        def should_stop() -> bool:
-            if lease.lost:
-                raise StorageError(f"{run.folder.root}: {lease.lost}")
-            if signals and run.folder.stop_request() == stop_request:
-                run.folder.request_stop()  # workers elsewhere hear of it
-            return run.folder.stop_request() not in (None, stop_request)
-
+        should_stop = stop_condition(run.folder, lease, signals)
         for _ in range(MAX_ROUNDS):
             remaining = run.remaining_tasks
             if not remaining.is_empty:
@@ -116,6 +108,23 @@ def execute(
             if results:
                 return results
     raise JobFailure(f"{run.folder.root}: files there change after they are written, so the run cannot be finished")
+
+
+def stop_condition(folder: RunFolder, lease: Lease, signals: list[int]) -> Callable[[], bool]:
+    """Whether there has been a stop request since now, or one of the `signals`, which becomes one.
+
+    It raises StorageError where the lease is lost.
+    """
+    stop_request = folder.stop_request()
+
+    def should_stop() -> bool:
+        if lease.lost:
+            raise StorageError(f"{folder.root}: {lease.lost}")
+        if signals and folder.stop_request() == stop_request:
+            folder.request_stop()  # so that workers elsewhere stop too
+        return folder.stop_request() not in (None, stop_request)
+
+    return should_stop
 
 
 def _finished_results(run: Run) -> Results | None:
@@ -159,7 +168,7 @@ def _dispatch(
     worker: WorkerClass = Worker,
 ) -> None:
     """One time through the remaining work."""
-    executor = _executor(run, remaining, workers, address, should_stop, worker)
+    executor = make_executor(run, remaining, workers, address, should_stop, worker)
     with ExitStack() as closing:
         closing.callback(executor.close)
         journal = closing.enter_context(contextlib.closing(Journal(run.folder)))
@@ -206,14 +215,15 @@ def worker_context(run: Run) -> WorkerContext:
     )
 
 
-def _executor(
+def make_executor(
     run: Run,
     remaining: RemainingTasks,
     workers: int | None,
     address: str | None,
     should_stop: Callable[[], bool],
-    worker: WorkerClass,
+    worker: WorkerClass = Worker,
 ) -> Executor:
+    """As many workers as `remaining` keeps busy, at most `workers` of them; 0: one in this process."""
     if workers == 0:
         return LocalExecutor(worker_context(run), should_stop, worker)
     context = worker_context(run)

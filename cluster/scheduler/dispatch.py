@@ -47,6 +47,17 @@ class Callback(Protocol):
     def tick(self) -> None: ...
 
 
+class TaskSource(Protocol):
+    """Where more tasks come from while a run is under way: a search, which acts on what has ended."""
+
+    def more(self, idle: int) -> "RemainingTasks":
+        """Tasks that can be done now, each model in them without a predecessor. Called after every look at the workers.
+
+        idle: workers that nothing queued can occupy; at least 1 where nothing is queued and nothing runs. An empty
+        answer then ends the run.
+        """
+
+
 @dataclass
 class RemainingTasks:
     """What a run folder still lacks of a plan."""
@@ -99,13 +110,15 @@ def dispatch(
     callbacks: Sequence[Callback],
     limits: Limits | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    source: TaskSource | None = None,
 ) -> None:
-    """Do all the remaining work. What cannot be done is noted in the folder; the rest goes on.
+    """Do all the remaining work, and what `source` adds to it. What cannot be done is noted in the folder; the rest
+    goes on.
 
     Raises Stopped once `should_stop` is true and what was begun has ended; StorageError where results can be kept no
     more; UserError or JobFailure where a judge cannot be calibrated, or no worker comes up.
     """
-    Dispatcher(remaining, folder, executor, callbacks, limits or Limits(), should_stop).run()
+    Dispatcher(remaining, folder, executor, callbacks, limits or Limits(), should_stop, source).run()
 
 
 @dataclass
@@ -131,12 +144,13 @@ class Dispatcher:
         callbacks: Sequence[Callback],
         limits: Limits,
         should_stop: Callable[[], bool],
+        source: TaskSource | None = None,
     ) -> None:
         self._queue = Queue(
             remaining.calibrations, remaining.jobs, remaining.shards, remaining.existing, executor.workers
         )
         self._folder, self._executor, self._callbacks = folder, executor, callbacks
-        self._limits, self._should_stop = limits, should_stop
+        self._limits, self._should_stop, self._source = limits, should_stop, source
         self._worker_states = [WorkerState() for _ in range(executor.workers)]
         self._idle: deque[int] = deque()
         self._accepting: set[int] = set()
@@ -160,6 +174,7 @@ class Dispatcher:
             self._add_workers()
             if not self._stopping:
                 self._assign_tasks()
+                self._add_tasks()
             if not self._copies:
                 if self._stopping or not (self._pending_job or len(self._queue)):
                     break
@@ -218,6 +233,16 @@ class Dispatcher:
                     second = self._queue.take(worker_state.resident, shards_only=True)
                     if second:
                         self._submit(worker, second)
+
+    def _add_tasks(self) -> None:
+        """Queue what the source has, and assign it."""
+        if not self._source:
+            return
+        ended = not (self._copies or self._pending_job or len(self._queue))
+        more = self._source.more(0 if self._pending_job else max(len(self._idle), int(ended)))
+        if not more.is_empty:
+            self._queue.add(more.calibrations, more.jobs, more.shards, more.existing)
+            self._assign_tasks()
 
     def _submit(self, worker: int, task: Task) -> None:
         self._record_start(worker, task)

@@ -59,6 +59,26 @@ class Queue:
         for name in self._existing:
             self._add_ready_shards(name)
 
+    def add(
+        self,
+        calibrations: Iterable[CalibrationTask],
+        jobs: Iterable[Model],
+        shards: Iterable[Shard],
+        existing: Iterable[str],
+    ) -> None:
+        """More work, whose jobs continue no other model. `existing`: models that can be judged now."""
+        for name in existing:
+            if name not in self._existing:
+                self._existing.add(name)
+                self._add_ready_shards(name)
+        for calibration in calibrations:
+            self._calibrations.append(calibration)
+            self._uncalibrated += 1
+        for job in jobs:
+            self.requeue(job)
+        for shard in shards:
+            self.requeue(shard)
+
     def take(self, resident: str | None, *, shards_only: bool = False) -> Task | None:
         """The next piece for a worker that holds the model `resident`; None if nothing can be done now."""
         if shards_only:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from efface.launch.command import Command
-from efface.launch.options import AddressOption, OverridesOption, RunFolderOption
+from efface.launch.options import AddressOption, OverridesOption, RunFolderOption, WorkersOption
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class SearchOptions:
     trials: Annotated[int | None, typer.Option(min=1, help="Settings to try, in all; default: the file's number.")] = (
         None
     )
-    workers: Annotated[int | None, typer.Option(min=1, help="At most this many trials at a time.")] = None
+    workers: WorkersOption = None
     address: AddressOption = None
 
 

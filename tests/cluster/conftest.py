@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from tiny_campaign import campaign_dict, campaign_file, campaign_inputs
+from tiny_search import search
 
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.planner import plan_campaign
@@ -14,7 +15,7 @@ from efface.cluster.campaign.spec import Campaign
 from efface.cluster.run import execute, open_run
 from efface.config_files import parse
 
-__all__ = ["campaign_file", "campaign_inputs"]
+__all__ = ["campaign_file", "campaign_inputs", "search"]
 
 MakeCampaign = Callable[..., Campaign]
 MakePlan = Callable[..., Plan]

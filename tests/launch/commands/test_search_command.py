@@ -54,6 +54,8 @@ def test_keys_of_a_search_can_be_set(efface: RunEfface, search_file: Any, tmp_pa
     assert "should be rising numbers of images" in result.error_message
 
 
-@pytest.mark.parametrize("option", ["--trials", "--workers"])
-def test_at_least_one_is_wanted(efface: RunEfface, search_file: Any, option: str) -> None:
-    assert efface("search", search_file(), option, "0").code == 2
+@pytest.mark.parametrize(("option", "value"), [("--trials", "0"), ("--workers", "-1")])
+def test_fewer_trials_than_one_or_workers_than_none_are_refused(
+    efface: RunEfface, search_file: Any, option: str, value: str
+) -> None:
+    assert efface("search", search_file(), option, value).code == 2
