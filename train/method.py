@@ -13,12 +13,10 @@ The frozen original is `task.base`, which is also every method's teacher: a meth
 to it.
 """
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
@@ -31,6 +29,7 @@ from efface.errors import UserError, did_you_mean
 from efface.models.base import Base
 from efface.models.noise_predictor import NoisePredictor, predictor
 from efface.models.parameter_groups import select
+from efface.registry import Registry
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -188,7 +187,7 @@ class GradientMethod(Method):
         return self.config.learning_rate
 
 
-_registered: dict[str, type[Method]] = {}
+METHODS: Registry[type[Method]] = Registry("method", "efface.methods", package="efface.train.methods")
 
 AnyMethod = TypeVar("AnyMethod", bound=type[Method])
 
@@ -198,31 +197,23 @@ def register(name: str) -> Callable[[AnyMethod], AnyMethod]:
 
     def decorate(method: AnyMethod) -> AnyMethod:
         method.name = name
-        _registered[name] = method
-        return method
+        return METHODS.register(name)(method)
 
     return decorate
 
 
 def method_names() -> list[str]:
-    """Every known method, sorted: built-in, of entry points, registered in this process. Imports none."""
-    return sorted({*_built_in(), *_entry_points(), *_registered})
+    """Every known method, sorted. Imports none."""
+    return METHODS.names()
 
 
 def get_method(name: str) -> type[Method]:
-    """The method called `name`, imported when first asked for. Raises UserError where there is none."""
-    if name not in _registered:
-        if name in _built_in():
-            importlib.import_module(f"efface.train.methods.{_built_in()[name]}")
-        elif name in _entry_points():
-            _load_entry_point(_entry_points()[name])
-        else:
-            raise UserError(f"unknown method '{name}': {did_you_mean(name, method_names())}")
-    return _registered[name]
+    """The method called `name`. Raises UserError where there is none."""
+    return METHODS.get(name)
 
 
 def parse_config(method_name: str, config: dict[str, Any], preset: str | None = None) -> MethodConfig:
-    """The method's defaults, a preset (a shipped name or a YAML file) laid over them, and `config` over that.
+    """The method's defaults, overridden by a preset (a shipped name or a YAML file), overridden by `config`.
 
     Raises UserError for an unknown method, preset or field, and for a value out of range.
     """
@@ -243,22 +234,3 @@ def _preset_file(method_name: str, preset: str) -> Path:
         return Path(preset)
     known = did_you_mean(preset, preset_names(method_name))
     raise UserError(f"unknown preset '{preset}' of method '{method_name}': {known}")
-
-
-def _built_in() -> dict[str, str]:
-    """Method name -> module name, of the files in `train/methods/`."""
-    files = Path(__file__).parent.joinpath("methods").glob("[!_]*.py")
-    return {path.stem.replace("_", "-"): path.stem for path in files}
-
-
-def _entry_points() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group="efface.methods")}
-
-
-def _load_entry_point(entry: EntryPoint) -> None:
-    try:
-        entry.load()
-    except Exception as error:
-        raise UserError(f"method '{entry.name}' cannot be loaded from {entry.value}: {error}") from error
-    if entry.name not in _registered:
-        raise UserError(f"{entry.value} should register a method called '{entry.name}' and does not")
