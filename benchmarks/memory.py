@@ -26,8 +26,9 @@ from efface.models.base import architecture, load_base, read_base
 from efface.models.recipe import load_recipe
 from efface.train.cost.memory import Memory, fits, memory, memory_options
 from efface.train.cost.passes import model_shapes, preparation_flops, step_flops
-from efface.train.job import make_job, run_job
+from efface.train.job import make_job
 from efface.train.method import Method, get_method, parse_config
+from efface.train.run_job import run_job
 from efface.train.trainer.options import TrainingOptions
 
 CARDS = (16, 24, 40, 80, 141)

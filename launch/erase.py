@@ -43,8 +43,9 @@ def unlearn(
     from efface.models.base import base_id, load_base, read_base
     from efface.models.delta import Delta
     from efface.models.fingerprint import cache_folder
-    from efface.train.job import make_job, run_job
+    from efface.train.job import make_job
     from efface.train.method import preset_names
+    from efface.train.run_job import run_job
     from efface.train.trainer.options import TrainingOptions
 
     training_options = parse(TrainingOptions, parse_key_values(setup, "--setup"), "--setup")

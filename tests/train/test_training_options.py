@@ -20,7 +20,7 @@ from efface.config_files import parse
 from efface.errors import UserError
 from efface.models.base import Base
 from efface.models.noise_predictor import NoisePredictor
-from efface.train.job import Job, run_job
+from efface.train.job import Job
 from efface.train.method import (
     GradientConfig,
     GradientMethod,
@@ -30,6 +30,7 @@ from efface.train.method import (
     method_names,
     parse_config,
 )
+from efface.train.run_job import run_job
 from efface.train.trainer import options
 from efface.train.trainer.loop import train
 from efface.train.trainer.options import TrainingOptions
