@@ -1,7 +1,7 @@
-"""What a method is: a strict config, a parameter group, and a closed form or a loss with its data.
+"""What a method is: a strict config, a parameter group, a closed form or a loss with its data, and its cost.
 
-A method is one file in `train/methods/`, named like the method and read like the paper's algorithm; a
-package of somebody else's adds one through the entry point group `efface.methods`. `@register("name")`
+A method is one file that reads like the paper's algorithm. Those of efface are in `train/methods/`, each in a file of
+its name; a package of somebody else's adds one through the entry point group `efface.methods`. `@register("name")`
 makes it known:
 
     @register("esd")
@@ -9,8 +9,7 @@ makes it known:
         Config = ESDConfig
         …
 
-The frozen original is `task.base`, which is also every method's teacher: a method reads it and never writes
-to it.
+The frozen original is `task.base`, which is also every method's teacher: a method reads it and never writes to it.
 """
 
 from abc import ABC, abstractmethod
@@ -29,7 +28,9 @@ from efface.errors import UserError, did_you_mean
 from efface.models.base import Base
 from efface.models.noise_predictor import NoisePredictor, predictor
 from efface.models.parameter_groups import select
+from efface.models.shapes import ModelShapes
 from efface.registry import Registry
+from efface.train.cost.passes import Cost
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -85,13 +86,13 @@ class GradientConfig(TrainingConfig):
 
 @dataclass(frozen=True)
 class UnlearningTask:
-    """What a method is asked to do."""
+    """What a method is to do."""
 
     base: Base
     """The frozen original (in a chain, with the delta of the request before in place), which is the teacher."""
     concepts: tuple[Concept, ...]
-    """The concepts to forget, in the order asked; one for `single`; of a chain the newest, or all where equations are
-    solved anew."""
+    """The concepts to forget, in the order requested; one for `single`; of a chain the newest, or all where equations
+    are solved anew."""
     concept_set: ConceptSet
     """Where the concepts' anchors, adjacent and retained concepts are found."""
     seed: int
@@ -151,14 +152,21 @@ class ClosedFormMethod(Method):
 class GradientMethod(Method):
     """A method that minimises a loss by gradient steps, in the loop of `train/trainer/loop.py`.
 
-    `prepare` comes once, then `batch` and `loss` in turns. All chance in a batch is a function of the
-    task's seed and the batch's index (`train/seeds.py`), so that a run can be cut and continued at any
-    step.
+    `add_adapters` and `prepare` are called once, then `batch` and `loss` in turns. Everything random in a batch is a
+    function of the task's seed and the batch's index (`train/seeds.py`), so that a run can be stopped and resumed at
+    any step.
     """
 
     @abstractmethod
+    def cost(self, shapes: ModelShapes) -> Cost:
+        """What a batch takes and what comes before the first one; memory and hours are estimated from it."""
+
+    def add_adapters(self, student: Student, seed: int) -> None:
+        """Add the trained modules of an adapter method to the student; other methods have none."""
+
+    @abstractmethod
     def prepare(self, task: UnlearningTask, student: Student) -> None:
-        """Encode prompts, make data, and hang processors or adapters on the student."""
+        """Encode prompts, make data, and register hooks on the student."""
 
     @abstractmethod
     def batch(self, index: int) -> Any:
@@ -169,7 +177,7 @@ class GradientMethod(Method):
         """The scalar to be minimised, fp32: a pure function of the student's predictions and the batch."""
 
     def trained(self, student: Student) -> dict[str, nn.Parameter]:
-        """The trained tensors by full name, known after `prepare`; an adapter method gives its adapters'."""
+        """The trained tensors by full name, known after `add_adapters`; an adapter method's are its adapters'."""
         return select(student.modules, self.group)
 
     def saved(self, student: Student) -> dict[str, Tensor]:
@@ -179,12 +187,12 @@ class GradientMethod(Method):
     @property
     def steps(self) -> int:
         """Optimiser steps."""
-        return self.config.steps
+        return int(self.config.steps)
 
     @property
     def learning_rate(self) -> float:
         """Learning rate of the optimiser after the warm-up."""
-        return self.config.learning_rate
+        return float(self.config.learning_rate)
 
 
 METHODS: Registry[type[Method]] = Registry("method", "efface.methods", package="efface.train.methods")

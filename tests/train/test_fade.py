@@ -43,10 +43,11 @@ QUICK = {
 
 
 def ready(base: Base, *concepts: Concept, **config: Any) -> tuple[FADE, Student]:
-    """The method after `prepare`, and the student it hung its adapters on."""
+    """The method after `prepare`, and the student with its adapters."""
 
     method = FADE(parse_config("fade", {**QUICK, **config}))
     student = Student(copy.deepcopy(base.unet))
+    method.add_adapters(student, 3)
     method.prepare(UnlearningTask(base, concepts or (JAY,), BIRDS, seed=3), student)
     return method, student
 
