@@ -36,7 +36,6 @@ setup(
         "deepspeed>=0.18",
         "ray[default]>=2.52",
         "safetensors>=0.6",
-        "peft>=0.17",
         "pydantic>=2.8",
         "omegaconf>=2.3",
         "typer>=0.15",
