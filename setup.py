@@ -39,7 +39,6 @@ setup(
         "aiohttp>=3.9",
         "requests>=2.31",
         "safetensors>=0.6",
-        "peft>=0.17",
         "pydantic>=2.8",
         "omegaconf>=2.3",
         "pyyaml>=6",

@@ -26,7 +26,7 @@ from efface.cluster.workers.ray_executor import RayExecutor
 from efface.cluster.workers.worker import Outcome
 from efface.config_files import parse
 from efface.models.base import load_base
-from efface.train.job import run_job
+from efface.train.run_job import run_job
 
 JOBS = 10
 METHODS = [

@@ -10,18 +10,16 @@ before it, and a chain is branched by going on from an earlier one.
 """
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from efface.concepts.concept import Concept, ConceptSet, fold
 from efface.errors import UserError
 from efface.models.base import Base
 from efface.models.delta import Delta
-
-if TYPE_CHECKING:
-    from efface.train.job import Job
+from efface.train.job import Job
 
 
-def check_parent(job: "Job", parent: Delta | None, base: Base, closed_form: bool) -> None:
+def check_parent(job: Job, parent: Delta | None, base: Base, closed_form: bool) -> None:
     """Raises UserError where `parent` is not the request before `job`; `closed_form`: by a closed form."""
     if job.parent is None and parent is None:
         return
@@ -51,7 +49,7 @@ def check_parent(job: "Job", parent: Delta | None, base: Base, closed_form: bool
         )
 
 
-def lineage(job: "Job", parent: Delta | None) -> list[dict[str, Any]]:
+def lineage(job: Job, parent: Delta | None) -> list[dict[str, Any]]:
     """What a delta tells of its chain (`Delta.lineage`): the requests before it, and `job` as the last."""
     return [
         *(parent.lineage if parent else []),

@@ -4,8 +4,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from efface.cluster.campaign.plan import Plan
-from efface.cluster.campaign.rates import Rates, calibration_images, seconds_of
+from efface.cluster.campaign.rates import Rates, bytes_of, calibration_images, seconds_of
 from efface.cluster.scheduler.dispatch import RemainingTasks
+from efface.train.job import Job
 
 HOUR = 3600.0
 
@@ -73,21 +74,19 @@ def estimate(plan: Plan, remaining: RemainingTasks, rates: Rates) -> Estimate:
         return found
 
     training: dict[str, float] = {}
-    by_method: dict[str, list[float | None]] = {}
-    for model in remaining.jobs:
-        if model.job:
-            by_method.setdefault(model.job.method, []).append(seconds_of(model.job, rates))
     disk = 0.0
-    for method, times in by_method.items():
-        known = [seconds for seconds in times if seconds is not None]
-        if len(known) < len(times):
-            unknown.append(f"training by '{method}' ({_count(len(times) - len(known), 'job')})")
-        if known:
+    for method, jobs in _by_method(remaining).items():
+        times, sizes = ([of(job, rates, plan) for job in jobs] for of in (seconds_of, bytes_of))
+        if None in times:
+            unknown.append(f"training by '{method}' ({_count(times.count(None), 'job')})")
+        if known := [seconds for seconds in times if seconds is not None]:
             training[method] = sum(known)
-            used += [
-                (table, method) for table in ("seconds_per_step", "seconds_per_job") if method in getattr(rates, table)
-            ]
-        disk += len(times) * rate("bytes_per_delta", method, f"storage of models by '{method}'")
+            tables = [table for table in ("seconds_per_step", "seconds_per_job") if method in getattr(rates, table)]
+            used += [(table, method) for table in tables or ["tflops"]]
+        if None in sizes:
+            unknown.append(f"storage of models by '{method}'")
+        disk += sum(size for size in sizes if size is not None)
+        used += [("bytes_per_delta", method)] * (method in rates.bytes_per_delta)
 
     recipe, images = plan.recipe.name, sum(len(shard.eval_requests) for shard in remaining.shards)
     calibration_image_count = calibration_images(plan) * len(remaining.calibrations)
@@ -110,6 +109,14 @@ def estimate(plan: Plan, remaining: RemainingTasks, rates: Rates) -> Estimate:
         disk_bytes=round(disk),
         unknown=tuple(unknown),
     )
+
+
+def _by_method(remaining: RemainingTasks) -> dict[str, list[Job]]:
+    jobs: dict[str, list[Job]] = {}
+    for model in remaining.jobs:
+        if model.job:
+            jobs.setdefault(model.job.method, []).append(model.job)
+    return jobs
 
 
 def _time(seconds: float) -> str:

@@ -206,7 +206,7 @@ class Worker:
 
     def _train(self, model: Model, smaller_batch: bool) -> None:
         from efface.eval.metrics.weight_change import weight_change
-        from efface.train.job import run_job
+        from efface.train.run_job import run_job
 
         assert model.job
         start = time.perf_counter()

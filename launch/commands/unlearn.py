@@ -195,7 +195,7 @@ def _train(options: UnlearnOptions, request: _Request) -> Unlearned:
     from efface.launch.tables import console
     from efface.models.base import load_base
     from efface.models.fingerprint import cache_folder
-    from efface.train.job import run_job
+    from efface.train.run_job import run_job
 
     base = load_base(request.base, resolve_device(options.device))
     columns = (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from efface.launch.doctor.check import CheckResult, Status
 
 if TYPE_CHECKING:
-    from efface.launch.gpu_needs import GpuMemoryEstimate
+    from efface.launch.doctor.gpu_memory import GpuMemoryEstimate
 
 GIB = 2**30
 
@@ -110,23 +110,25 @@ def gpu_memory(
     `prefetch`: the command that fetches judges that are not known.
     """
     rows = {**estimate.training, "judging": estimate.judging}
-    alike: dict[str, list[str]] = {}
-    for name, size in estimate.training.items():
-        alike.setdefault(f"{size / GIB:.1f} GiB", []).append(name)
-    message = ", ".join(f"{_first(names)} {size}" for size, names in alike.items())
-    message += f"{', ' if message else ''}judging {estimate.judging / GIB:.1f} GiB"
+    measured = {name: size for name, size in estimate.training.items() if name in estimate.measured}
+    estimated = {name: size for name, size in estimate.training.items() if name not in measured}
+    message = f"measured: {_sizes(measured)}; " if measured else ""
+    message += f"estimate: {_sizes(estimated)}{', ' if estimated else ''}judging {estimate.judging / GIB:.1f} GiB"
     if estimate.judges:
         message += f" (of that the judges {estimate.judges / GIB:.1f})"
     if estimate.unknown:
         message += f", without {' and '.join(estimate.unknown)}, whose weights are not on this machine"
     if not gpus:
-        message = f"the campaign asks for {wanted:g} GPU a worker, and this machine has none; it takes {message}"
+        message = f"the campaign asks for {wanted:g} GPU a worker, and this machine has none; {message}"
         return CheckResult(
             "gpu memory", "warning", message, "run it where there are some, or with --set resources.gpus=0"
         )
     available = min(gpu.bytes for gpu in gpus) * wanted
     message = f"{message}; a worker has {available / GIB:.1f} GiB"
-    tight = [name for name, size in rows.items() if size > available - reserved_bytes]
+    failed = estimate.out_of_memory
+    if failed:
+        message += f"; a step of {' and '.join(failed)} ran out of memory here"
+    tight = [name for name, size in rows.items() if size > available - reserved_bytes or name in failed]
     if not tight:
         return CheckResult(
             "gpu memory", "warning" if estimate.unknown else "ok", message, prefetch if estimate.unknown else ""
@@ -136,9 +138,17 @@ def gpu_memory(
     remedy = "; ".join(
         [for_training] * any(name in estimate.training for name in tight) + [for_judging] * ("judging" in tight)
     )
-    if max(rows.values()) > available:
+    if failed or max(rows.values()) > available:
         return CheckResult("gpu memory", "problem", message, remedy)
     return CheckResult("gpu memory", "warning", f"{message}, a close fit: CUDA itself takes some 2 GB", remedy)
+
+
+def _sizes(sizes: Mapping[str, int]) -> str:
+    """ "a 4.0 GiB, b (and 1 like it) 2.0 GiB": those of one size together."""
+    alike: dict[str, list[str]] = {}
+    for name, size in sizes.items():
+        alike.setdefault(f"{size / GIB:.1f} GiB", []).append(name)
+    return ", ".join(f"{_first(names)} {size}" for size, names in alike.items())
 
 
 def shared_memory(free: int | None) -> CheckResult:

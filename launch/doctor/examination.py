@@ -108,7 +108,7 @@ def _campaign(subject: Subject) -> CheckResult:
 
 
 def _gpu_memory(subject: Subject) -> CheckResult:
-    from efface.launch.gpu_needs import estimate_gpu_memory
+    from efface.launch.doctor.gpu_memory import estimate_gpu_memory, gpu_at_hand
     from efface.models.model_files import NotCached
     from efface.train.cost.memory import RESERVED_BYTES
 
@@ -117,7 +117,7 @@ def _gpu_memory(subject: Subject) -> CheckResult:
     if not campaign.resources.gpus:
         return CheckResult("gpu memory", "ok", "the campaign asks for no GPU")
     try:
-        estimate = estimate_gpu_memory(campaign, plan)
+        estimate = estimate_gpu_memory(campaign, plan, gpu_at_hand())
     except NotCached as error:
         return CheckResult("gpu memory", "warning", f"not known before the base is fetched ({error})", prefetch)
     return checks.gpu_memory(campaign.resources.gpus, estimate, subject.machine.gpus, RESERVED_BYTES, prefetch)
@@ -157,9 +157,10 @@ CHECKS = (
 
 def _bytes_to_write(plan: "Plan") -> int | None:
     """At most: deltas in fp32, and images that do not compress at all. None where the base's shapes are not known."""
-    from efface.launch.gpu_needs import methods
+    from efface.launch.doctor.gpu_memory import methods
     from efface.models.model_files import NotCached
-    from efface.train.cost.passes import model_shapes, trained_tensors
+    from efface.models.shapes import model_shapes
+    from efface.train.cost.flops import trained_weights
 
     images = plan.images * plan.recipe.height * plan.recipe.width * 3
     try:
@@ -167,7 +168,7 @@ def _bytes_to_write(plan: "Plan") -> int | None:
     except NotCached:
         return None
     numbers = {
-        label: sum(parameter.numel() for parameter in trained_tensors(method, size)[1].values())
+        label: sum(parameter.numel() for parameter in trained_weights(method, size)[1].values())
         for label, method in methods(plan).items()
     }
     return images + 4 * sum(numbers[model.label] for model in plan.jobs)

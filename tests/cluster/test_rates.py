@@ -10,10 +10,22 @@ import pytest
 from efface.cluster.campaign import rates as rates_module
 from efface.cluster.campaign.measured_rates import measure_rates, merge_rates, update_measured_rates
 from efface.cluster.campaign.plan import Plan
-from efface.cluster.campaign.rates import Rates, durations, find_rates, measured_file, rates_for, read_rates, seconds_of
+from efface.cluster.campaign.rates import (
+    Rates,
+    bytes_of,
+    durations,
+    find_rates,
+    measured_file,
+    rates_for,
+    read_rates,
+    seconds_of,
+)
 from efface.cluster.scheduler.dispatch import RemainingTasks
 from efface.cluster.storage.run_folder import RunFolder
 from efface.errors import UserError
+from efface.models.shapes import model_shapes
+from efface.train.cost.flops import step_flops
+from efface.train.method import get_method, parse_config
 
 MakePlan = Callable[..., Plan]
 
@@ -55,12 +67,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_gradient_job_takes_its_steps_times_the_seconds_of_one(plan: MakePlan) -> None:
-    esd = plan().jobs[1].job
+    made = plan()
+    esd = made.jobs[1].job
     assert esd and esd.config["steps"] == 2
-    assert seconds_of(esd, rates(seconds_per_step={"esd": 3.0})) == 6
-    assert seconds_of(esd, rates(seconds_per_step={"esd": 3.0}, seconds_per_job={"esd": 10.0})) == 16
-    assert seconds_of(esd, rates(seconds_per_job={"esd": 10.0})) == 10
-    assert seconds_of(esd, rates(seconds_per_job={"uce": 10.0})) is None
+    assert seconds_of(esd, rates(seconds_per_step={"esd": 3.0}), made) == 6
+    assert seconds_of(esd, rates(seconds_per_step={"esd": 3.0}, seconds_per_job={"esd": 10.0}), made) == 16
+    assert seconds_of(esd, rates(seconds_per_job={"esd": 10.0}), made) == 10
+    assert seconds_of(esd, rates(seconds_per_job={"uce": 10.0}), made) is None
 
 
 def test_other_numbers_of_steps_are_estimated_in_proportion(plan: MakePlan) -> None:
@@ -70,27 +83,64 @@ def test_other_numbers_of_steps_are_estimated_in_proportion(plan: MakePlan) -> N
 
 
 def test_ca_counts_the_steps_that_its_samples_take(plan: MakePlan) -> None:
-    ca = plan(methods=[{"method": "ca", "config": {"samples_seen": 25, "batch_size": 8}}]).jobs[0].job
-    assert ca and seconds_of(ca, rates(seconds_per_step={"ca": 1.0})) == 4
+    made = plan(methods=[{"method": "ca", "config": {"samples_seen": 25, "batch_size": 8}}])
+    ca = made.jobs[0].job
+    assert ca and seconds_of(ca, rates(seconds_per_step={"ca": 1.0}), made) == 4
 
 
 def test_what_comes_before_the_first_step_is_done_for_each_concept(plan: MakePlan) -> None:
-    uce = plan(strategy="multi", concepts={"targets": ["cat", "bus"]}, evaluation={"prompts_per_concept": {}}).jobs[0]
-    assert uce.job and seconds_of(uce.job, rates(seconds_per_job={"uce": 5.0})) == 10
+    made = plan(strategy="multi", concepts={"targets": ["cat", "bus"]}, evaluation={"prompts_per_concept": {}})
+    uce = made.jobs[0]
+    assert uce.job and seconds_of(uce.job, rates(seconds_per_job={"uce": 5.0}), made) == 10
 
 
 def test_a_request_of_a_chain_is_trained_on_its_last_concept_and_solved_for_all(plan: MakePlan) -> None:
     limits = {"prompts_per_concept": {"retain": 0}}
     made = plan(strategy="continual", concepts={"targets": ["cat", "bus"]}, evaluation=limits)
     known = rates(seconds_per_job={"uce": 5.0, "esd": 100.0}, seconds_per_step={"esd": 3.0})
-    seconds = [seconds_of(model.job, known) for model in made.jobs if model.job]
+    seconds = [seconds_of(model.job, known, made) for model in made.jobs if model.job]
     assert next((model.label, model.job and model.job.method) for model in made.jobs) == ("uce 1/2", "uce")
     assert seconds == [5, 10, 106, 106]
 
 
 def test_a_closed_form_has_no_steps(plan: MakePlan) -> None:
-    uce = plan().jobs[0].job
-    assert uce and seconds_of(uce, rates(seconds_per_step={"uce": 5.0})) is None
+    made = plan()
+    uce = made.jobs[0].job
+    assert uce and seconds_of(uce, rates(seconds_per_step={"uce": 5.0}), made) is None
+
+
+def test_a_method_that_no_table_knows_takes_its_operations_over_what_the_device_sustains(plan: MakePlan) -> None:
+    made = plan()
+    esd = made.jobs[1].job
+    assert esd
+    base = model_shapes(made.base)
+    flops = 2 * step_flops(get_method("esd")(parse_config("esd", esd.config)), base)
+    assert flops > 0
+    known = rates(tflops={"fp32": 2e-6, "bf16": 1.0}, job_seconds=5)
+    assert seconds_of(esd, known, made) == pytest.approx(5 + flops / 2e6)
+    assert seconds_of(esd, rates(tflops={"fp32": 1}, seconds_per_step={"esd": 3.0}), made) == 6
+    # the cross-attention, in fp32
+    weights = sum(parameter.numel() for name, parameter in base.unet.named_parameters() if "attn2" in name)
+    assert bytes_of(esd, known, made) == 4 * weights
+
+
+def test_a_closed_form_takes_no_operations(plan: MakePlan) -> None:
+    made = plan()
+    assert made.jobs[0].job and seconds_of(made.jobs[0].job, rates(tflops={"fp32": 1}, job_seconds=5), made) == 5
+
+
+def test_images_that_jobs_share_are_made_once_and_those_of_a_concept_for_each(plan: MakePlan) -> None:
+    fade = {"method": "fade", "config": {"sizes": None, "steps": 1, "images_per_candidate": 10_000}}
+    ca = {"method": "ca", "config": {"samples_seen": 1, "batch_size": 1, "anchor_images": 100}}
+
+    def total(method: dict[str, Any], *targets: str) -> float:
+        found = durations(plan(methods=[method], concepts={"targets": list(targets)}), known)
+        made = plan(methods=[method], concepts={"targets": list(targets)})
+        return sum(found[model.id] for model in made.jobs)
+
+    known = rates(seconds_per_image={"tiny": 0.0001}, tflops={"fp32": 1e-6})
+    assert total(ca, "cat", "bus") == pytest.approx(2 * total(ca, "cat"))
+    assert total(fade, "cat", "bus") < 1.2 * total(fade, "cat")
 
 
 def test_rates_are_learned_from_records_as_means_over_images_steps_and_models(plan: MakePlan) -> None:
@@ -178,9 +228,7 @@ def test_measured_rates_go_before_the_shipped_estimates(cache: Path) -> None:
     measured_file("NVIDIA H200", "sd-v1-4").parent.mkdir(parents=True)
     measured_file("NVIDIA H200", "sd-v1-4").write_text(json.dumps(measured.model_dump(mode="json")))
     found = find_rates("NVIDIA H200", "sd-v1-4")
-    assert found and found.seconds_per_step == {**shipped.seconds_per_step, "ca": 7.0}
-    # CA's anchor images are in the measured steps now.
-    assert found.seconds_per_job.keys() == shipped.seconds_per_job.keys() - {"ca"}
+    assert found and found.seconds_per_step == {"ca": 7.0} and found.tflops == shipped.tflops
     assert found.seconds_per_image == shipped.seconds_per_image and found.counts == measured.counts
 
 

@@ -12,9 +12,10 @@ from efface.concepts.concept import Concept, ConceptSet
 from efface.errors import UserError
 from efface.models.base import Base
 from efface.train.data import latents as data
-from efface.train.job import make_job, run_job
+from efface.train.job import make_job
 from efface.train.method import get_method, parse_config
 from efface.train.methods.ca import detach_bos
+from efface.train.run_job import run_job
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ from efface.errors import Stopped, UserError
 from efface.models.base import Base, load_base
 from efface.models.delta import Delta
 from efface.train.continual import with_remaining_anchor
-from efface.train.job import Job, make_job, run_job
+from efface.train.job import Job, make_job
 from efface.train.method import ClosedFormMethod, UnlearningTask, get_method, method_names, parse_config
+from efface.train.run_job import run_job
 
 CHAIN = ("cat", "dog", "bus")
 # Two steps of each method on 16 px images.

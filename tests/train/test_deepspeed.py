@@ -13,9 +13,10 @@ from efface.concepts.concept import ConceptSet
 from efface.config_files import CONFIGS, list_configs
 from efface.errors import JobFailure, Stopped, UserError
 from efface.models.base import Base, load_base
-from efface.train.job import Job, run_job
+from efface.train.job import Job
 from efface.train.method import GradientConfig, get_method
 from efface.train.methods.esd import ESD
+from efface.train.run_job import run_job
 from efface.train.trainer.deepspeed_engine import ZeroEngine, deepspeed_config
 from efface.train.trainer.options import TrainingOptions
 

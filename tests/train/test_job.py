@@ -8,8 +8,9 @@ from efface.concepts.concept import ConceptSet
 from efface.errors import JobFailure, UserError
 from efface.files import content_id
 from efface.models.base import Base
-from efface.train.job import Job, make_job, run_job
+from efface.train.job import Job, make_job
 from efface.train.method import get_method
+from efface.train.run_job import run_job
 
 FIELDS: dict[str, Any] = {
     "base": "tiny",

@@ -19,8 +19,9 @@ from efface.concepts.concept import ConceptSet
 from efface.errors import Stopped, UserError
 from efface.models.base import Base
 from efface.models.delta import Delta
-from efface.train.job import Job, run_job
+from efface.train.job import Job
 from efface.train.methods.esd import ESD
+from efface.train.run_job import run_job
 from efface.train.trainer import loop
 from efface.train.trainer.options import TrainingOptions
 from efface.train.trainer.torchrun import TorchrunJob, _device, main, process_group, run_rank

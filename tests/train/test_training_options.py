@@ -20,7 +20,9 @@ from efface.config_files import parse
 from efface.errors import UserError
 from efface.models.base import Base
 from efface.models.noise_predictor import NoisePredictor
-from efface.train.job import Job, run_job
+from efface.models.shapes import ModelShapes
+from efface.train.cost.passes import Cost
+from efface.train.job import Job
 from efface.train.method import (
     GradientConfig,
     GradientMethod,
@@ -30,6 +32,7 @@ from efface.train.method import (
     method_names,
     parse_config,
 )
+from efface.train.run_job import run_job
 from efface.train.trainer import options
 from efface.train.trainer.loop import train
 from efface.train.trainer.options import TrainingOptions
@@ -122,6 +125,9 @@ class Told(GradientMethod):
         super().__init__(GradientConfig(steps=2, learning_rate=0.1, optimizer="sgd", **config))
         self.fail = fail
         self.dtypes: list[tuple[torch.dtype, ...]] = []
+
+    def cost(self, shapes: ModelShapes) -> Cost:
+        return Cost(trained_rows=1)
 
     def prepare(self, task: UnlearningTask, student: Student) -> None:
         self.student, self.teacher = student, task.base.unet

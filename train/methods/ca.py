@@ -35,7 +35,9 @@ from torch.nn.functional import mse_loss
 from efface.concepts.concept import Concept, Kind
 from efface.models.noise_predictor import NoisePredictor
 from efface.models.recipe import Recipe
+from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts
+from efface.train.cost.passes import BaseImages, Cost
 from efface.train.data.captions import captions
 from efface.train.data.latents import Posterior, image_posterior
 from efface.train.method import GradientMethod, Policy, Strategy, Student, TrainingConfig, UnlearningTask, register
@@ -129,6 +131,16 @@ class CA(GradientMethod):
     def learning_rate(self) -> float:
         return self.config.effective_learning_rate
 
+    def cost(self, shapes: ModelShapes) -> Cost:
+        config = self.config
+        frozen = config.batch_size if config.objective == "model" else 0
+        return Cost(
+            trained_rows=config.batch_size * (2 if config.prior_weight > 0 else 1),
+            frozen_rows=frozen,
+            mean_frozen_rows=frozen,
+            images=BaseImages(self.recipe(shapes.image_size), per_concept=config.anchor_images, encoded=True),
+        )
+
     def prepare(self, task: UnlearningTask, student: Student) -> None:
         self.seed = task.seed
         self.student = student
@@ -186,18 +198,21 @@ class CA(GradientMethod):
         )
         return int(order[position])
 
-    def _data(self, task: UnlearningTask, concept: Concept) -> Data:
-        pairs = captions(concept, task.concept_set, self.config.templates, self.config.anchor_prompts)
-        recipe = Recipe(
+    def recipe(self, image_size: int, negative_prompt: str = "") -> Recipe:
+        """What the anchor's images are made by."""
+        return Recipe(
             name="anchor images",
             scheduler=self.config.image_scheduler,
             steps=self.config.image_steps,
             guidance_scale=self.config.image_guidance_scale,
-            height=task.base.spec.image_size,
-            width=task.base.spec.image_size,
-            dtype="float32",
-            negative_prompt=concept.phrase if concept.kind == "nsfw" else "",
+            height=image_size,
+            width=image_size,
+            negative_prompt=negative_prompt,
         )
+
+    def _data(self, task: UnlearningTask, concept: Concept) -> Data:
+        pairs = captions(concept, task.concept_set, self.config.templates, self.config.anchor_prompts)
+        recipe = self.recipe(task.base.spec.image_size, concept.phrase if concept.kind == "nsfw" else "")
         prompts = [pairs[number % len(pairs)].anchor for number in range(self.config.anchor_images)]
         return Data(
             images=image_posterior(task.base, recipe, prompts, task.cache),

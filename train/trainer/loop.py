@@ -18,15 +18,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import PartialState
 from torch import Tensor, nn
 
-from efface.errors import JobFailure, Stopped, UserError
+from efface.errors import JobFailure, Stopped
 from efface.train.method import GradientMethod, Student, TrainingConfig, UnlearningTask
 from efface.train.trainer.checkpoint import Checkpoint, read, run_key, write
-from efface.train.trainer.deepspeed_engine import ZeroEngine, deepspeed_config
 from efface.train.trainer.engine import Engine, broadcast_checkpoint, isolated_accelerate_state
+from efface.train.trainer.make_engine import make_accelerator, make_engine
 from efface.train.trainer.options import TrainingOptions, apply_training_options
 
 OnStep = Callable[[int, int, float], None]
@@ -63,6 +61,7 @@ def train(
     cannot be written.
     """
     student = Student(copy.deepcopy(task.base.unet).float().eval().requires_grad_(False))
+    method.add_adapters(student, task.seed)
     method.prepare(task, student)
     trained = method.trained(student)
     for value in trained.values():
@@ -118,34 +117,13 @@ def setup_training(
 ) -> TrainState:
     """A run before its first step, or before the one after its checkpoint. The model stays on the device it is on."""
     config: TrainingConfig = method.config
-    on_cpu = next(iter(trained.values())).device.type == "cpu"
-    # A gang's processes share the batches of one optimiser step.
-    processes = PartialState(cpu=on_cpu).num_processes
-    batches = config.gradient_accumulation_steps
-    if batches % processes:
-        what = f"gradient_accumulation_steps is {batches}"
-        raise UserError(f"{what}, which {processes} processes cannot share: give a multiple of {processes}")
-    accelerator = Accelerator(
-        cpu=on_cpu,
-        mixed_precision="no",
-        gradient_accumulation_steps=batches // processes,
-        step_scheduler_with_optimizer=False,
-        log_with=training_options.tracker,
-        project_dir=training_options.tracker_folder,
-    )
-    if training_options.tracker:
-        if not accelerator.log_with:
-            raise UserError(
-                f"training.tracker: {training_options.tracker} is not installed, should be: "
-                f"pip install {training_options.tracker}"
-            )
-        accelerator.init_trackers("training")
+    accelerator = make_accelerator(next(iter(trained.values())).device, config, training_options)
     found = broadcast_checkpoint(accelerator, _read_checkpoint(saved, accelerator.is_main_process))
     if found:
         with torch.no_grad():
             for name, value in trained.items():
                 value.copy_(found.trained[name])
-    engine = _engine(accelerator, student, trained, config, training_options)
+    engine = make_engine(accelerator, student, trained, config, training_options)
     if found:
         try:
             engine.restore(found.moments, len(found.losses))
@@ -153,19 +131,6 @@ def setup_training(
             engine.close()
             raise
     return TrainState(method, engine, list(found.losses) if found else [])
-
-
-def _engine(
-    accelerator: Accelerator,
-    student: Student,
-    trained: dict[str, nn.Parameter],
-    config: TrainingConfig,
-    training_options: TrainingOptions,
-) -> Engine:
-    if training_options.deepspeed is None:
-        return Engine(accelerator, student, trained, config)
-    settings = deepspeed_config(training_options.deepspeed, config, accelerator.num_processes)
-    return ZeroEngine(accelerator, student, trained, config, settings)
 
 
 def _read_checkpoint(saved: CheckpointConfig, first: bool) -> Checkpoint | None:

@@ -29,7 +29,8 @@ from efface.errors import JobFailure, Stopped, UserError
 from efface.files import write_json
 from efface.models.base import load_base
 from efface.models.delta import Delta
-from efface.train.job import Job, run_job
+from efface.train.job import Job
+from efface.train.run_job import run_job
 from efface.train.trainer.loop import OnStep
 from efface.train.trainer.options import TrainingOptions
 

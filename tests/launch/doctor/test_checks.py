@@ -7,8 +7,8 @@ import pytest
 from efface.launch.doctor import checks
 from efface.launch.doctor.check import CheckResult
 from efface.launch.doctor.checks import GIB, Build, Gpu
-from efface.launch.gpu_needs import GpuMemoryEstimate
-from efface.train.cost.memory import RESERVED_BYTES, Memory, fits
+from efface.launch.doctor.gpu_memory import GpuMemoryEstimate
+from efface.train.cost.memory import RESERVED_BYTES
 
 CPU, CUDA12, CUDA13 = Build("2.13.0+cpu", None), Build("2.13.0", (12, 8)), Build("2.15.0", (13, 2))
 H200, T4 = Gpu("NVIDIA H200", 140 * GIB), Gpu("Tesla T4", 15 * GIB)
@@ -130,7 +130,7 @@ SMALL = GpuMemoryEstimate(training={"uce": 4 * GIB}, judging=10 * GIB, judges=2 
             SMALL,
             [],
             "warning",
-            "1 GPU a worker, and this machine has none; it takes uce 4.0 GiB, judging",
+            "1 GPU a worker, and this machine has none; estimate: uce 4.0 GiB, judging",
         ),
     ],
 )
@@ -145,12 +145,16 @@ def test_a_judge_that_cannot_be_measured_is_told_with_what_fetches_it() -> None:
     assert "judging 1.0 GiB, without llava-1.5-7b, whose weights are not on this machine" in result.message
 
 
-@pytest.mark.parametrize("gigabytes", [12, 13.9, 14, 14.1, 15.9, 16, 40])
-@pytest.mark.parametrize("available", [8, 16, 24])
-def test_what_fits_is_what_the_reckoning_of_memory_says_fits(gigabytes: float, available: int) -> None:
-    peak = int(gigabytes * 10**9)
-    result = memory_of(1, GpuMemoryEstimate({"esd": peak}, 0, 0), [Gpu("a GPU", available * 10**9)])
-    assert (result.status == "ok") == fits(Memory(peak, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), available)
+def test_what_was_measured_is_said_apart_from_what_is_estimated() -> None:
+    both = GpuMemoryEstimate({"esd": 4 * GIB, "uce": 2 * GIB}, GIB, 0, measured=("esd",))
+    assert memory_of(1, both, [T4]).message.startswith("measured: esd 4.0 GiB; estimate: uce 2.0 GiB, judging 1.0 GiB")
+    assert memory_of(1, SMALL, [T4]).message.startswith("estimate: uce 4.0 GiB, judging")
+
+
+def test_a_step_that_ran_out_of_memory_is_a_problem_whatever_the_estimate() -> None:
+    result = memory_of(1, GpuMemoryEstimate({"esd": GIB}, GIB, 0, out_of_memory=("esd",)), [T4])
+    assert result.status == "problem" and result.message.endswith("a step of esd ran out of memory here")
+    assert "gradient checkpointing" in result.remedy
 
 
 @pytest.mark.parametrize(("free", "status"), [(None, "warning"), (64 * 2**20, "warning"), (8 * GIB, "ok")])

@@ -1,5 +1,6 @@
 """What a campaign's GPUs have to hold, against sums done by hand for Stable Diffusion v1.4."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ import yaml
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 
+from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.planner import plan_campaign
 from efface.cluster.campaign.spec import Campaign, read_campaign
-from efface.launch.gpu_needs import GpuMemoryEstimate, estimate_gpu_memory, judge_bytes, judging_bytes
+from efface.launch import gpu_needs
+from efface.launch.doctor.gpu_memory import GpuMemoryEstimate, estimate_gpu_memory, judge_bytes, judging_bytes
 from efface.models.base import read_base
 from efface.models.recipe import Recipe, load_recipe
-from efface.train.cost.memory import memory
-from efface.train.cost.passes import ModelShapes, model_shapes
+from efface.models.shapes import ModelShapes, model_shapes
+from efface.train.cost.memory import estimate_memory
 from efface.train.method import Method, get_method, parse_config
 
 WEIGHTS = 859_520_964 + 83_653_863 + 123_060_480  # UNet, VAE and text encoder
@@ -122,8 +125,8 @@ def test_all_judges_stay_beside_judging_and_beside_training(tmp_path: Path, sd: 
     assert with_two.judges == 2 * 4 * 10**6
     assert with_two.judging - with_one.judging == 4 * 10**6
     assert with_two.training == {
-        "uce": memory(method("uce"), sd).peak + with_two.judges,
-        "u": memory(ESD_U, sd).peak + with_two.judges,
+        "uce": estimate_memory(method("uce"), sd).peak + with_two.judges,
+        "u": estimate_memory(ESD_U, sd).peak + with_two.judges,
     }
 
 
@@ -132,4 +135,47 @@ def test_a_gang_trains_without_judges_and_a_closed_form_takes_no_gang(tmp_path: 
     alone = estimate(campaign(tmp_path, judges)).training
     gang = estimate(campaign(tmp_path, judges, resources={"gpus": 1, "processes": 2})).training
     assert gang["uce"] == alone["uce"]
-    assert gang["u"] == memory(ESD_U, sd, processes=2).peak
+    assert gang["u"] == estimate_memory(ESD_U, sd, processes=2).peak
+
+
+class FakePeak:
+    """Stands for the counter of a GPU, on the CPU."""
+
+    device, device_name = "cpu", "a GPU"
+
+    def reset(self) -> None:
+        pass
+
+    def peak(self) -> int:
+        return 12_345
+
+
+def tiny(campaign_file: Callable[..., Path], **changes: Any) -> tuple[Campaign, Plan]:
+    parsed = read_campaign(campaign_file(**changes))
+    return parsed, plan_campaign(parsed)
+
+
+def test_where_there_is_a_gpu_a_step_is_measured_and_a_closed_form_estimated(
+    campaign_file: Callable[..., Path],
+) -> None:
+    parsed, plan = tiny(campaign_file)
+    found = estimate_gpu_memory(parsed, plan, FakePeak())
+    assert found.measured == ("esd",) and found.training["esd"] == 12_345 + found.judges
+    assert found.training["uce"] == estimate_gpu_memory(parsed, plan).training["uce"]
+
+
+def test_a_job_of_several_gpus_is_estimated(campaign_file: Callable[..., Path]) -> None:
+    config = {"steps": 2, "rollout_steps": 3, "gradient_accumulation_steps": 2}
+    changes = {"methods": [{"method": "esd", "config": config}], "resources": {"gpus": 1, "processes": 2}}
+    assert estimate_gpu_memory(*tiny(campaign_file, **changes), FakePeak()).measured == ()
+
+
+def test_a_step_that_runs_out_of_memory_is_reported(
+    campaign_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> int:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(gpu_needs, "measured_peak", full)
+    found = estimate_gpu_memory(*tiny(campaign_file), FakePeak())
+    assert (found.measured, found.out_of_memory) == ((), ("esd",)) and found.training["esd"] > 0
