@@ -228,13 +228,13 @@ def _error_message(model: type[BaseModel], error: ValidationError) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     return (
-        f"{key}: {message}, not {_short_repr(problem['input'])}"
+        f"{key}: {message}, not {shown(problem['input'])}"
         if key and problem["type"] != "value_error"
         else (f"{key}: {message}" if key else message)
     )
 
 
-def _short_repr(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as it would be written in Python; of a long one the beginning."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}…"
