@@ -11,6 +11,8 @@ The target is, by `objective`,
     noise   eps                                 ordinary training on pairs of anchor image and target
     caption (eq. 3)
 
+A model that predicts the velocity is trained on velocities, in both terms.
+
 No guidance enters the loss. The prior keeps the anchor where it is while it is drawn upon.
 
 Keys and values of the first token (BOS, the same in every prompt) are detached in the cross-attention, as
@@ -33,7 +35,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from efface.concepts.concept import Concept, Kind
-from efface.models.noise_predictor import NoisePredictor
+from efface.models.noise_predictor import NoisePredictor, truth
 from efface.models.recipe import Recipe
 from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts
@@ -150,13 +152,13 @@ class CA(GradientMethod):
 
     def batch(self, index: int) -> tuple[NoisyBatch, NoisyBatch | None]:
         """The samples to ablate, and those of the prior."""
-        latents, noise, timesteps, target, anchor = self._sample_batch("ablate", index)
-        wanted = noise if self.config.objective == "noise" else self.student(latents, timesteps, anchor)
+        latents, true, timesteps, target, anchor = self._sample_batch("ablate", index)
+        wanted = true if self.config.objective == "noise" else self.student(latents, timesteps, anchor)
         ablate = NoisyBatch(latents, timesteps, target, wanted)
         if self.config.prior_weight == 0:
             return ablate, None
-        latents, noise, timesteps, _, anchor = self._sample_batch("prior", index)
-        return ablate, NoisyBatch(latents, timesteps, anchor, noise)
+        latents, true, timesteps, _, anchor = self._sample_batch("prior", index)
+        return ablate, NoisyBatch(latents, timesteps, anchor, true)
 
     def loss(self, student: NoisePredictor, batch: tuple[NoisyBatch, NoisyBatch | None]) -> Tensor:
         ablate, prior = batch
@@ -172,7 +174,7 @@ class CA(GradientMethod):
         return mse_loss(predicted_ablate, ablate.target) + self.config.prior_weight * prior_loss
 
     def _sample_batch(self, purpose: str, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Noised latents, their noise and timesteps, and the embeddings of target and anchor captions."""
+        """Noised latents, what should be predicted, timesteps, and the embeddings of target and anchor captions."""
         count = self.config.batch_size
         rng = generator(self.seed, purpose, index)
         clean, target, anchor = [], [], []
@@ -188,7 +190,8 @@ class CA(GradientMethod):
         noise = normal(tuple(latents.shape), rng, latents.device)
         timesteps = integers(self.scheduler.config.num_train_timesteps, count, rng).to(latents.device)
         noised = self.scheduler.add_noise(latents, noise, timesteps)
-        return noised, noise, timesteps, torch.stack(target), torch.stack(anchor)
+        true = truth(self.scheduler, latents, noise, timesteps)
+        return noised, true, timesteps, torch.stack(target), torch.stack(anchor)
 
     def _shuffled(self, purpose: str, concept_index: int, turn: int) -> int:
         """The image shown in the concept's turn 0, 1, …: all of them once, in a new order each time round."""
