@@ -11,6 +11,7 @@ from typing import Any
 from efface.config_files import shown
 from efface.errors import UserError
 from efface.models.configs import read_json
+from efface.models.names import is_of_adapter, unwrapped
 
 WANTED = "efface edits models that make images from text alone with one CLIP text encoder, Stable Diffusion 1.x or 2.x"
 MERGE = (
@@ -235,16 +236,11 @@ IN_ONE_FILE = {
     "cond_stage_model.": "text encoder",
 }
 """How CompVis' files begin the names of each part's tensors."""
-ADAPTERS = ("lora_", "lora.", ".base_layer.", "hada_w", "lokr_w", ".modules_to_save.", ".original_module.")
-
-
-def is_of_adapter(name: str) -> bool:
-    """Whether a tensor is a LoRA's (or a kin's), or the weight below one."""
-    return any(part in name for part in ADAPTERS)
 
 
 def check_tensors(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raises UserError where the tensors of one file are not those of a text-to-image model in CompVis' layout."""
+    shapes = {unwrapped(name): shape for name, shape in shapes.items()}
     adapters = [name for name in shapes if is_of_adapter(name)]
     if adapters:
         raise UserError(f"{file}: is a LoRA, or has one attached ({shown(adapters[0])}); {MERGE}")

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 
 from efface.config_files import shown
 from efface.errors import UserError
-from efface.models.kind import is_of_adapter
 from efface.models.model_files import some
 
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -23,6 +22,7 @@ STARTS = {
 OLD_ATTENTION = re.compile(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.")
 NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Parts of the VAE's attention as diffusers called them before 0.18; files of Stable Diffusion 1.x still do."""
+ADAPTERS = ("lora_", "lora.", ".base_layer.", "hada_w", "lokr_w", ".modules_to_save.", ".original_module.")
 TITLES = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder"}
 
 Shape = Sequence[int]
@@ -33,7 +33,13 @@ class OtherShape(UserError):
 
 
 def unwrapped(name: str) -> str:
+    """The name without what wrappers put into it."""
     return WRAPPERS.sub("", name)
+
+
+def is_of_adapter(name: str) -> bool:
+    """Whether a tensor is a LoRA's (or a kin's), or the weight below one."""
+    return any(part in name for part in ADAPTERS)
 
 
 def plain(component: str, name: str) -> str:

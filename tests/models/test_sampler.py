@@ -62,6 +62,20 @@ def test_images_are_those_of_diffusers_own_pipeline(tiny_base: Base, scheduler: 
     assert far(ours, theirs) <= 1
 
 
+@pytest.mark.parametrize("scheduler", ["pndm", "ddim", "dpm++", "euler", "ddpm", "UniPCMultistepScheduler"])
+@pytest.mark.parametrize("further", [{}, {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}])
+def test_so_they_are_of_a_base_that_predicts_velocities(
+    tiny_base: Base, scheduler: str, further: dict[str, object]
+) -> None:
+    asked = recipe(scheduler=scheduler, negative_prompt="ugly")
+    noise = sample(tiny_base, asked, REQUESTS)
+    tiny_base.scheduler_config |= {"prediction_type": "v_prediction", **further}
+    ours = sample(tiny_base, asked, REQUESTS)
+    theirs = np.stack([by_diffusers(tiny_base, asked, request) for request in REQUESTS])
+    assert far(ours, theirs) <= 1
+    assert far(ours, noise) > 10
+
+
 @pytest.mark.parametrize("guidance_scale", [0.0, 1.0])
 def test_without_guidance_there_is_no_unconditional_half(tiny_base: Base, guidance_scale: float) -> None:
     asked = recipe(guidance_scale=guidance_scale, batch_size=1)

@@ -88,6 +88,23 @@ def test_the_noise_based_target_is_the_noise_on_an_image_of_the_anchor(prepare: 
 
 
 @torch.no_grad()
+def test_a_base_that_predicts_velocities_is_trained_on_velocities(
+    prepare: Any, tiny_base: Base, alphas_cumprod: Tensor
+) -> None:
+    """v = alpha eps - sigma x_0 (arXiv 2202.00512), so x_0 = alpha x_t - sigma v and eps = sigma x_t + alpha v."""
+    tiny_base.scheduler_config["prediction_type"] = "v_prediction"
+    ca, _ = prepare("ca", objective="noise", anchor_images=1, batch_size=32)
+    images = ca.data[0].images
+    for noised in ca.batch(0):
+        alpha = alphas_cumprod[noised.timesteps].view(-1, 1, 1, 1).sqrt()
+        sigma = (1 - alpha**2).sqrt()
+        clean = (alpha * noised.latents - sigma * noised.target) / 0.18215
+        noise = sigma * noised.latents + alpha * noised.target
+        assert ((clean - images.mean).abs() <= 6 * images.std + 1e-3).all()
+        assert noise.mean().abs() < 0.05 and abs(noise.std() - 1) < 0.05  # 8192 numbers, 4.5 standard errors
+
+
+@torch.no_grad()
 def test_the_loss_adds_the_weighted_prior(prepare: Any) -> None:
     ca, student = prepare("ca", prior_weight=0.25)
     ablate, prior = ca.batch(0)
