@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, CLIPVision
 
 from efface.errors import UserError
 from efface.models.image_preprocessing import read_preprocessing
-from efface.models.model_files import locate, some
+from efface.models.model_files import abbreviated, locate
 
 FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 
@@ -54,7 +54,7 @@ def _features(spec: str, folder: Path, device: torch.device) -> Callable[[Tensor
     used = "" if isinstance(model, CLIPVisionModelWithProjection) else f"{model.base_model_prefix}."
     missing = sorted(name for name in report["missing_keys"] if name.startswith(used))
     if missing:  # which transformers would draw at random
-        raise UserError(f"{spec}: the weights lack {some(missing)}")
+        raise UserError(f"{spec}: the weights lack {abbreviated(missing)}")
     model = model.to(device).eval().requires_grad_(False)
     if isinstance(model, CLIPVisionModelWithProjection):
         return lambda pixels: model(pixels).image_embeds

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from efface.config_files import shown
 from efface.errors import UserError
-from efface.models.model_files import some
+from efface.models.model_files import abbreviated
 
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What data-parallel training, `torch.compile` and gradient checkpointing put into a name, wherever they wrap."""
@@ -91,12 +91,12 @@ def _misfit(component: str, missing: Sequence[str], strange: Sequence[str], odd:
         )
     told = [f"lacks {len(missing)} of the {count} tensors of the {title} ({_some(missing)})"] if missing else []
     told += [f"holds {len(strange)} that are none of the {title}'s ({_some(strange)})"] if strange else []
-    told += [f"holds, of the {title}, {some(odd)}"] if odd else []
+    told += [f"holds, of the {title}, {abbreviated(odd)}"] if odd else []
     return ", and ".join(told)
 
 
 def _some(names: Sequence[str]) -> str:
-    return some([shown(name) for name in names])
+    return abbreviated([shown(name) for name in names])
 
 
 def _size(shape: Shape) -> str:

@@ -8,7 +8,7 @@ from efface.errors import UserError
 from efface.models.configs import CONFIGS, read_json
 from efface.models.headers import read_header
 from efface.models.kind import EXPORTED, FLAX, MERGE, check_configs, check_folder, check_tensors, check_tricks
-from efface.models.model_files import INDEX, PART, some
+from efface.models.model_files import INDEX, SHARD, abbreviated
 
 SINGLE_FILE = (".safetensors", ".ckpt")
 WEIGHTS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
@@ -96,7 +96,9 @@ def _weights(folder: Path, stem: str) -> tuple[Path, ...]:
         raise UserError(f"{folder}: an adapter lies beside the weights (adapter_config.json); {MERGE}, or take it away")
     whole, index = folder / f"{stem}.safetensors", folder / f"{stem}{INDEX}"
     shards = sorted(
-        path for path in folder.glob(f"{stem}-*.safetensors") if (part := PART.fullmatch(path.name)) and part[1] == stem
+        path
+        for path in folder.glob(f"{stem}-*.safetensors")
+        if (part := SHARD.fullmatch(path.name)) and part[1] == stem
     )
     if whole.is_file():
         if index.is_file() or shards:
@@ -121,7 +123,7 @@ def _check_complete(folder: Path, stem: str, shards: list[str]) -> None:
             raise UserError(f"{index}: names other files than the parts that lie beside it; save the model once more")
     if shards != wanted:
         odd = [*(name for name in wanted if name not in shards), *(name for name in shards if name not in wanted)]
-        raise UserError(f"{folder}: the parts of the weights do not belong together, see {some(odd)}")
+        raise UserError(f"{folder}: the parts of the weights do not belong together, see {abbreviated(odd)}")
 
 
 def _no_weights(folder: Path, whole: Path) -> UserError:

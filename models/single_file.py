@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from efface.errors import UserError
 from efface.models.checkpoint_file import read_checkpoint
 from efface.models.kind import check_tensors
-from efface.models.model_files import some
+from efface.models.model_files import abbreviated
 from efface.models.names import TITLES, OtherShape, unwrapped
 
 UNET = "model.diffusion_model."
@@ -69,7 +69,7 @@ def _unet(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if lacking:
         raise UserError(
             f"{path}: holds averages (EMA) of only {len(weights) - len(lacking)} of the UNet's {len(weights)} tensors, "
-            f"without {some(lacking)}; save it with all of them or none"
+            f"without {abbreviated(lacking)}; save it with all of them or none"
         )
     return {name: tensors[average] for name, average in averages.items()}
 
@@ -92,4 +92,6 @@ def _check_all_taken(path: Path, component: str, part: Mapping[str, Tensor], fou
     left = sorted(name for name, tensor in part.items() if tensor.data_ptr() not in taken)
     left = [name for name in left if not name.startswith(LEFT_OUT)]
     if left:
-        raise OtherShape(f"{path}: holds {len(left)} tensors that are none of the {TITLES[component]}'s ({some(left)})")
+        raise OtherShape(
+            f"{path}: holds {len(left)} tensors that are none of the {TITLES[component]}'s ({abbreviated(left)})"
+        )

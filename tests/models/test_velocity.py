@@ -12,7 +12,14 @@ from torch import Tensor
 
 from efface.errors import UserError
 from efface.models.base import Base
-from efface.models.noise_predictor import NoisePredictor, guided, noise_scale, partial_denoise, predictor, truth
+from efface.models.noise_predictor import (
+    NoisePredictor,
+    classifier_free_guidance,
+    noise_scale,
+    partial_denoise,
+    predictor,
+    truth,
+)
 from efface.models.recipe import Recipe
 from efface.models.sampler import denoise
 from efface.models.sampler_hooks import SLD, NegativePrompt, NegativePromptConfig, SLDConfig
@@ -58,7 +65,9 @@ def negative(unsafe: Tensor, config: dict[str, Any]) -> NegativePrompt:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("hook", [lambda unsafe, config: guided, negative, sld], ids=["none", "negative", "sld"])
+@pytest.mark.parametrize(
+    "hook", [lambda unsafe, config: classifier_free_guidance, negative, sld], ids=["none", "negative", "sld"]
+)
 @pytest.mark.parametrize(
     ("scheduler", "config"),
     [("ddim", {}), ("heun", {}), ("dpm++", {}), ("euler", {}), ("euler", {"timestep_spacing": "linspace"})],
@@ -86,7 +95,7 @@ def test_the_hooks_differ_from_plain_guidance(tiny_base: Base, conditions: list[
     recipe = Recipe(name="t", scheduler="ddim", steps=7, guidance_scale=3, height=16, width=16, batch_size=2)
     made = [
         denoise(tiny_base, recipe, predictor(tiny_base.unet), guidance, cond, uncond, [torch.Generator()] * 2)
-        for guidance in (guided, negative(unsafe, {}), sld(unsafe, {}))
+        for guidance in (classifier_free_guidance, negative(unsafe, {}), sld(unsafe, {}))
     ]
     assert all((one - made[0]).abs().max() > 0.1 for one in made[1:])
 
