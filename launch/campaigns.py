@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -14,9 +15,11 @@ from efface.config_files import list_configs
 from efface.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from efface.cluster.campaign.plan import Model, Plan
+    from efface.cluster.campaign.plan import Plan
     from efface.cluster.run import Run
-    from efface.cluster.scheduler.dispatch import RemainingTasks
+    from efface.cluster.storage.journal import Event
+    from efface.cluster.storage.remaining import RemainingTasks
+    from efface.cluster.tasks.model import Model
 
 LOG_WIDTH = 120
 """Columns of text where there is no terminal that has a width."""
@@ -43,17 +46,17 @@ def plan(campaign: str, out: str | None, overrides: list[str], rates: str | None
     from efface.cluster.campaign.planner import plan_campaign
     from efface.cluster.campaign.rates import rates_for
     from efface.cluster.campaign.spec import read_campaign
-    from efface.cluster.scheduler.dispatch import remaining_tasks
+    from efface.cluster.storage.remaining import remaining_tasks
     from efface.cluster.storage.run_folder import RunFolder
 
     expanded = plan_campaign(read_campaign(campaign, overrides), fetch=False)
     left = remaining_tasks(expanded, RunFolder(_path(out) or f"runs/{expanded.name}"))
     known = rates_for(expanded, rates)
-    cost = estimate(expanded, left, known) if known else None
+    cost = estimate(expanded, left.tasks, known) if known else None
     rows = _rows(expanded, left)
     images_left = sum(len(shard.eval_requests) for shard in left.shards)
     total = {"jobs": len(expanded.jobs), "shards": expanded.shard_count, "images": expanded.images}
-    undone = {"jobs": len(left.jobs), "shards": len(left.shards), "images": images_left}
+    undone = {"jobs": len(left.trainings), "shards": len(left.shards), "images": images_left}
     if as_json:
         whole = {"campaign": expanded.name, "provisional": expanded.provisional, "all": total, "left": undone}
         print(json.dumps({**whole, "estimate": cost.as_json() if cost else None, "models": rows}, indent=2))
@@ -79,33 +82,33 @@ def plan(campaign: str, out: str | None, overrides: list[str], rates: str | None
 
 def status(folder: str, as_json: bool) -> None:
     """How far a run is, who works on it, and on what."""
-    from efface.cluster.run import reopen_run, summary
+    from efface.cluster.run import reopen_run
     from efface.cluster.storage.lease import active_driver
+    from efface.cluster.summary import summarize
     from efface.launch.submit.launch_record import launch_states
 
     opened = reopen_run(_path(folder))
-    found = summary(opened)
-    found["driver"] = active_driver(opened.folder.root)
-    found["running"] = _running_tasks(opened) if found["driver"] else []
-    found["launched"] = [list(row) for row in launch_states(opened.folder.root)]
+    found = summarize(opened.plan, opened.folder)
+    driver = active_driver(opened.folder.root)
+    running = _running_tasks(opened) if driver else []
+    launched = [list(row) for row in launch_states(opened.folder.root)]
     if as_json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        whole = {**asdict(found), "driver": driver, "running": running, "launched": launched}
+        print(json.dumps(whole, indent=2, ensure_ascii=False))
         return
-    jobs, images = found["jobs"], found["images"]
-    failed = f", {jobs['failed']} failed" if jobs["failed"] else ""
-    blocked = f", {jobs['blocked']} wait for a failed one" if jobs["blocked"] else ""
-    print(
-        f"{found['campaign']}: jobs {jobs['done']}/{jobs['all']}{failed}{blocked}, "
-        f"images {images['done']}/{images['all']}"
-    )
-    print(f"  {found['driver']} is at work" if found["driver"] else "  nobody is at work on it")
-    for line in found["running"]:
+    jobs = found.jobs
+    failed = f", {jobs.failed} failed" if jobs.failed else ""
+    blocked = f", {jobs.blocked} wait for a failed one" if jobs.blocked else ""
+    kinds = "".join(f", {kind.unit}s {kind.done}/{kind.all}" for kind in found.tasks.values() if kind.unit == "image")
+    print(f"{found.campaign}: jobs {jobs.done}/{jobs.all}{failed}{blocked}{kinds}")
+    print(f"  {driver} is at work" if driver else "  nobody is at work on it")
+    for line in running:
         print(f"  {line}")
-    for what, name, state in found["launched"]:
+    for what, name, state in launched:
         print(f"  {what} {name}: {state}")
-    for failure in found["failures"]:
-        print(f"  failed: {failure['job']} ({failure['stage']}): {failure['reason']}")
-    if found["failures"]:
+    for failure in found.failures:
+        print(f"  failed: {failure.job} ({failure.stage}): {failure.reason}")
+    if found.failures:
         print(f"`efface retry {folder}` tries them again")
 
 
@@ -137,11 +140,10 @@ def cancel(folder: str, job: str | None) -> None:
         print(f"{driver} has been asked to stop" if driver else "nobody is at work on it; parts of it stop if any run")
         return
     model = find_job(opened.plan, job)
-    if opened.folder.record(model) and len(opened.folder.records(opened.plan.shards[model.id])) == len(
-        opened.plan.shards[model.id]
-    ):
+    tasks = [task for task in opened.plan.tasks if task.model == model]
+    if len(opened.folder.records(tasks)) == len(tasks):
         raise UserError(f"{folder}: job {model.folder} is finished already")
-    opened.folder.fail(model, "cancelled", "")
+    opened.folder.fail(model, "cancelled", "cancelled on request")
     print(f"{model.folder} is given up; `efface retry {folder} {model.id}` takes it up again")
 
 
@@ -153,18 +155,18 @@ def logs(folder: str, job: str | None) -> None:
     opened = reopen_run(_path(folder))
     if job is None:
         for event in read_journal(opened.folder):
-            print(_format_event(event, _describe_event(event)))
+            print(_format_event(event))
         return
     model = find_job(opened.plan, job)
     for event in read_journal(opened.folder):
-        if model.id in (event.get("id"), event.get("model")):
-            print(_format_event(event, f"shard {event['index']}" if event.get("task") == "shard" else "training"))
+        if getattr(event, "model", None) == model.id:
+            print(_format_event(event))
     log = opened.folder.log(model)
     if log.is_file():
         print(log.read_text(errors="replace").rstrip())
     failure = opened.folder.failure(model)
     if failure:
-        print(f"failed ({failure.get('stage')}): {failure.get('reason')}\n{failure.get('details')}".rstrip())
+        print(f"failed ({failure.stage}): {failure.reason}\n{failure.details}".rstrip())
 
 
 def gc(folder: str, dry_run: bool) -> None:
@@ -210,7 +212,8 @@ def find_job(plan: "Plan", name: str) -> "Model":
 
 
 def _rows(plan: "Plan", left: "RemainingTasks") -> list[dict[str, Any]]:
-    todo, failed_or_blocked = {model.id for model in left.jobs}, {model.id for model in (*left.failed, *left.blocked)}
+    todo = {task.id for task in left.trainings}
+    failed_or_blocked = {model.id for model in (*left.failed, *left.blocked)}
     unjudged = Counter(shard.model.id for shard in left.shards)
 
     def state(model: "Model") -> str:
@@ -243,39 +246,24 @@ def _cell(value: Any) -> str:
 
 def _running_tasks(opened: "Run") -> list[str]:
     """What the workers of the driver at work do now, by its journal."""
-    from efface.cluster.storage.journal import read_journal
+    from efface.cluster.storage.journal import read_journal, running_tasks
 
-    doing: dict[tuple[int, str], dict[str, Any]] = {}
-    for event in read_journal(opened.folder):
-        if event["event"] == "opened":
-            doing.clear()
-        elif event["event"] == "started":
-            doing[event["worker"], event["id"]] = event
-        elif event["event"] == "ended":
-            doing.pop((event["worker"], event["id"]), None)
     return [
-        f"worker {worker}  {_describe_event(event)}  since {event['time'][11:19]} UTC"
-        for (worker, _), event in sorted(doing.items(), key=lambda item: item[0][0])
+        f"worker {event.worker}  {event.description} ({event.model or event.id})  since {event.time[11:19]} UTC"
+        for event in running_tasks(read_journal(opened.folder))
     ]
 
 
-def _describe_event(event: dict[str, Any]) -> str:
-    """What piece of work an event of the journal tells of; with the job's id, as `efface logs` takes it."""
-    if event.get("task") == "calibration":
-        return f"calibration {event['judge']}"
-    if "label" not in event:
-        return ""
-    job = event["model"] if event["task"] == "shard" else event["id"]
-    about = f"{event['label']}: {', '.join(map(str, event['concepts'])) or 'the base'} ({job})"
-    return f"shard {event['index']} of {about}" if event["task"] == "shard" else f"{event['task']} {about}"
-
-
-def _format_event(event: dict[str, Any], what: str) -> str:
+def _format_event(event: "Event") -> str:
     """A line for people."""
-    worker = f"worker {event['worker']}  " if "worker" in event else ""
-    ending = f": {event['state']} after {event['seconds']} s" if "state" in event else ""
-    reason = f" ({event['reason']})" if event.get("reason") else ""
-    return f"{event['time']}  {worker}{what}{' ' if what else ''}{event['event']}{ending}{reason}"
+    from efface.cluster.storage.journal import TaskEnded, TaskStarted
+
+    if not isinstance(event, TaskStarted | TaskEnded):
+        return f"{event.time}  {event.event}"
+    line = f"{event.time}  worker {event.worker}  {event.description} ({event.model or event.id}) {event.event}"
+    if isinstance(event, TaskStarted):
+        return line
+    return f"{line}: {event.state} after {event.seconds} s" + (f" ({event.reason})" if event.reason else "")
 
 
 def _parse_part(text: str) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ from rich.text import Text
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.spec import MUTABLE_KEYS
 from efface.cluster.run import Run, stop_signals, worker_context
-from efface.cluster.scheduler.dispatch import dispatch, remaining_tasks
+from efface.cluster.scheduler.dispatch import dispatch
 from efface.cluster.scheduler.progress import Display
 from efface.cluster.search.ledger import Ledger, TrialRow
 from efface.cluster.search.pareto import front_of, rich_table, write_results
 from efface.cluster.search.spec import Search
 from efface.cluster.search.trial import Trial, base_score, check_axes
 from efface.cluster.storage.lease import Lease
+from efface.cluster.storage.remaining import remaining_tasks
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.workers.ray_executor import RayExecutor
 from efface.cluster.workers.ray_session import init_ray
@@ -150,8 +151,7 @@ def _ray(search: Search, address: str | None) -> Iterator[str]:
 
 def _base_only(plan: Plan) -> Plan:
     """The calibration of the judge, and the base's own images."""
-    base = plan.models[0]
-    return replace(plan, models=(base,), shards={base.id: plan.shards[base.id]})
+    return plan.only(plan.models[:1])
 
 
 def _max_concurrent_trials(context: WorkerContext) -> int:
@@ -180,11 +180,11 @@ def _judge_base(
     executor = RayExecutor(context, workers)
     with ExitStack() as closing:
         closing.callback(executor.close)
-        display = closing.enter_context(Display(plan, remaining, executor.workers, console))
+        display = closing.enter_context(Display(plan, remaining, executor.workers, console, folder))
         dispatch(remaining, folder, executor, [display], search.limits, should_stop)
     failure = folder.failure(plan.models[0])
     if failure:
-        raise JobFailure(f"the unedited base cannot be judged: {failure['reason']}")
+        raise JobFailure(f"the unedited base cannot be judged: {failure.reason}")
 
 
 def _summary_line(row: TrialRow) -> Text:

@@ -9,11 +9,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from efface.cluster.campaign.plan import BASE, Model, Plan, Shard
+from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.planner import plan_campaign
 from efface.cluster.search.spec import Point, Search
-from efface.cluster.storage.run_folder import RunFolder, Task
-from efface.cluster.workers.worker import Outcome
+from efface.cluster.storage.records import Record
+from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.tasks.judging import VERDICTS, Shard
+from efface.cluster.tasks.model import BASE, Model
+from efface.cluster.tasks.task import Next, Outcome, Task
+from efface.cluster.tasks.training import TrainingResult, TrainingTask
 from efface.concepts.prompts import AXES
 from efface.errors import JobFailure, Stopped, StorageError, UserError
 from efface.eval.image_table import read_table
@@ -48,7 +52,7 @@ class Trial:
         where something broke that may work when tried again.
         """
         try:
-            records = [self._job_record(model, run_task) for model in self.plan.jobs]
+            records = [self._training_record(task, run_task) for task in self.plan.trainings]
             cost = self._cost(records)
             budget = self.search.max_weight_change
             if budget is not None and cost["weight_change"] > budget:
@@ -71,28 +75,29 @@ class Trial:
             "images_per_prompt": self.search.rungs[rung],
         }
 
-    def _job_record(self, model: Model, run_task: RunTask) -> dict[str, Any]:
-        """The record of a job, done now if it is not."""
-        failure = self.folder.failure(model)
+    def _training_record(self, training: TrainingTask, run_task: RunTask) -> Record:
+        """The record of a training, done now if it is not."""
+        failure = self.folder.failure(training.model)
         if failure:
-            raise JobFailure(failure["reason"])
-        record = self.folder.record(model)
+            raise JobFailure(failure.reason)
+        record = self.folder.record(training)
         if record is None:
-            self._run_task(model, run_task)
-            record = self.folder.record(model)
+            self._run_task(training, run_task)
+            record = self.folder.record(training)
             assert record is not None
         return record
 
-    def _run_task(self, task: Model | Shard, run_task: RunTask) -> None:
+    def _run_task(self, task: Task, run_task: RunTask) -> None:
         outcome = run_task(task)
-        if outcome.state == "stopped":
+        if outcome.next is Next.STOP:
             raise Stopped
-        if outcome.state == "storage":
+        if outcome.next is Next.ABORT:
             raise StorageError(outcome.reason)
-        if outcome.state == "failed":
-            self.folder.fail(task, outcome.reason, outcome.details)
+        if outcome.next is Next.GIVE_UP:
+            if task.model:
+                self.folder.fail(task.model, task.stage, outcome.reason, outcome.details)
             raise JobFailure(outcome.reason)
-        if outcome.state != "done":
+        if not outcome.is_done:
             raise RuntimeError(f"{outcome.reason}\n{outcome.details}")
 
     def _scores(self, shards: list[Shard]) -> dict[str, Any]:
@@ -101,12 +106,14 @@ class Trial:
         except UserError as error:  # too many verdicts that could not be read
             raise JobFailure(str(error)) from None
 
-    def _cost(self, records: list[dict[str, Any]]) -> dict[str, Any]:
-        change = mean_weight_change([record["weight_change"] for record in records])["all"]
+    def _cost(self, records: list[Record]) -> dict[str, Any]:
+        change = mean_weight_change([TrainingResult.model_validate(record.facts).weight_change for record in records])[
+            "all"
+        ]
         return {
             "weight_change": change["relative_l2"],
             "challenge": change["challenge"],
-            "seconds": sum(record["seconds"] for record in records),
+            "seconds": sum(record.seconds or 0.0 for record in records),
             "jobs": [model.folder for model in self.plan.jobs],
         }
 
@@ -145,4 +152,4 @@ def check_axes(plan: Plan) -> None:
 
 
 def _verdicts(folder: RunFolder, shards: Sequence[Shard]) -> pa.Table:
-    return pa.concat_tables([read_table(folder.verdicts(shard)) for shard in shards])
+    return pa.concat_tables([read_table(folder.output(shard, VERDICTS)) for shard in shards])

@@ -21,7 +21,8 @@ from efface.cluster.search.ledger import Ledger
 from efface.cluster.search.spec import Search
 from efface.cluster.search.trial import Trial
 from efface.cluster.storage.run_folder import RunFolder
-from efface.cluster.workers.worker import Outcome, Worker, WorkerContext
+from efface.cluster.tasks.task import Outcome
+from efface.cluster.workers.worker import Worker, WorkerContext
 from efface.errors import Stopped, StorageError
 
 MAX_ATTEMPTS = 2

@@ -22,7 +22,8 @@ from efface.cluster.search.search import SearchResults, run_search
 from efface.cluster.search.spec import Search, read_search
 from efface.cluster.search.trial import Trial, check_axes, rung_shards
 from efface.cluster.storage.run_folder import RunFolder
-from efface.cluster.workers.worker import Outcome
+from efface.cluster.tasks.task import Outcome
+from efface.cluster.tasks.training import TrainingMetrics, training_facts
 from efface.config_files import list_configs, parse
 from efface.errors import Stopped, UserError
 
@@ -138,19 +139,19 @@ def test_what_is_judged_on_the_first_rungs_is_the_same_however_many_follow(searc
 
 def test_work_that_fails_gives_the_lowest_score_and_is_not_tried_again(search: MakeSearch, tmp_path: Path) -> None:
     trial = Trial(search(), RunFolder(tmp_path), POINT)
-    run_task = Doer(Outcome("failed", "the loss is nan at step 1"))
+    run_task = Doer(Outcome.failed("the loss is nan at step 1"))
     for _ in range(2):
         found = trial.judge(0, run_task)
         assert (found["state"], found["score"], found["reason"]) == ("failed", -1, "the loss is nan at step 1")
-    assert run_task.asked == [trial.plan.jobs[0]]
+    assert run_task.asked == [trial.plan.trainings[0]]
 
 
 def test_work_that_breaks_is_left_to_tune_and_work_laid_down_to_the_driver(search: MakeSearch, tmp_path: Path) -> None:
     trial = Trial(search(), RunFolder(tmp_path), POINT)
     with pytest.raises(RuntimeError, match="out of luck"):
-        trial.judge(0, Doer(Outcome("error", "out of luck")))
+        trial.judge(0, Doer(Outcome.error("out of luck")))
     with pytest.raises(Stopped):
-        trial.judge(0, Doer(Outcome("stopped")))
+        trial.judge(0, Doer(Outcome.stopped()))
 
 
 def change(relative_l2: float) -> dict[str, Any]:
@@ -167,9 +168,10 @@ def test_a_trial_over_the_budget_is_not_judged_and_scores_below_every_other(
 ) -> None:
     folder = RunFolder(tmp_path)
     trial = Trial(search(max_weight_change=0.02), folder, POINT)
-    (model,) = trial.plan.jobs
-    folder.finish(model, [], weight_change=change(changed), seconds=7.0)
-    run_task = Doer(Outcome("done"))
+    (training,) = trial.plan.trainings
+    facts = training_facts(training.model, TrainingMetrics(), change(changed))
+    folder.finish(training, [], seconds=7.0, **facts)
+    run_task = Doer(Outcome.done())
     found = trial.judge(0, run_task)
     assert (found["state"], found["weight_change"], found["seconds"]) == ("over budget", changed, 7)
     assert found["score"] == pytest.approx(score) and run_task.asked == []
