@@ -1,32 +1,38 @@
 """How long work takes, and how many bytes it leaves, on one kind of device: rates, estimated or measured.
 
 Estimates are shipped in `configs/rates/` or come in a file of one's own. What finished runs took is kept beside them
-(`measured_rates.py`) and goes before them. A method that no table knows is estimated by counting its operations
+(`cluster/measured_rates.py`) and goes before them. A method that no table knows is estimated by counting its operations
 (`counted_rates.py`) and by what the device sustains.
 """
 
 import random
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from efface.cluster.campaign.plan import Plan
-from efface.cluster.workers.worker import CALIBRATION_SEEDS
+from efface.cluster.tasks.task import RateUse, Task
 from efface.config_files import StrictModel, find_config, list_configs, read_config
 from efface.errors import UserError
 from efface.files import slug
 from efface.models.fingerprint import cache_folder
 
-if TYPE_CHECKING:
-    from efface.train.job import Job
-
 Precision = Literal["fp32", "bf16"]
 Positive = Annotated[float, Field(gt=0)]
 Table = dict[str, Positive]
 
-TABLES = ("seconds_per_image", "seconds_per_job", "seconds_per_step", "bytes_per_delta", "bytes_per_image")
+TABLES = {
+    "seconds_per_image": "recipe",
+    "seconds_per_job": "method",
+    "seconds_per_step": "method",
+    "seconds_per_task": "kind of task",
+    "bytes_per_delta": "method",
+    "bytes_per_image": "recipe",
+}
+"""And what the names in each are."""
 
 
 class Rates(StrictModel):
@@ -47,9 +53,10 @@ class Rates(StrictModel):
         "only what comes before its first step; a method in neither table is counted",
     )
     seconds_per_step: Table = Field({}, description="by method: an optimiser step")
+    seconds_per_task: Table = Field({}, description="by kind: a task of any other kind")
     bytes_per_delta: Table = Field({}, description="by method: a finished model on storage; else its weights in fp32")
     bytes_per_image: Table = Field({}, description="by recipe: an image and its verdicts on storage")
-    load_seconds: float = Field(0.0, ge=0, description="to put a model's delta in the place of another's")
+    load_seconds: float = Field(0.0, ge=0, description="to replace a model's delta in memory by another's")
     start_seconds: float = Field(0.0, ge=0, description="until a new worker has its base and judges loaded")
     spread: float = Field(0.0, ge=0, lt=1, description="relative standard deviation between tasks of one kind")
     counts: dict[str, dict[str, int]] = Field(
@@ -95,68 +102,55 @@ def rates_for(plan: Plan, name_or_path: str | Path | None = None) -> Rates | Non
     return find_rates(device, plan.base.name) if device else None
 
 
-def seconds_of(job: "Job", rates: Rates, plan: Plan) -> float | None:
-    """How long the training of a job of the plan takes.
+def rate_of(use: RateUse, rates: Rates) -> float | None:
+    """None where the table does not know the name."""
+    known: float | None = getattr(rates, use.table).get(use.name)
+    return known
 
-    By the tables of the rates, or by counted operations; None where the rates know neither the method nor `tflops`,
-    or the base's shapes are not on this machine.
+
+def seconds_of(uses: Iterable[RateUse], rates: Rates) -> float | None:
+    """How long a task with these uses takes; None where the rates know nothing of it."""
+    of_seconds = [(use, rate_of(use, rates)) for use in uses if use.table.startswith("seconds")]
+    known = [use.times * rate for use, rate in of_seconds if rate is not None]
+    return sum(known) if known else None
+
+
+def task_seconds(task: Task, plan: Plan, rates: Rates) -> float | None:
+    """How long a task of the plan takes: by the tables, or by its counted operations and what the device sustains.
+
+    None where neither is known.
     """
-    steps = steps_of(job)
-    # A request of a chain is trained on its last concept alone; a closed form is solved for all so far.
-    concepts = 1 if job.strategy == "continual" and steps else len(job.concepts)
-    per_job, per_step = rates.seconds_per_job.get(job.method), rates.seconds_per_step.get(job.method)
-    if per_job is not None or (per_step and steps):
-        return (per_job or 0.0) * concepts + (per_step or 0.0) * steps
-    if not rates.tflops:
-        return None
-    from efface.cluster.campaign.counted_rates import job_flops
-
-    counted = job_flops(job, plan, steps, concepts)
+    known = seconds_of(task.rate_uses(plan), rates)
+    counted = task.counted_cost(plan) if known is None and rates.tflops else None
     if counted is None:
-        return None
-    flops, precision = counted
-    sustained = rates.tflops.get(precision) or min(rates.tflops.values())
-    return rates.job_seconds + flops / (sustained * 1e12)
-
-
-def bytes_of(job: "Job", rates: Rates, plan: Plan) -> float | None:
-    """Bytes of a finished model on storage; None where neither the rates nor the base's shapes are known."""
-    known = rates.bytes_per_delta.get(job.method)
-    if known is not None or not rates.tflops:
         return known
-    from efface.cluster.campaign.counted_rates import counted
+    by_precision = {str(name): value for name, value in rates.tflops.items()}
+    sustained = by_precision.get(counted.precision) or min(by_precision.values())
+    return rates.job_seconds + counted.flops / (sustained * 1e12)
 
-    found = counted(job, plan.base)
-    return float(found.delta_bytes) if found else None
 
-
-def steps_of(job: "Job") -> int:
-    """The optimiser steps a job will take; 0 for a closed form."""
-    from efface.train.method import GradientMethod, get_method, parse_config
-
-    method = get_method(job.method)
-    if not issubclass(method, GradientMethod):
-        return 0
-    return method(parse_config(job.method, job.config)).steps
+def task_bytes(task: Task, plan: Plan, rates: Rates) -> float | None:
+    """Bytes that a task of the plan leaves on storage; None where neither the rates nor counting know."""
+    uses = [use for use in task.rate_uses(plan) if use.table.startswith("bytes")]
+    known = [use.times * rate for use in uses if (rate := rate_of(use, rates)) is not None]
+    if known or not uses:
+        return sum(known)
+    counted = task.counted_cost(plan) if rates.tflops else None
+    return counted.bytes if counted else None
 
 
 def durations(plan: Plan, rates: Rates, seed: int = 0) -> dict[str, float]:
-    """Seconds that each calibration, job and shard of a plan takes on the rates' device, by its id.
+    """Seconds that each task of a plan takes on the rates' device, by its id.
 
-    `rates.spread` draws them about their means, each by its id and `seed`. Raises UserError where the rates do not
-    know the recipe or a method.
+    With `rates.spread` they are random about their means, each by its id and `seed`. Raises UserError where the rates
+    do not know the recipe or a method.
     """
-    image = rates.seconds_per_image.get(plan.recipe.name)
-    if image is None:
-        raise _unknown(rates, "seconds_per_image", "recipe", plan.recipe.name)
-    means = {calibration.id: image * calibration_images(plan) for calibration in plan.calibrations}
-    for model in plan.models:
-        if model.job:
-            training = seconds_of(model.job, rates, plan)
-            if training is None:
-                raise _unknown(rates, "seconds_per_job", "method", model.job.method)
-            means[model.id] = training
-        means |= {shard.id: image * len(shard.eval_requests) for shard in plan.shards[model.id]}
+    means = {}
+    for task in plan.tasks:
+        seconds = task_seconds(task, plan, rates)
+        if seconds is None:
+            raise _unknown(rates, task.rate_uses(plan))
+        means[task.id] = seconds
     if not rates.spread:
         return means
     # A gamma distribution: positive, with this mean and relative standard deviation.
@@ -164,14 +158,10 @@ def durations(plan: Plan, rates: Rates, seed: int = 0) -> dict[str, float]:
     return {name: random.Random(f"{seed} {name}").gammavariate(shape, mean / shape) for name, mean in means.items()}
 
 
-def calibration_images(plan: Plan) -> int:
-    """Images that a judge's trial takes."""
-    return len(plan.judged) * len(CALIBRATION_SEEDS)
-
-
-def _unknown(rates: Rates, table: str, what: str, name: str) -> UserError:
-    known = ", ".join(sorted(getattr(rates, table))) or "none"
-    return UserError(f"rates of {rates.device}: {table} knows no {what} '{name}', only {known}")
+def _unknown(rates: Rates, uses: Sequence[RateUse]) -> UserError:
+    use = [use for use in uses if use.table.startswith("seconds")][-1]
+    known = ", ".join(sorted(getattr(rates, use.table))) or "none"
+    return UserError(f"rates of {rates.device}: {use.table} knows no {TABLES[use.table]} '{use.name}', only {known}")
 
 
 def _overlay(estimated: Rates, measured: Rates) -> Rates:

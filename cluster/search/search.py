@@ -19,7 +19,7 @@ from rich.text import Text
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.spec import MUTABLE_KEYS
 from efface.cluster.run import Run, make_executor, stop_condition
-from efface.cluster.scheduler.dispatch import RemainingTasks, dispatch
+from efface.cluster.scheduler.dispatch import dispatch
 from efface.cluster.search.pareto import front_of, rich_table, short, write_results
 from efface.cluster.search.result import TrialRow
 from efface.cluster.search.spec import Search
@@ -28,6 +28,7 @@ from efface.cluster.search.trial_source import TrialSource
 from efface.cluster.signals import stop_signals
 from efface.cluster.storage.journal import Journal
 from efface.cluster.storage.lease import Lease
+from efface.cluster.storage.remaining import RemainingTasks
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.workers.executor import WorkerClass
 from efface.cluster.workers.worker import Worker
@@ -116,7 +117,7 @@ def run_search(
 def _most_tasks(plan: Plan, base: Plan, study: "Study", trials: int) -> RemainingTasks:
     """The most that there is to do at a time: every trial that is left in training, and the base's images."""
     left = sum(not row.ended for row in study.rows) + max(0, trials - len(study))
-    return RemainingTasks(list(base.calibrations), list(plan.jobs) * left, list(base.shards[base.models[0].id]))
+    return RemainingTasks([*base.tasks, *plan.trainings * left])
 
 
 def _check_installed() -> None:

@@ -10,12 +10,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from efface.cluster.campaign.plan import BASE, Model, Plan, Shard
+from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.planner import plan_campaign
-from efface.cluster.scheduler.dispatch import RemainingTasks, remaining_tasks
 from efface.cluster.search.result import Cost, Scores, TrialResult
 from efface.cluster.search.spec import Point, Search
+from efface.cluster.storage.records import sha256
+from efface.cluster.storage.remaining import RemainingTasks, remaining_tasks
 from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.tasks.judging import VERDICTS, Shard, shard_requires
+from efface.cluster.tasks.model import BASE, Model
+from efface.cluster.tasks.task import Task
+from efface.cluster.tasks.training import TrainingResult
 from efface.concepts.prompts import AXES
 from efface.errors import StorageError, UserError
 from efface.eval.image_table import read_table
@@ -41,14 +46,14 @@ class Trial:
 
         Nothing is left of a trial that has failed, or is over budget.
         """
-        training = remaining_tasks(self._part(self.plan.jobs, []), self.folder)
+        training = remaining_tasks(self._part(self.plan.trainings), self.folder)
         if training.failed:
             return RemainingTasks(failed=training.failed)
-        if training.jobs:
+        if training.tasks:
             return training
         if self._is_over_budget(self._cost()):
             return RemainingTasks()
-        return unjudged(self._part(self.plan.jobs, self._shards(rung)), self.folder)
+        return unjudged(self._part((*self.plan.trainings, *self._shards(rung))), self.folder)
 
     def result(self, rung: int) -> TrialResult:
         """How the trial does on the images up to a rung, once nothing of that remains.
@@ -58,7 +63,7 @@ class Trial:
         """
         failures = self.folder.failures(self.plan.jobs)
         if failures:
-            return failed(next(iter(failures.values()))["reason"])
+            return failed(next(iter(failures.values())).reason)
         cost = self._cost()
         if self._is_over_budget(cost):
             assert self.search.max_weight_change is not None
@@ -76,9 +81,8 @@ class Trial:
     def _shards(self, rung: int) -> list[Shard]:
         return [shard for part in self.rungs[: rung + 1] for shard in part if shard.model.job]
 
-    def _part(self, models: Sequence[Model], shards: Sequence[Shard]) -> Plan:
-        by_model = {model.id: tuple(shard for shard in shards if shard.model.id == model.id) for model in models}
-        return replace(self.plan, models=tuple(models), shards=by_model)
+    def _part(self, tasks: Sequence[Task]) -> Plan:
+        return replace(self.plan, models=self.plan.jobs, tasks=tuple(tasks))
 
     def _is_over_budget(self, cost: Cost) -> bool:
         budget = self.search.max_weight_change
@@ -86,12 +90,13 @@ class Trial:
 
     def _cost(self) -> Cost:
         """Of a trial whose jobs are all done."""
-        records = self.folder.records(self.plan.jobs)
-        changes = mean_weight_change([records[model.id]["weight_change"] for model in self.plan.jobs])["all"]
+        records = self.folder.records(self.plan.trainings)
+        trained = [TrainingResult.model_validate(records[task.id].facts) for task in self.plan.trainings]
+        changes = mean_weight_change([result.weight_change for result in trained])["all"]
         return Cost(
             weight_change=changes["relative_l2"],
             challenge=changes["challenge"],
-            seconds=sum(record["seconds"] for record in records.values()),
+            seconds=sum(record.seconds or 0.0 for record in records.values()),
             jobs=tuple(model.folder for model in self.plan.jobs),
         )
 
@@ -103,8 +108,7 @@ def failed(reason: str) -> TrialResult:
 
 def base_plan(plan: Plan) -> Plan:
     """The part of a trial's plan that all trials share: the judge's calibration, and the base's own images."""
-    base = plan.models[0]
-    return replace(plan, models=(base,), shards={base.id: plan.shards[base.id]})
+    return plan.only(plan.models[:1])
 
 
 def base_scores(plan: Plan, folder: RunFolder) -> dict[str, Any]:
@@ -116,9 +120,14 @@ def unjudged(plan: Plan, folder: RunFolder) -> RemainingTasks:
     """What remains of a plan, shards included whose verdicts are not as they were written."""
     remaining = remaining_tasks(plan, folder)
     if remaining.is_empty:
-        shards = [shard for model in plan.models for shard in plan.shards[model.id]]
-        remaining.shards = [shard for shard in shards if not folder.verified(shard, [folder.verdicts(shard).name])]
+        remaining.tasks = [shard for shard in plan.of_kind(Shard) if not _has_verdicts(shard, folder)]
     return remaining
+
+
+def _has_verdicts(shard: Shard, folder: RunFolder) -> bool:
+    """Whether every byte of a shard's verdicts is as its record says."""
+    record, path = folder.record(shard), folder.output(shard, VERDICTS)
+    return record is not None and sha256(path) == record.outputs[path.name].sha256
 
 
 def rung_shards(plan: Plan, rungs: tuple[int, ...], size: int) -> list[list[Shard]]:
@@ -131,11 +140,12 @@ def rung_shards(plan: Plan, rungs: tuple[int, ...], size: int) -> list[list[Shar
 
 def _rung_shards(plan: Plan, model: Model, rung: int, seeds: range, size: int) -> Iterator[Shard]:
     asked = [question for shard in plan.shards[model.id] for question in shard.eval_requests if question.seed in seeds]
-    judged_by = [plan.recipe.id, *(calibration.id for calibration in plan.calibrations)]
+    calibrations = tuple(calibration.id for calibration in plan.calibrations)
+    judged_by, requires = [plan.recipe.id, *calibrations], shard_requires(model, calibrations)
     for number, start in enumerate(range(0, len(asked), size)):
         part = tuple(asked[start : start + size])
         what = [[q.prompt, q.seed, [[a.concept, a.axis, a.asked_concept] for a in q.asks]] for q in part]
-        yield Shard(model, rung * 1000 + number, part, content_id([model.id, model.label, judged_by, what]))
+        yield Shard(model, rung * 1000 + number, part, content_id([model.id, model.label, judged_by, what]), requires)
 
 
 def check_axes(plan: Plan) -> None:
@@ -150,4 +160,4 @@ def check_axes(plan: Plan) -> None:
 
 
 def _verdicts(folder: RunFolder, shards: Sequence[Shard]) -> pa.Table:
-    return pa.concat_tables([read_table(folder.verdicts(shard)) for shard in shards])
+    return pa.concat_tables([read_table(folder.output(shard, VERDICTS)) for shard in shards])

@@ -11,14 +11,15 @@ from typing import Protocol
 
 import optuna
 
-from efface.cluster.campaign.plan import CalibrationTask, Model, Plan, Shard
-from efface.cluster.scheduler.dispatch import RemainingTasks
+from efface.cluster.campaign.plan import Plan
 from efface.cluster.search.result import TrialRow
 from efface.cluster.search.spec import Search
 from efface.cluster.search.study import Study
 from efface.cluster.search.trial import Trial, failed, unjudged
-from efface.cluster.storage.run_folder import RunFolder, Task
-from efface.cluster.workers.worker import Outcome
+from efface.cluster.storage.remaining import RemainingTasks
+from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.tasks.model import Model
+from efface.cluster.tasks.task import Next, Outcome, Priority, Task
 from efface.errors import JobFailure, StorageError, UserError
 
 MAX_ROUNDS = 4
@@ -52,14 +53,14 @@ class TrialSource:
         self._on_result = on_result
         self._under_way: list[tuple[Judged, set[str]]] = [(_Base(base, folder), set())]
         """In the order they began, each with the ids of the tasks it waits for."""
-        self._jobs: deque[Model] = deque()
-        """Jobs that the dispatcher was not given yet."""
+        self._trainings: deque[Task] = deque()
+        """Those that the dispatcher was not given yet."""
         self._open: dict[str, Task] = {}
-        """Tasks that somebody waits for and that have not ended, `_jobs` included."""
+        """Tasks that somebody waits for and that have not ended, `_trainings` included."""
         self._running: Counter[str] = Counter()
         """On how many workers a task is."""
         self._cannot: set[str] = set()
-        """Tasks that ended in a way that trying again would not change."""
+        """Folders of models of which a task ended in a way that trying again would not change."""
         self._rounds: Counter[str] = Counter()
         for trial in study.unfinished():
             self._begin(trial)
@@ -70,11 +71,11 @@ class TrialSource:
         tasks = RemainingTasks()
         for judged, needed in list(self._under_way):
             self._advance(judged, needed, tasks)
-        while _count(tasks) + len(self._jobs) < idle and len(self._study) < self._trials:
+        while len(tasks.tasks) + len(self._trainings) < idle and len(self._study) < self._trials:
             if self._begin(self._study.ask()):
                 self._advance(*self._under_way[-1], tasks)
-        while self._jobs and _count(tasks) < idle:
-            tasks.jobs.append(self._jobs.popleft())
+        while self._trainings and len(tasks.tasks) < idle:
+            tasks.tasks.append(self._trainings.popleft())
         return tasks
 
     def started(self, worker: int, task: Task) -> None:
@@ -82,33 +83,34 @@ class TrialSource:
 
     def ended(self, worker: int, task: Task, outcome: Outcome, will_retry: bool) -> None:
         self._running[task.id] -= 1
-        if outcome.state == "damaged" and not isinstance(task, CalibrationTask):
+        if outcome.next is Next.REDO_INPUT and task.model:
             # The dispatcher gives up what is left of the model, which is made again first.
             self._open.pop(task.id, None)
-            self._drop(_model_of(task))
-        elif outcome.state in ("done", "superseded"):
+            self._drop(task.model)
+        elif outcome.next in (Next.GO_ON, Next.NOTHING):
             self._open.pop(task.id, None)
-        elif outcome.state == "failed":
-            self._cannot.add(task.id)
+        elif outcome.next is Next.GIVE_UP and task.model:
+            self._cannot.add(task.model.folder)
 
-    def fail(self, task: Model | Shard, reason: str, details: str) -> None:
-        """Whoever waits for a task that was given up has failed, or may be tried again by the next start."""
-        model = _model_of(task)
+    def fail(self, model: Model, stage: str, reason: str, details: str) -> None:
+        """Whoever waits for a model that was given up has failed, or may be tried again by the next start."""
         if model.job is None:
             raise JobFailure(f"the unedited base cannot be judged: {reason}")
-        if task.id in self._cannot:
-            self._folder.fail(task, reason, details)
+        cannot = model.folder in self._cannot
+        if cannot:
+            self._folder.fail(model, stage, reason, details)
+        of_model = {id for id, task in self._open.items() if _is_about(task, model)}
         for judged, needed in list(self._under_way):
-            if task.id in needed and isinstance(judged, _Trial):
-                if task.id not in self._cannot:
+            if needed & of_model and isinstance(judged, _Trial):
+                if not cannot:
                     judged.errored(reason)
                     self._under_way.remove((judged, needed))
                 needed.clear()
         self._drop(model)
-        wanted = {id for _, needed in self._under_way for id in needed}
-        for job in [job for job in self._jobs if job.id not in wanted]:
-            self._jobs.remove(job)
-            del self._open[job.id]
+        required = {id for _, needed in self._under_way for id in needed}
+        for training in [training for training in self._trainings if training.id not in required]:
+            self._trainings.remove(training)
+            del self._open[training.id]
 
     def tick(self) -> None:
         pass
@@ -127,21 +129,20 @@ class TrialSource:
         return True
 
     def _advance(self, judged: Judged, needed: set[str], tasks: RemainingTasks) -> None:
-        """Step by step as far as it goes before something has to be done, which is added to `tasks` and `_jobs`."""
+        """Step by step as far as it goes before something has to be done, which is added to `tasks` or `_trainings`."""
         while not needed & self._open.keys():
             remaining = judged.remaining()
+            tasks.products |= remaining.products
             needed.clear()
             if remaining.is_empty:
                 if judged.step():
                     continue
                 self._under_way.remove((judged, needed))
                 return
-            tasks.existing += remaining.existing
-            tasks.calibrations += [task for task in remaining.calibrations if self._is_new(task)]
-            tasks.shards += [task for task in remaining.shards if self._is_new(task)]
-            self._jobs += [task for task in remaining.jobs if self._is_new(task)]
-            for tasks_left in (remaining.calibrations, remaining.jobs, remaining.shards):
-                needed |= {task.id for task in tasks_left}
+            for task in remaining.tasks:
+                if self._is_new(task):
+                    (self._trainings if task.priority is Priority.LONG else tasks.tasks).append(task)
+            needed |= {task.id for task in remaining.tasks}
 
     def _is_new(self, task: Task) -> bool:
         """Whether nobody waits for a task yet, as those of one config wait for the same; it is open from now on."""
@@ -153,15 +154,17 @@ class TrialSource:
             raise JobFailure(
                 f"{self._folder.root}: files there change after they are written, so the search cannot be finished"
             )
+        if self._folder.record(task):  # its outputs were changed since
+            self._folder.withdraw(self._folder.record_file(task))
         return True
 
     def _drop(self, model: Model) -> None:
         """Forget the tasks of a model that will not be done: all that do not run."""
         for id, task in list(self._open.items()):
-            if not isinstance(task, CalibrationTask) and _model_of(task).id == model.id and not self._running[id]:
+            if _is_about(task, model) and not self._running[id]:
                 del self._open[id]
-                if isinstance(task, Model) and task in self._jobs:
-                    self._jobs.remove(task)
+                if task in self._trainings:
+                    self._trainings.remove(task)
 
 
 class _Base:
@@ -212,9 +215,5 @@ class _Trial:
         self._on_result(self._study.row(self._trial))
 
 
-def _model_of(task: Model | Shard) -> Model:
-    return task.model if isinstance(task, Shard) else task
-
-
-def _count(tasks: RemainingTasks) -> int:
-    return len(tasks.calibrations) + len(tasks.jobs) + len(tasks.shards)
+def _is_about(task: Task, model: Model) -> bool:
+    return task.model is not None and task.model.folder == model.folder

@@ -33,8 +33,8 @@ def collect(run: Run, dry_run: bool = False) -> dict[str, int]:
 def _garbage(run: Run) -> Iterator[tuple[str, Path]]:
     folder, plan = run.folder, run.plan
     models = {model.folder: model for model in plan.models}
-    made = folder.records(plan.jobs)
-    all_made = len(made) == len(plan.jobs)
+    made = folder.records(plan.trainings)
+    all_made = len(made) == len(plan.trainings)
     for path in sorted(path for path in folder.root.rglob("*") if path.is_file()):
         subfolder, *rest = path.relative_to(folder.root).parts
         model = models.get(rest[0]) if rest else None

@@ -48,10 +48,10 @@ def run(options: CancelOptions) -> CancelledRun | CancelledJob:
         opened.folder.request_stop()
         return CancelledRun(active_driver(opened.folder.root))
     model = find_job(opened.plan, options.job)
-    shards = opened.plan.shards[model.id]
-    if opened.folder.record(model) and len(opened.folder.records(shards)) == len(shards):
+    tasks = [task for task in opened.plan.tasks if task.model == model]
+    if len(opened.folder.records(tasks)) == len(tasks):
         raise UserError(f"{options.folder}: job {model.folder} is finished already")
-    opened.folder.fail(model, "cancelled", "")
+    opened.folder.fail(model, "cancelled", "cancelled on request")
     return CancelledJob(model.folder, model.id, options.folder)
 
 

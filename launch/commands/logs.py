@@ -7,7 +7,7 @@ import typer
 
 from efface.files import as_path
 from efface.launch.command import Command
-from efface.launch.event_text import describe_task, format_event
+from efface.launch.event_text import format_event
 from efface.launch.job_names import find_job
 from efface.launch.options import RunFolderArgument
 from efface.text import shown
@@ -33,19 +33,16 @@ def run(options: LogsOptions) -> list[str]:
 
     opened = reopen_run(as_path(options.folder))
     if options.job is None:
-        return [format_event(event, describe_task(event)) for event in read_journal(opened.folder)]
+        return [format_event(event) for event in read_journal(opened.folder)]
     model = find_job(opened.plan, options.job)
-    lines = [
-        format_event(event, f"shard {event['index']}" if event.get("task") == "shard" else "training")
-        for event in read_journal(opened.folder)
-        if model.id in (event.get("id"), event.get("model"))
-    ]
+    events = read_journal(opened.folder)
+    lines = [format_event(event) for event in events if getattr(event, "model", None) == model.id]
     log, failure = opened.folder.log(model), opened.folder.failure(model)
     if log.is_file():
         lines += log.read_text(errors="replace").rstrip().split("\n")
     if failure:
-        lines += f"failed ({failure.get('stage')}): {failure.get('reason')}".split("\n")
-        lines += str(failure.get("details")).rstrip().split("\n")
+        lines += f"failed ({failure.stage}): {failure.reason}".split("\n")
+        lines += failure.details.rstrip().split("\n")
     return [shown(line) for line in lines]
 
 

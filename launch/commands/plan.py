@@ -14,7 +14,7 @@ from efface.launch.tables import print_line, print_table
 if TYPE_CHECKING:
     from efface.cluster.campaign.cost import Estimate
     from efface.cluster.campaign.plan import Model, Plan
-    from efface.cluster.scheduler.dispatch import RemainingTasks
+    from efface.cluster.storage.remaining import RemainingTasks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ def run(options: PlanOptions) -> PlanReport:
     from efface.cluster.campaign.planner import plan_campaign
     from efface.cluster.campaign.rates import rates_for
     from efface.cluster.campaign.spec import read_campaign
-    from efface.cluster.scheduler.dispatch import remaining_tasks
+    from efface.cluster.storage.remaining import remaining_tasks
     from efface.cluster.storage.run_folder import RunFolder
 
     plan = plan_campaign(read_campaign(options.campaign, options.overrides), fetch=False)
@@ -99,8 +99,8 @@ def run(options: PlanOptions) -> PlanReport:
         base=plan.base.name,
         provisional=plan.provisional,
         all=Amounts(len(plan.jobs), plan.shard_count, plan.images),
-        left=Amounts(len(left.jobs), len(left.shards), sum(len(shard.eval_requests) for shard in left.shards)),
-        estimate=estimate(plan, left, rates) if rates else None,
+        left=Amounts(len(left.trainings), len(left.shards), sum(len(shard.eval_requests) for shard in left.shards)),
+        estimate=estimate(plan, left.tasks, rates) if rates else None,
         models=_models(plan, left),
     )
 
@@ -126,7 +126,7 @@ COMMAND = Command("plan", PlanOptions, run, show, as_json=PlanReport.as_json)
 
 
 def _models(plan: "Plan", left: "RemainingTasks") -> tuple[PlannedModel, ...]:
-    untrained = {model.id for model in left.jobs}
+    untrained = {task.id for task in left.trainings}
     failed_or_blocked = {model.id for model in (*left.failed, *left.blocked)}
     shards_left = Counter(shard.model.id for shard in left.shards)
 

@@ -4,8 +4,8 @@ The folder may be somebody else's: what it holds is shown and never obeyed (see 
 """
 
 import shlex
-from dataclasses import dataclass
-from typing import Annotated, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from efface.files import as_path
 from efface.launch.command import Command
 from efface.launch.options import RunFolderArgument
 from efface.launch.tables import print_line
+
+if TYPE_CHECKING:
+    from efface.cluster.summary import RunSummary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,27 +42,27 @@ class LaunchState:
 class StatusReport:
     """How far a run is.
 
-    folder: as it was typed; summary: counts and failures, see `efface.cluster.run.summary`; driver: who works on it;
-    running: what its workers do now.
+    folder: as it was typed; summary: counts and failures; driver: who works on it; running: what its workers do now.
     """
 
     folder: str
-    summary: dict[str, Any]
+    summary: "RunSummary"
     driver: str | None
     running: list[str]
     launched: list[LaunchState]
 
     def as_json(self) -> dict[str, Any]:
         launched = [[launch.job, launch.id, launch.state] for launch in self.launched]
-        return {**self.summary, "driver": self.driver, "running": self.running, "launched": launched}
+        return {**asdict(self.summary), "driver": self.driver, "running": self.running, "launched": launched}
 
 
 def run(options: StatusOptions) -> StatusReport:
     """Read the run folder, and ask the launchers about its jobs. Raises UserError where there is no run."""
-    from efface.cluster.run import reopen_run, summary
+    from efface.cluster.run import reopen_run
     from efface.cluster.storage.lease import active_driver
+    from efface.cluster.summary import summarize
     from efface.launch.cluster_profile import read_profile
-    from efface.launch.event_text import running_tasks
+    from efface.launch.event_text import running_task_lines
     from efface.launch.launch_record import launch_states
 
     profile = read_profile(options.cluster) if options.cluster else None
@@ -67,28 +70,27 @@ def run(options: StatusOptions) -> StatusReport:
     driver = active_driver(opened.folder.root)
     return StatusReport(
         folder=options.folder,
-        summary=summary(opened),
+        summary=summarize(opened.plan, opened.folder),
         driver=driver,
-        running=running_tasks(opened) if driver else [],
+        running=running_task_lines(opened) if driver else [],
         launched=[LaunchState(*row) for row in launch_states(opened.folder.root, profile)],
     )
 
 
 def show(report: StatusReport) -> None:
-    jobs, images = report.summary["jobs"], report.summary["images"]
-    failed = f", {jobs['failed']} failed" if jobs["failed"] else ""
-    blocked = f", {jobs['blocked']} wait for a failed one" if jobs["blocked"] else ""
-    done = f"jobs {jobs['done']}/{jobs['all']}{failed}{blocked}, images {images['done']}/{images['all']}"
-    print_line(f"{report.summary['campaign']}: {done}")
+    summary, jobs = report.summary, report.summary.jobs
+    failed = f", {jobs.failed} failed" if jobs.failed else ""
+    blocked = f", {jobs.blocked} wait for a failed one" if jobs.blocked else ""
+    images = "".join(f", images {kind.done}/{kind.all}" for kind in summary.tasks.values() if kind.unit == "image")
+    print_line(f"{summary.campaign}: jobs {jobs.done}/{jobs.all}{failed}{blocked}{images}")
     print_line(f"  {report.driver} is at work" if report.driver else "  nobody is at work on it")
     for line in report.running:
         print_line(f"  {line}")
     for launch in report.launched:
         print_line(f"  {launch.job} {launch.id}: {launch.state}")
-    failures = report.summary["failures"]
-    for failure in failures:
-        print_line(f"  failed: {failure['job']} ({failure['stage']}): {failure['reason']}")
-    if failures:
+    for failure in summary.failures:
+        print_line(f"  failed: {failure.job} ({failure.stage}): {failure.reason}")
+    if summary.failures:
         print_line(f"`efface retry {shlex.quote(report.folder)}` tries them again")
 
 

@@ -14,7 +14,7 @@ import psutil
 from chaos_driver import Driver
 from chaos_scene import DISK, Scene, remount, used
 
-from efface.cluster.storage.journal import read_journal
+from efface.cluster.storage.journal import TaskEnded, read_journal
 from efface.cluster.storage.run_folder import RunFolder
 
 KILLED, BY_TERM, STOPPED, REFUSED = -signal.SIGKILL, -signal.SIGTERM, 130, 2
@@ -266,8 +266,8 @@ class RpcFailures(Disturbance):
         scene.losses += self._lost(scene) - self._before
 
     def _lost(self, scene: Scene) -> int:
-        """Pieces of work that drivers took for lost, as their workers did not answer."""
-        ended = (event.get("state") for event in read_journal(RunFolder(scene.root)))
+        """Tasks that drivers took for lost, as their workers did not answer."""
+        ended = [event.state for event in read_journal(RunFolder(scene.root)) if isinstance(event, TaskEnded)]
         return sum(state in ("worker_lost", "error") for state in ended)
 
 

@@ -275,7 +275,7 @@ def look_through_journals(scene: Scene) -> None:
         under_way: Counter[str] = Counter()
         for line in path.read_bytes().splitlines(keepends=True):
             event = json.loads(line) if line.endswith(b"\n") else {}
-            if event.get("task") == "shard":
+            if event.get("task") == "judging":
                 scene.begun_twice += event["event"] == "started" and under_way[event["id"]] > 0
                 under_way[event["id"]] += 1 if event["event"] == "started" else -1
     scene.journals |= {path.name for path in new}

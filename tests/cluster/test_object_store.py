@@ -16,14 +16,14 @@ from fake_worker import FakeWorker
 from rich.console import Console
 from tiny_search import UCE, MakeSearch
 
-from efface.cluster.campaign.plan import Shard
 from efface.cluster.campaign.spec import Campaign
 from efface.cluster.run import Run, execute, open_run, reopen_run
-from efface.cluster.scheduler.dispatch import remaining_tasks
 from efface.cluster.search.search import run_search
 from efface.cluster.storage.lease import Lease
-from efface.cluster.storage.run_folder import RunFolder, Task
-from efface.cluster.workers.worker import Outcome
+from efface.cluster.storage.remaining import remaining_tasks
+from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.tasks.judging import IMAGES, VERDICTS, Shard
+from efface.cluster.tasks.task import Outcome, Task
 from efface.errors import Stopped, StorageError, UserError
 from efface.eval.image_table import read_table
 from efface.files import as_path, create_exclusive, local_copy, write_atomic
@@ -238,10 +238,10 @@ def test_an_object_that_is_gone_or_changed_is_made_again_as_it_was(copied: Run, 
     from efface.cluster.workers.worker import Worker
 
     folder, (base, uce, esd) = copied.folder, copied.plan.models
-    folder.images(copied.plan.shards[base.id][0]).unlink()
+    folder.output(copied.plan.shards[base.id][0], IMAGES).unlink()
     delta = folder.delta(uce)
     write_atomic(delta, delta.read_bytes()[:-1])
-    verdicts = folder.verdicts(copied.plan.shards[esd.id][1])
+    verdicts = folder.output(copied.plan.shards[esd.id][1], VERDICTS)
     data = bytearray(verdicts.read_bytes())
     data[len(data) // 2] ^= 1
     write_atomic(verdicts, bytes(data))  # as large as before: only its bytes tell
@@ -339,7 +339,7 @@ def test_a_worker_that_cannot_read_its_store_lays_blame_on_the_store(
         raise ConnectionResetError("connection reset")
 
     monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", call)
-    for task in (*run.plan.jobs, *run.plan.shards[run.plan.jobs[0].id], *run.plan.calibrations):
+    for task in (*run.plan.trainings, *run.plan.shards[run.plan.jobs[0].id], *run.plan.calibrations):
         assert worker.run(task).state == "storage"
 
 

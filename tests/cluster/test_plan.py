@@ -10,7 +10,8 @@ import pytest
 import yaml
 from tiny_campaign import CONCEPTS, ESD, IMAGES_PER_PROMPT, LIMITS, PROMPTS, UCE, write_campaign_inputs
 
-from efface.cluster.campaign.plan import BASE, Plan
+from efface.cluster.campaign.plan import Plan
+from efface.cluster.tasks.model import BASE
 from efface.concepts.prompts import AXES
 
 MakePlan = Callable[..., Plan]

@@ -23,11 +23,12 @@ from tiny_campaign import campaign_dict
 from efface.cluster.campaign.planner import plan_campaign
 from efface.cluster.campaign.spec import Campaign
 from efface.cluster.run import Run, execute, open_run, worker_context
-from efface.cluster.storage.journal import read_journal
+from efface.cluster.storage.journal import TaskEnded, read_journal
+from efface.cluster.tasks.task import Outcome
 from efface.cluster.workers import process_group as gang
 from efface.cluster.workers.process_group import ActorLauncher, RayTrainLauncher
 from efface.cluster.workers.ray_session import init_ray
-from efface.cluster.workers.worker import Outcome, Worker
+from efface.cluster.workers.worker import Worker
 from efface.config_files import parse
 from efface.errors import UserError
 from efface.models.base import load_base
@@ -97,7 +98,7 @@ def test_a_gang_that_loses_a_process_goes_on_and_ends_with_the_same_delta(
     with a_member_killed(run.folder.checkpoint(run.plan.jobs[0])) as killed:
         delta = finish(run, 2)
     assert killed
-    ends = [e["state"] for e in read_journal(run.folder) if e["event"] == "ended" and e["task"] == "job"]
+    ends = [e.state for e in read_journal(run.folder) if isinstance(e, TaskEnded) and e.task == "training"]
     assert ends == ["error", "done"]
     assert_same(delta, alone, campaign_inputs)
 
@@ -188,7 +189,7 @@ def test_a_gang_one_of_which_runs_out_of_memory_halves_its_batches_together(
     method = {"method": "esd", "config": {**METHOD["config"], "steps": 2, "batch_size": 2}}
     run = run_of(campaign_inputs, tmp_path / "run", methods=[method])
     job = run.plan.jobs[0]
-    assert launcher().run(worker_context(run), job, 2) == Outcome("done", smaller_batch=True)
+    assert launcher().run(worker_context(run), job, 2) == Outcome.done(smaller_batch=True)
     output = Delta.load(run.folder.delta(job)).provenance["reduced_micro_batch"]
     assert output == {"batch_size": 1, "gradient_accumulation_steps": 4}
 

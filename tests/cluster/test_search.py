@@ -112,10 +112,11 @@ def test_what_is_judged_on_the_first_rungs_is_the_same_however_many_follow(searc
 def test_the_images_follow_once_all_jobs_are_done(search: MakeSearch, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     trial = Trial(search(concepts={"targets": ["cat", "bus"]}), folder, POINT)
-    assert trial.remaining(1).jobs == list(trial.plan.jobs) and trial.remaining(1).shards == []
-    folder.finish(trial.plan.jobs[0], [], weight_change=change(0.1), seconds=7.0)
-    assert trial.remaining(1).jobs == [trial.plan.jobs[1]] and trial.remaining(1).shards == []
-    folder.finish(trial.plan.jobs[1], [], weight_change=change(0.1), seconds=7.0)
+    first, second = trial.plan.trainings
+    assert trial.remaining(1).tasks == [first, second]
+    finish(folder, first, change(0.1))
+    assert trial.remaining(1).tasks == [second]
+    finish(folder, second, change(0.1))
     images = [{(q.prompt, q.seed) for s in trial.remaining(rung).shards for q in s.eval_requests} for rung in (0, 1)]
     assert {seed for _, seed in images[0]} == {0} and {seed for _, seed in images[1]} == {0, 1, 2}
     assert {shard.model.id for shard in trial.remaining(0).shards} == {model.id for model in trial.plan.jobs}
@@ -123,7 +124,7 @@ def test_the_images_follow_once_all_jobs_are_done(search: MakeSearch, tmp_path: 
 
 def test_a_job_that_failed_gives_the_lowest_score_and_leaves_nothing_to_do(search: MakeSearch, tmp_path: Path) -> None:
     trial = Trial(search(), RunFolder(tmp_path), POINT)
-    trial.folder.fail(trial.plan.jobs[0], "the loss is nan at step 1", "")
+    trial.folder.fail(trial.plan.jobs[0], "training", "the loss is nan at step 1")
     assert trial.remaining(0).is_empty
     assert trial.result(0) == TrialResult("failed", -1, reason="the loss is nan at step 1")
 
@@ -134,8 +135,8 @@ def test_a_trial_over_the_budget_is_not_judged_and_scores_below_every_other(
 ) -> None:
     folder = RunFolder(tmp_path)
     trial = Trial(search(max_weight_change=0.02), folder, POINT)
-    (model,) = trial.plan.jobs
-    folder.finish(model, [], weight_change=change(changed), seconds=7.0)
+    (training,) = trial.plan.trainings
+    finish(folder, training, change(changed))
     found = trial.result(0)
     assert found.cost and found.scores is None
     assert (found.state, found.cost.weight_change, found.cost.seconds) == ("over budget", changed, 7)

@@ -13,15 +13,16 @@ from fake_worker import FakeWorker
 from rich.console import Console
 from tiny_search import MakeSearch
 
-from efface.cluster.campaign.plan import CalibrationTask, Model, Shard
 from efface.cluster.run import Run, worker_context
 from efface.cluster.search.result import TrialRow
 from efface.cluster.search.search import run_search
 from efface.cluster.search.spec import Search
 from efface.cluster.search.study import RunFolderJournal
-from efface.cluster.storage.run_folder import Task
+from efface.cluster.tasks.calibration import CalibrationTask
+from efface.cluster.tasks.judging import Shard
+from efface.cluster.tasks.task import Outcome, Task
+from efface.cluster.tasks.training import TrainingTask
 from efface.cluster.workers.executor import WorkerClass
-from efface.cluster.workers.worker import Outcome
 from efface.errors import JobFailure, Stopped, UserError
 
 Fate = Callable[[Task, int], Outcome | None]
@@ -143,7 +144,7 @@ def test_a_stop_request_stops_a_search_and_the_same_command_goes_on(wanted: Sear
     class Stopping(FakeWorker):
         def run(self, task: Task) -> Outcome:
             outcome = super().run(task)
-            if isinstance(task, Model):
+            if isinstance(task, TrainingTask):
                 self.folder.request_stop()
             return outcome
 
@@ -173,10 +174,10 @@ def test_a_job_that_fails_is_scored_lowest_and_neither_it_nor_the_rest_of_its_tr
     jobs: list[str] = []
 
     def fate(task: Task, count: int) -> Outcome | None:
-        if isinstance(task, Model) and task.id not in jobs:
+        if isinstance(task, TrainingTask) and task.id not in jobs:
             jobs.append(task.id)
             if len(jobs) == 1:
-                return Outcome("failed", "the loss is nan at step 1")
+                return Outcome.failed("the loss is nan at step 1")
         return None
 
     worker, began = with_fate(fate)
@@ -188,17 +189,17 @@ def test_a_job_that_fails_is_scored_lowest_and_neither_it_nor_the_rest_of_its_tr
     assert execute(wanted, tmp_path, worker)[0] == rows and set(began.values()) == {1}
 
 
-@pytest.mark.parametrize("kind", [Model, Shard])
+@pytest.mark.parametrize("kind", [TrainingTask, Shard])
 def test_a_trial_that_breaks_twice_is_tried_again_by_the_next_start(
-    wanted: Search, tmp_path: Path, kind: type[Model] | type[Shard]
+    wanted: Search, tmp_path: Path, kind: type[TrainingTask] | type[Shard]
 ) -> None:
     whole, _ = execute(wanted, tmp_path / "whole")
     broken: list[str] = []
 
     def fate(task: Task, count: int) -> Outcome | None:
-        if isinstance(task, kind) and not broken and (isinstance(task, Model) or task.model.job):
+        if isinstance(task, kind) and not broken and (isinstance(task, TrainingTask) or task.model.job):
             broken.append(task.id)
-        return Outcome("error", "out of luck") if task.id in broken else None
+        return Outcome.error("out of luck") if task.id in broken else None
 
     worker, began = with_fate(fate)
     rows, said = execute(wanted, tmp_path / "search", worker)
@@ -214,7 +215,7 @@ def test_a_trial_that_breaks_twice_is_tried_again_by_the_next_start(
 
 
 def test_a_task_that_breaks_once_is_tried_again(wanted: Search, tmp_path: Path) -> None:
-    worker, _ = with_fate(lambda task, count: Outcome("error", "out of luck") if count == 1 else None)
+    worker, _ = with_fate(lambda task, count: Outcome.error("out of luck") if count == 1 else None)
     assert facts(execute(wanted, tmp_path / "a", worker)[0]) == facts(execute(wanted, tmp_path / "b")[0])
 
 
@@ -226,7 +227,7 @@ def test_a_delta_that_is_damaged_is_made_again(search: MakeSearch, tmp_path: Pat
     class Damaging(FakeWorker):
         def run(self, task: Task) -> Outcome:
             outcome = super().run(task)
-            if isinstance(task, Model):
+            if isinstance(task, TrainingTask):
                 jobs[task.id] += 1
                 if jobs[task.id] == 1:
                     delta = self.folder.delta(task)
@@ -249,7 +250,7 @@ def test_verdicts_that_were_changed_are_judged_again(search: MakeSearch, tmp_pat
 
 def test_a_base_that_cannot_be_judged_ends_the_search(wanted: Search, tmp_path: Path) -> None:
     def fate(task: Task, count: int) -> Outcome | None:
-        return Outcome("failed", "no such prompt") if isinstance(task, Shard) and not task.model.job else None
+        return Outcome.failed("no such prompt") if isinstance(task, Shard) and not task.model.job else None
 
     with pytest.raises(JobFailure, match="the unedited base cannot be judged: no such prompt"):
         execute(wanted, tmp_path / "search", with_fate(fate)[0])
@@ -258,7 +259,7 @@ def test_a_base_that_cannot_be_judged_ends_the_search(wanted: Search, tmp_path: 
 
 def test_a_judge_that_cannot_be_calibrated_ends_the_search(wanted: Search, tmp_path: Path) -> None:
     def fate(task: Task, count: int) -> Outcome | None:
-        return Outcome("failed", "it sees nothing") if isinstance(task, CalibrationTask) else None
+        return Outcome.failed("it sees nothing") if isinstance(task, CalibrationTask) else None
 
     with pytest.raises(UserError, match="cannot be calibrated, so nothing can be judged: it sees nothing"):
         execute(wanted, tmp_path / "search", with_fate(fate)[0])
@@ -272,9 +273,8 @@ def test_on_one_worker_a_trial_ends_before_the_next_begins(search: MakeSearch, t
 
     class Noting(FakeWorker):
         def run(self, task: Task) -> Outcome:
-            if not isinstance(task, CalibrationTask):
-                model = task.model if isinstance(task, Shard) else task
-                models.append(model.folder)
+            if task.model:
+                models.append(task.model.folder)
             return super().run(task)
 
     rows, _ = execute(search(concepts={"targets": ["cat", "bus"]}, trials=3), tmp_path, Noting)

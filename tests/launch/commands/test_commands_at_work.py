@@ -146,21 +146,21 @@ def test_a_failed_job_is_told_seen_in_the_status_and_tried_again(
 def test_retry_finishes_what_failed_by_bad_luck(
     efface: RunEfface, campaign_file: CampaignFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from efface.cluster.workers.worker import Worker
+    from efface.cluster.tasks.training import TrainingTask
 
     root = tmp_path / "run"
-    really = Worker._train
+    really = TrainingTask.run
 
-    def unlucky(self: Worker, model: object, smaller_batch: bool) -> None:
+    def unlucky(self: TrainingTask, worker: object) -> None:
         raise OSError("the disk was away")
 
-    monkeypatch.setattr(Worker, "_train", unlucky)
+    monkeypatch.setattr(TrainingTask, "run", unlucky)
     result = efface("run", campaign_file(methods=[ESD]), "--out", root, "--workers", 0)
     assert result.code == 1
     assert (
         result.out.count("the disk was away") == 3 and "will be tried again" in result.out and "given up" in result.out
     )
-    monkeypatch.setattr(Worker, "_train", really)
+    monkeypatch.setattr(TrainingTask, "run", really)
     result = efface("retry", root, "--workers", 0)
     assert result.code == 0 and "esd" in result.out
     assert efface("status", root).out == ALL_DONE

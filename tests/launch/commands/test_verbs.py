@@ -17,9 +17,9 @@ from rich.console import Console
 from tiny_campaign import ESD, IMAGES_PER_PROMPT, PROMPTS, UCE
 
 from efface.cluster import run as running
-from efface.cluster.campaign.plan import Model
 from efface.cluster.campaign.spec import read_campaign
 from efface.cluster.run import Run, execute, open_run, reopen_run
+from efface.cluster.tasks.training import TrainingTask
 from efface.cluster.workers.worker import Worker
 from efface.errors import Stopped
 from efface.eval.image_table import read_table
@@ -75,15 +75,15 @@ def test_a_job_given_up_while_it_is_trained_ends_alone(
 
     monkeypatch.setattr("efface.cluster.workers.worker.STOP_POLL_INTERVAL", 0.0)
     root = tmp_path / "run"
-    really, steps = Worker._on_step, []
+    really, steps = Worker.on_step, []
 
-    def on_step(self: Worker, model: object, done: int, of_all: int, loss: float) -> None:
+    def on_step(self: Worker, task: object, done: int, of_all: int, loss: float) -> None:
         steps.append(done)
         if steps == [1]:
             cancel(CancelOptions(folder=str(root), job="esd"))
-        really(self, model, done, of_all, loss)  # type: ignore[arg-type]
+        really(self, task, done, of_all, loss)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Worker, "_on_step", on_step)
+    monkeypatch.setattr(Worker, "on_step", on_step)
     result = efface("run", campaign_file(methods=[ESD, UCE]), "--out", root, "--workers", 0)
     assert result.code == 1 and steps == [1] and "cancelled" in result.out
     assert set(read_table(root / "table.parquet")["method"].to_pylist()) == {"base", "uce"}
@@ -150,13 +150,13 @@ def test_how_far_a_training_is_shows_while_it_is_under_way(
 ) -> None:
     monkeypatch.setattr("efface.cluster.workers.worker.LOG_FLUSH_INTERVAL", 0.0)
     root, seen = tmp_path / "run", []
-    really = Worker._on_step
+    really = Worker.on_step
 
-    def on_step(self: Worker, model: Model, done: int, steps: int, loss: float) -> None:
-        really(self, model, done, steps, loss)
-        seen.append(self.folder.log(model).read_text().splitlines()[-1].partition(",")[0])
+    def on_step(self: Worker, task: TrainingTask, done: int, steps: int, loss: float) -> None:
+        really(self, task, done, steps, loss)
+        seen.append(self.folder.log(task.model).read_text().splitlines()[-1].partition(",")[0])
 
-    monkeypatch.setattr(Worker, "_on_step", on_step)
+    monkeypatch.setattr(Worker, "on_step", on_step)
     esd = {"method": "esd", "config": {"steps": 3, "rollout_steps": 3}}
     assert efface("run", campaign_file(methods=[esd]), "--out", root, "--workers", 0).code == 0
     assert seen == ["step 1 of 3", "step 2 of 3", "step 3 of 3"]
@@ -183,7 +183,7 @@ def test_a_plan_tells_what_of_each_model_is_left(
     assert efface("run", file, "--out", root, "--workers", 0).code == 0
     assert states() == ["done", "done"]
     run = reopen_run(root)
-    run.folder._record(run.plan.shards[run.plan.jobs[0].id][0]).unlink()
+    run.folder.record_file(run.plan.shards[run.plan.jobs[0].id][0]).unlink()
     assert states() == ["done", "1 shard left"]
 
 

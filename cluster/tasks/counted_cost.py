@@ -1,4 +1,4 @@
-"""What a job takes by counting: operations of its steps and of the images before them, and the bytes it leaves.
+"""What a training takes by counting: operations of its steps and of the images before them, and the bytes it leaves.
 
 Counted on torch's meta device from what the method states about itself (`Method.cost`), so that a method of which no
 rate is known, somebody else's too, has hours like any other.
@@ -7,8 +7,9 @@ rate is known, somebody else's too, has hours like any other.
 import json
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-from efface.cluster.campaign.plan import Plan
+from efface.cluster.tasks.task import CountedCost
 from efface.models.activations import Precision
 from efface.models.base import BaseSpec
 from efface.models.model_files import NotCached
@@ -16,6 +17,9 @@ from efface.models.shapes import model_shapes
 from efface.train.cost.flops import image_flops, step_flops, trained_weights
 from efface.train.job import Job
 from efface.train.method import GradientMethod, get_method, parse_config
+
+if TYPE_CHECKING:
+    from efface.cluster.campaign.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -39,21 +43,18 @@ def counted(job: Job, base: BaseSpec) -> Counted | None:
         return None
 
 
-def job_flops(job: Job, plan: Plan, steps: int, concepts: int) -> tuple[float, Precision] | None:
-    """Operations of a job of the plan that trains on so many `concepts`, and their precision; None as for `counted`.
+def counted_cost(job: Job, plan: "Plan", steps: int, concepts: int) -> CountedCost | None:
+    """Of a job of the plan that trains on so many `concepts`; None as for `counted`.
 
     What jobs of one config share is divided among those in the plan.
     """
     found = counted(job, plan.base)
     if found is None:
         return None
-    sharing = sum((other.method, other.config) == (job.method, job.config) for other in _jobs(plan))
+    sharing = plan.jobs_by_config[job.method, json.dumps(job.config, sort_keys=True)]
     shared = found.set_concept_flops * len(plan.concept_set.all) / max(1, sharing)
-    return steps * found.step_flops + concepts * found.concept_flops + shared, found.precision
-
-
-def _jobs(plan: Plan) -> list[Job]:
-    return [model.job for model in plan.jobs if model.job]
+    flops = steps * found.step_flops + concepts * found.concept_flops + shared
+    return CountedCost(flops, found.precision, found.delta_bytes)
 
 
 @lru_cache(maxsize=256)
