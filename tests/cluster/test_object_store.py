@@ -149,12 +149,12 @@ def test_a_store_that_is_away_is_never_taken_for_an_empty_one(ask: Callable[[Pat
 
 CREATE = """
 import sys
-from efface.files import as_path, create
+from efface.files import as_path, create_exclusive
 path = as_path(sys.argv[1])
 path.exists()
 print("here", flush=True)
 sys.stdin.readline()
-print(create(path, sys.argv[2].encode()))
+print(create_exclusive(path, sys.argv[2].encode()))
 """
 
 
