@@ -46,7 +46,7 @@ METRICS = (
         "efface_tasks",
         "gauge",
         ("kind", "state"),
-        "Tasks by kind (training, judging, …) and state: waiting, running, done, failed (given up with their model)",
+        "Tasks by kind (training, judging) and state: waiting, running, done, failed (given up with their model)",
     ),
     Metric(
         "efface_units",

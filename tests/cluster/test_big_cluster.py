@@ -24,7 +24,7 @@ from tiny_campaign import campaign_dict
 from efface.cluster.campaign.spec import Campaign
 from efface.cluster.run import Run, execute, open_run, worker_context
 from efface.cluster.storage.journal import TaskEnded, read_journal
-from efface.cluster.workers import executors
+from efface.cluster.workers import ray_executor as executors
 from efface.cluster.workers.ray_executor import RayExecutor
 from efface.config_files import parse
 from efface.errors import UserError

@@ -236,7 +236,7 @@ def test_a_search_finds_a_front(search: MakeSearch, tmp_path: Path, workers: int
     before = done_tasks(out)
     again, said = execute(search(**UCE), out, 2, workers)
     assert again.rows == found.rows and done_tasks(out) == before and said == ""
-    with pytest.raises(UserError, match="of another order"):
+    with pytest.raises(UserError, match="holds another run"):
         execute(search(**UCE, seed=1), out)
     assert read_search(out / "search.yaml") == search(**UCE)
 

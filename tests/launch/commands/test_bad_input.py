@@ -175,13 +175,13 @@ def test_another_campaign_in_the_run_folder(
         tmp_path / "campaign.yaml", campaign_dict(campaign_inputs, seeds=[5], methods=[{"method": "uce"}])
     )
     result = efface("run", file, "--out", finished, "--workers", "0").error_message
-    assert "of another order" in result and "give --out another folder" in result
+    assert "holds another run" in result and "give --out another folder" in result
 
 
 @pytest.mark.parametrize("command", ["status", "retry"])
 def test_a_folder_that_holds_no_run(command: str, efface: RunEfface, tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none", Path("/dev/null")):
-        assert efface(command, path).error_message.startswith(f"{path}: is no run folder")
+        assert efface(command, path).error_message.startswith(f"{path}: is not a run folder")
 
 
 @pytest.mark.parametrize("command", ["cancel", "gc", "logs"])
@@ -190,7 +190,7 @@ def test_a_folder_without_a_run_has_nothing_to_stop_to_clear_or_to_tell(
 ) -> None:
     more = ["uce"] if command == "logs" else []
     for path in (tmp_path, tmp_path / "none", "memory://nothing/here"):
-        assert efface(command, path, *more).error_message.startswith(f"{path}: is no run folder")
+        assert efface(command, path, *more).error_message.startswith(f"{path}: is not a run folder")
     assert not list(tmp_path.iterdir())
 
 
