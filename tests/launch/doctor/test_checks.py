@@ -14,7 +14,7 @@ CPU, CUDA12, CUDA13 = Build("2.13.0+cpu", None), Build("2.13.0", (12, 8)), Build
 H200, T4 = Gpu("NVIDIA H200", 140 * GIB), Gpu("Tesla T4", 15 * GIB)
 
 
-def test_versions_that_do_not_fit_are_told_with_what_would() -> None:
+def test_versions_that_do_not_fit_are_named_with_what_would() -> None:
     found = {"python": "3.11.7", "torch": "2.9.0", "ray": None}
     assert checks.versions(found, {}).status == "ok"
     result = checks.versions(found, {"torch": "torch>=2.10", "ray": "ray[default]>=2.52"})
@@ -80,7 +80,7 @@ def test_nccl_is_needed_from_two_gpus_on(gpus: int, version: str | None, status:
     [
         ("", "", False, "ok"),
         ("no", "", False, "problem"),  # Ray of `efface run` keeps to it
-        ("", "no", False, "warning"),  # a cluster's gangs meet there, and a run on this machine does not
+        ("", "no", False, "warning"),  # a cluster's process groups meet there, and a run on this machine does not
         ("", "no", True, "problem"),
     ],
 )
@@ -139,7 +139,7 @@ def test_gpu_memory(wanted: float, estimate: GpuMemoryEstimate, gpus: list[Gpu],
     assert result.status == status and message in result.message
 
 
-def test_a_judge_that_cannot_be_measured_is_told_with_what_fetches_it() -> None:
+def test_a_judge_that_cannot_be_measured_is_named_with_what_fetches_it() -> None:
     result = memory_of(1, GpuMemoryEstimate({"uce": GIB}, GIB, 0, ("llava-1.5-7b",)), [T4])
     assert result.status == "warning" and result.remedy == "efface prefetch mine"
     assert "judging 1.0 GiB, without llava-1.5-7b, whose weights are not on this machine" in result.message
