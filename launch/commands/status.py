@@ -87,7 +87,7 @@ def show(report: StatusReport) -> None:
         print_line(f"  {launch.job} {launch.id}: {launch.state}")
     failures = report.summary["failures"]
     for failure in failures:
-        print_line(f"  failed: {failure['job']} ({failure['stage']}): {failure['reason']}")
+        print_line(f"  failed: {failure['job']} ({failure.get('stage')}): {failure.get('reason')}")
     if failures:
         print_line(f"`efface retry {shlex.quote(report.folder)}` tries them again")
 

@@ -118,7 +118,7 @@ class RayJob(Launcher[RaySettings, RayOptions]):
 
         async def show(client: Any) -> None:
             async for lines in client.tail_job_logs(job.id):
-                typer.echo(lines, nl=False)
+                typer.echo("\n".join(map(shown, lines.split("\n"))), nl=False)
 
         with _client(launch.settings) as client:
             try:
