@@ -256,3 +256,14 @@ def failing_results() -> list[CheckResult]:
 def test_whatever_is_not_ok_has_a_remedy_in_one_line(result: Any) -> None:
     assert result.status in ("warning", "problem")
     assert result.remedy and "\n" not in result.message + result.remedy
+
+
+@pytest.mark.parametrize(("mode", "status"), [(0o600, "ok"), (0o400, "ok"), (0o640, "problem"), (0o604, "problem")])
+def test_a_token_that_others_can_read_is_a_problem(mode: int, status: str) -> None:
+    result = checks.token_files({"/home/me/my token": mode})
+    assert result.status == status
+    assert result.remedy == ("chmod 600 '/home/me/my token'" if status == "problem" else "")
+
+
+def test_without_a_token_there_is_none_to_read() -> None:
+    assert checks.token_files({}) == CheckResult("token files", "ok", "none")
