@@ -54,7 +54,7 @@ def launch_states(folder: Path, profile: ClusterProfile | None = None) -> list[t
     profile: counts for the records of its name, and the user's profiles by name for all others. A record that
     cannot be read is ("record", the beginning of its text, "unreadable").
     """
-    states = []
+    states: list[tuple[str, str, str]] = []
     for entry in _entries(folder):
         record = _parse(entry)
         if record:

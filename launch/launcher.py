@@ -91,7 +91,7 @@ class Launcher(ABC, Generic[Settings, Options]):
         """This launcher's section of `profile`, or its defaults. Raises UserError where it needs to be given."""
         found = getattr(profile, self.name, None)
         if found is not None:
-            return found  # type: ignore[no-any-return]
+            return found
         required = [name for name, field in self.settings.model_fields.items() if field.is_required()]
         if required:
             keys = " and ".join(f"{self.name}.{key}" for key in required)

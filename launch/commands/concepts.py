@@ -39,8 +39,10 @@ def run(options: ConceptsOptions) -> ConceptListing:
 def show(listing: ConceptListing) -> None:
     if listing.detailed:
         concepts = listing.sets[0].concepts
-        rows = [[c.name, c.kind, c.aliases, c.anchor, c.adjacent] for c in concepts]
-        print_table(["concept", "kind", "aliases", "anchor", "adjacent"], rows)
+        print_table(
+            ["concept", "kind", "aliases", "anchor", "adjacent"],
+            [[c.name, c.kind, c.aliases, c.anchor, c.adjacent] for c in concepts],
+        )
         return
     kinds = [[f"{count} {kind}" for kind, count in s.kinds().items()] for s in listing.sets]
     rows = [[s.name, s.version, len(s.concepts), of_kind] for s, of_kind in zip(listing.sets, kinds, strict=True)]

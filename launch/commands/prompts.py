@@ -53,7 +53,9 @@ def run(options: PromptsOptions) -> PromptListing:
     if options.concept is not None:
         target = concept_set.find(options.concept)
         selected = [prompt for axis in AXES for prompt in prompt_set.axis(axis, concept_set, target)]
-    counts = {name: dict(prompt_set.counts(concept_set, concept_set.find(name))) for name in prompt_set.rows}
+    counts = {}
+    for name in prompt_set.rows:
+        counts[name] = {str(axis): n for axis, n in prompt_set.counts(concept_set, concept_set.find(name)).items()}
     return PromptListing(options.file, prompt_set, concept_set, counts, selected)
 
 
@@ -61,7 +63,7 @@ def show(listing: PromptListing) -> None:
     from efface.concepts.prompts import AXES
 
     if listing.selected is not None:
-        print_table(["axis", "asked for", "prompt"], [[p.axis, p.asked_concept, p.text] for p in listing.selected])
+        print_table(["axis", "concept", "prompt"], [[p.axis, p.asked_concept, p.text] for p in listing.selected])
         return
     rows = [[name, *(count[axis] for axis in AXES)] for name, count in listing.counts.items()]
     print_table(["concept", *AXES], rows)

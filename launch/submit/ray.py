@@ -118,7 +118,7 @@ class RayJob(Launcher[RaySettings, RayOptions]):
 
         async def show(client: Any) -> None:
             async for lines in client.tail_job_logs(job.id):
-                typer.echo(lines, nl=False)
+                typer.echo("\n".join(map(shown, lines.split("\n"))), nl=False)
 
         with _client(launch.settings) as client:
             try:
@@ -179,7 +179,7 @@ def _client(config: RaySettings) -> Iterator[Any]:
     from ray.job_submission import JobSubmissionClient
 
     headers = {"Authorization": f"Bearer {_token(config)}"}
-    # These would silently take the place of the profile's address.
+    # Ray would silently prefer these to the profile's address.
     unset = {name: os.environ.pop(name) for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS") if name in os.environ}
     try:
         if requests.get(f"{config.address.rstrip('/')}/api/jobs/", timeout=20).status_code == 200:

@@ -78,7 +78,7 @@ class SlurmSettings(StrictModel):
     setup: tuple[Line, ...] = Field((), description="shell lines before the work, such as `source env/bin/activate`")
     container: ShellWord | None = Field(None, description="image for srun --container-image (Pyxis)")
     mounts: tuple[ShellWord, ...] = Field((), description="of the container, FROM:TO")
-    warn_seconds: int = Field(120, ge=5, description="this long before the time limit the work is asked to save")
+    warn_seconds: int = Field(120, ge=5, description="this long before the time limit the work begins to save")
     requeues: int = Field(20, ge=0, description="how often a job may queue itself again")
 
     @model_validator(mode="after")

@@ -65,9 +65,9 @@ def test_an_error_message_shows_names_as_they_are_written(efface: RunEfface, tmp
 
 def test_a_name_that_the_terminals_encoding_lacks_is_no_traceback(tmp_path: Path) -> None:
     environment = {"PYTHONIOENCODING": "ascii", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "efface", "run", "naïve 😀"]
+    command = [sys.executable, "-m", "efface", "submit", "slurm", "demo", "--dry-run", "--out", "/naïve😀"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2 and "na\\xefve \\U0001f600" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 0 and "--output=/na\\xefve\\U0001f600/launch/" in done.stdout and done.stderr == ""
 
 
 VALUES = ["😀", "a\x85b\u2028c\ufeff", 'it\'s "$(touch x)" `y` \\ ${HOME}', "yes", "0x10", "{a: b}", "- #x", "*a", " "]

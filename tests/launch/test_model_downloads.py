@@ -1,4 +1,4 @@
-"""What a plan needs of the hub is fetched once; a busy hub is asked again; what is there is left alone."""
+"""What a plan needs of the hub is fetched once; a busy hub is tried again; what is there is left alone."""
 
 import subprocess
 import sys

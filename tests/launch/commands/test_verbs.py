@@ -99,7 +99,7 @@ def test_a_finished_job_is_not_given_up(efface: RunEfface, done: Run) -> None:
     assert done.remaining_tasks.is_empty and not done.remaining_tasks.failed
 
 
-def test_a_wish_where_nobody_works_is_told_as_such(efface: RunEfface, done: Run) -> None:
+def test_a_stop_request_where_nobody_works_is_reported_as_such(efface: RunEfface, done: Run) -> None:
     result = efface("cancel", done.folder.root)
     assert result.code == 0 and result.out.startswith("nobody is at work on it")
 
@@ -266,7 +266,7 @@ def test_while_a_run_is_at_work(
     assert result.code == 0 and f"{driver} has been asked to stop" in result.out
 
 
-def test_a_run_that_is_cancelled_from_elsewhere_lays_its_work_down(
+def test_a_run_that_is_cancelled_from_elsewhere_saves_its_work(
     efface: RunEfface, campaign_file: CampaignFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Slow, "job_seconds", 6.0)

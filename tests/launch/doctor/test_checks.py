@@ -14,7 +14,7 @@ CPU, CUDA12, CUDA13 = Build("2.13.0+cpu", None), Build("2.13.0", (12, 8)), Build
 H200, T4 = Gpu("NVIDIA H200", 140 * GIB), Gpu("Tesla T4", 15 * GIB)
 
 
-def test_versions_that_do_not_fit_are_told_with_what_would() -> None:
+def test_versions_that_do_not_fit_are_named_with_what_would() -> None:
     found = {"python": "3.11.7", "torch": "2.9.0", "ray": None}
     assert checks.versions(found, {}).status == "ok"
     result = checks.versions(found, {"torch": "torch>=2.10", "ray": "ray[default]>=2.52"})
@@ -80,7 +80,7 @@ def test_nccl_is_needed_from_two_gpus_on(gpus: int, version: str | None, status:
     [
         ("", "", False, "ok"),
         ("no", "", False, "problem"),  # Ray of `efface run` keeps to it
-        ("", "no", False, "warning"),  # a cluster's gangs meet there, and a run on this machine does not
+        ("", "no", False, "warning"),  # a cluster's process groups meet there, and a run on this machine does not
         ("", "no", True, "problem"),
     ],
 )
@@ -139,7 +139,7 @@ def test_gpu_memory(wanted: float, estimate: GpuMemoryEstimate, gpus: list[Gpu],
     assert result.status == status and message in result.message
 
 
-def test_a_judge_that_cannot_be_measured_is_told_with_what_fetches_it() -> None:
+def test_a_judge_that_cannot_be_measured_is_named_with_what_fetches_it() -> None:
     result = memory_of(1, GpuMemoryEstimate({"uce": GIB}, GIB, 0, ("llava-1.5-7b",)), [T4])
     assert result.status == "warning" and result.remedy == "efface prefetch mine"
     assert "judging 1.0 GiB, without llava-1.5-7b, whose weights are not on this machine" in result.message
@@ -260,3 +260,14 @@ def failing_results() -> list[CheckResult]:
 def test_whatever_is_not_ok_has_a_remedy_in_one_line(result: Any) -> None:
     assert result.status in ("warning", "problem")
     assert result.remedy and "\n" not in result.message + result.remedy
+
+
+@pytest.mark.parametrize(("mode", "status"), [(0o600, "ok"), (0o400, "ok"), (0o640, "problem"), (0o604, "problem")])
+def test_a_token_that_others_can_read_is_a_problem(mode: int, status: str) -> None:
+    result = checks.token_files({"/home/me/my token": mode})
+    assert result.status == status
+    assert result.remedy == ("chmod 600 '/home/me/my token'" if status == "problem" else "")
+
+
+def test_without_a_token_there_is_none_to_read() -> None:
+    assert checks.token_files({}) == CheckResult("token files", "ok", "none")

@@ -179,7 +179,7 @@ def test_a_base_that_is_not_here_is_to_be_fetched(tmp_path: Path, monkeypatch: p
 def test_ports_are_tried_at_the_address_where_a_gang_meets_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     import psutil
 
-    # Asked in a new process: a Ray that was started in this one keeps to the loopback address for good.
+    # In a new process: a Ray that was started in this one keeps to the loopback address for good.
     requested = [sys.executable, "-c", "import ray; print(ray.util.get_node_ip_address())"]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
     own = subprocess.run(requested, env=environment, capture_output=True, text=True, check=True).stdout.strip()

@@ -83,17 +83,17 @@ def test_values_arrive_as_they_are_written(scripts: Callable[..., dict[str, str]
     assert echoed.stdout == value + "\n"
 
 
-STAND_INS = {
+FAKE_COMMANDS = {
     "srun": 'sleep 2; while [[ $1 == --* ]]; do shift; done; exec "$@"',
     "python": "exec sleep 60",
-    "scontrol": 'echo "asked: $*"; (sleep 1; kill -TERM $PPID) &',  # a script whose job is queued again is ended
+    "scontrol": 'echo "requested: $*"; (sleep 1; kill -TERM $PPID) &',  # a script whose job is queued again is ended
 }
 
 
 def test_out_of_time_before_the_work_has_begun_a_job_is_queued_again(
     scripts: Callable[..., dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, does in STAND_INS.items():
+    for name, does in FAKE_COMMANDS.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{does}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -107,7 +107,7 @@ def test_out_of_time_before_the_work_has_begun_a_job_is_queued_again(
     time.sleep(1)
     script.send_signal(signal.SIGUSR1)
     script.wait(timeout=30)
-    assert (tmp_path / "log").read_text() == "asked: requeue 7\nefface: interrupted, saved, and queued again\n"
+    assert (tmp_path / "log").read_text() == "requested: requeue 7\nefface: interrupted, saved, and queued again\n"
     assert list((tmp_path / "run" / "launch").iterdir()) == []
 
 
