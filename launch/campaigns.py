@@ -173,13 +173,20 @@ def gc(folder: str, dry_run: bool) -> None:
     from efface.cluster.run import reopen_run
     from efface.cluster.storage.gc import collect
 
-    removed = collect(reopen_run(_path(folder)), dry_run)
-    if not removed:
+    opened = reopen_run(_path(folder))
+    found = collect(opened.plan, opened.folder, dry_run)
+    if not found:
         print("nothing to remove")
         return
-    for what, size in removed.items():
-        print(f"{size:>15,} bytes  {what}")
-    print(f"{sum(removed.values()):>15,} bytes in all {'would be ' if dry_run else ''}removed")
+    if dry_run:
+        for garbage in found:
+            print(f"{garbage.bytes:>15,} bytes  {garbage.path}")
+    sizes = Counter[str]()
+    for garbage in found:
+        sizes[garbage.kind] += garbage.bytes
+    for kind, size in sizes.items():
+        print(f"{size:>15,} bytes  {kind}")
+    print(f"{sizes.total():>15,} bytes in all {'would be ' if dry_run else ''}removed")
 
 
 def execute_and_show(opened: "Run", workers: int | None, address: str | None) -> None:

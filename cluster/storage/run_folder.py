@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 
 from efface.cluster.campaign.plan import CalibrationTask, Model, Shard
 from efface.cluster.storage.lease import active_driver
-from efface.errors import StorageError, UserError
-from efface.files import as_path, content_id, is_remote, sha256_file, slug, write_atomic, write_json
+from efface.errors import UserError
+from efface.files import as_path, content_id, is_remote, sha256_file, slug, storage_error, write_atomic, write_json
 
 Task = CalibrationTask | Model | Shard
 
@@ -49,6 +49,11 @@ class RunFolder:
     @property
     def campaign(self) -> Path:
         return self.root / "campaign.yaml"
+
+    @property
+    def sign(self) -> Path:
+        """What makes a folder a run folder."""
+        return self.root / "run.json"
 
     @property
     def evaluation(self) -> Path:
@@ -207,13 +212,18 @@ class RunFolder:
                 raise UserError(f"{self.root}: is a file, should be a folder for the run")
             before = config_file.read_text(encoding="utf-8", errors="replace") if config_file.is_file() else text
         except OSError as error:
-            raise StorageError(f"{config_file}: cannot be read ({error.strerror or error})") from None
+            raise storage_error(config_file, "read", error) from None
+        if is_remote(self.root) and str(self.root).startswith("memory:"):
+            raise UserError(f"{self.root}: ends with this process; give --out a path or the URL of an object store")
+        if config_file.is_file() and not self.sign.is_file():
+            raise UserError(f"{config_file}: was not written by a run; give --out another folder")
         old, new = (_drop_keys(mutable_keys, whole) for whole in (before, text))
         if old != new and not self._untouched():
             difference = _difference(old, new)
             raise UserError(
                 f"{config_file}: the run there is of another order ({difference}); give --out another folder"
             )
+        write_json(self.sign, {"format": 2})
         write_atomic(config_file, text.encode())
 
     def _untouched(self) -> bool:
@@ -306,11 +316,10 @@ def _entries(folder: Path) -> dict[str, _Entry]:
     """The files in a folder by name; none where there is no folder. Raises StorageError where it cannot be read."""
     try:
         if is_remote(folder):
-            from efface.object_store import wrap_store_errors
+            from efface.object_store import call_store
 
             store: Any = folder
-            with wrap_store_errors(folder):
-                files = store.fs.ls(store.path, detail=True)
+            files = call_store(folder, lambda: store.fs.ls(store.path, detail=True))
             return {f["name"].rpartition("/")[2]: _Entry(f["size"] or 0, _modified_at(f)) for f in files}
         with os.scandir(folder) as entries:
             stats = {entry.name: entry.stat() for entry in entries if entry.name[0] != "."}
@@ -318,7 +327,7 @@ def _entries(folder: Path) -> dict[str, _Entry]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
-        raise StorageError(f"{folder}: cannot be read ({error.strerror or error})") from None
+        raise storage_error(folder, "read", error) from None
 
 
 def _entry(path: Path) -> _Entry | None:
@@ -328,7 +337,7 @@ def _entry(path: Path) -> _Entry | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise storage_error(path, "read", error) from None
     return _Entry(stat.st_size, stat.st_mtime if is_remote(path) else stat.st_mtime_ns)
 
 

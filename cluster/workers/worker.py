@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from efface.cluster.campaign.plan import CalibrationTask, Model, Shard
+from efface.cluster.storage.lease import check_shared
 from efface.cluster.storage.run_folder import Damaged, RunFolder, Task
 from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import PromptSet
 from efface.errors import JobFailure, Stopped, StorageError, UserError
-from efface.files import local_copy, write_atomic
+from efface.files import as_path, local_copy, write_atomic
 from efface.models.base import BaseSpec
 from efface.models.recipe import Recipe
 
@@ -56,6 +57,8 @@ class WorkerContext:
     """Who starts them."""
     training_options: Mapping[str, Any] = field(default_factory=dict)
     """How jobs are run: fields of `train.setup.Setup`."""
+    lease: str | None = None
+    """The id of the driver's lease, by which a worker knows that it sees the same run folder; None: not checked."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class Worker:
 
         rank: in a gang, where rank 0 alone writes.
         """
+        check_shared(as_path(context.root), context.lease)
         import torch
 
         from efface.models.attention import set_attention
