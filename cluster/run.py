@@ -22,7 +22,7 @@ from efface.cluster.scheduler.metrics import Metrics
 from efface.cluster.scheduler.progress import Display
 from efface.cluster.signals import stop_signals
 from efface.cluster.storage.journal import Journal
-from efface.cluster.storage.lease import Lease
+from efface.cluster.storage.lease import Lease, held_lease
 from efface.cluster.storage.remaining import RemainingTasks, remaining_tasks
 from efface.cluster.storage.repair import withdraw_damaged
 from efface.cluster.storage.run_folder import RunFolder
@@ -213,6 +213,7 @@ def worker_context(run: Run) -> WorkerContext:
         processes=plan.resources.processes,
         launcher=plan.resources.launcher,
         training_options=run.training_options,
+        lease=held_lease(root),
     )
 
 

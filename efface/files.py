@@ -22,9 +22,12 @@ from efface.retry import first_line, is_transient_in_store, is_transient_on_disk
 MAX_COMPARE_BYTES = 2**26
 """Bytes up to which a file is compared with what is to be written: checkpoints and deltas of whole models are not."""
 
+TEMPORARY_MARK = ".efface-"
+"""In the name of a file that is being written, between the name it will have and a random end."""
+
 UNUSABLE = {
-    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM,
-    errno.EINVAL,
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL,
+    errno.EACCES, errno.EPERM,
 }  # fmt: skip
 """What a file system answers where no later attempt succeeds."""
 
@@ -159,11 +162,16 @@ def local_copy(path: Path) -> Iterator[Path]:
         yield copy
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is one that efface was writing."""
+    return name.startswith(".") and re.fullmatch(r"[a-z0-9_]{8}", name.rpartition(TEMPORARY_MARK)[2]) is not None
+
+
 @contextmanager
 def _temporary_file(path: Path, data: bytes) -> Iterator[str]:
     """A file beside `path` with `data` on the disk; gone afterwards if it is still there."""
     _make_folder(path.parent)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}{TEMPORARY_MARK}")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

@@ -20,6 +20,7 @@ from PIL import Image
 from ray import cloudpickle
 
 from efface.cluster.campaign.plan import Plan
+from efface.cluster.storage.lease import check_shared
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.tasks.calibration import CALIBRATION, CalibrationTask
 from efface.cluster.tasks.judging import IMAGES, VERDICTS, Shard
@@ -29,7 +30,7 @@ from efface.cluster.tasks.training import TrainingMetrics, TrainingTask, trainin
 from efface.cluster.workers.worker import WorkerContext
 from efface.errors import Stopped, StorageError
 from efface.eval.image_table import IMAGE_SCHEMA, SCHEMA, write_table
-from efface.files import write_atomic, write_json
+from efface.files import as_path, write_atomic, write_json
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers do not have the tests on their path
 
@@ -49,6 +50,7 @@ class FakeWorker:
     """A file to which a line is appended for every step and every shard that is done, to count what is done again."""
 
     def __init__(self, context: WorkerContext, should_stop: Callable[[], bool] | None = None) -> None:
+        check_shared(as_path(context.root), context.lease)
         self.context = context
         self.folder = RunFolder(context.root)
         self._should_stop = should_stop or (lambda: self.folder.stop_request() not in (None, context.stop_request))

@@ -7,8 +7,8 @@ from efface import __version__
 from efface.cluster.storage.lease import active_driver
 from efface.cluster.storage.paths import RunPaths
 from efface.cluster.storage.records import list_files, read_json
-from efface.errors import StorageError, UserError
-from efface.files import write_atomic, write_json
+from efface.errors import UserError
+from efface.files import is_remote, storage_error, write_atomic, write_json
 
 FORMAT = 2
 """Of what this version writes. 1 had no sign."""
@@ -25,10 +25,13 @@ def open_folder(paths: RunPaths, config_file: Path, text: str, mutable_keys: Ite
     try:
         if root.exists() and not root.is_dir():
             raise UserError(f"{root}: is a file, should be a folder for the run")
-        check_format(paths)
+        if is_remote(root) and str(root).startswith("memory:"):
+            raise UserError(f"{root}: ends with this process; give --out a path or the URL of an object store")
+        if not check_format(paths) and config_file.is_file():
+            raise UserError(f"{config_file}: was not written by a run; give --out another folder")
         before = config_file.read_text(encoding="utf-8", errors="replace") if config_file.is_file() else text
     except OSError as error:
-        raise StorageError(f"{config_file}: cannot be read ({error.strerror or error})") from None
+        raise storage_error(config_file, "read", error) from None
     old, new = (_drop_keys(mutable_keys, whole) for whole in (before, text))
     if old != new and not _is_untouched(root):
         difference = _difference(old, new)
@@ -50,8 +53,8 @@ def check_format(paths: RunPaths) -> bool:
     """Whether the folder has the sign of a run folder. Raises UserError where that is of another format."""
     sign = read_json(paths.root, paths.sign.name)
     if sign is None:
-        old = next((name for name in CONFIG_FILES if (paths.root / name).is_file()), None)
-        if old and not paths.sign.is_file():
+        has_config = any((paths.root / name).is_file() for name in CONFIG_FILES)
+        if has_config and any((paths.root / folder).is_dir() for folder in ("leases", *TASK_FOLDERS)):
             raise _other_format(paths, 1)
         return False
     if sign.get("format") != FORMAT:

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from efface.errors import StorageError
-from efface.files import content_id, is_remote, sha256_file
+from efface.files import content_id, is_remote, sha256_file, storage_error
 
 Json = dict[str, Any]
 
@@ -132,11 +131,10 @@ def list_files(folder: Path) -> dict[str, Entry]:
     """The files in a folder by name; none where there is no folder. Raises StorageError where it cannot be read."""
     try:
         if is_remote(folder):
-            from efface.object_store import wrap_store_errors
+            from efface.object_store import call_store
 
             store: Any = folder
-            with wrap_store_errors(folder):
-                files = store.fs.ls(store.path, detail=True)
+            files = call_store(folder, lambda: store.fs.ls(store.path, detail=True))
             return {f["name"].rpartition("/")[2]: Entry(f["size"] or 0, _modified_at(f)) for f in files}
         with os.scandir(folder) as entries:
             stats = {entry.name: entry.stat() for entry in entries if entry.name[0] != "."}
@@ -144,7 +142,7 @@ def list_files(folder: Path) -> dict[str, Entry]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
-        raise StorageError(f"{folder}: cannot be read ({error.strerror or error})") from None
+        raise storage_error(folder, "read", error) from None
 
 
 def look_up(path: Path) -> Entry | None:
@@ -154,7 +152,7 @@ def look_up(path: Path) -> Entry | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({error.strerror or error})") from None
+        raise storage_error(path, "read", error) from None
     return Entry(stat.st_size, stat.st_mtime if is_remote(path) else stat.st_mtime_ns)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from efface.cluster.storage.lease import check_shared
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.tasks.calibration import CALIBRATION, CalibrationTask
 from efface.cluster.tasks.model import Model
@@ -23,7 +24,7 @@ from efface.cluster.tasks.task import DamagedInput, Outcome, Task
 from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import PromptSet
 from efface.errors import JobFailure, Stopped, StorageError, UserError
-from efface.files import write_atomic
+from efface.files import as_path, write_atomic
 from efface.models.base import BaseSpec
 from efface.models.recipe import Recipe
 
@@ -56,6 +57,8 @@ class WorkerContext:
     """Who starts them."""
     training_options: Mapping[str, Any] = field(default_factory=dict)
     """How jobs are run: fields of `train.trainer.options.TrainingOptions`."""
+    lease: str | None = None
+    """The id of the driver's lease, by which a worker knows that it sees the same run folder; None: not checked."""
 
 
 SMALLER_BATCH_NOTE = "out of memory: trying again with a smaller batch"
@@ -75,6 +78,7 @@ class Worker:
 
         rank: in a process group, where rank 0 alone writes.
         """
+        check_shared(as_path(context.root), context.lease)
         import torch
 
         from efface.models.attention import set_attention
