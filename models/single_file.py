@@ -42,7 +42,7 @@ def read_single_file(path: Path, modules: Mapping[str, nn.Module]) -> dict[str, 
     found = {}
     for component, part in parts.items():
         try:
-            made = convert[component](dict(part), config=dict(modules[component].config))
+            made = convert[component]({**part}, config=dict(modules[component].config))
         except Exception as error:  # whatever stumbles over names that are not there
             raise UserError(f"{path}: {_unlike(component)} ({type(error).__name__}: {error})") from None
         found[component] = {name: tensor for name, tensor in made.items() if tensor is not None}

@@ -50,7 +50,7 @@ def check_parent(job: Job, parent: Delta | None, base: Base, closed_form: bool) 
 
 
 def lineage(job: Job, parent: Delta | None) -> list[dict[str, Any]]:
-    """What a delta tells of its chain (`Delta.lineage`): the requests before it, and `job` as the last."""
+    """The chain recorded in a delta (`Delta.lineage`): the requests before it, and `job` as the last."""
     return [
         *(parent.lineage if parent else []),
         {"job_id": job.id, "method": job.method, "concepts": list(job.concepts[-1:])},

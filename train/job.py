@@ -1,6 +1,6 @@
-"""A job: one method with one config, applied to one base for some concepts, with one seed. It makes a delta.
+"""A job: one method with one config, applied to one base for some concepts, with one seed. Its result is a delta.
 
-The same job gives the same delta, byte for byte: neither time nor place goes into it.
+The same job gives the same delta, byte for byte: it depends neither on the time nor on the machine.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,14 +18,14 @@ from efface.train.method import Method, Strategy, get_method, parse_config
 class Job(StrictModel):
     """Everything that decides a delta, resolved."""
 
-    base: str = Field(description="the base's name or path, as asked for")
+    base: str = Field(description="the base's name or path, as requested")
     base_id: str = Field(description="the base's fingerprint")
     method: str
     method_version: int
     config: dict[str, Any] = Field(description="every field of the method's config, resolved")
     concepts: tuple[str, ...] = Field(
         min_length=1,
-        description="names in the concept set, in the order asked; of a chain all erased so far, this request last",
+        description="names in the concept set, in the order requested; of a chain all erased so far, this request last",
     )
     concept_set: str
     concept_set_sha256: str
@@ -71,7 +71,7 @@ def make_job(
     seed: int = 0,
     parent: str | None = None,
 ) -> Job:
-    """The job meant by a user's words: names and aliases found, defaults and preset filled in.
+    """The job of a user's request: names and aliases found, defaults and preset filled in.
 
     For `continual`, `concepts` are all erased so far and the new one last, and `parent` is the id of the job before.
 

@@ -207,5 +207,6 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     driver = content.get("driver") if isinstance(content, dict) else None
-    whole = isinstance(driver, dict) and {*this_process()} <= {*driver} and type(driver["pid"]) is int
-    return content if whole and driver["pid"] > 0 and isinstance(content.get("id"), str) else None
+    if not isinstance(driver, dict) or not isinstance(content.get("id"), str) or not {*this_process()} <= {*driver}:
+        return None
+    return content if type(driver["pid"]) is int and driver["pid"] > 0 else None

@@ -24,6 +24,7 @@ from efface.cluster.search.spec import Search, read_search
 from efface.cluster.search.study import Study
 from efface.cluster.search.trial import Trial, check_axes, rung_shards
 from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.tasks.training import TrainingMetrics, TrainingTask, training_facts
 from efface.config_files import list_configs
 from efface.errors import UserError
 

@@ -1,4 +1,4 @@
-"""What a gang makes before it trains is shared out, and all get what one process alone makes."""
+"""What processes make together before they train is shared out, and all get what one process alone makes."""
 
 import shutil
 from pathlib import Path

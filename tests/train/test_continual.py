@@ -233,7 +233,7 @@ def test_a_trained_chain_ends_elsewhere_in_another_order(tiny_base: Base) -> Non
     assert not same(one, other)
 
 
-# Lineage: what a delta tells of its chain
+# Lineage: what a delta records of its chain
 
 
 def test_a_delta_tells_every_request_with_the_delta_it_left(tiny_base: Base, tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_an_anchor_that_is_gone_gives_way_to_one_that_stands() -> None:
 
 @pytest.mark.parametrize("strategy", ["multi", "continual"])
 def test_nothing_is_mapped_to_what_is_erased_with_it(strategy: Any, tiny_base: Base) -> None:
-    """Cat and dog, each the other's anchor, are mapped to fox and owl, the nearest that stand: as told by hand."""
+    """Cat and dog, each the other's anchor, are mapped to fox and owl, the nearest that stand: as given by hand."""
     if strategy == "continual":
         found = chain(tiny_base, "uce", ["cat", "dog"])[-1]
     else:

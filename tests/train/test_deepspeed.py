@@ -41,7 +41,7 @@ def zero3(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def do(rank: int, cases: list[Case], folder: Path, concept_set: ConceptSet, out: Path) -> None:
-    """Every case, one after another, in a gang that stays together."""
+    """Every case, one after another, in one process group."""
     base = load_base(folder)
     originals = {name: value.clone() for name, value in base.tensors().items()}
     torch.distributed.init_process_group("gloo")
@@ -86,7 +86,7 @@ def cut(rank: int, job: Job, ways: list[str | None], folder: Path, concept_set: 
 
         def stop(step: int, steps: int, loss: float, done: int = done) -> None:
             assert step == done + 1
-            if rank == 1:  # which then tells the other
+            if rank == 1:  # which then informs the other
                 raise Stopped("enough")
 
         with pytest.raises(Stopped):
@@ -198,7 +198,7 @@ def test_every_method_agrees_under_ddp_and_every_stage(
     ]
     together(do, cases, tiny_base_folder, concept_set, tmp_path)
     alone = {name: run_job(job, tiny_base, concept_set)[0] for name, job in jobs.items()}
-    # What is asked can be told from the rounding of the weights, and, clipped, from what comes without.
+    # What is checked can be separated from the rounding of the weights, and, clipped, from what comes without.
     assert all(rounding(delta, tiny_base) < tolerance / 2 for delta in alone.values())
     if clipped:
         free = {name: run_job(job_of(name, False), tiny_base, concept_set)[0] for name in METHODS}

@@ -38,7 +38,7 @@ class Memory:
     states: int = 0
     """Gradients and optimiser states, or of a closed form the new values."""
     activations: int = 0
-    """Of the largest pass, with or without gradient."""
+    """Of the largest pass, with or without gradient; or, where that is more, what Adam's step keeps for a moment."""
     host: int = 0
     """In the host's memory, for each GPU, with offload."""
 
@@ -60,12 +60,12 @@ def estimate_memory(
     precision: Precision = method.config.precision
     trained_count = sum(parameter.numel() for parameter in trained.values())
     frozen = BF16 if precision == "bf16" else FP32
-    whole, names, side = _parameters(student.unet), trained_names(student, trained), max(cost.latent_sizes or (0,))
-    side = side or shapes.latent_size
+    whole, names = _parameters(student.unet), trained_names(student, trained)
+    side = max(cost.latent_sizes or (shapes.latent_size,))
     training = cached_unet_pass_cost(
         student.unet, names, cost.trained_rows, side, side, precision, options.gradient_checkpointing
     )
-    rollout = shapes.unet_pass(cost.frozen_rows, side, side, precision).peak if cost.frozen_rows else 0
+    rollout = cached_unet_pass_cost(student.unet, (), max(1, cost.frozen_rows), side, side, precision)
     states, host = _states(trained_count, _largest_layer(student.unet), options, processes)
     return Memory(
         base=base,
@@ -74,7 +74,7 @@ def estimate_memory(
         + (BF16 * _parameters(shapes.unet) if precision == "bf16" else 0),
         preparation=_preparation(cost.images, shapes) if cost.images else 0,
         states=states,
-        activations=max(training.peak, rollout),
+        activations=max(training.peak, rollout.peak, FP32 * trained_count if options.deepspeed is None else 0),
         host=host,
     )
 

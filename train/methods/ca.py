@@ -5,15 +5,13 @@
 x_t and x'_t are images of the anchor, made by the base, with forward noise eps at a uniform t in [0, 1000).
 The target is, by `objective`,
 
-    model   sg[ eps_theta(x_t, c_anchor) ]      the model's own prediction under the anchor's caption,
-    without gradient:
-                                                theta is the model being edited, not a frozen copy (eq. 5)
-    noise   eps                                 ordinary training on pairs of anchor image and target
-    caption (eq. 3)
+    model   sg[ eps_theta(x_t, c_anchor) ]   the prediction of the model being edited, not of a frozen copy, under the
+                                             anchor's caption, without gradient (eq. 5)
+    noise   eps                              ordinary training on pairs of anchor image and target caption (eq. 3)
 
 A model that predicts the velocity is trained on velocities, in both terms.
 
-No guidance enters the loss. The prior keeps the anchor where it is while it is drawn upon.
+No guidance enters the loss. The prior keeps the anchor as it is.
 
 Keys and values of the first token (BOS, the same in every prompt) are detached in the cross-attention, as
 in the authors' code: what is learnt about one prompt should not go through what all prompts share.
@@ -164,7 +162,7 @@ class CA(GradientMethod):
         ablate, prior = batch
         if prior is None:
             return mse_loss(student(ablate.latents, ablate.timesteps, ablate.encoder_hidden_states), ablate.target)
-        # One forward pass of both: a gang's model synchronises its gradients once.
+        # One forward pass of both: DistributedDataParallel synchronises gradients once a pass.
         latents, timesteps, encoder_hidden_states = (
             torch.cat([getattr(ablate, name), getattr(prior, name)])
             for name in ("latents", "timesteps", "encoder_hidden_states")

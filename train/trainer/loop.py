@@ -1,15 +1,15 @@
 """The one training loop: a gradient method, a task, and an engine between them and the devices.
 
-An optimiser step takes `gradient_accumulation_steps` batches. Batch number `step *
-gradient_accumulation_steps + k` goes to process `k mod processes`, and every batch is a function of (seed,
-number): so the same job on more processes sees the same samples, and what is left of a run at a step
-boundary is `(trained values, optimiser state, losses)`: a checkpoint.
+An optimiser step takes `gradient_accumulation_steps` batches. Batch `step * gradient_accumulation_steps + k` goes to
+process `k mod processes`, and every batch is a function of (seed, number). So the same job on more processes sees the
+same samples, and the state of a run between two steps is `(trained values, optimiser state, losses)`: a checkpoint.
 
-Trained tensors are fp32. The learning rate is a pure function of the step. Clipping is explicit, never a
-default.
+Trained tensors are fp32. The learning rate is a pure function of the step. Clipping is explicit, never a default.
+Progress goes to the logger `efface.train.trainer.loop`, twenty lines a job.
 """
 
 import copy
+import logging
 import math
 from collections.abc import Callable
 from contextlib import closing
@@ -27,12 +27,14 @@ from efface.train.trainer.engine import Engine, broadcast_checkpoint, isolated_a
 from efface.train.trainer.make_engine import make_accelerator, make_engine
 from efface.train.trainer.options import TrainingOptions, apply_training_options
 
+logger = logging.getLogger(__name__)
+
 OnStep = Callable[[int, int, float], None]
 DEFAULT_OPTIONS = TrainingOptions()
 
 
 class TrainOutput(NamedTuple):
-    """What comes of training."""
+    """The result of training."""
 
     tensors: dict[str, Tensor]
     """The delta's tensors, on the CPU."""
@@ -53,11 +55,11 @@ def train(
 ) -> TrainOutput:
     """Minimise the method's loss from the first step, or from the one after the checkpoint, to the last.
 
-    `on_step(done, steps, loss)` is called after every optimiser step. It may raise Stopped, in any process of a gang:
+    `on_step(done, steps, loss)` is called after every optimiser step. It may raise Stopped, in any process of a group:
     then every process saves the checkpoint and raises Stopped. `checkpoint` is also written every `save_steps` steps,
-    and read in the beginning, by the gang's first process; it is left in place.
+    and read at the start, by the group's first process; it is left in place.
 
-    Raises JobFailure where a loss, or a trained tensor in the end, is not finite; StorageError where the checkpoint
+    Raises JobFailure where a loss, or a trained tensor at the end, is not finite; StorageError where the checkpoint
     cannot be written.
     """
     student = Student(copy.deepcopy(task.base.unet).float().eval().requires_grad_(False))
@@ -87,7 +89,7 @@ def train(
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Where a run's checkpoint lies (None: nowhere), what it is known by, and how many steps lie between two."""
+    """Where a run's checkpoint is written (None: nowhere), its key, and the steps between two writes."""
 
     path: Path | None
     key: str
@@ -162,13 +164,17 @@ def train_step(training: TrainState) -> float:
     if norm is not None and not math.isfinite(norm):
         raise JobFailure(f"the gradient is not finite {where}: {_cause(training)}")
     training.losses.append(mean)
+    if accelerator.is_main_process and (
+        training.step % max(1, method.steps // 20) == 0 or training.step == method.steps
+    ):
+        logger.info("step %d of %d: loss %.6g", training.step, method.steps, mean)
     if accelerator.trackers:
         accelerator.log({"loss": mean, "learning_rate": rate, "gradient_norm": norm}, step=training.step)
     return mean
 
 
 def after_step(training: TrainState, on_step: OnStep | None, loss: float, saved: CheckpointConfig) -> None:
-    """Between two steps: tell `on_step`, save what is due. Raises Stopped, in all processes of a gang together."""
+    """Between two steps: call `on_step`, save what is due. Raises Stopped, in all processes of a group together."""
     stopped = None
     try:
         if on_step is not None:
@@ -180,12 +186,12 @@ def after_step(training: TrainState, on_step: OnStep | None, loss: float, saved:
     if saved.path and (due or stop):
         save(training, saved.path, saved.key)
     if stop:
-        training.engine.accelerator.wait_for_everyone()  # whoever ends first may have the others killed
-        raise stopped or Stopped("another process of the gang was told to stop")
+        training.engine.accelerator.wait_for_everyone()  # the first process to end may have the others killed
+        raise stopped or Stopped("another process of the group was stopped")
 
 
 def save(training: TrainState, path: Path, key: str) -> None:
-    """The run's checkpoint, put together by all processes of a gang and written by the first."""
+    """The run's checkpoint, collected from all processes of a group and written by the first."""
     trained, moments = training.engine.state()
     if training.engine.accelerator.is_main_process:
         write(path, key, Checkpoint(training.losses, trained, moments))

@@ -1,15 +1,15 @@
-"""One job by a gang of processes, without Ray: what each of them does, and a command for torchrun.
+"""One job on several processes, without Ray: what each of them does, and a command for torchrun.
 
     torchrun --nproc-per-node 8 -m efface.train.trainer.torchrun work.json
     accelerate launch --num_processes 8 --multi_gpu -m efface.train.trainer.torchrun work.json
 
-`work.json` is a `TorchrunJob`. Whoever starts the processes (torchrun, Accelerate, a gang of Ray actors) sets
-torchrun's
-variables in each of them: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Without them the process is alone.
-docs/multi-gpu.md tells more.
+`work.json` is a `TorchrunJob`. Whatever starts the processes (torchrun, Accelerate, a group of Ray actors) sets
+torchrun's variables in each of them: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Without them the
+process is alone. More in docs/multi-gpu.md.
 """
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -34,9 +34,11 @@ from efface.train.run_job import run_job
 from efface.train.trainer.loop import OnStep
 from efface.train.trainer.options import TrainingOptions
 
-# Members reach a common step as far apart as their roll-outs and their reading of the base are long. (DeepSpeed makes
+# Processes reach a common step as far apart as their roll-outs and their reading of the base are long. (DeepSpeed makes
 # groups of its own, with NCCL's ten minutes.)
 PROCESS_GROUP_TIMEOUT = timedelta(minutes=30)
+
+logger = logging.getLogger("efface.train.trainer.torchrun")  # this module is also run as __main__
 
 
 class TorchrunJob(StrictModel):
@@ -57,10 +59,9 @@ class TorchrunJob(StrictModel):
 
 
 def run_rank(work: TorchrunJob, on_step: OnStep | None = None) -> dict[str, Any]:
-    """This process's part of the work; the first of the gang saves the delta. The metrics of `run_job`.
+    """This process's part of the work; the first of the group saves the delta. The metrics of `run_job`.
 
-    All members call it, each in a process of its own. Raises what `run_job` raises; Stopped in all members where one
-    of them was told to stop.
+    All processes call it. Raises what `run_job` raises; Stopped in all of them where one was stopped.
     """
     with process_group():
         parent = Delta.load(work.parent) if work.parent else None
@@ -86,10 +87,10 @@ def run_rank(work: TorchrunJob, on_step: OnStep | None = None) -> dict[str, Any]
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """The process group that torchrun's variables tell of; none where there is one process, or a group already.
+    """The process group that torchrun's variables describe; none where there is one process, or a group already.
 
-    Work done one after another goes within one `gang()`: a second group at the same port can meet what is left of the
-    first.
+    Jobs one after another go within one `process_group()`: a second group at the same port can meet what is left of
+    the first.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
         yield
@@ -102,7 +103,7 @@ def process_group() -> Iterator[None]:
 
 
 def init_process_group(backend: str) -> None:
-    """Make the process group that torchrun's variables tell of. Raises DistError, also where the port is taken."""
+    """Make the process group that torchrun's variables describe. Raises DistError, also where the port is taken."""
     distributed.init_process_group(backend, timeout=PROCESS_GROUP_TIMEOUT)
 
 
@@ -122,16 +123,33 @@ def _rank() -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Exit code 0; 2 for a user's mistake, 1 for a job that cannot be finished, 130 for one that was laid down."""
+    """Exit code 0; 2 for a user's mistake, 1 for a job that cannot be finished, 130 for one that was stopped."""
+    with _log_to_stderr():
+        return _run(arguments)
+
+
+@contextmanager
+def _log_to_stderr() -> Iterator[None]:
+    """Progress of the first process, and errors of all."""
+    ours, handler = logging.getLogger("efface"), logging.StreamHandler(sys.stderr)
+    before = ours.level
+    ours.setLevel(logging.INFO if _rank() == 0 else logging.WARNING)
+    ours.addHandler(handler)
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        ours.setLevel(before)
+
+
+def _run(arguments: list[str]) -> int:
     signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: signals.append(number))
 
     def on_step(done: int, steps: int, loss: float) -> None:
-        if _rank() == 0:
-            print(f"step {done} of {steps}: loss {loss:.6g}", flush=True)
         if signals:
-            raise Stopped(f"laid down at step {done} of {steps}")
+            raise Stopped(f"stopped at step {done} of {steps}")
 
     try:
         if len(arguments) != 1:
@@ -139,9 +157,9 @@ def main(arguments: list[str]) -> int:
         run_rank(_read(Path(arguments[0])), on_step)
     except (UserError, JobFailure, Stopped) as error:
         if _rank() == 0:
-            print(error, file=sys.stderr)
+            logger.error("%s", error)
         elif not isinstance(error, Stopped):
-            print(f"process {_rank()}: {error}", file=sys.stderr)
+            logger.error("process %d: %s", _rank(), error)
         return {UserError: 2, JobFailure: 1, Stopped: 130}.get(type(error), 2)
     return 0
 
@@ -151,7 +169,7 @@ def _read(path: Path) -> TorchrunJob:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise UserError(
-            f"{path}: cannot be read, should be a JSON file that efface.train.trainer.torchrun.Work describes"
+            f"{path}: cannot be read, should be a JSON file that efface.train.trainer.torchrun.TorchrunJob describes"
         ) from None
     try:
         data = json.loads(text)

@@ -115,7 +115,11 @@ def test_out_of_time_before_the_work_has_begun_a_job_is_queued_again(
 def test_a_job_whose_store_was_away_is_queued_again_and_one_with_a_mistake_is_not(
     code: int, requeued: bool, scripts: Callable[..., dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, does in {**STAND_INS, "srun": STAND_INS["srun"].partition("; ")[2], "python": f"exit {code}"}.items():
+    for name, does in {
+        **FAKE_COMMANDS,
+        "srun": FAKE_COMMANDS["srun"].partition("; ")[2],
+        "python": f"exit {code}",
+    }.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{does}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
