@@ -59,13 +59,19 @@ def read_header(file: Path) -> list[Entry]:
             if not 2 <= length <= min(size - 8, LONGEST_HEADER):
                 raise ValueError
             header = json.loads(handle.read(length), object_pairs_hook=_unique)
-        header.pop("__metadata__", None)
+        for text in _texts(header.pop("__metadata__", None), header):
+            text.encode()  # which half of a pair of surrogates cannot be
         found = [_entry(name, fields, 8 + length) for name, fields in header.items()]
         return _without_gaps(found, 8 + length, size)
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error):
         raise UserError(f"{file}: not a whole safetensors file") from None
+
+
+def _texts(notes: Mapping[str, str] | None, header: Mapping[str, Any]) -> list[str]:
+    """All names, and the notes about the whole file, if any; texts, or an AttributeError at the next step."""
+    return [*header] if notes is None else [*header, *notes.keys(), *notes.values()]
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -75,7 +81,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _entry(name: str, fields: Mapping[str, Any], data: int) -> Entry:
-    shape, (start, end) = fields["shape"], fields["data_offsets"]
+    shape, offsets = fields["shape"], fields["data_offsets"]
+    if not (isinstance(shape, list) and isinstance(offsets, list)) or len(fields) > 3:
+        raise ValueError
+    start, end = offsets
     numbers = [*shape, start, end]
     if len(shape) > MOST_DIMENSIONS or not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
         raise ValueError

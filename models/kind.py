@@ -67,7 +67,7 @@ def check_index(file: Path) -> None:
     for part in parts:
         found = _class_of(index, part)
         if found and part != "scheduler" and found not in PARTS.get(part, ()):
-            raise UserError(f"{file}: is a {shown(pipeline)}, whose {part} is a {found}; {WANTED}")
+            raise UserError(f"{file}: is a {shown(pipeline)}, whose {shown(part)} is a {found}; {WANTED}")
 
 
 def _class_of(index: Mapping[str, Any], part: str) -> str | None:

@@ -183,9 +183,11 @@ def _tokenizer(parts: Parts, text_encoder: CLIPTextConfig) -> CLIPTokenizer:
             last = max(tokenizer.get_vocab().values())
         except Exception as error:
             raise UserError(f"{folder}: cannot be loaded as a CLIPTokenizer ({_first_line(error)})") from None
-    if tokenizer.model_max_length > text_encoder.max_position_embeddings:
-        window = f"the text encoder reads {text_encoder.max_position_embeddings} tokens"
-        raise UserError(f"{folder}: model_max_length is {tokenizer.model_max_length}, and {window}; set it to that")
+    window, wanted = tokenizer.model_max_length, text_encoder.max_position_embeddings
+    if type(window) is not int or not 2 <= window <= wanted:
+        raise UserError(
+            f"{folder}: model_max_length is {shown(window)}, and the text encoder reads {wanted} tokens; set it to that"
+        )
     if last >= text_encoder.vocab_size:
         raise UserError(
             f"{folder}: has tokens up to number {last}, and the text encoder vectors for {text_encoder.vocab_size}; "

@@ -60,14 +60,14 @@ def matched(where: object, component: str, found: Mapping[str, Shape], wanted: M
     adapters = sorted(filter(is_of_adapter, names))
     if adapters:
         raise UserError(
-            f"{where}: adapters are still attached to the {TITLES[component]} ({_some(adapters)}); merge them "
+            f"{where}: adapters are still attached to the {TITLES[component]} ({listed(adapters)}); merge them "
             "(merge_and_unload of peft, fuse_lora and unload_lora_weights of diffusers) and save it once more"
         )
     matches: dict[str, str] = {}
     for name in names:
         meant = plain(component, name)
         if meant in matches:
-            raise UserError(f"{where}: holds {_some([meant])} twice, as {_some([matches[meant], name])}")
+            raise UserError(f"{where}: holds {listed([meant])} twice, as {listed([matches[meant], name])}")
         matches[meant] = name
     missing, strange = sorted(wanted.keys() - matches.keys()), sorted(matches.keys() - wanted.keys())
     odd = [
@@ -89,13 +89,14 @@ def _misfit(component: str, missing: Sequence[str], strange: Sequence[str], odd:
             f"all names of the {title}'s tensors begin with {shown(start)}, which is not its own; save the {title} "
             "alone, with save_pretrained"
         )
-    told = [f"lacks {len(missing)} of the {count} tensors of the {title} ({_some(missing)})"] if missing else []
-    told += [f"holds {len(strange)} that are none of the {title}'s ({_some(strange)})"] if strange else []
+    told = [f"lacks {len(missing)} of the {count} tensors of the {title} ({listed(missing)})"] if missing else []
+    told += [f"holds {len(strange)} that are none of the {title}'s ({listed(strange)})"] if strange else []
     told += [f"holds, of the {title}, {abbreviated(odd)}"] if odd else []
     return ", and ".join(told)
 
 
-def _some(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Three of the names as they can be shown, and how many more there are."""
     return abbreviated([shown(name) for name in names])
 
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from efface.errors import UserError
 from efface.models.checkpoint_file import read_checkpoint
 from efface.models.kind import check_tensors
-from efface.models.model_files import abbreviated
-from efface.models.names import TITLES, OtherShape, unwrapped
+from efface.models.names import TITLES, OtherShape, listed, unwrapped
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
@@ -44,14 +43,15 @@ def read_single_file(path: Path, modules: Mapping[str, nn.Module]) -> dict[str, 
         try:
             made = convert[component]({**part}, config=dict(modules[component].config))
         except Exception as error:  # whatever stumbles over names that are not there
-            raise UserError(f"{path}: {_unlike(component)} ({type(error).__name__}: {error})") from None
+            raise _unlike(path, component, error) from None
         found[component] = {name: tensor for name, tensor in made.items() if tensor is not None}
         _check_all_taken(path, component, part, found[component])
     return {**found, "text_encoder": _text_encoder(path, tensors, modules["text_encoder"])}
 
 
-def _unlike(component: str) -> str:
-    return f"has not the layout of a {TITLES[component]} of Stable Diffusion"
+def _unlike(path: Path, component: str, error: Exception) -> UserError:
+    told = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+    return UserError(f"{path}: has not the layout of a {TITLES[component]} of Stable Diffusion ({told})")
 
 
 def _under(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -69,7 +69,7 @@ def _unet(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if lacking:
         raise UserError(
             f"{path}: holds averages (EMA) of only {len(weights) - len(lacking)} of the UNet's {len(weights)} tensors, "
-            f"without {abbreviated(lacking)}; save it with all of them or none"
+            f"without {listed(lacking)}; save it with all of them or none"
         )
     return {name: tensors[average] for name, average in averages.items()}
 
@@ -83,7 +83,7 @@ def _text_encoder(path: Path, tensors: Mapping[str, Tensor], module: nn.Module) 
     try:
         return dict(convert_open_clip_checkpoint(module, dict(tensors), prefix=OPEN_CLIP))
     except Exception as error:
-        raise UserError(f"{path}: {_unlike('text_encoder')} 2.x ({type(error).__name__}: {error})") from None
+        raise _unlike(path, "text_encoder", error) from None
 
 
 def _check_all_taken(path: Path, component: str, part: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
@@ -93,5 +93,5 @@ def _check_all_taken(path: Path, component: str, part: Mapping[str, Tensor], fou
     left = [name for name in left if not name.startswith(LEFT_OUT)]
     if left:
         raise OtherShape(
-            f"{path}: holds {len(left)} tensors that are none of the {TITLES[component]}'s ({abbreviated(left)})"
+            f"{path}: holds {len(left)} tensors that are none of the {TITLES[component]}'s ({listed(left)})"
         )
