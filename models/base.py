@@ -208,7 +208,7 @@ def _image_size(path: Path) -> int:
     try:
         latents = read_json(path / "unet" / "config.json").get("sample_size")
         levels = read_json(path / "vae" / "config.json").get("block_out_channels")
-    except UserError:  # told by whoever reads more of it
+    except UserError:  # reported by whoever reads more of it
         return 512
     if type(latents) is not int or not isinstance(levels, list):
         return 512

@@ -14,7 +14,7 @@ from efface.models.headers import read_header
 
 
 class IgnoredPickleClass:
-    """Takes the place, without doing anything, of what trainers leave beside the tensors."""
+    """Replaces, without doing anything, what trainers leave beside the tensors."""
 
     def __init__(self, *_: object) -> None: ...
 

@@ -45,9 +45,9 @@ def read_json(file: Path, largest: int = LARGEST) -> dict[str, Any]:
 
 
 def canonical(config: Mapping[str, Any]) -> bytes:
-    """The config as bytes that are the same however it is laid out, and whoever wrote the file."""
-    told = {key: value for key, value in config.items() if key not in OF_THE_FILE}
-    return json.dumps(told, sort_keys=True, separators=(",", ":")).encode()
+    """The config as bytes that are the same however it is formatted, and whoever wrote the file."""
+    kept = {key: value for key, value in config.items() if key not in OF_THE_FILE}
+    return json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _depth(value: Any) -> int:

@@ -31,7 +31,7 @@ def fingerprint(parts: Parts, seed: int | None = None) -> str:
     files; of a pickle it is the whole file, and of weights that are drawn at random the `seed`.
 
     The answer is kept in the cache folder for as long as no file has changed: not its path, its size, its times, nor
-    its place on the disk. Where that cannot be trusted the files are hashed every time. Raises UserError where a
+    its inode. Where that cannot be trusted the files are hashed every time. Raises UserError where a
     safetensors file is broken.
     """
     started = time.time()
@@ -71,8 +71,8 @@ def _is_settled(stat: list[Any], now: float) -> bool:
 
 def _digest(parts: Parts, seed: int | None) -> str:
     digest = hashlib.sha256()
-    for *told, file, start, end in sorted(_entries(parts, seed)):
-        digest.update(json.dumps([*told, end - start]).encode())
+    for *fields, file, start, end in sorted(_entries(parts, seed)):
+        digest.update(json.dumps([*fields, end - start]).encode())
         if isinstance(file, bytes):
             digest.update(file[start:end])
         elif end > start:

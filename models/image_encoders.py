@@ -53,7 +53,7 @@ def _features(spec: str, folder: Path, device: torch.device) -> Callable[[Tensor
         raise UserError(f"{spec}: neither a CLIP nor an image classifier of transformers ({reason})") from None
     used = "" if isinstance(model, CLIPVisionModelWithProjection) else f"{model.base_model_prefix}."
     missing = sorted(name for name in report["missing_keys"] if name.startswith(used))
-    if missing:  # which transformers would draw at random
+    if missing:  # which transformers would fill at random
         raise UserError(f"{spec}: the weights lack {abbreviated(missing)}")
     model = model.to(device).eval().requires_grad_(False)
     if isinstance(model, CLIPVisionModelWithProjection):

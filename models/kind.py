@@ -93,7 +93,7 @@ def check_configs(configs: Configs) -> None:
 
 
 def check_tricks(file: Path, config: Mapping[str, Any]) -> None:
-    """Raises UserError where a config asks for code, or for files, that are no part of a base."""
+    """Raises UserError where a config names code, or files, that are no part of a base."""
     for key in TRICKS:
         if config.get(key):
             raise UserError(f"{file}: has '{key}', which a base may not have; take it out if you trust the rest")
@@ -159,8 +159,8 @@ def _check_that_they_fit(configs: Configs) -> None:
             raise UserError(f"{unet_file}: {key} is {shown(unet.get(key))}, and the VAE's latents have {shown(latent)}")
     width, wanted = configs["text_encoder"][1].get("hidden_size", 512), unet.get("cross_attention_dim", 1280)
     if any(one != width for one in (wanted if isinstance(wanted, list) else [wanted])):
-        told = f"cross_attention_dim is {shown(wanted)}, and the text encoder's hidden_size {shown(width)}"
-        raise UserError(f"{unet_file}: {told}; is there a second text encoder? {WANTED}")
+        widths = f"cross_attention_dim is {shown(wanted)}, and the text encoder's hidden_size {shown(width)}"
+        raise UserError(f"{unet_file}: {widths}; is there a second text encoder? {WANTED}")
 
 
 def _check_class(file: Path, config: Mapping[str, Any], wanted: str) -> None:
@@ -197,8 +197,7 @@ def check_folder(folder: Path) -> None:
         config = read_json(folder / "config.json")
         what = config.get("_class_name") or config.get("model_type") or "model"
         raise UserError(
-            f"{folder}: is a {shown(what)} alone; put it in its place in a copy of the base's folder, beside the other "
-            "parts, and name that folder"
+            f"{folder}: is a {shown(what)} alone; put it where it belongs in a copy of the base's folder and name that"
         )
     if any(folder.glob("learned_embeds*")):
         raise UserError(f"{folder}: is a textual inversion, not a base; {TEXTUAL_INVERSION}")
@@ -244,9 +243,9 @@ def check_tensors(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     adapters = [name for name in shapes if is_of_adapter(name)]
     if adapters:
         raise UserError(f"{file}: is a LoRA, or has one attached ({shown(adapters[0])}); {MERGE}")
-    for start, told in ELSEWHERE.items():
+    for start, kind in ELSEWHERE.items():
         if any(name.startswith(start) for name in shapes):
-            raise UserError(f"{file}: {told}")
+            raise UserError(f"{file}: {kind}")
     conv_in = shapes.get("model.diffusion_model.input_blocks.0.0.weight", (0, 4))
     if len(conv_in) > 1 and conv_in[1] in TASKS:
         raise UserError(f"{file}: is {TASKS[conv_in[1]]}; {WANTED}")
@@ -254,9 +253,7 @@ def check_tensors(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     if len(missing) == len(IN_ONE_FILE):
         alone = next((what for start, what in ALONE.items() if any(name.startswith(start) for name in shapes)), None)
         if alone:
-            raise UserError(
-                f"{file}: is {alone} alone; name a diffusers folder of the whole model, with it in its place"
-            )
+            raise UserError(f"{file}: is {alone} alone; name a diffusers folder of the whole model with it")
         raise UserError(f"{file}: holds no tensor by a name of Stable Diffusion's, so it is no base; {WANTED}")
     if missing:
         raise UserError(f"{file}: holds no {' and no '.join(missing)}; name a file of the whole model")

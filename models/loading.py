@@ -88,9 +88,9 @@ def _fill_from_file(path: Path, configs: Path, modules: Mapping[str, nn.Module])
             shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
             _fill(path, component, modules[component], shapes, tensors.items())
     except OtherShape as error:
-        told = str(error).removeprefix(f"{path}: ")
+        misfit = str(error).removeprefix(f"{path}: ")
         raise UserError(
-            f"{path}: does not fit the architecture in {configs} ({told}); if it has another one, name the folder of "
+            f"{path}: does not fit the architecture in {configs} ({misfit}); if it has another one, name the folder of "
             "its configs as 'architecture' in the base's YAML"
         ) from None
 
@@ -102,7 +102,7 @@ def _fill(
     shapes: Mapping[str, tuple[int, ...]],
     tensors: Iterable[tuple[str, Tensor]],
 ) -> None:
-    """Gives a module on the meta device the values of `tensors`, in fp32; `shapes` are theirs, told beforehand."""
+    """Gives a module on the meta device the values of `tensors`, in fp32; `shapes` are theirs, known beforehand."""
     wanted = {plain(component, name): tuple(parameter.shape) for name, parameter in module.named_parameters()}
     meant = matched(where, component, shapes, wanted)
     module.to_empty(device="cpu")

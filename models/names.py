@@ -76,8 +76,8 @@ def matched(where: object, component: str, found: Mapping[str, Shape], wanted: M
         if name in matches and tuple(found[matches[name]]) != tuple(shape)
     ]
     if missing or strange or odd:
-        fault = OtherShape if strange or odd else UserError
-        raise fault(f"{where}: {_misfit(component, missing, strange, odd, len(wanted))}")
+        kind = OtherShape if strange or odd else UserError
+        raise kind(f"{where}: {_misfit(component, missing, strange, odd, len(wanted))}")
     return {name: meant for meant, name in matches.items()}
 
 
@@ -89,10 +89,10 @@ def _misfit(component: str, missing: Sequence[str], strange: Sequence[str], odd:
             f"all names of the {title}'s tensors begin with {shown(start)}, which is not its own; save the {title} "
             "alone, with save_pretrained"
         )
-    told = [f"lacks {len(missing)} of the {count} tensors of the {title} ({listed(missing)})"] if missing else []
-    told += [f"holds {len(strange)} that are none of the {title}'s ({listed(strange)})"] if strange else []
-    told += [f"holds, of the {title}, {abbreviated(odd)}"] if odd else []
-    return ", and ".join(told)
+    parts = [f"lacks {len(missing)} of the {count} tensors of the {title} ({listed(missing)})"] if missing else []
+    parts += [f"holds {len(strange)} that are none of the {title}'s ({listed(strange)})"] if strange else []
+    parts += [f"holds, of the {title}, {abbreviated(odd)}"] if odd else []
+    return ", and ".join(parts)
 
 
 def listed(names: Sequence[str]) -> str:

@@ -1,10 +1,10 @@
-"""The model's prediction, as methods see it, and the states of a trajectory they are asked about.
+"""The model's prediction, as methods see it, and the states of a trajectory they are needed at.
 
 Most models predict the noise eps. Some, Stable Diffusion 2.1 among them, predict the velocity v = alpha eps - sigma x_0
 instead (Salimans and Ho, arXiv 2202.00512), for x_t = alpha x_0 + sigma eps; so eps = alpha v + sigma x_t. Where
 predictions for one x_t are mixed with weights that sum to one, as guidance and the targets of erasure do, the same
 mixture of v stands for that of eps. So formulas are computed in what the model predicts; a loss in v is one in eps,
-each step weighed with 1 / alpha^2, as such models are trained. Schedulers are told which it is by the base's config.
+each step weighed with 1 / alpha^2, as such models are trained. Schedulers know which it is from the base's config.
 """
 
 from collections.abc import Callable

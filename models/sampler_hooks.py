@@ -74,7 +74,7 @@ class SLD:
     eps = eps(0) + s_g (eps(c) - eps(0) - gamma), gamma = mu (eps(S) - eps(0)) + s_m nu, for the unsafe prompt S;
     mu = min(1, |s_S (eps(c) - eps(S))|) where eps(c) - eps(S) < lambda, else 0; nu = beta nu + (1 - beta) gamma.
 
-    All of it are differences of noise, so a model that predicts velocities is asked for these, scaled.
+    All of these are differences of noise; those of a model that predicts velocities are scaled to it.
     """
 
     def __init__(self, config: SLDConfig, unsafe: Tensor, noise_scale: NoiseScale) -> None:

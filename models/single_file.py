@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
     convert_open_clip_checkpoint,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 from efface.errors import UserError
 from efface.models.checkpoint_file import read_checkpoint
@@ -25,7 +26,7 @@ LEFT_OUT = "first_stage_model.loss."
 """Begins what training an autoencoder leaves beside it."""
 
 
-def read_single_file(path: Path, modules: Mapping[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
+def read_single_file(path: Path, modules: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
     """The tensors of each component by diffusers' names, as `modules` are shaped.
 
     Of a UNet's weights and their averages (EMA) the averages are taken, which are what the hub publishes of Stable
@@ -50,8 +51,8 @@ def read_single_file(path: Path, modules: Mapping[str, nn.Module]) -> dict[str, 
 
 
 def _unlike(path: Path, component: str, error: Exception) -> UserError:
-    told = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
-    return UserError(f"{path}: has not the layout of a {TITLES[component]} of Stable Diffusion ({told})")
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+    return UserError(f"{path}: has not the layout of a {TITLES[component]} of Stable Diffusion ({reason})")
 
 
 def _under(start: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -74,7 +75,7 @@ def _unet(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensors[average] for name, average in averages.items()}
 
 
-def _text_encoder(path: Path, tensors: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+def _text_encoder(path: Path, tensors: Mapping[str, Tensor], module: Any) -> dict[str, Tensor]:
     part = _under(CLIP, tensors)
     if part:
         return {name.removeprefix(CLIP): tensor for name, tensor in part.items()}

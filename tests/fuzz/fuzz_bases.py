@@ -210,7 +210,7 @@ def damaged_configs(draw: st.DrawFn) -> dict[str, str]:
 
 
 def check_configs(drawn: dict[str, str], folder: Path) -> bool:
-    """What can be loaded has the identity that was told before, and weights that are all the files'."""
+    """What can be loaded has the identity that was computed before, and weights that are all the files'."""
     _write(folder, drawn)
     for component, data in weights().items():
         (folder / component / f"{WEIGHTS[component]}.safetensors").write_bytes(data)

@@ -157,7 +157,7 @@ def test_it_is_remembered_until_the_file_changes(folder: Path, monkeypatch: pyte
 
 
 def flip(file: Path) -> None:
-    """The last bit of a file, in place, with its old time of modification."""
+    """Flips the last bit of a file, with its old time of modification."""
     times = file.stat()
     with file.open("r+b") as data:
         data.seek(-1, os.SEEK_END)
@@ -189,7 +189,7 @@ def test_another_content_of_the_same_size_and_time_is_seen(folder: Path, in_plac
 def test_where_times_cannot_be_trusted_it_is_computed_every_time(
     folder: Path, monkeypatch: pytest.MonkeyPatch, changed: Callable[[], int], inode: int
 ) -> None:
-    """As on a mounted object store, where a file's times and place say nothing of its content."""
+    """As on a mounted object store, where a file's times and inode say nothing of its content."""
     when = changed()
     monkeypatch.setattr(module, "_stat", lambda file: [str(file), file.stat().st_size, 1, when, inode])
     before = of(folder)

@@ -76,7 +76,7 @@ def test_a_name_twice_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("length", [0, 1, 10**6, LONGEST_HEADER + 1, 2**40, 2**64 - 1])
 def test_the_length_of_the_header_is_not_believed(length: int, tmp_path: Path) -> None:
-    """Not even where the file is as long as that: it has holes, and takes no room on the disk."""
+    """Not even where the file is as long as that: it has holes, and takes no space on the disk."""
     file = tmp_path / "x"
     with file.open("wb") as handle:
         handle.write(struct.pack("<Q", length) + b"{}")

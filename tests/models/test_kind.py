@@ -24,7 +24,7 @@ def change(file: Path, **settings: Any) -> None:
 
 
 def refused(base: Path, match: str) -> None:
-    """When the identity is asked for as when the model is loaded; in one line."""
+    """When the identity is computed as when the model is loaded; in one line."""
     for read in (lambda: base_id(read_base(base)), lambda: load_base(base)):
         with pytest.raises(UserError, match=match) as caught:
             read()
@@ -152,7 +152,7 @@ def test_a_second_text_encoder_is_seen_without_an_index(folder: Path) -> None:
     [
         ("adapter_config.json", "{}", "is a LoRA, not a base; merge it into its base with diffusers"),
         ("pytorch_lora_weights.safetensors", "", "is a LoRA, not a base"),
-        ("config.json", '{"_class_name": "UNet2DConditionModel"}', "is a 'UNet2DConditionModel' alone; put it in its"),
+        ("config.json", '{"_class_name": "UNet2DConditionModel"}', "is a 'UNet2DConditionModel' alone; put it where"),
         ("learned_embeds.safetensors", "", "is a textual inversion, not a base; .*load_textual_inversion"),
         ("model.safetensors", "", r"name the file in it, 'model\.safetensors'"),
         ("README.md", "", "has no folder 'unet'"),

@@ -35,7 +35,7 @@ def split(unet: Path) -> None:
 
 
 def refused(folder: Path, match: str) -> None:
-    """When the identity is asked for as when the model is loaded; in one line."""
+    """When the identity is computed as when the model is loaded; in one line."""
     for read in (lambda: base_id(read_base(folder)), lambda: load_base(folder)):
         with pytest.raises(UserError, match=match) as caught:
             read()
