@@ -18,10 +18,10 @@ from pydantic import Field
 from efface.config_files import CONFIGS, StrictModel, find_config, list_configs, read_config, shown
 from efface.errors import UserError, did_you_mean
 from efface.files import content_id
-from efface.models.configs import read_json
+from efface.models.component_configs import read_json
+from efface.models.component_files import SINGLE_FILE, Parts, file_parts, folder_parts, shape_parts
 from efface.models.fingerprint import fingerprint
 from efface.models.model_files import DIFFUSERS_FILES, locate
-from efface.models.parts import SINGLE_FILE, Parts, file_parts, folder_parts, shape_parts
 from efface.models.recipe import load_recipe
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from efface.models.base import base_id, load_base, read_base
 from efface.models.checkpoint_file import read_checkpoint
+from efface.models.component_files import Parts
 from efface.models.fingerprint import fingerprint
-from efface.models.headers import BITS
 from efface.models.loading import random_components
-from efface.models.parts import Parts
+from efface.models.safetensors_headers import BITS
 
 TENSORS = {
     "a.weight": torch.arange(12, dtype=torch.float32).view(3, 4),

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from efface.errors import UserError
 from efface.models import fingerprint as module
 from efface.models.base import base_id, load_base, read_base
+from efface.models.component_files import Parts, folder_parts
 from efface.models.fingerprint import fingerprint
-from efface.models.parts import Parts, folder_parts
 
 UNET = Path("unet") / "diffusion_pytorch_model.safetensors"
 
