@@ -112,15 +112,17 @@ def execute(
                 run.folder.request_stop()  # so that workers elsewhere know
             return run.folder.stop_request() not in (None, stop_request)
 
+        remaining = run.remaining_tasks
         for _ in range(MAX_ROUNDS):
-            remaining = run.remaining_tasks
             if not remaining.is_empty:
                 _dispatch(run, remaining, workers, address, console, should_stop, worker)
-            if run.remaining_tasks.is_empty:
+                remaining = run.remaining_tasks
+            if remaining.is_empty:
                 try:
                     return collect_results(run.plan, run.folder)
                 except DamagedOutputs as damage:
                     withdraw_damaged(run.folder, damage.tasks)
+                    remaining = run.remaining_tasks
     raise JobFailure(f"{run.folder.root}: files there change after they are written, so the run cannot be finished")
 
 

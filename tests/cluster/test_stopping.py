@@ -156,7 +156,7 @@ def test_a_part_is_laid_down_by_a_wish_too(run: Run, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture(scope="module")
 def undisturbed(campaign_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of `SLOW`, carried out by a real worker and never stopped. Not to be changed."""
+    """The run folder of `SLOW`, executed by a real worker and never stopped. Not to be changed."""
     root = tmp_path_factory.mktemp("undisturbed") / "run"
     run_here(open_run(parse(Campaign, campaign_dict(campaign_inputs, **SLOW), "campaign"), root), Worker)
     return root
@@ -245,7 +245,7 @@ def test_a_second_signal_stops_the_command_at_once(
 ) -> None:
     process = driver(600)
     wait_for(lambda: [1 for path in tmp_path.glob("run/logs/*") if '"task": "job"' in path.read_text()], process)
-    time.sleep(5)  # by now it sleeps in its first step, and no looking for a wish comes to pass
+    time.sleep(5)  # by now it sleeps in its first step, and it does not look for a request
     process.send_signal(signal.SIGINT)
     time.sleep(1)
     assert process.poll() is None
