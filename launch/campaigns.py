@@ -143,7 +143,7 @@ def cancel(folder: str, job: str | None) -> None:
     tasks = [task for task in opened.plan.tasks if task.model == model]
     if len(opened.folder.records(tasks)) == len(tasks):
         raise UserError(f"{folder}: job {model.folder} is finished already")
-    opened.folder.fail(model, "cancelled", "cancelled on request")
+    opened.folder.fail(model, "training", "cancelled")
     print(f"{model.folder} is given up; `efface retry {folder} {model.id}` takes it up again")
 
 

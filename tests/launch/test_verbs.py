@@ -236,7 +236,7 @@ def at_work(campaign_file: CampaignFile, tmp_path: Path) -> Iterator[multiproces
     process = context.Process(target=_drive, args=(campaign_file(methods=[ESD]), tmp_path / "run"), daemon=True)
     process.start()
     end = time.monotonic() + 60
-    while not [1 for p in tmp_path.glob("run/logs/*") if '"task": "job"' in p.read_text()]:
+    while not [1 for p in tmp_path.glob("run/logs/*") if '"task":"training"' in p.read_text()]:
         assert process.is_alive() and time.monotonic() < end
         time.sleep(0.05)
     yield process
@@ -253,7 +253,7 @@ def test_while_a_run_is_at_work(
     first, second, third = result.out.splitlines()
     assert first.startswith(f"tiny: jobs 0/1, images 0/{2 * IMAGES}")
     assert driver in second and second.endswith("is at work")
-    assert re.fullmatch(r"  worker 0  job esd: cat \([0-9a-f]{16}\)  since [0-9:]{8} UTC", third)
+    assert re.fullmatch(r"  worker 0  training esd: cat \([0-9a-f]{16}\)  since [0-9:]{8} UTC", third)
     report = json.loads(efface("status", root, "--json").out)
     assert driver in report["driver"] and len(report["running"]) == 1 and report["jobs"]["left"] == 1
 
@@ -274,7 +274,7 @@ def test_a_run_that_is_cancelled_from_elsewhere_lays_its_work_down(
     process = context.Process(target=_drive, args=(campaign_file(methods=[ESD]), root), daemon=True)
     process.start()
     end = time.monotonic() + 60
-    while not [1 for p in root.glob("logs/*") if '"task": "job"' in p.read_text()]:
+    while not [1 for p in root.glob("logs/*") if '"task":"training"' in p.read_text()]:
         assert process.is_alive() and time.monotonic() < end
         time.sleep(0.05)
     efface("cancel", root)
