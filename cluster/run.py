@@ -103,15 +103,17 @@ def execute(
             return collect_results(run.plan, run.folder)
     with Lease(run.folder.root) as lease, stop_signals(console) as signals:
         should_stop = stop_condition(run.folder, lease, signals)
+        remaining = run.remaining_tasks
         for _ in range(MAX_ROUNDS):
-            remaining = run.remaining_tasks
             if not remaining.is_empty:
                 _dispatch(run, remaining, workers, address, console, should_stop, worker)
-            if run.remaining_tasks.is_empty:
+                remaining = run.remaining_tasks
+            if remaining.is_empty:
                 try:
                     return collect_results(run.plan, run.folder)
                 except DamagedOutputs as damage:
                     withdraw_damaged(run.folder, damage.tasks)
+                    remaining = run.remaining_tasks
     raise JobFailure(f"{run.folder.root}: files there change after they are written, so the run cannot be finished")
 
 

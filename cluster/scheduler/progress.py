@@ -117,13 +117,14 @@ class Display:
                 kind.ended(now, task.size)
                 self.time_left.ended(task, seconds)
                 self._bars.update(kind.bar, completed=kind.total - kind.left)
-            elif outcome.next in (Next.RETRY, Next.GIVE_UP):
-                self.failures.append((task, outcome))
-                if not will_retry:
-                    self.time_left.given_up(task)
-                ending = "will be tried again" if will_retry else "given up"
-                line = Text.assemble((f"{task.describe()}: {ending}", "red"), f": {outcome.reason}")
-                self.console.print(line, soft_wrap=True)
+            elif outcome.next in (Next.RETRY, Next.GIVE_UP) and not will_retry:
+                self.time_left.given_up(task)
+        # Without the lock: to print, rich waits for the thread that draws, and that for the lock.
+        if outcome.next in (Next.RETRY, Next.GIVE_UP):
+            self.failures.append((task, outcome))
+            ending = "will be tried again" if will_retry else "given up"
+            line = Text.assemble((f"{task.describe()}: {ending}", "red"), f": {outcome.reason}")
+            self.console.print(line, soft_wrap=True)
 
     def tick(self) -> None:
         """Nothing: a thread does it."""

@@ -44,7 +44,7 @@ class Disturbance:
         """Meddle while it runs."""
 
     def after(self, scene: Scene, code: int) -> None:
-        """Put right what keeps the next driver from working, and see what cannot be told from the exit code."""
+        """Put right what keeps the next driver from working, and see what the exit code does not say."""
 
 
 class KillDriver(Disturbance):
@@ -67,7 +67,7 @@ class KillDriverBetweenWrites(Disturbance):
 
 
 class AskToStop(Disturbance):
-    """SIGTERM or SIGINT: what runs is laid down, and nothing of it is lost."""
+    """SIGTERM or SIGINT: what runs is stopped, and nothing of it is lost."""
 
     codes = (0, STOPPED, BY_TERM)
 
@@ -91,7 +91,7 @@ class AskTwice(AskToStop):
 
 
 class Cancel(Disturbance):
-    """Somebody elsewhere asks for the run to be laid down."""
+    """Somebody elsewhere asks the run to stop."""
 
     codes = (0, STOPPED)
 
@@ -285,7 +285,7 @@ IN_PROCESS: dict[type[Disturbance], int] = {
     WildTimes: 2,
     TwoDrivers: 2,
 }
-"""How often each is drawn, in relation to the others."""
+"""How often each is sampled, in relation to the others."""
 
 ON_RAY: dict[type[Disturbance], int] = {
     KillWorker: 5,

@@ -116,7 +116,7 @@ class ChaosRuns:
     """Trials that share campaigns, what those come to undisturbed, and a cluster."""
 
     def __init__(self, folder: Path, seed: int, campaigns: int, real: bool = False) -> None:
-        """campaigns: how many different ones are drawn."""
+        """campaigns: how many different ones are sampled."""
         self._folder, self._seed, self._campaigns, self._real = folder, seed, campaigns, real
         self._recipe = folder / "recipe.yaml" if real else None
         if self._recipe:
@@ -175,7 +175,7 @@ class ChaosRuns:
         with disk(folder) as mount_point:
             config = DriverConfig(
                 root=mount_point / "run",
-                output=folder / "told.txt",
+                output=folder / "output.txt",
                 overrides=campaign.overrides,
                 effects=None if self._real else folder / "effects.txt",
                 job_seconds=campaign.job_seconds,

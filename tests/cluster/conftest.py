@@ -35,7 +35,7 @@ def plan(campaign: MakeCampaign) -> MakePlan:
 
 @pytest.fixture(scope="session")
 def finished(campaign_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of the campaign as `campaign()` gives it, carried out in this process. Not to be changed."""
+    """The run folder of the campaign as `campaign()` gives it, executed in this process. Not to be changed."""
     root = tmp_path_factory.mktemp("finished") / "run"
     opened = open_run(parse(Campaign, campaign_dict(campaign_inputs), "campaign"), root)
     execute(opened, 0, None, Console(file=io.StringIO()))

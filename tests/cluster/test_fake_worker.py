@@ -1,4 +1,4 @@
-"""The stand-in: a run with it comes to exactly what is expected, also one that is laid down, taken up or damaged."""
+"""The fake worker: a run with it comes to exactly what is expected, also one that is stopped, resumed or damaged."""
 
 import io
 import os
@@ -68,7 +68,7 @@ def test_images_of_two_models_and_of_two_stages_of_a_chain_differ(chain: Run) ->
 
 
 class Interrupted(FakeWorker):
-    """Somebody elsewhere asks for the run to be laid down when the first job is at step 8."""
+    """Somebody elsewhere asks the run to stop when the first job is at step 8."""
 
     steps: ClassVar[Counter[str]] = Counter()
 

@@ -148,14 +148,14 @@ def test_journal_summary_and_progress_speak_of_it(run: Run) -> None:
 
 
 def test_metrics_count_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: dict[tuple[str, ...], float] = {}
+    seen: dict[tuple[str, ...], float] = {}
 
     class Meter:
         def __init__(self, name: str) -> None:
             self.name = name
 
         def set(self, value: float, tags: dict[str, str]) -> None:
-            told[self.name, *sorted(tags.values())] = value
+            seen[self.name, *sorted(tags.values())] = value
 
         inc = observe = set
 
@@ -163,12 +163,12 @@ def test_metrics_count_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         metrics_module, "_meters", lambda: {metric.name: Meter(metric.name) for metric in metrics_module.METRICS}
     )
     metrics = Metrics(run.plan, RemainingTasks.everything(run.plan), 1)
-    assert told["efface_tasks", "size", "waiting"] == 2
+    assert seen["efface_tasks", "size", "waiting"] == 2
     metrics.started(0, sizes(run)[0])
     metrics.ended(0, sizes(run)[0], Outcome.done(), will_retry=False)
     metrics.tick()
-    assert (told["efface_tasks", "done", "size"], told["efface_tasks", "size", "waiting"]) == (1, 1)
-    assert told["efface_units", "size", "uce"] == 1 and ("efface_task_seconds", "size", "uce") in told
+    assert (seen["efface_tasks", "done", "size"], seen["efface_tasks", "size", "waiting"]) == (1, 1)
+    assert seen["efface_units", "size", "uce"] == 1 and ("efface_task_seconds", "size", "uce") in seen
 
 
 def test_where_it_fails_its_model_fails_with_it_and_no_other(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Where the processes of a gang meet: at a port that is theirs by then, or they try another; and who ends them."""
+"""Where the processes of a group meet: at a port that is theirs by then, or they try another; and who ends them."""
 
 import importlib
 import socket

@@ -127,7 +127,7 @@ def test_every_worker_starts_before_it_works() -> None:
 
 @pytest.fixture
 def breaks(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A function that says after how many seconds the pieces of work begun fail, or their workers are preempted."""
+    """A function that says after how many seconds the tasks started fail, or their workers are preempted."""
 
     def script(failures: list[float], preemptions: list[float]) -> None:
         due = {1.0: iter(failures), 2.0: iter(preemptions)}
@@ -277,9 +277,9 @@ def test_a_plans_durations_follow_its_images_and_methods(plan: Any) -> None:
 def test_spread_is_about_the_mean_and_random_by_the_seed(plan: Any) -> None:
     made = plan(seeds=list(range(200)))
     known = rates(seconds_per_image={"tiny": 2.0}, seconds_per_job={"uce": 5.0, "esd": 70.0}, spread=0.1)
-    drawn = [durations(made, known, seed) for seed in (0, 0, 1)]
-    assert drawn[0] == drawn[1] != drawn[2]
-    trained = [drawn[0][job.id] for job in made.jobs if job.label == "esd"]
+    sampled = [durations(made, known, seed) for seed in (0, 0, 1)]
+    assert sampled[0] == sampled[1] != sampled[2]
+    trained = [sampled[0][job.id] for job in made.jobs if job.label == "esd"]
     mean = sum(trained) / len(trained)
     assert mean == pytest.approx(70, rel=0.03)
     assert (sum((t - mean) ** 2 for t in trained) / len(trained)) ** 0.5 == pytest.approx(7, rel=0.2)

@@ -294,7 +294,7 @@ def test_a_second_signal_stops_the_command_at_once(
     driver: Callable[[float], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     process = driver(600)
-    wait_for(lambda: [1 for path in tmp_path.glob("run/logs/*") if '"task": "job"' in path.read_text()], process)
+    wait_for(lambda: [1 for path in tmp_path.glob("run/logs/*") if '"task":"training"' in path.read_text()], process)
     time.sleep(5)  # by now it sleeps in its first step, and does not look for a stop request
     process.send_signal(signal.SIGINT)
     time.sleep(1)

@@ -135,3 +135,16 @@ def test_a_log_says_which_training_is_at_which_step(made: Plan, tmp_path: Path, 
     write_atomic(path, b"loading\nstep 60 of 1000, loss 0.5\nstep 120 of 1000, loss 0.25\n")
     clock.now += 10
     assert seen.line().endswith("; training esd: cat, step 120 of 1000")
+
+
+def test_failures_are_printed_while_the_terminal_is_drawn(made: Plan, tmp_path: Path) -> None:
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=120)
+    seen = Display(made, RemainingTasks.everything(made), 1, console, RunFolder(tmp_path), KNOWN)
+    seen._live.refresh_per_second = 1000  # a thread draws all the time
+    esd = made.trainings[1]
+    with seen:
+        for _ in range(200):
+            seen.started(0, esd)
+            seen.ended(0, esd, Outcome.error("it broke"), will_retry=True)
+    assert output.getvalue().count("it broke") >= 200 and "calibration" in output.getvalue()

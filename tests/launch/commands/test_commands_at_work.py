@@ -131,7 +131,7 @@ def test_a_failed_job_is_told_seen_in_the_status_and_tried_again(
     report = json.loads(efface("status", root, "--json").out)
     assert (
         report["jobs"] == {"all": 2, "done": 1, "failed": 1, "blocked": 0, "left": 0}
-        and report["images"]["lost"] == IMAGES
+        and report["tasks"]["judging"]["failed"] == IMAGES
     )
     shown = efface("status", root).out
     assert "jobs 1/2, 1 failed" in shown and "(training): the loss is" in shown and f"efface retry {root}" in shown

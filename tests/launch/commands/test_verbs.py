@@ -115,11 +115,12 @@ def test_logs_tell_what_happened_what_was_printed_and_why_it_failed(
     for name in (esd.id, esd.id[:10], esd.folder):
         result = efface("logs", root, name)
         lines = result.out.splitlines()
-        assert result.code == 0 and "worker 0  training started" in lines[0]
-        assert "training ended: failed after " in lines[1] and "probably too high" in lines[1]
+        assert result.code == 0 and f"worker 0  training esd: cat ({esd.id}) started" in lines[0]
+        assert f"({esd.id}) ended: failed after " in lines[1] and "probably too high" in lines[1]
         assert "step 1 of 4, loss " in result.out and "failed (training): " in result.out
     result = efface("logs", root, uce.id)
-    assert "training ended: done after" in result.out and "shard 0 ended: done after" in result.out
+    assert f"training uce: cat ({uce.id}) ended: done after" in result.out
+    assert f"judging uce: cat, shard 0 ({uce.id}) ended: done after" in result.out
     assert "failed" not in result.out
     assert efface("logs", root, "esd").error_message == (
         f"'esd' could be 2 jobs ({esd.folder}, {other.folder}), give more of it"
@@ -135,11 +136,13 @@ def test_without_a_job_logs_tell_all_that_happened_also_where_lines_were_damaged
     result = efface("logs", root)
     lines = result.out.splitlines()
     assert result.code == 0 and lines[0].endswith("opened") and lines[-1].endswith("closed")
-    assert any(f"worker 0  job uce: cat ({job.id}) ended: done after " in line for line in lines)
-    assert any(re.search(r"shard 0 of base: the base \([0-9a-f]{16}\) started", line) for line in lines)
+    assert any(f"worker 0  training uce: cat ({job.id}) ended: done after " in line for line in lines)
+    assert any(re.search(r"judging the base, shard 0 \([0-9a-f]{16}\) started", line) for line in lines)
     (journal,) = (root / "logs").glob("*.jsonl")
-    for key in (b'"judge"', b'"concepts"', b'"seconds"', b'"index"'):  # each for the first time in a line of its own
-        journal.write_bytes(journal.read_bytes().replace(key, key.upper(), 1))
+    whole = journal.read_bytes().splitlines(keepends=True)
+    for number, key in enumerate((b'"worker"', b'"description"', b'"task"', b'"id"'), 1):
+        whole[number] = whole[number].replace(key, key.upper())
+    journal.write_bytes(b"".join(whole))
     damaged = efface("logs", root)
     assert damaged.code == 0 and len(damaged.out.splitlines()) == len(lines) - 4
     assert efface("logs", root, job.id).code == efface("status", root).code == 0
@@ -237,7 +240,7 @@ def at_work(campaign_file: CampaignFile, tmp_path: Path) -> Iterator[multiproces
     process = context.Process(target=_drive, args=(campaign_file(methods=[ESD]), tmp_path / "run"), daemon=True)
     process.start()
     end = time.monotonic() + 60
-    while not [1 for p in tmp_path.glob("run/logs/*") if '"task": "job"' in p.read_text()]:
+    while not [1 for p in tmp_path.glob("run/logs/*") if '"task":"training"' in p.read_text()]:
         assert process.is_alive() and time.monotonic() < end
         time.sleep(0.05)
     yield process
@@ -254,7 +257,7 @@ def test_while_a_run_is_at_work(
     first, second, third = result.out.splitlines()
     assert first.startswith(f"tiny: jobs 0/1, images 0/{2 * IMAGES}")
     assert driver in second and second.endswith("is at work")
-    assert re.fullmatch(r"  worker 0  job esd: cat \([0-9a-f]{16}\)  since [0-9:]{8} UTC", third)
+    assert re.fullmatch(r"  worker 0  training esd: cat \([0-9a-f]{16}\)  since [0-9:]{8} UTC", third)
     report = json.loads(efface("status", root, "--json").out)
     assert driver in report["driver"] and len(report["running"]) == 1 and report["jobs"]["left"] == 1
 
@@ -275,7 +278,7 @@ def test_a_run_that_is_cancelled_from_elsewhere_saves_its_work(
     process = context.Process(target=_drive, args=(campaign_file(methods=[ESD]), root), daemon=True)
     process.start()
     end = time.monotonic() + 60
-    while not [1 for p in root.glob("logs/*") if '"task": "job"' in p.read_text()]:
+    while not [1 for p in root.glob("logs/*") if '"task":"training"' in p.read_text()]:
         assert process.is_alive() and time.monotonic() < end
         time.sleep(0.05)
     efface("cancel", root)
