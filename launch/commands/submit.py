@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +40,15 @@ class StoppedJobs:
     ids: list[str]
 
 
-def run(launcher: Launcher[Any, Any], options: SubmitOptions) -> Submitted | DryRun | StoppedJobs:
-    """Submit a campaign, show what would be submitted, or stop it. Raises UserError, and JobFailure."""
+def run(
+    launcher: Launcher[Any, Any],
+    options: SubmitOptions,
+    on_submitted: Callable[[Submission, str], None] = lambda submission, out: None,
+) -> Submitted | DryRun | StoppedJobs:
+    """Submit a campaign, render what would be submitted, or stop it. Raises UserError, and JobFailure.
+
+    on_submitted: gets the submission and the run folder before a job is followed to its end.
+    """
     from efface.launch.cluster_profile import read_profile
     from efface.launch.launch_spec import read_launch_spec
 
@@ -55,7 +63,8 @@ def run(launcher: Launcher[Any, Any], options: SubmitOptions) -> Submitted | Dry
         return DryRun(texts)
     launcher.check(launch, texts)
     submission = launcher.submit(launch, texts)
-    _tell_where_profiles_are_found(profile)
+    _log_where_profiles_are_found(profile)
+    on_submitted(submission, spec.out)
     succeeded = launcher.follow(launch, submission)
     return Submitted(submission, spec.out, succeeded)
 
@@ -66,13 +75,15 @@ def show(result: Submitted | DryRun | StoppedJobs) -> None:
             print_line(f"stopped: {id}")
     elif isinstance(result, DryRun):
         _show_texts(result.texts)
-    else:
-        print_line(f"run folder: {result.out}")
-        for note in result.submission.notes:
-            print_line(note)
-        for job in result.submission.jobs:
-            state = "submitted" if result.submission.new else "there already"
-            print_line(f"{state}: {job.launcher} {job.name} {job.id}")
+
+
+def show_submission(submission: Submission, out: str) -> None:
+    """The jobs, and where their results will be."""
+    print_line(f"run folder: {out}")
+    for note in submission.notes:
+        print_line(note)
+    for job in submission.jobs:
+        print_line(f"{'submitted' if submission.new else 'there already'}: {job.launcher} {job.name} {job.id}")
 
 
 def exit_code(result: Submitted | DryRun | StoppedJobs) -> int:
@@ -83,7 +94,11 @@ def exit_code(result: Submitted | DryRun | StoppedJobs) -> int:
 def command(name: str) -> Command[Any, Any]:
     """`efface submit NAME`. Raises UserError where there is no such launcher, or it cannot be imported."""
     launcher = get_launcher(name)
-    return Command(name, launcher.options, lambda options: run(launcher, options), show, exit_code=exit_code)
+
+    def submit(options: SubmitOptions) -> Submitted | DryRun | StoppedJobs:
+        return run(launcher, options, show_submission)
+
+    return Command(name, launcher.options, submit, show, exit_code=exit_code)
 
 
 def _show_texts(texts: dict[str, str]) -> None:
@@ -97,7 +112,7 @@ def _show_texts(texts: dict[str, str]) -> None:
         print(f"==> {shown(name)} <==\n{text}")
 
 
-def _tell_where_profiles_are_found(profile: "ClusterProfile") -> None:
+def _log_where_profiles_are_found(profile: "ClusterProfile") -> None:
     """`efface status` looks a profile up by its name: where that would find none, or another one, say so."""
     from efface.launch.cluster_profile import profile_by_name, user_profiles_folder
 

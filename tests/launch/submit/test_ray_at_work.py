@@ -175,7 +175,8 @@ def test_a_campaign_outlives_its_cluster(
     death.start()
     followed = efface("submit", "ray", *arguments(20), "--follow")
     death.join()
-    assert followed.code == 1 and f"went away; what is finished lies in {run}" in followed.err, followed
+    assert followed.out.endswith(f"there already: ray campaign {first}\n")
+    assert followed.code == 1 and f"went away; what is finished is in {run}" in followed.err, followed
     done = finished_shards(run)
     assert "no Ray cluster answers" in efface("submit", "ray", *arguments(20)).error_message
     assert launch_states(run) == [("ray campaign", first, "unknown")]
