@@ -5,8 +5,7 @@ Records and outputs are only read here; damaged ones are reported, and `storage/
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -26,7 +25,9 @@ from efface.cluster.tasks.training import TrainingResult
 from efface.errors import UserError
 from efface.eval.calibration import mean_accuracy, read_calibration
 from efface.eval.contact_sheet import write_sheets
+from efface.eval.image_errors import ImageError, broken_images, counted
 from efface.eval.image_table import read_images, read_table, write_table
+from efface.eval.judge_spec import judge_name
 from efface.eval.metrics.weight_change import mean_weight_change
 from efface.eval.scores.continual import rich_table as stages_table
 from efface.eval.scores.continual import score_stages
@@ -34,6 +35,7 @@ from efface.eval.scores.continual import write_csv as write_stages
 from efface.eval.scores.leaderboard import LeaderboardRow, leaderboard, rich_table, write_csv
 from efface.eval.scores.scoring import score_table
 from efface.files import write_json
+from efface.text import rich_text, shown
 
 MIN_TRUSTED_ACCURACY = 0.9
 """Accuracy on the base's images below which a judge's verdicts come with a warning."""
@@ -52,6 +54,8 @@ class Results:
     failures: list[str]
     unscored: list[str]
     """Why a method of the plan has no row."""
+    broken: dict[str, dict[ImageError, int]] = field(default_factory=dict)
+    """Images of each method that are no evidence, by their error; those without any are left out."""
 
     def show(self, console: Console) -> None:
         """The leaderboard, and where the rest lies."""
@@ -61,14 +65,17 @@ class Results:
             console.print(stages_table(chain, f"{label}, request by request"))
         for judge, accuracy in self.accuracy.items():
             said = "unknown" if accuracy is None else f"{accuracy:.1%}"
-            console.print(f"judge {judge}: {said} right on images of the unedited base", markup=False, soft_wrap=True)
+            line = f"judge {judge}: {said} right on images of the unedited base"
+            console.print(rich_text(line), soft_wrap=True)
             if accuracy is not None and accuracy < MIN_TRUSTED_ACCURACY:
                 console.print("[yellow]read its scores with care: it is wrong too often[/yellow]")
+        for label, broken in self.broken.items():
+            console.print(Text.assemble((shown(label), "yellow"), f": {counted(broken)}"), soft_wrap=True)
         for reason in self.unscored:
-            console.print(Text.assemble(("not scored", "yellow"), f": {reason}"), soft_wrap=True)
+            console.print(Text.assemble(("not scored", "yellow"), f": {shown(reason)}"), soft_wrap=True)
         for path in (self.folder.table, self.folder.scores, self.folder.leaderboard, self.folder.sheets):
             if path.exists():
-                console.print(str(path), soft_wrap=True, markup=False)
+                console.print(rich_text(str(path)), soft_wrap=True)
 
 
 class DamagedOutputs(Exception):
@@ -125,12 +132,21 @@ def collect_results(plan: Plan, folder: RunFolder) -> Results:
     stages = _stages(plan, scores)
     rows = leaderboard(_of_last_stages(plan, scores), changes, seconds)
     summary = {"methods": scores, "weight_change": changes, "seconds": seconds, "judges": accuracy}
-    optional = {"stages": stages, "metrics": _metrics(plan, complete, records)}
+    broken = _broken(plan, table)
+    metrics = _metrics(plan, complete, records)
+    optional = {"stages": stages, "metrics": metrics, "broken": broken, "warnings": list(plan.warnings)}
     write_json(folder.scores, {**summary, **{name: value for name, value in optional.items() if value}})
     write_csv(folder.leaderboard, rows)
     for label, chain in stages.items():
         write_stages(folder.stages(label), chain)
-    return Results(folder, rows, stages, accuracy, failures, unscored)
+    return Results(folder, rows, stages, accuracy, failures, unscored, broken)
+
+
+def _broken(plan: Plan, table: pa.Table) -> dict[str, dict[ImageError, int]]:
+    """The images of each method that are no evidence; of several judges the first saw them all."""
+    table = _of_first_judge(plan, table)
+    labels = table.filter(pc.is_valid(table["image_error"]))["method"].unique().to_pylist()
+    return {label: broken_images(table.filter(pc.equal(table["method"], label))) for label in labels}
 
 
 def _check(folder: RunFolder, records: Mapping[str, Record], outputs: Sequence[tuple[Task, Sequence[str]]]) -> None:
@@ -245,5 +261,4 @@ def _of_first_judge(plan: Plan, table: pa.Table) -> pa.Table:
     judges = table["judge"].unique().to_pylist()
     if len(judges) == 1:
         return table
-    first = Path(plan.calibrations[0].judge).stem
-    return table.filter(pc.equal(table["judge"], first))
+    return table.filter(pc.equal(table["judge"], judge_name(plan.calibrations[0].judge)))

@@ -1,11 +1,14 @@
 """How far a run is, from its records and failures alone."""
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from efface.cluster.campaign.plan import Plan
-from efface.cluster.storage.records import Failure
+from efface.cluster.storage.records import Failure, Record
 from efface.cluster.storage.remaining import find_remaining
 from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.tasks.judging import Shard
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,14 @@ class RunSummary:
     tasks: dict[str, KindSummary]
     """By kind."""
     failures: list[FailedModel]
+    broken: dict[str, dict[str, int]]
+    """Images that are no evidence, by the folder of their model and their error."""
 
 
 def summarize(plan: Plan, folder: RunFolder) -> RunSummary:
     """Read every record and failure of the plan."""
-    done = set(folder.records(plan.tasks))
+    records = folder.records(plan.tasks)
+    done = set(records)
     failures: dict[str, Failure] = folder.failures(plan.models)
     remaining = find_remaining(plan, done, failures)
     left = {task.id for task in remaining.tasks}
@@ -79,4 +85,14 @@ def summarize(plan: Plan, folder: RunFolder) -> RunSummary:
         failures=[
             FailedModel(model.folder, failures[model.id].stage, failures[model.id].reason) for model in remaining.failed
         ],
+        broken=_broken(plan, records),
     )
+
+
+def _broken(plan: Plan, records: Mapping[str, Record]) -> dict[str, dict[str, int]]:
+    broken: dict[str, Counter[str]] = {}
+    for task in plan.of_kind(Shard):
+        record = records.get(task.id)
+        if record and record.facts.get("broken"):
+            broken.setdefault(task.model.folder, Counter()).update(record.facts["broken"])
+    return {folder: dict(errors) for folder, errors in broken.items()}

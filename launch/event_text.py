@@ -18,7 +18,8 @@ def format_event(event: "Event") -> str:
     line = f"{event.time}  worker {event.worker}  {event.description} ({event.model or event.id}) {event.event}"
     if isinstance(event, TaskStarted):
         return shown(line)
-    return shown(f"{line}: {event.state} after {event.seconds} s" + (f" ({event.reason})" if event.reason else ""))
+    reason, note = f" ({event.reason})" if event.reason else "", f"; {event.note}" if event.note else ""
+    return shown(f"{line}: {event.state} after {event.seconds} s{reason}{note}")
 
 
 def running_task_lines(run: "Run") -> list[str]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from efface.launch.output import results_are_in_files
-from efface.launch.tables import console, print_line
+from efface.launch.tables import console, print_line, print_warnings
 from efface.text import shown
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ def execute_run(run: "Run", workers: int | None, address: str | None) -> "Result
     """Do what is missing, with progress on the terminal, and score. Raises UserError, Stopped and JobFailure."""
     from efface.cluster.run import execute
 
+    print_warnings(run.plan.warnings)
     return execute(run, workers, address, console(results_are_in_files()))
 
 

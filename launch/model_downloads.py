@@ -78,8 +78,8 @@ def _is_campaign(name: str) -> bool:
 
 
 def _models_of_base(base: "BaseSpec", judges: Sequence[str]) -> Iterator[RequiredModel]:
-    from efface.config_files import find_config, read_yaml
     from efface.eval.judge_identity import FILES as JUDGE_FILES
+    from efface.eval.judge_spec import read_judge
     from efface.models.base import RANDOM
     from efface.models.image_encoders import FILES as ENCODER_FILES
     from efface.models.model_files import DIFFUSERS_FILES
@@ -87,7 +87,7 @@ def _models_of_base(base: "BaseSpec", judges: Sequence[str]) -> Iterator[Require
     if not base.source.startswith(RANDOM):
         yield RequiredModel("base", base.source, DIFFUSERS_FILES)
     for judge in judges or ((base.judge,) if base.judge else ()):
-        yield RequiredModel("judge", str(read_yaml(find_config("judges", judge)).get("source", "")), JUDGE_FILES)
+        yield RequiredModel("judge", read_judge(judge).source, JUDGE_FILES)
     if base.image_encoder:
         yield RequiredModel("image encoder", base.image_encoder, ENCODER_FILES)
 

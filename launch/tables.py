@@ -39,6 +39,14 @@ def print_line(text: str) -> None:
     print(shown(text))
 
 
+def print_warnings(warnings: Iterable[str]) -> None:
+    """What should be known before results are believed, a line each."""
+    from rich.text import Text
+
+    for warning in warnings:
+        console().print(Text.assemble(("note", "yellow"), ": ", rich_text(warning)), soft_wrap=True)
+
+
 def _cell(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))

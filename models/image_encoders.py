@@ -26,6 +26,7 @@ def load_image_encoder(spec: str, device: str | torch.device = "cpu", batch_size
     where the model is not to be had, or is neither.
     """
     folder = locate(spec, FILES)
+    check_model_files(folder, spec)
     preprocess = read_preprocessing(folder)
     features = _features(spec, folder, torch.device(device))
 
@@ -39,8 +40,6 @@ def load_image_encoder(spec: str, device: str | torch.device = "cpu", batch_size
 
 def _features(spec: str, folder: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
     """Pixels (B, 3, h, w), normalised, to features (B, D)."""
-    if (folder / "adapter_config.json").is_file():
-        raise UserError(f"{spec}: an adapter lies beside the weights (adapter_config.json); merge it, or take it away")
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         kind = AutoConfig.from_pretrained(folder, **options).model_type

@@ -74,7 +74,7 @@ class FakeWorker:
             return Outcome.storage(str(error))
         return Outcome.done()
 
-    def finish(self, task: Task, outputs: list[Path], **facts: Any) -> None:
+    def finish(self, task: Task, outputs: list[Path], note: str = "", **facts: Any) -> None:
         """The record, as a `Worker` writes it."""
         self.folder.finish(task, outputs, seconds=time.perf_counter() - self._start, device="fake", **facts)
 

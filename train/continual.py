@@ -9,10 +9,10 @@ Every delta of a chain is relative to the base and a file of its own. A request 
 before it, and a chain is branched by going on from an earlier one.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
-from efface.concepts.concept import Concept, ConceptSet, fold
+from efface.concepts.concept import Concept, ConceptSet
 from efface.errors import UserError
 from efface.models.base import Base
 from efface.models.delta import Delta
@@ -65,24 +65,23 @@ def with_remaining_anchor(concept: Concept, concept_set: ConceptSet, erased: Col
     """
     if concept.anchor is None:
         return concept
-    known = {fold(name): other for other in concept_set.all for name in (other.name, *other.aliases)}
     candidates = [
         *concept_set.adjacent_to(concept),
         *(other for other in concept_set.all if other.kind == concept.kind),
     ]
-    for anchor in [*_anchors(concept, known), *(other.name for other in candidates)]:
-        referenced = known.get(fold(anchor))  # a plain phrase means no concept, and stands
+    for anchor in [*_anchors(concept, concept_set), *(other.name for other in candidates)]:
+        referenced = concept_set.meant_by(anchor)  # a plain phrase means no concept, and stands
         if referenced is None or referenced.name not in (*erased, concept.name):
             return concept.model_copy(update={"anchor": anchor})
     return concept.model_copy(update={"anchor": None})
 
 
-def _anchors(concept: Concept, known: Mapping[str, Concept]) -> list[str]:
+def _anchors(concept: Concept, concept_set: ConceptSet) -> list[str]:
     """The concept's anchor, the anchor of that, and so on, each once."""
     found: list[str] = []
     anchor = concept.anchor
     while anchor is not None and anchor not in found:
         found.append(anchor)
-        referenced = known.get(fold(anchor))
+        referenced = concept_set.meant_by(anchor)
         anchor = referenced.anchor if referenced else None
     return found

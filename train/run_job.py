@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from efface.concepts.concept import ConceptSet
@@ -78,8 +79,23 @@ def run_job(
         kind, tensors = stack(base, parent, kind, tensors)
     own = {name: _own(value) for name, value in sorted(tensors.items())}
     delta = Delta(kind, own, _provenance(job, parent, method if reduce_micro_batch else None))
+    _check_change(job, base, delta, parent)
     seconds = time.perf_counter() - start
     return delta, {"losses": losses, "seconds": seconds, "samples_seen": samples_seen, "attention": attention}
+
+
+def _check_change(job: Job, base: Base, delta: Delta, parent: Delta | None) -> None:
+    """Raises JobFailure where every weight is what it was before this job: then nothing can have been forgotten."""
+    if delta.kind == "hook":
+        return
+    before = base.originals() | (parent.edited(base) if parent else {})
+    after = delta.edited(base)
+    if all(torch.equal(value.to(before[name].device), before[name]) for name, value in after.items()):
+        raise JobFailure(
+            f"method '{job.method}' changed no weight (a relative L2 of 0), so nothing is forgotten: the anchor of "
+            f"{', '.join(job.concepts)} may say the same as its phrase to the text encoder, or the learning rate is "
+            "too small"
+        )
 
 
 def _task(job: Job, base: Base, concept_set: ConceptSet, cache: Path | None, closed_form: bool) -> UnlearningTask:

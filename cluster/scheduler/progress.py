@@ -18,6 +18,7 @@ from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.tasks.task import Next, Outcome, Task
 from efface.cluster.workers.worker import last_step
 from efface.errors import StorageError
+from efface.text import rich_text
 
 LOG_INTERVAL = 15.0
 """Seconds between two lines where there is no terminal."""
@@ -120,6 +121,8 @@ class Display:
             elif outcome.next in (Next.RETRY, Next.GIVE_UP) and not will_retry:
                 self.time_left.given_up(task)
         # Without the lock: to print, rich waits for the thread that draws, and that for the lock.
+        if outcome.note:
+            self.console.print(rich_text(f"{task.describe()}: {outcome.note}", "yellow"), soft_wrap=True)
         if outcome.next in (Next.RETRY, Next.GIVE_UP):
             self.failures.append((task, outcome))
             ending = "will be tried again" if will_retry else "given up"

@@ -77,6 +77,8 @@ class TaskEnded(_TaskLine):
     state: str
     seconds: float
     """From when the task came first in its worker's line until it ended."""
+    note: str = ""
+    """What should be known of a task that is done."""
     will_retry: bool = False
     reason: str = ""
     details: str = ""
@@ -106,6 +108,7 @@ class Journal:
             **_about(worker, task),
             state=outcome.state,
             seconds=round(self._clock.ended(worker, task), 3),
+            note=outcome.note,
             will_retry=will_retry,
             reason=outcome.reason,
             details=outcome.details,

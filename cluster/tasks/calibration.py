@@ -36,6 +36,7 @@ class CalibrationTask(Task):
 
     def run(self, worker: Worker) -> None:
         from efface.eval.calibration import calibrate
+        from efface.eval.image_errors import counted
         from efface.eval.judge import load_judge
 
         worker.set_resident(None)
@@ -51,7 +52,7 @@ class CalibrationTask(Task):
         )
         path = worker.folder.output(self, CALIBRATION)
         result.save(path)
-        worker.finish(self, [path])
+        worker.finish(self, [path], note=counted(result.broken) if result.broken else "")
 
     @property
     def provides(self) -> str:

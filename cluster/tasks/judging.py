@@ -33,6 +33,7 @@ class Shard(Task):
 
     def run(self, worker: Worker) -> None:
         from efface.eval.evaluate import evaluate
+        from efface.eval.image_errors import broken_images, counted
         from efface.eval.image_table import write_table
 
         worker.set_resident(self.model)
@@ -48,7 +49,9 @@ class Shard(Task):
         outputs = [worker.folder.output(self, name) for name in (VERDICTS, IMAGES)]
         for path, table in zip(outputs, (verdicts, images), strict=True):
             write_table(path, table)
-        worker.finish(self, outputs, images=len(self.eval_requests))
+        broken = broken_images(verdicts)
+        facts = {"broken": broken} if broken else {}
+        worker.finish(self, outputs, note=counted(broken) if broken else "", images=len(self.eval_requests), **facts)
 
     @property
     def size(self) -> int:

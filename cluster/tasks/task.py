@@ -221,14 +221,16 @@ class Outcome:
     """The memory did not suffice, and it was done with a smaller batch."""
     out_of_memory: bool = False
     """The memory did not suffice. In a process group all processes have to reduce their micro-batches together."""
+    note: str = ""
+    """What should be known of a task that is done: images of it that are no evidence."""
 
     @property
     def is_done(self) -> bool:
         return self.next is Next.GO_ON
 
     @classmethod
-    def done(cls, smaller_batch: bool = False) -> Outcome:
-        return cls("done", Next.GO_ON, smaller_batch=smaller_batch)
+    def done(cls, smaller_batch: bool = False, note: str = "") -> Outcome:
+        return cls("done", Next.GO_ON, smaller_batch=smaller_batch, note=note)
 
     @classmethod
     def failed(cls, reason: str, details: str = "") -> Outcome:

@@ -124,7 +124,7 @@ class Worker:
         Out of memory, it is done again with a smaller batch; in a process group, where all `smaller_batch` together,
         at once so.
         """
-        self._log, self._began = io.StringIO(), False
+        self._log, self._began, self._note = io.StringIO(), False, ""
         outcome = self._outcome(task, smaller_batch)
         return self._save_log(task, outcome) if self._began and not self.rank else outcome
 
@@ -136,7 +136,8 @@ class Worker:
             if self.folder.record(task):
                 return Outcome.done()  # a worker that went out of reach has finished it all the same
             with redirect_stdout(log), redirect_stderr(log):
-                return Outcome.done(smaller_batch=self._execute(task, smaller_batch))
+                smaller = self._execute(task, smaller_batch)
+            return Outcome.done(smaller_batch=smaller, note=self._note)
         except Stopped:
             return Outcome.stopped()
         except DamagedInput as error:
@@ -205,8 +206,9 @@ class Worker:
             if self._cancelled(task):
                 raise JobFailure("cancelled")
 
-    def finish(self, task: Task, outputs: Iterable[Path], **facts: Any) -> None:
-        """Write the record of the task under way, with what it took."""
+    def finish(self, task: Task, outputs: Iterable[Path], note: str = "", **facts: Any) -> None:
+        """Write the record of the task under way, with what it took; `note` is for whoever watches the run."""
+        self._note = note
         seconds = time.perf_counter() - self._start
         facts = {**self._attention, **facts}
         self.folder.finish(task, outputs, seconds=seconds, device=self.device_name, **facts)

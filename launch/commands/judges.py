@@ -14,10 +14,9 @@ class JudgesOptions:
 
 def run(options: JudgesOptions) -> list[dict[str, Any]]:
     """The file of each judge that is known by name, and its name."""
-    from efface.config_files import find_config, read_yaml
-    from efface.eval.judge import judge_names
+    from efface.eval.judge_spec import judge_names, read_judge
 
-    return [{"name": name, **read_yaml(find_config("judges", name))} for name in judge_names()]
+    return [{"name": name, **read_judge(name).model_dump(exclude_unset=True)} for name in judge_names()]
 
 
 def show(judges: list[dict[str, Any]]) -> None:

@@ -9,7 +9,7 @@ import typer
 from efface.launch.command import Command
 from efface.launch.options import CampaignArgument, OverridesOption, RunFolderOption
 from efface.launch.paths import optional_path
-from efface.launch.tables import print_line, print_table
+from efface.launch.tables import print_line, print_table, print_warnings
 
 if TYPE_CHECKING:
     from efface.cluster.campaign.cost import Estimate
@@ -59,8 +59,8 @@ class PlannedModel:
 class PlanReport:
     """A campaign's plan, held against its run folder.
 
-    provisional: the base is not known before it is fetched, so ids will change and nothing counts as done. estimate:
-    None where no rates are known of this machine's device.
+    provisional: the base is not known before it is fetched, so ids will change and nothing counts as done. warnings:
+    what should be known before the results are believed. estimate: None where no rates are known of this machine's device.
     """
 
     campaign: str
@@ -68,6 +68,7 @@ class PlanReport:
     provisional: bool
     all: Amounts
     left: Amounts
+    warnings: tuple[str, ...]
     estimate: "Estimate | None"
     models: tuple[PlannedModel, ...]
 
@@ -78,6 +79,7 @@ class PlanReport:
             "all": asdict(self.all),
             "left": asdict(self.left),
             "estimate": self.estimate.as_json() if self.estimate else None,
+            "warnings": list(self.warnings),
             "models": [asdict(model) for model in self.models],
         }
 
@@ -100,6 +102,7 @@ def run(options: PlanOptions) -> PlanReport:
         provisional=plan.provisional,
         all=Amounts(len(plan.jobs), plan.shard_count, plan.images),
         left=Amounts(len(left.trainings), len(left.shards), sum(len(shard.eval_requests) for shard in left.shards)),
+        warnings=plan.warnings,
         estimate=estimate(plan, left.tasks, rates) if rates else None,
         models=_models(plan, left),
     )
@@ -120,6 +123,7 @@ def show(report: PlanReport) -> None:
         print_line(f"no rates are known of this machine's device: --rates takes {known}, or a file")
     if report.provisional:
         print_line(f"base '{report.base}' is unknown until fetched: ids are provisional, and nothing counts as done")
+    print_warnings(report.warnings)
 
 
 COMMAND = Command("plan", PlanOptions, run, show, as_json=PlanReport.as_json)

@@ -1,5 +1,6 @@
 """`efface prompts`: read, check and show a prompt file."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,10 +9,12 @@ import typer
 from efface.errors import UserError
 from efface.launch.command import Command
 from efface.launch.tables import print_line, print_table
+from efface.launch.text_encoder import UNKNOWN_WINDOW, TextEncoderOption, find_window
 
 if TYPE_CHECKING:
     from efface.concepts.concept import ConceptSet
     from efface.concepts.prompts import Prompt, PromptSet
+    from efface.concepts.text_window import CutPrompt, TextWindow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +29,15 @@ class PromptsOptions:
     concept: Annotated[
         str | None, typer.Option("--concept", "-c", help="Show every prompt this target is judged by.")
     ] = None
+    base: TextEncoderOption = ""
 
 
 @dataclass(frozen=True)
 class PromptListing:
     """A prompt file that was read without an error.
 
-    counts: prompts of each concept on each axis; selected: the prompts of the one target that was requested.
+    counts: prompts of each concept on each axis; selected: the prompts of the one target that was requested; window:
+    what the text encoder reads, None where that is not known; cut: prompts that it does not read to their end.
     """
 
     file: str
@@ -40,23 +45,30 @@ class PromptListing:
     concept_set: "ConceptSet"
     counts: dict[str, dict[str, int]]
     selected: "list[Prompt] | None"
+    window: "TextWindow | None" = None
+    cut: "tuple[CutPrompt, ...]" = ()
 
 
 def run(options: PromptsOptions) -> PromptListing:
     """Read and check the file. Raises UserError."""
     from efface.concepts.concept import load_concept_set
     from efface.concepts.prompts import AXES, load_prompt_set
+    from efface.concepts.text_window import check_concepts, cut_prompts
 
     concept_set = load_concept_set(options.concepts) if options.concepts else _concept_set_for(options.file)
     prompt_set = load_prompt_set(options.file, concept_set)
-    selected = None
     if options.concept is not None:
         target = concept_set.find(options.concept)
         selected = [prompt for axis in AXES for prompt in prompt_set.axis(axis, concept_set, target)]
+        return PromptListing(options.file, prompt_set, concept_set, {}, selected)
+    window = find_window(options.base, concept_set.name)
+    if window:
+        check_concepts(concept_set, window)
+    cut = tuple(cut_prompts(prompt_set, concept_set, window)) if window else ()
     counts = {}
     for name in prompt_set.rows:
         counts[name] = {str(axis): n for axis, n in prompt_set.counts(concept_set, concept_set.find(name)).items()}
-    return PromptListing(options.file, prompt_set, concept_set, counts, selected)
+    return PromptListing(options.file, prompt_set, concept_set, counts, None, window, cut)
 
 
 def show(listing: PromptListing) -> None:
@@ -67,7 +79,23 @@ def show(listing: PromptListing) -> None:
         return
     rows = [[name, *(count[axis] for axis in AXES)] for name, count in listing.counts.items()]
     print_table(["concept", *AXES], rows)
-    print_line(f"{listing.file}: {len(rows)} concepts of '{listing.concept_set.name}', no error found")
+    for line in _findings(listing):
+        print_line(line)
+    verdict = "prompts are cut" if listing.cut else "no error found" if listing.window else "no other error found"
+    print_line(f"{listing.file}: {len(rows)} concepts of '{listing.concept_set.name}', {verdict}")
+
+
+def _findings(listing: PromptListing) -> Iterator[str]:
+    """What is to be said of the length of the prompts, a line each."""
+    from efface.concepts.text_window import summary
+
+    if listing.window is None:
+        yield UNKNOWN_WINDOW
+    elif listing.cut:
+        rows = listing.prompt_set.rows.values()
+        prompts = sum(len(group) for row in rows for group in (row.direct, row.indirect, row.adversarial))
+        yield summary(listing.cut, listing.prompt_set, listing.window, prompts, named=0)
+        yield from map(str, listing.cut)
 
 
 def as_json(listing: PromptListing) -> Any:
@@ -76,7 +104,8 @@ def as_json(listing: PromptListing) -> Any:
         return [vars(prompt) for prompt in listing.selected]
     prompt_set = listing.prompt_set
     identity = {"name": prompt_set.name, "sha256": prompt_set.sha256, "concept_set": listing.concept_set.name}
-    return {**identity, "prompts": listing.counts}
+    window = listing.window and listing.window.size
+    return {**identity, "prompts": listing.counts, "window": window, "cut": [vars(prompt) for prompt in listing.cut]}
 
 
 COMMAND = Command("prompts", PromptsOptions, run, show, as_json=as_json)

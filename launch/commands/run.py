@@ -42,12 +42,13 @@ def run(options: RunOptions) -> "Results | PartResult":
     from efface.cluster.campaign.spec import read_campaign
     from efface.cluster.run import execute_part, open_run
     from efface.launch.output import results_are_in_files
-    from efface.launch.tables import console
+    from efface.launch.tables import console, print_warnings
 
     part = _parse_part(options.part) if options.part is not None else None
     opened = open_run(read_campaign(options.campaign, options.overrides), optional_path(options.out))
     if part is None:
         return execute_run(opened, options.workers, options.address)
+    print_warnings(opened.plan.warnings)
     return PartResult(execute_part(opened, *part, console(results_are_in_files())))
 
 

@@ -78,6 +78,8 @@ def run(options: StatusOptions) -> StatusReport:
 
 
 def show(report: StatusReport) -> None:
+    from efface.eval.image_errors import counted
+
     summary, jobs = report.summary, report.summary.jobs
     failed = f", {jobs.failed} failed" if jobs.failed else ""
     blocked = f", {jobs.blocked} wait for a failed one" if jobs.blocked else ""
@@ -88,6 +90,8 @@ def show(report: StatusReport) -> None:
         print_line(f"  {line}")
     for launch in report.launched:
         print_line(f"  {launch.job} {launch.id}: {launch.state}")
+    for model, broken in summary.broken.items():
+        print_line(f"  {model}: {counted(broken)}")
     for failure in summary.failures:
         print_line(f"  failed: {failure.job} ({failure.stage}): {failure.reason}")
     if summary.failures:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from efface.config_files import find_config, parse, read_yaml
+from efface.config_files import parse
 from efface.eval.judge_identity import FILES
-from efface.eval.judges.vlm import VlmSpec
+from efface.eval.judge_spec import VlmSpec, read_judge
 from efface.models.base import Base, load_base
 from efface.models.model_files import NotCached, locate
 from efface.models.parameter_groups import select
@@ -108,10 +108,10 @@ def judging_bytes(shapes: ModelShapes, recipe: Recipe, edited_by: Sequence[Metho
 
 def judge_bytes(judge: str) -> int | None:
     """Bytes of a judge's weights in memory, from the shapes in its files; None where they are not on this machine."""
-    data = read_yaml(find_config("judges", judge))
-    dtype = parse(VlmSpec, data, judge).dtype if data.get("kind") == "vlm" else "float32"
+    spec = read_judge(judge)
+    dtype = spec.dtype if isinstance(spec, VlmSpec) else "float32"
     try:
-        folder = locate(str(data.get("source", "")), FILES, fetch=False)
+        folder = locate(spec.source, FILES, fetch=False)
     except NotCached:
         return None
     whole = folder / "model.safetensors"

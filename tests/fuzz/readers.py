@@ -68,6 +68,7 @@ FUZZ_TARGETS = (
     FuzzTarget("campaign", texts.campaigns, texts.check_campaign),
     FuzzTarget("concept set", texts.concept_sets, texts.check_concepts),
     FuzzTarget("prompt set", texts.prompt_sets, texts.check_prompts),
+    FuzzTarget("judge", texts.judges, texts.check_judge),
     FuzzTarget("delta, damaged", deltas.damaged, deltas.check_damaged),
     FuzzTarget("delta, strange", deltas.well_signed(), deltas.check_well_signed),
     FuzzTarget("image table, damaged", tables.damaged, tables.check_damaged),

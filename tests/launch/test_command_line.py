@@ -54,8 +54,8 @@ COMMANDS: dict[str, tuple[list[str], set[str]]] = {
     "doctor": (["campaign"], JSON),
     "methods": (["name"], JSON),
     "judges": ([], JSON),
-    "concepts": (["name"], JSON),
-    "prompts": (["file"], {"--concepts", "--concept", "-c"} | JSON),
+    "concepts": (["name"], BASE | JSON),
+    "prompts": (["file"], {"--concepts", "--concept", "-c"} | BASE | JSON),
     "bases": ([], JSON),
 }
 

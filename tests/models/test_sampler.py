@@ -144,6 +144,25 @@ def test_a_model_of_nans_gives_grey_images_and_a_warning(tiny_base: Base) -> Non
     assert set(np.unique(images)) == {128}
 
 
+def test_of_which_images_values_were_no_numbers_is_told_one_by_one(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of 3 and 1, the last one padded; the second image of the first and the one of the second are broken."""
+    really = tiny_base.vae.decode
+    batches = iter([1, 0])
+
+    def decode(latents: torch.Tensor) -> object:
+        made = really(latents)
+        made.sample[next(batches), 0, 3, 5] = torch.inf
+        return made
+
+    monkeypatch.setattr(tiny_base.vae, "decode", decode)
+    found: list[int] = []
+    with pytest.warns(UserWarning, match="not numbers"):
+        sample(tiny_base, recipe(), REQUESTS, on_not_finite=found.append)
+    assert found == [1, 3]
+
+
 def test_half_precision_changes_little_and_leaves_the_base_alone(tiny_base: Base) -> None:
     before = {name: tensor.clone() for name, tensor in tiny_base.tensors().items()}
     full = sample(tiny_base, recipe(), REQUESTS)

@@ -282,6 +282,14 @@ def test_an_anchor_that_is_gone_gives_way_to_one_that_stands() -> None:
     assert anchor("owl", "cat") is None  # none was given
 
 
+def test_an_anchor_that_says_a_concepts_phrase_means_that_concept() -> None:
+    cat = Concept(name="cat", kind="animal", phrase="a cat", anchor="A dog", adjacent=("owl",))
+    dog = Concept(name="dog", kind="animal", phrase="a dog", anchor="a  Cat")
+    world = ConceptSet(name="w", version=1, concepts=(cat, dog, Concept(name="owl", kind="animal", phrase="an owl")))
+    assert with_remaining_anchor(cat, world, ()).anchor == "A dog"
+    assert with_remaining_anchor(cat, world, ("dog",)).anchor == "owl"  # neither what is gone, nor itself
+
+
 @pytest.mark.parametrize("strategy", ["multi", "continual"])
 def test_nothing_is_mapped_to_what_is_erased_with_it(strategy: Any, tiny_base: Base) -> None:
     """Cat and dog, each the other's anchor, are mapped to fox and owl, the nearest that stand: as given by hand."""

@@ -103,6 +103,27 @@ def test_a_plan_counts_what_is_left(efface: RunEfface, campaign_file: CampaignFi
     assert not (finished.parent / "none").exists()
 
 
+def test_prompts_that_are_cut_are_named_by_the_plan_by_the_run_and_in_its_results(
+    efface: RunEfface, campaign_inputs: Path, campaign_file: CampaignFile, tmp_path: Path
+) -> None:
+    text = (campaign_inputs / "prompts.csv").read_text()
+    (tmp_path / "long.csv").write_text(text.replace("hint of tac", "y" * 80))
+    limits = {"adjacent": 1, "retain": 1, "forget": 1}
+    file = campaign_file(
+        methods=[UCE],
+        evaluation={"prompts": str(tmp_path / "long.csv"), "images_per_prompt": 1, "prompts_per_concept": limits},
+    )
+    note = f"note: {tmp_path}/long.csv: 1 of 6 prompts are longer than the 75 tokens"
+    place = "row 2, column indirect_prompt (80 tokens)"
+    planned = efface("plan", file, "--out", tmp_path / "run").out
+    (warning,) = json.loads(efface("plan", file, "--out", tmp_path / "run", "--json").out)["warnings"]
+    assert note in planned and place in planned and place in warning
+    for part in ([], ["--part", "1/1"]):
+        done = efface("run", file, "--out", tmp_path / f"run{len(part)}", "--workers", 0, *part)
+        assert done.code == 0 and note in done.out and place in done.out
+    assert json.loads((tmp_path / "run0" / "scores.json").read_text())["warnings"] == [warning]
+
+
 def test_status_of_a_finished_run(efface: RunEfface, finished: Path) -> None:
     report = json.loads(efface("status", finished, "--json").out)
     assert report["jobs"] == {"all": 1, "done": 1, "failed": 0, "blocked": 0, "left": 0} and report["failures"] == []
