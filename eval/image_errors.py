@@ -58,7 +58,7 @@ def broken_images(table: pa.Table) -> dict[ImageError, int]:
     return {error: found.count(error) for error in IMAGE_ERRORS if error in found}
 
 
-def counted(broken: Mapping[ImageError, int]) -> str:
+def counted(broken: Mapping[ImageError, int] | Mapping[str, int]) -> str:
     """`5 images are no evidence (3 not finite, 2 one colour)`."""
     some = ", ".join(f"{count} {error}" for error, count in broken.items())
     total = sum(broken.values())

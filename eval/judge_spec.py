@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, field_validator
 
-from efface.config_files import StrictModel, find_config, parse, read_yaml, shipped
+from efface.config_files import StrictModel, find_config, list_configs, parse, read_yaml
 from efface.errors import UserError, did_you_mean
 
 Source = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -71,7 +71,7 @@ KINDS: dict[str, type[JudgeSpec]] = {"classifier": ClassifierSpec, "clip": ClipS
 
 def judge_names() -> list[str]:
     """The judges shipped in `configs/judges/`."""
-    return shipped("judges")
+    return list_configs("judges")
 
 
 def read_judge(name_or_path: str | Path) -> JudgeSpec:

@@ -156,14 +156,6 @@ def _unknown_base(name: str) -> UserError:
     )
 
 
-def load_base(name_or_path: str | Path | BaseSpec, device: str | torch.device = "cpu") -> Base:
-    """The base in memory on `device`. Raises UserError where its files are missing or do not fit."""
-    from efface.models.loading import load
-
-    spec = name_or_path if isinstance(name_or_path, BaseSpec) else read_base(name_or_path)
-    return load(spec, device)
-
-
 def base_id(spec: BaseSpec, fetch: bool = True) -> str:
     """The fingerprint `load_base(spec)` will have, without loading it: 64 hex digits.
 

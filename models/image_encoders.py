@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, CLIPVision
 from efface.errors import UserError
 from efface.models.image_preprocessing import read_preprocessing
 from efface.models.model_files import abbreviated, locate
+from efface.models.untrusted_models import check_model_files
 
 FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 from efface.concepts.text_window import Reading, TextWindow
 from efface.errors import UserError
-from efface.models.base import RANDOM, BaseSpec, architecture
+from efface.models.base import DEFAULT_ARCHITECTURE, RANDOM, BaseSpec, architecture
 from efface.models.model_files import NotCached, locate
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
-DEFAULT_ARCHITECTURE = "sd-v1-4"
 FILES = ("tokenizer/*", "text_encoder/config.json")
 """Of a base on the hub, what is needed to read prompts as it does."""
 

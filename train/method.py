@@ -30,7 +30,7 @@ from efface.models.noise_predictor import NoisePredictor, predictor
 from efface.models.parameter_groups import select
 from efface.models.shapes import ModelShapes
 from efface.registry import Registry
-from efface.train.cost.passes import Cost
+from efface.train.method_cost import Cost
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel

@@ -44,7 +44,7 @@ class RankActor:
         import torch
         from torch.distributed import DistError
 
-        from efface.train.trainer.torchrun import init_process_group
+        from efface.train.torchrun import init_process_group
 
         # Each sees its own GPU alone, as device 0, so each is the only one of its node as far as torch can tell.
         os.environ |= {

@@ -11,8 +11,8 @@ from torch.nn.functional import mse_loss
 from efface.models.noise_predictor import partial_denoise, predictor
 from efface.models.scheduler import make_scheduler
 from efface.models.text_encoding import encode_prompts
-from efface.train.cost.passes import Cost
 from efface.train.method import GradientConfig, GradientMethod, register
+from efface.train.method_cost import Cost
 from efface.train.seeds import generator, integer, normal
 
 

@@ -60,7 +60,8 @@ class PlanReport:
     """A campaign's plan, held against its run folder.
 
     provisional: the base is not known before it is fetched, so ids will change and nothing counts as done. warnings:
-    what should be known before the results are believed. estimate: None where no rates are known of this machine's device.
+    what should be known before the results are believed. estimate: None where no rates are known of this machine's
+    device.
     """
 
     campaign: str

@@ -119,7 +119,7 @@ def run(options: UnlearnOptions) -> Unlearned | TorchrunJobFile:
     """Train the job and write its delta. With `after` it is the next request of a chain.
 
     With `torchrun_job` nothing is trained: the job is written to that file as a `TorchrunJob`, for
-    `efface.train.trainer.torchrun`. Raises UserError, before anything is computed.
+    `efface.train.torchrun`. Raises UserError, before anything is computed.
     """
     request = _read(options)
     return _write_torchrun_job(options, request) if options.torchrun_job else _train(options, request)
@@ -131,7 +131,7 @@ def show(result: Unlearned | TorchrunJobFile) -> None:
 
         print(f"{shown(str(result.path))}: job {result.job_id}, to be started with")
         path = shlex.quote(str(result.path))
-        print(f"torchrun --nproc-per-node PROCESSES -m efface.train.trainer.torchrun {shown(path)}")
+        print(f"torchrun --nproc-per-node PROCESSES -m efface.train.torchrun {shown(path)}")
         return
     size = f"{result.tensors} tensors, {result.bytes / 1e6:.2f} MB, {result.seconds:.1f} s"
     print(f"{shown(str(result.path))}: {size}")
@@ -193,8 +193,8 @@ def _train(options: UnlearnOptions, request: _Request) -> Unlearned:
     from efface.eval.metrics.weight_change import weight_change
     from efface.launch.device import resolve_device
     from efface.launch.tables import console
-    from efface.models.base import load_base
     from efface.models.fingerprint import cache_folder
+    from efface.models.loading import load_base
     from efface.train.run_job import run_job
 
     base = load_base(request.base, resolve_device(options.device))
@@ -238,7 +238,7 @@ def _train(options: UnlearnOptions, request: _Request) -> Unlearned:
 
 def _write_torchrun_job(options: UnlearnOptions, request: _Request) -> TorchrunJobFile:
     from efface.models.fingerprint import cache_folder
-    from efface.train.trainer.torchrun import TorchrunJob
+    from efface.train.torchrun import TorchrunJob
 
     assert options.torchrun_job
     file, out, training_options = options.torchrun_job, request.out, request.training_options

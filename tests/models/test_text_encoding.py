@@ -6,7 +6,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from efface.models.base import Base, load_base
+from efface.models.base import Base
+from efface.models.loading import load_base
 from efface.models.text_encoding import encode_ids, encode_prompts, last_subject_token, token_ids
 
 PROMPTS = ["a red cat", "", "a dog, at night", "x" * 200]

@@ -12,7 +12,8 @@ from two_processes import difference, rounding, saved, together
 from efface.concepts.concept import ConceptSet
 from efface.config_files import CONFIGS, list_configs
 from efface.errors import JobFailure, Stopped, UserError
-from efface.models.base import Base, load_base
+from efface.models.base import Base
+from efface.models.loading import load_base
 from efface.train.job import Job
 from efface.train.method import GradientConfig, get_method
 from efface.train.methods.esd import ESD

@@ -13,8 +13,8 @@ from efface.errors import JobFailure
 from efface.models.base import Base
 from efface.models.noise_predictor import NoisePredictor
 from efface.models.shapes import ModelShapes
-from efface.train.cost.passes import Cost
 from efface.train.method import GradientConfig, GradientMethod, Student, UnlearningTask
+from efface.train.method_cost import Cost
 from efface.train.trainer.loop import learning_rate_factor, train
 
 BIAS = "unet.conv_out.bias"

@@ -22,9 +22,9 @@ from efface.models.delta import Delta
 from efface.train.job import Job
 from efface.train.methods.esd import ESD
 from efface.train.run_job import run_job
+from efface.train.torchrun import TorchrunJob, _device, main, process_group, run_rank
 from efface.train.trainer import loop
 from efface.train.trainer.options import TrainingOptions
-from efface.train.trainer.torchrun import TorchrunJob, _device, main, process_group, run_rank
 
 QuickJob = Callable[..., Job]
 
@@ -142,7 +142,7 @@ def test_torchrun_and_accelerate_launch_run_a_job(
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     result = subprocess.run(
-        [sys.executable, "-m", *command, port, "-m", "efface.train.trainer.torchrun", str(tmp_path / "work.json")],
+        [sys.executable, "-m", *command, port, "-m", "efface.train.torchrun", str(tmp_path / "work.json")],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -21,7 +21,6 @@ from efface.errors import UserError
 from efface.models.base import Base
 from efface.models.noise_predictor import NoisePredictor
 from efface.models.shapes import ModelShapes
-from efface.train.cost.passes import Cost
 from efface.train.job import Job
 from efface.train.method import (
     GradientConfig,
@@ -32,6 +31,7 @@ from efface.train.method import (
     method_names,
     parse_config,
 )
+from efface.train.method_cost import Cost
 from efface.train.run_job import run_job
 from efface.train.trainer import options
 from efface.train.trainer.loop import train

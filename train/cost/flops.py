@@ -8,8 +8,8 @@ from torch import nn
 from efface.models.parameter_groups import select
 from efface.models.scheduler import make_scheduler
 from efface.models.shapes import ModelShapes, cached_unet_pass_cost
-from efface.train.cost.passes import BaseImages
 from efface.train.method import GradientMethod, Method, Student
+from efface.train.method_cost import BaseImages
 
 
 def trained_weights(method: Method, shapes: ModelShapes) -> tuple[Student, dict[str, nn.Parameter]]:

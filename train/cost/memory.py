@@ -16,8 +16,8 @@ from efface.models.activations import Precision
 from efface.models.parameter_groups import select
 from efface.models.shapes import ModelShapes, cached_unet_pass_cost
 from efface.train.cost.flops import trained_names, trained_weights
-from efface.train.cost.passes import BaseImages
 from efface.train.method import GradientMethod, Method
+from efface.train.method_cost import BaseImages
 from efface.train.trainer.options import TrainingOptions
 
 FP32, BF16 = 4, 2

@@ -37,10 +37,10 @@ from efface.models.noise_predictor import NoisePredictor, truth
 from efface.models.recipe import Recipe
 from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts
-from efface.train.cost.passes import BaseImages, Cost
 from efface.train.data.captions import captions
 from efface.train.data.latents import Posterior, image_posterior
 from efface.train.method import GradientMethod, Policy, Strategy, Student, TrainingConfig, UnlearningTask, register
+from efface.train.method_cost import BaseImages, Cost
 from efface.train.seeds import generator, integers, normal
 
 

@@ -25,8 +25,8 @@ from efface.models.noise_predictor import NoisePredictor, partial_denoise, predi
 from efface.models.scheduler import make_scheduler
 from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts
-from efface.train.cost.passes import Cost
 from efface.train.method import GradientConfig, GradientMethod, Policy, Strategy, Student, UnlearningTask, register
+from efface.train.method_cost import Cost
 from efface.train.seeds import generator, integer, normal
 
 GROUPS = {"x": "xattn", "u": "noxattn", "x-strict": "kv-xattn", "selfattn": "selfattn", "full": "full"}

@@ -38,9 +38,9 @@ from efface.models.parameter_groups import select
 from efface.models.scheduler import make_scheduler
 from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts
-from efface.train.cost.passes import BaseImages, Cost
 from efface.train.data.neighbours import nearest
 from efface.train.method import GradientConfig, GradientMethod, Student, UnlearningTask, register
+from efface.train.method_cost import BaseImages, Cost
 from efface.train.seeds import generator, integer, normal
 
 IMAGE_ENCODER_WEIGHTS = 304_000_000  # CLIP ViT-L/14, the half that reads images

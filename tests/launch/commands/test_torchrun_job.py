@@ -8,7 +8,7 @@ from command import RunEfface
 from tiny_campaign import ESD_CONFIG
 
 from efface.models.delta import Delta
-from efface.train.trainer.torchrun import TorchrunJob, main
+from efface.train.torchrun import TorchrunJob, main
 
 QUICK = [f"--set={key}={value}" for key, value in ESD_CONFIG.items()]
 
@@ -28,10 +28,7 @@ def test_the_file_for_torchrun_makes_the_delta_that_the_command_itself_makes(
     command = ["unlearn", "esd", "-c", "cat", "-b", base, "--training=attention=sdpa", *QUICK]
     assert efface(*command, "-o", "here.safetensors").code == 0
     result = efface(*command, "-o", "there.safetensors", "--torchrun-job", "job.json")
-    assert (
-        result.code == 0
-        and "torchrun --nproc-per-node PROCESSES -m efface.train.trainer.torchrun job.json" in result.out
-    )
+    assert result.code == 0 and "torchrun --nproc-per-node PROCESSES -m efface.train.torchrun job.json" in result.out
     assert not Path("there.safetensors").exists()
 
     job = TorchrunJob.model_validate(json.loads(Path("job.json").read_text()))

@@ -1,7 +1,7 @@
 """What a method states about its own cost: passes of a batch as rows, and the images made before the first step.
 
 One row is one latent with one prompt. A method's `cost` stands in its own file, beside the loss that it describes;
-memory (`memory.py`) and operations (`flops.py`) are estimated from it, so no table of methods is needed.
+memory (`cost/memory.py`) and operations (`cost/flops.py`) are estimated from it, so no table of methods is needed.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """One job on several processes, without Ray: what each of them does, and a command for torchrun.
 
-    torchrun --nproc-per-node 8 -m efface.train.trainer.torchrun work.json
-    accelerate launch --num_processes 8 --multi_gpu -m efface.train.trainer.torchrun work.json
+    torchrun --nproc-per-node 8 -m efface.train.torchrun work.json
+    accelerate launch --num_processes 8 --multi_gpu -m efface.train.torchrun work.json
 
 `work.json` is a `TorchrunJob`. Whatever starts the processes (torchrun, Accelerate, a group of Ray actors) sets
 torchrun's variables in each of them: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Without them the
@@ -27,8 +27,8 @@ from efface.concepts.concept import load_concept_set
 from efface.config_files import StrictModel, parse
 from efface.errors import JobFailure, Stopped, UserError
 from efface.files import write_json
-from efface.models.base import load_base
 from efface.models.delta import Delta
+from efface.models.loading import load_base
 from efface.train.job import Job
 from efface.train.run_job import run_job
 from efface.train.trainer.loop import OnStep
@@ -38,7 +38,7 @@ from efface.train.trainer.options import TrainingOptions
 # groups of its own, with NCCL's ten minutes.)
 PROCESS_GROUP_TIMEOUT = timedelta(minutes=30)
 
-logger = logging.getLogger("efface.train.trainer.torchrun")  # this module is also run as __main__
+logger = logging.getLogger("efface.train.torchrun")  # this module is also run as __main__
 
 
 class TorchrunJob(StrictModel):
@@ -153,7 +153,7 @@ def _run(arguments: list[str]) -> int:
 
     try:
         if len(arguments) != 1:
-            raise UserError(f"efface.train.trainer.torchrun takes one file, work.json, not {len(arguments)}")
+            raise UserError(f"efface.train.torchrun takes one file, work.json, not {len(arguments)}")
         run_rank(_read(Path(arguments[0])), on_step)
     except (UserError, JobFailure, Stopped) as error:
         if _rank() == 0:
@@ -169,7 +169,7 @@ def _read(path: Path) -> TorchrunJob:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise UserError(
-            f"{path}: cannot be read, should be a JSON file that efface.train.trainer.torchrun.TorchrunJob describes"
+            f"{path}: cannot be read, should be a JSON file that efface.train.torchrun.TorchrunJob describes"
         ) from None
     try:
         data = json.loads(text)
