@@ -7,7 +7,6 @@ goes on: the configs of its ledger come first, and what is done of them is not d
 """
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ from efface.cluster.signals import stop_signals
 from efface.cluster.storage.lease import Lease
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.workers.ray_executor import RayExecutor
-from efface.cluster.workers.ray_session import init_ray
+from efface.cluster.workers.ray_session import init_ray, ray_scratch
 from efface.cluster.workers.worker import WorkerContext
 from efface.errors import JobFailure, Stopped, StorageError, UserError
 
@@ -141,7 +140,7 @@ def _ray(search: Search, address: str | None) -> Iterator[str]:
     """A Ray to work on, joined or started for the block; and a folder for what Tune writes on its way."""
     import ray
 
-    with tempfile.TemporaryDirectory(prefix="efface-ray-", ignore_cleanup_errors=True) as scratch:
+    with ray_scratch() as scratch:
         init_ray(address or os.environ.get("RAY_ADDRESS"), search.resources.cpus, scratch)
         try:
             yield scratch
