@@ -3,6 +3,8 @@
 import sys
 import time
 
+from efface.cluster.workers.ray_probe import answers
+
 TIMEOUT_SECONDS = 300
 """Seconds; a container image may have to be fetched first."""
 
@@ -15,6 +17,9 @@ def wait_for_nodes(address: str, nodes: int, timeout: float = TIMEOUT_SECONDS) -
     while time.monotonic() < deadline:
         try:
             if not ray.is_initialized():
+                host, port = address.rsplit(":", 1)
+                if not answers(host, int(port), deadline - time.monotonic()):
+                    break  # Ray itself would try on for ten minutes
                 ray.init(address=address, logging_level="CRITICAL", log_to_driver=False)
             if sum(node["Alive"] for node in ray.nodes()) >= nodes:
                 return True

@@ -1,7 +1,6 @@
 """Workers in Ray actors."""
 
 import os
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from efface.cluster.tasks.task import Next, Outcome, Task
 from efface.cluster.workers.capacity import capacity, describe_resources, free_slots, required_resources, total_slots
 from efface.cluster.workers.executor import ProcessGroups, WorkerClass
 from efface.cluster.workers.process_group import ActorLauncher, RayTrainLauncher, is_node_failure
-from efface.cluster.workers.ray_session import init_ray, last_line
+from efface.cluster.workers.ray_session import init_ray, last_line, ray_scratch
 from efface.cluster.workers.worker import Worker, WorkerContext
 from efface.errors import JobFailure, UserError
 
@@ -43,8 +42,7 @@ class RayExecutor:
         import ray
 
         self._own = not ray.is_initialized()
-        # Sockets have a limit of 107 characters to their paths, so Ray's folder stays short.
-        self._scratch = tempfile.TemporaryDirectory(prefix="efface-ray-", ignore_cleanup_errors=True)
+        self._scratch = ray_scratch()
         if self._own:
             init_ray(address or os.environ.get("RAY_ADDRESS"), context.cpus, self._scratch.name)
         self._class = worker

@@ -1,26 +1,39 @@
 """A Ray to work on: joined where one runs, or started on this machine, where it listens on loopback alone."""
 
 import os
-import secrets
 import signal
+import stat
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from efface.cluster.signals import STOP_SIGNALS
+from efface.cluster.workers.ray_probe import answers, endpoint
+from efface.cluster.workers.ray_token import protect_token
 from efface.errors import UserError
+
+MAX_SCRATCH_PATH = 32
+"""Characters of the folder for Ray's files: below it come some 70, and the path of a socket has at most 107."""
 
 
 def init_ray(address: str | None, cpus: int, scratch: str) -> None:
-    """Join the Ray at `address`, or start one on this machine that listens on loopback alone. Raises UserError."""
+    """Join the Ray at `address`, or start one on this machine that listens on loopback alone. Raises UserError.
+
+    scratch: of `ray_scratch`.
+    """
     import ray
     from ray._private import ray_constants
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address:
         try:
+            # Where nobody answers, Ray itself tries for ten minutes, in which it heeds no signal.
+            found = endpoint(address)
+            if found and not answers(*found):
+                raise ConnectionError(f"no Ray answers at {found[0]}:{found[1]}")
             with _keep_signal_handlers():
                 ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
@@ -32,35 +45,46 @@ def init_ray(address: str | None, cpus: int, scratch: str) -> None:
     # Ray's own 15 would have workers wait for all else on the machine, also for the driver, which only waits for them.
     os.environ.setdefault("RAY_worker_niceness", "0")
     ray_constants.ENABLE_RAY_CLUSTER = False
-    _ensure_private_token()
+    protect_token()
+    folder = str(Path(scratch, "ray"))  # Ray opens its own folder to everybody: the one above stays closed
     with _keep_signal_handlers():
-        ray.init("local", num_cpus=max(os.cpu_count() or 1, cpus), include_dashboard=False, _temp_dir=scratch, **quiet)
+        ray.init("local", num_cpus=max(os.cpu_count() or 1, cpus), include_dashboard=False, _temp_dir=folder, **quiet)
 
 
-def _ensure_private_token() -> None:
-    """Write the token of this user's Rays, if there is none: Ray itself would write it for everybody to read."""
-    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
-        return
-    file = Path.home() / ".ray" / "auth_token"
-    with suppress(OSError):  # without a home that can be written Ray says what it needs
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=file.parent)  # which only its owner can read
+def ray_scratch() -> "tempfile.TemporaryDirectory[str]":
+    """A new folder for the files and sockets of a Ray, which this user alone may enter. Raises UserError.
+
+    It lies in the temporary folder of this machine, or in a usual one where that has a long path, or keeps no
+    permissions.
+    """
+    for parent in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
         try:
-            with os.fdopen(handle, "w") as stream:
-                stream.write(secrets.token_hex(32))
-            os.link(name, file)  # never over one that is there
-        finally:
-            os.unlink(name)
+            mode = os.stat(parent).st_mode
+            if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+                continue  # others might put another folder in its place
+            scratch = tempfile.TemporaryDirectory(prefix="efface-", dir=parent, ignore_cleanup_errors=True)
+        except OSError:
+            continue
+        made = os.stat(scratch.name)
+        if len(scratch.name) <= MAX_SCRATCH_PATH and (made.st_uid, made.st_mode & 0o777) == (os.geteuid(), 0o700):
+            return scratch
+        scratch.cleanup()
+    raise UserError(
+        f"TMPDIR: {tempfile.gettempdir()} and /tmp cannot hold Ray's sockets; it should be a folder with a short path, "
+        "on a file system that keeps permissions"
+    )
 
 
 @contextmanager
 def _keep_signal_handlers() -> Iterator[None]:
     """As it starts, Ray takes SIGTERM for itself and would end the process on it: ours are put back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def last_line(text: str) -> str:

@@ -389,7 +389,7 @@ def test_a_worker_that_sees_another_folder_says_so(there: bool, root: Path, tmp_
     elsewhere = tmp_path / "elsewhere"
     if there:
         forge(elsewhere, 3)
-    with Lease(root, **QUICK) as lease, pytest.raises(LocationError, match="does not see the driver's run folder"):
+    with Lease(root, **QUICK) as lease, pytest.raises(UserError, match="does not see the driver's run folder"):
         check_shared(elsewhere, lease.id, timeout=0.1)
 
 

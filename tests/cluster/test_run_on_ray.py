@@ -152,6 +152,12 @@ def context(run: Run, base_id: str) -> WorkerContext:
     )
 
 
+def test_what_ray_writes_lies_where_no_other_user_comes(ray_of_ours: RayExecutor) -> None:
+    scratch = Path(ray_of_ours._scratch.name)
+    assert scratch.stat().st_mode & 0o777 == 0o700
+    assert list(scratch.glob("ray/session_*/sockets/*")) and [path.name for path in scratch.iterdir()] == ["ray"]
+
+
 def test_two_workers_make_the_same_table_and_deltas_as_this_process_alone(by_two: Carried, finished: Path) -> None:
     assert by_two.failures == []
     assert deltas(by_two.run.folder.root) == deltas(finished)

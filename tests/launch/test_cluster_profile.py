@@ -83,18 +83,3 @@ def test_a_file_that_holds_no_token_is_not_sent(what: str, tmp_path: Path, monke
         _token(RaySettings(token_file=str(file)))
     file.write_text("0123abcd" * 8 + "\n")
     assert _token(RaySettings(token_file=str(file))) == "0123abcd" * 8
-
-
-def test_a_token_written_for_this_users_rays_is_theirs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from efface.cluster.workers.ray_session import _ensure_private_token
-
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.delenv(name, raising=False)
-    _ensure_private_token()
-    file = tmp_path / ".ray" / "auth_token"
-    token = file.read_text()
-    assert file.stat().st_mode & 0o777 == 0o600 and len(token) == 64
-    assert [path.name for path in file.parent.iterdir()] == ["auth_token"]
-    _ensure_private_token()
-    assert file.read_text() == token

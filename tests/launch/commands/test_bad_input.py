@@ -162,7 +162,7 @@ def test_an_unknown_campaign(name: str, efface: RunEfface) -> None:
     assert efface("run", name).error_message.startswith(f"unknown campaign '{name}'")
 
 
-@pytest.mark.parametrize("out", ["/dev/null", "/dev/null/run", "/proc/run", f"/tmp/{'x' * 300}"])
+@pytest.mark.parametrize("out", ["/dev/null", "/dev/null/run", "/proc/run", f"/tmp/{'x' * 300}", "memory://run"])
 def test_a_run_folder_that_cannot_be(out: str, efface: RunEfface, campaign_inputs: Path, tmp_path: Path) -> None:
     file = write_yaml(tmp_path / "campaign.yaml", campaign_dict(campaign_inputs))
     assert out in efface("run", file, "--out", out, "--workers", "0").error_message
@@ -210,7 +210,7 @@ def test_a_part_that_is_none(part: str, efface: RunEfface, campaign_inputs: Path
     assert not (tmp_path / "run" / "jobs").exists()
 
 
-@pytest.mark.parametrize("url", ["nowhere://bucket/run", "s4://bucket"])
+@pytest.mark.parametrize("url", ["nowhere://bucket/run", "s4://bucket", "s3:///run", "s3://"])
 def test_a_place_of_no_known_kind(url: str, efface: RunEfface, campaign_inputs: Path, tmp_path: Path) -> None:
     file = write_yaml(tmp_path / "campaign.yaml", campaign_dict(campaign_inputs))
     for arguments in (["run", file, "--out", url], ["plan", file, "--out", url], ["status", url], ["gc", url]):
