@@ -124,13 +124,13 @@ def test_a_dry_run_says_the_same_and_removes_nothing(done: Run) -> None:
 def test_a_dry_run_names_each_file_that_goes(
     done: Run, campaign_file: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from efface.launch.campaigns import gc as command
+    from efface.launch.commands import gc as command
 
     collect(done)
     litter(done)
     before = files(done.folder.root)
     capsys.readouterr()
-    command(str(done.folder.root), True)
+    command.show(command.run(command.GcOptions(folder=str(done.folder.root), dry_run=True)))
     printed = capsys.readouterr().out
     collect(done)
     gone = before.keys() - files(done.folder.root).keys()

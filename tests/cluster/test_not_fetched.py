@@ -10,7 +10,7 @@ from efface.cluster.campaign.planner import plan_campaign
 from efface.cluster.campaign.spec import read_campaign
 from efface.cluster.run import open_run
 from efface.errors import UserError
-from efface.launch import campaigns
+from efface.launch.commands import plan as command
 
 
 @pytest.fixture(autouse=True)
@@ -43,9 +43,10 @@ def test_a_base_that_is_here_has_its_own_id(plan: Any) -> None:
 def test_the_plan_says_that_its_ids_are_provisional(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, campaign_file: Any
 ) -> None:
-    campaigns.plan("esd-ablation", str(tmp_path), ["seeds=[0]"], None, False)
+    options = command.PlanOptions(campaign="esd-ablation", out=str(tmp_path), overrides=["seeds=[0]"])
+    command.show(command.run(options))
     assert "base 'sd-v1-4' is unknown until fetched: ids are provisional" in capsys.readouterr().out
-    campaigns.plan(str(campaign_file()), str(tmp_path), [], None, False)
+    command.show(command.run(command.PlanOptions(campaign=str(campaign_file()), out=str(tmp_path))))
     assert "provisional" not in capsys.readouterr().out
 
 

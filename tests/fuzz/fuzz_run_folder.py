@@ -9,7 +9,8 @@ from damage import damaged_bytes, damaged_tree, trees
 from hypothesis import strategies as st
 
 from efface.cluster.storage.journal import read_journal
-from efface.cluster.storage.lease import Lease, _this_process, active_driver
+from efface.cluster.storage.lease import Lease, active_driver
+from efface.cluster.storage.process import this_process
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.tasks.calibration import CALIBRATION, CalibrationTask
 from efface.cluster.tasks.judging import IMAGES, VERDICTS, Shard
@@ -174,7 +175,7 @@ def check_lease(drawn: tuple[bytes, bool], folder: Path) -> bool:
 
 def _as_of_this_machine(content: bytes) -> bytes:
 
-    lease, me = json.loads(content), _this_process()
+    lease, me = json.loads(content), this_process()
     if isinstance(lease, dict) and isinstance(lease.get("driver"), dict):
         lease["driver"] |= {"host": me["host"], "boot": me["boot"]}
     return json.dumps(lease).encode()
