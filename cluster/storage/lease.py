@@ -206,6 +206,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         raise storage_error(path, "read", error) from None
     except (ValueError, RecursionError):
         return None
-    driver = content.get("driver") if isinstance(content, dict) else None
-    whole = isinstance(driver, dict) and {*this_process()} <= {*driver} and type(driver["pid"]) is int
-    return content if whole and driver["pid"] > 0 and isinstance(content.get("id"), str) else None
+    if not isinstance(content, dict) or not isinstance(content.get("id"), str):
+        return None
+    driver = content.get("driver")
+    whole = isinstance(driver, dict) and {*this_process()} <= {*driver}
+    return content if whole and type(driver["pid"]) is int and driver["pid"] > 0 else None
