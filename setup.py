@@ -1,4 +1,4 @@
-"""Metadata and packages of efface. The rooms at the root are packaged through the links in `efface/`."""
+"""Metadata and packages of efface. The packages at the root are packaged through the links in `efface/`."""
 
 from pathlib import Path
 
@@ -25,20 +25,23 @@ setup(
             "miniature/*.md",
             "miniature/*.json",
             "cluster/deploy/**/*",
-            "launch/slurm/*",
+            "launch/submit/templates/**/*",
         ]
     },
     install_requires=[
         "torch>=2.10",
         "diffusers>=0.36",
         "transformers>=4.56",
+        "tokenizers>=0.22",
         "accelerate>=1.10",
         "deepspeed>=0.18",
         "ray[default]>=2.52",
+        "aiohttp>=3.9",
+        "requests>=2.31",
         "safetensors>=0.6",
-        "peft>=0.17",
         "pydantic>=2.8",
         "omegaconf>=2.3",
+        "pyyaml>=6",
         "typer>=0.15",
         "rich>=13",
         "pyarrow>=17",
@@ -54,7 +57,7 @@ setup(
     extras_require={
         "xformers": ["xformers>=0.0.34"],
         "s3": ["s3fs>=2024.10", "botocore>1.35.20"],
-        "search": ["ray[tune]>=2.52", "optuna>=4"],
+        "search": ["optuna>=5"],
         "train": ["ray[train]>=2.52"],
         "curves": ["tensorboard>=2.15"],
         "dev": [

@@ -2,7 +2,7 @@
 
 The GPUs are invented: eight nodes of Ray on loopback with eight each, and workers that take ten seconds for a shard.
 Busy is the workers' time in shards over 64 times the time from the first shard's start to the last one's end; starting
-64 Python processes on the few cores of this machine is left out, so no work begins before all are up. The driver's
+64 Python processes on the few cores of this machine is left out, so no task starts before all are up. The driver's
 memory is measured with 100,000 shards that end at once. Writes benchmarks/results/busy.json.
 """
 
@@ -38,12 +38,14 @@ from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.planner import plan_campaign
 from efface.cluster.campaign.spec import Campaign, read_campaign
 from efface.cluster.run import Run
-from efface.cluster.scheduler.dispatch import Dispatcher, RemainingTasks
+from efface.cluster.scheduler.dispatch import Dispatcher
 from efface.cluster.scheduler.metrics import Metrics
-from efface.cluster.storage.journal import Journal, read_journal
-from efface.cluster.storage.run_folder import RunFolder, Task
+from efface.cluster.storage.journal import Journal, TaskEnded, read_journal
+from efface.cluster.storage.remaining import RemainingTasks
+from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.tasks.judging import Shard
+from efface.cluster.tasks.task import Outcome, Task
 from efface.cluster.workers.ray_executor import RayExecutor
-from efface.cluster.workers.worker import Outcome
 
 NODES, GPUS_EACH = 8, 8
 GPUS = NODES * GPUS_EACH
@@ -56,7 +58,7 @@ class TenSeconds(FakeWorker):
 
 
 class AllAtOnce(RayExecutor):
-    """No work before all workers are up."""
+    """No task before all workers are up."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -76,12 +78,12 @@ def many_shards(shards: int) -> Plan:
     campaign = read_campaign("demo", ["evaluation.shard_size=1", "evaluation.images_per_prompt=100"])
     data = {**campaign.model_dump(mode="json"), "resources": {"cpus": 1, "gpus": 1}}
     plan = plan_campaign(Campaign.model_validate(data))
-    base = plan.models[0]
-    return replace(plan, models=(base,), shards={base.id: plan.shards[base.id][:shards]})
+    base = plan.only(plan.models[:1])
+    return replace(base, tasks=(*base.calibrations, *base.shards[base.models[0].id][:shards]))
 
 
 def busy(gpus: int, shards: int) -> dict[str, Any]:
-    """Carried out by the whole of `efface.cluster.run`, journal and records included."""
+    """Executed by the whole of `efface.cluster.run`, journal and records included."""
     plan = many_shards(shards)
     assert plan.shard_count == shards, plan.shard_count
     running.RayExecutor = AllAtOnce  # type: ignore[misc]
@@ -89,17 +91,18 @@ def busy(gpus: int, shards: int) -> dict[str, Any]:
         run = Run(plan, RunFolder(Path(root, "run")))
         with NodesOnLoopback(NODES, num_cpus=GPUS_EACH, num_gpus=GPUS_EACH) as cluster:
             running.execute(run, gpus, cluster.address, Console(file=io.StringIO()), TenSeconds)
-        ended = [event for event in read_journal(run.folder) if event["event"] == "ended" and event["task"] == "shard"]
+        events = [event for event in read_journal(run.folder) if isinstance(event, TaskEnded)]
+        ended = [event for event in events if event.task == Shard.kind]
         records = run.folder.records(plan.shards[plan.models[0].id])
-    at = [_seconds(event["time"]) for event in ended]
-    work_seconds = sum(record["seconds"] for record in records.values())
-    first = min(end - event["seconds"] for end, event in zip(at, ended, strict=True))
+    at = [_seconds(event.time) for event in ended]
+    work_seconds = sum(record.seconds or 0.0 for record in records.values())
+    first = min(end - event.seconds for end, event in zip(at, ended, strict=True))
     makespan = max(at) - first
     return {
         "gpus": gpus,
-        "workers_used": len({event["worker"] for event in ended}),
+        "workers_used": len({event.worker for event in ended}),
         "shards": shards,
-        "states": sorted({event["state"] for event in ended}),
+        "states": sorted({event.state for event in ended}),
         "work_seconds": round(work_seconds, 1),
         "makespan": round(makespan, 1),
         "busy": round(work_seconds / (gpus * makespan), 4),
@@ -113,7 +116,7 @@ def _seconds(moment: str) -> float:
 
 
 class Instant:
-    """An executor whose work ends at once."""
+    """An executor whose tasks end at once."""
 
     depth = 2
     processes = 1
@@ -129,7 +132,7 @@ class Instant:
         return new_workers
 
     def submit(self, worker: int, task: Task) -> None:
-        self._finished.append((worker, task, Outcome("done")))
+        self._finished.append((worker, task, Outcome.done()))
 
     def select_workers(self, idle: Sequence[int]) -> list[int] | None:
         return list(idle[:1])
@@ -157,12 +160,7 @@ def memory(shards: int) -> dict[str, Any]:
     tracemalloc.start()
     start = time.perf_counter()
     plan = cut(plan_campaign(large_campaign(), fetch=False), shards)
-    remaining = RemainingTasks(
-        list(plan.calibrations),
-        list(plan.jobs),
-        [shard for of_model in plan.shards.values() for shard in of_model],
-        [plan.models[0].id],
-    )
+    remaining = RemainingTasks.everything(plan)
     with tempfile.TemporaryDirectory(prefix="busy-") as root:
         folder, executor = RunFolder(root), Instant(GPUS)
         with contextlib.closing(Journal(folder)) as journal:

@@ -1,7 +1,7 @@
 """Runs that are disturbed in every way and must come to the same; `python -m benchmarks.chaos --runs 200 --seed 0`.
 
-What goes wrong, and what must hold then, is in `tests/cluster/chaos_*.py` and told in docs/chaos.md. `--ray N`: so many
-of them by two Ray workers. `--real N`: instead of all that, N runs of the real miniature. `--only K` repeats one run of
+What goes wrong, and what must hold then, is in `tests/cluster/chaos_*.py` and docs/chaos.md. `--ray N`: so many of
+them by two Ray workers. `--real N`: instead of all that, N runs of the real miniature. `--only K` repeats one run of
 each kind and writes nothing. Needs root on Linux, for disks of its own. Writes benchmarks/results/chaos-here.json,
 chaos-ray.json and chaos-real.json; half an hour on two cores.
 """
@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "cluster"))
 from chaos_trial import ChaosRuns, Report
 
 CAMPAIGNS, REAL_CAMPAIGNS = 20, 2
-"""Different ones that are drawn."""
+"""How many different ones are sampled."""
 
 RAY_WORKERS = 2
 

@@ -1,20 +1,17 @@
-"""What each method needs of a GPU at the size of Stable Diffusion v1.4, by computation; `python -m benchmarks.memory`.
+"""What each method takes of a GPU at the size of Stable Diffusion v1.4; `python -m benchmarks.memory`.
 
-Nothing is measured on a GPU: shapes are run through the methods' passes on the meta device
-(`efface.train.cost.memory`).
-Prints the tables of docs/hardware.md and writes benchmarks/results/memory.json. Some minutes on one core.
+Estimated without a GPU, as `efface doctor` does (`train/cost/memory.py`). Prints the tables of docs/hardware.md and
+writes benchmarks/results/memory.json. A minute or two on one core.
 
-`python -m benchmarks.memory --measure` holds the peaks against a GPU: two steps of each method at full size with random
-weights, each in a process of its own, so that a peak is its own. Writes benchmarks/results/memory-DEVICE.json.
+`python -m benchmarks.memory --measure` measures an optimiser step of each method on a GPU (`train/cost/measure.py`),
+each in a process of its own, beside the estimate. Writes benchmarks/results/memory-DEVICE.json.
 """
 
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,16 +19,15 @@ import torch
 from benchmarks.record import write_result
 from efface.concepts.concept import load_concept_set
 from efface.files import slug
-from efface.models.base import architecture, load_base, read_base
-from efface.models.recipe import load_recipe
-from efface.train.cost.memory import Memory, fits, memory, memory_options
-from efface.train.cost.passes import model_shapes, preparation_flops, step_flops
-from efface.train.job import make_job, run_job
-from efface.train.method import Method, get_method, parse_config
+from efface.models.base import read_base
+from efface.models.loading import load_base
+from efface.models.shapes import model_shapes
+from efface.train.cost.flops import image_flops, step_flops
+from efface.train.cost.measure import CudaPeak, measured_peak
+from efface.train.cost.memory import Memory, estimate_memory
+from efface.train.method import GradientMethod, Method, get_method, parse_config
 from efface.train.trainer.options import TrainingOptions
 
-CARDS = (16, 24, 40, 80, 141)
-BATCHES = (32, 16, 8, 4, 2, 1)
 PROCESS_COUNTS = (1, 2, 4, 8)
 RATES = (10, 40, 80)
 """TFLOP/s that a GPU may sustain; see docs/hardware.md."""
@@ -42,45 +38,29 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "ca": ("ca", {}),
     "fade": ("fade", {}),
 }
+CHECKPOINTING = TrainingOptions(gradient_checkpointing=True)
 WAYS = {
-    "fp32": ("fp32", False),
-    "fp32, checkpointing": ("fp32", True),
-    "bf16": ("bf16", False),
-    "bf16, checkpointing": ("bf16", True),
+    "fp32": ("fp32", TrainingOptions()),
+    "fp32, checkpointing": ("fp32", CHECKPOINTING),
+    "bf16": ("bf16", TrainingOptions()),
+    "bf16, checkpointing": ("bf16", CHECKPOINTING),
 }
-SPLITS: dict[str, dict[str, Any]] = {
-    "DDP": {},
-    "ZeRO-1": {"zero": 1},
-    "ZeRO-2": {"zero": 2},
-    "ZeRO-2, offload": {"zero": 2, "offload": "optimizer"},
-    "ZeRO-3": {"zero": 3},
-    "ZeRO-3, offload": {"zero": 3, "offload": "all"},
+SPLITS = {
+    "DDP": None,
+    "ZeRO-1": "zero1",
+    "ZeRO-2": "zero2",
+    "ZeRO-2, offload": "zero2-offload",
+    "ZeRO-3": "zero3",
+    "ZeRO-3, offload": "zero3-offload",
 }
-BASE = read_base("sd-v1-4")
-SIZE = model_shapes(BASE)
-# CA shows 16 samples, so takes two steps too; neighbours that are listed need no images.
-SHORT = {
-    "esd": {"steps": 2},
-    "ca": {"samples_seen": 16, "anchor_images": 8},
-    "fade": {"steps": 2, "neighbours": ("a dog", "a fox", "a wolf", "a lion", "a bear")},
-}
-MEASURED: dict[str, tuple[str, dict[str, Any], TrainingOptions]] = {
-    **{
-        label: (name, {**config, **SHORT[name]}, TrainingOptions())
-        for label, (name, config) in METHODS.items()
-        if name != "uce"
-    },
-    "esd (u), zero2-offload": ("esd", {"variant": "u", **SHORT["esd"]}, TrainingOptions(deepspeed="zero2-offload")),
-}
-"""Methods as their papers have them, but for what comes before the first step and how many there are."""
+BASE = read_base("sd-v1-4-random")
+SHAPES = model_shapes(BASE)
 
 
-def method(label: str, precision: str = "fp32", batch: int | None = None) -> Method:
-    """A method as its paper has it, but for these."""
+def method(label: str, precision: str = "fp32") -> Method:
+    """A method as its paper has it, but for the precision."""
     name, config = METHODS[label]
-    if name != "uce":
-        config = {**config, "precision": precision, **({"batch_size": batch} if batch else {})}
-    return get_method(name)(parse_config(name, config))
+    return get_method(name)(parse_config(name, config if name == "uce" else {**config, "precision": precision}))
 
 
 def gb(size: float) -> str:
@@ -95,153 +75,98 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def by_method() -> dict[str, dict[str, Memory]]:
-    """Peaks on one GPU with the batch of the paper."""
+    """Peaks on one GPU with the batch of the paper, and what they consist of in fp32."""
     found = {
-        label: {way: memory(method(label, precision), SIZE, checkpointing=on) for way, (precision, on) in WAYS.items()}
+        label: {
+            way: estimate_memory(method(label, precision), SHAPES, options)
+            for way, (precision, options) in WAYS.items()
+        }
         for label in METHODS
     }
     batches = {label: str(getattr(method(label).config, "batch_size", "-")) for label in METHODS}
-    rows = [[f"`{label}`", batches[label], *(gb(one.peak) for one in ways.values())] for label, ways in found.items()]
-    table(["method", "batch", *WAYS], rows)
-    return found
-
-
-def parts(found: dict[str, dict[str, Memory]]) -> None:
-    """Of what the peaks in fp32 consist."""
-    names = ("base", "student", "gradients", "optimizer", "preparation", "rollout", "training", "update")
-    rows = [[f"`{label}`", *(gb(getattr(ways["fp32"], name)) for name in names)] for label, ways in found.items()]
-    table(["method", *names], rows)
-
-
-def largest_batches() -> dict[str, dict[str, list[int]]]:
-    """The largest batch, of powers of two, that fits each card; 0: none."""
-    found: dict[str, dict[str, list[int]]] = {}
-    for label in METHODS:
-        if label == "uce":
-            continue
-        for way in ("fp32", "bf16, checkpointing"):
-            precision, on = WAYS[way]
-            largest = dict.fromkeys(CARDS, 0)
-            for batch in reversed(BATCHES):
-                needed = memory(method(label, precision, batch), SIZE, checkpointing=on)
-                fitting = [card for card in CARDS if fits(needed, card)]
-                largest.update(dict.fromkeys(fitting, batch))
-                if not fitting:
-                    break
-            found.setdefault(label, {})[way] = list(largest.values())
-    rows = [
-        [f"`{label}`", way, *(f"{batch}" if batch else "-" for batch in batches)]
-        for label, ways in found.items()
-        for way, batches in ways.items()
-    ]
-    table(["method", "", *(f"{card} GB" for card in CARDS)], rows)
+    table(
+        ["method", "batch", *WAYS],
+        [[f"`{label}`", batches[label], *(gb(one.peak) for one in ways.values())] for label, ways in found.items()],
+    )
+    parts = ("base", "models", "preparation", "states", "activations")
+    rows = [[f"`{label}`", *(gb(getattr(ways["fp32"], part)) for part in parts)] for label, ways in found.items()]
+    table(["method", *parts], rows)
     return found
 
 
 def split(label: str) -> dict[str, dict[int, Memory]]:
     """A job of several GPUs, in fp32: GB on each, and in the host's memory for each."""
-    share = partial(memory, method(label), SIZE)
     found = {
-        way: {processes: share(processes=processes, **options) for processes in PROCESS_COUNTS}
-        for way, options in SPLITS.items()
+        way: {
+            processes: estimate_memory(method(label), SHAPES, TrainingOptions(deepspeed=name), processes)
+            for processes in PROCESS_COUNTS
+        }
+        for way, name in SPLITS.items()
     }
-    rows = []
-    for way, by_processes in found.items():
-        peaks = [gb(one.peak) + (f" + {gb(one.host)}" if one.host else "") for one in by_processes.values()]
-        card = next(f"{card} GB" for card in CARDS if fits(by_processes[1], card))
-        rows.append([way, *peaks, card])
-    table(
-        [f"`{label}`", *(f"{processes} GPU" + "s" * (processes > 1) for processes in PROCESS_COUNTS), "card for one"],
-        rows,
-    )
+    rows = [
+        [way, *(gb(one.peak) + (f" + {gb(one.host)}" if one.host else "") for one in by_processes.values())]
+        for way, by_processes in found.items()
+    ]
+    table([f"`{label}`", *(f"{count} GPU" + "s" * (count > 1) for count in PROCESS_COUNTS)], rows)
     return found
 
 
 def operations() -> dict[str, dict[str, float]]:
-    """Operations of a step, of all steps and of what comes before them, and the hours of it all at several rates."""
-    scheduler = json.loads((architecture("sd-v1-4") / "scheduler" / "scheduler_config.json").read_text())
-    others = len(load_concept_set(str(BASE.concepts)).all) - 1
+    """Operations of a step, of all steps and of the images before them for one concept, and hours at several rates."""
+    concepts = len(load_concept_set(str(read_base("sd-v1-4").concepts)).all)
     found, rows = {}, []
     for label in METHODS:
-        built: Any = method(label)
-        if label == "uce":
+        built = method(label)
+        if not isinstance(built, GradientMethod):
             continue
-        step = step_flops(built, SIZE) / 1e12
-        before = preparation_flops(built, SIZE, load_recipe(BASE.recipe), scheduler, others) / 1e12
+        images = built.cost(SHAPES).images
+        before = 0.0
+        if images:
+            before = image_flops(images, SHAPES) * (images.per_concept + images.per_set_concept * concepts) / 1e12
+        step = step_flops(built, SHAPES) / 1e12
         found[label] = {"step_tflop": step, "steps": built.steps, "preparation_tflop": before}
         training = step * built.steps
-        hours = [f"{(before + training) / rate / 3600:.1f}" for rate in RATES]
         numbers = f"{step:.1f}", f"{built.steps:,}", f"{training / 1e3:.1f}", f"{before / 1e3:.1f}"
-        rows.append([f"`{label}`", *numbers, *hours])
+        rows.append([f"`{label}`", *numbers, *(f"{(before + training) / rate / 3600:.1f}" for rate in RATES)])
     header = ["method", "TFLOP a step", "steps", "PFLOP of training", "PFLOP of preparation"]
     table([*header, *(f"hours at {rate} TFLOP/s" for rate in RATES)], rows)
     return found
 
 
 def measure() -> None:
-    """Each job of MEASURED in a fresh process, its peaks beside the computed one."""
+    """A step of each gradient method in a fresh process, beside the estimate."""
     if not torch.cuda.is_available():
-        print("there is no GPU here, so there is nothing to be measured", file=sys.stderr)
-        sys.exit(2)
+        sys.exit("there is no GPU here, so there is nothing to be measured")
     device, found = torch.cuda.get_device_name(), {}
-    for label in MEASURED:
-        ran = subprocess.run([sys.executable, __file__, "--job", label], stdout=subprocess.PIPE, text=True)
-        lines = [line for line in ran.stdout.splitlines() if line.startswith("{")]  # DeepSpeed may have its say too
-        found[label] = json.loads(lines[-1]) if ran.returncode == 0 else {"exit": ran.returncode}
-    table(
-        ["method", "computed", "allocated", "of computed", "reserved", "seconds of a step"],
-        [[f"`{label}`", *table_row(one)] for label, one in found.items()],
-    )
-    print(write_result(f"memory-{slug(device)}", found, device=device, how="one job in a process of its own"))
+    for label in METHODS:
+        if isinstance(method(label), GradientMethod):
+            command = [sys.executable, "-m", "benchmarks.memory", "--step", label]
+            ran = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+            found[label] = json.loads(ran.stdout.splitlines()[-1]) if ran.returncode == 0 else {"exit": ran.returncode}
+    rows = [[f"`{label}`", gb(one.get("estimate", 0)), gb(one.get("measured", 0))] for label, one in found.items()]
+    table(["method", "estimate", "measured"], rows)
+    print(write_result(f"memory-{slug(device)}", found, device=device, how="one step in a process of its own"))
 
 
-def table_row(one: dict[str, Any]) -> list[str]:
-    """A row of the table; "-" where the job failed."""
-    if "exit" in one:
-        return ["-"] * 5
-    peaks = [gb(one[name]) for name in ("computed", "allocated", "reserved")]
-    return [*peaks[:2], f"{one['allocated'] / one['computed']:.2f}", peaks[2], f"{one['step_seconds']:.2f}"]
-
-
-def job(label: str, base_name: str = "sd-v1-4-random", device: str = "cuda") -> dict[str, float]:
-    """Two steps of one of MEASURED: bytes at most, and the seconds of the second step."""
-    name, config, training_options = MEASURED[label]
-    spec = read_base(base_name)
-    base, concepts = load_base(spec, device), load_concept_set(str(BASE.concepts))
-    built = get_method(name)(parse_config(name, config))
-    ends: list[float] = []
-
-    def on_step(done: int, steps: int, loss: float) -> None:
-        torch.cuda.synchronize()
-        ends.append(time.perf_counter())
-
-    job_spec = make_job(base.spec.name, base.fingerprint, name, concepts, ["Van Gogh"], config=config)
-    torch.cuda.reset_peak_memory_stats()
-    run_job(job_spec, base, concepts, on_step, training_options=training_options)
-    return {
-        "computed": memory(built, model_shapes(spec), **memory_options(training_options)).peak,
-        "allocated": torch.cuda.max_memory_allocated(),
-        "reserved": torch.cuda.max_memory_reserved(),
-        "step_seconds": ends[1] - ends[0],
-    }
+def step(label: str) -> dict[str, int]:
+    """Bytes at most in one optimiser step, estimated and measured."""
+    built, options = method(label), TrainingOptions()
+    assert isinstance(built, GradientMethod)
+    measured = measured_peak(built, load_base(BASE, "cuda"), SHAPES, options, CudaPeak())
+    return {"estimate": estimate_memory(built, SHAPES, options).peak, "measured": measured}
 
 
 def main() -> None:
-    peaks = by_method()
-    parts(peaks)
-    batches = largest_batches()
-    splits = split("esd (u)")
-    operation_counts = operations()
-    measured = {
+    peaks, splits = by_method(), split("esd (u)")
+    result = {
         "peaks": {label: {way: asdict(one) for way, one in ways.items()} for label, ways in peaks.items()},
-        "cards": list(CARDS),
-        "largest_batches": batches,
         "esd_u_split": {
-            way: {str(n): asdict(one) for n, one in by_processes.items()} for way, by_processes in splits.items()
+            way: {str(count): asdict(one) for count, one in by_processes.items()}
+            for way, by_processes in splits.items()
         },
-        "operations": operation_counts,
+        "operations": operations(),
     }
-    print(write_result("memory", measured, how="computed on the meta device; nothing was measured on a GPU"))
+    print(write_result("memory", result, how="estimated on the meta device; nothing was measured on a GPU"))
 
 
 if __name__ == "__main__":
@@ -250,7 +175,7 @@ if __name__ == "__main__":
             main()
         case ["--measure"]:
             measure()
-        case ["--job", label]:
-            print(json.dumps(job(label)))
+        case ["--step", label]:
+            print(json.dumps(step(label)))
         case _:
             sys.exit("usage: python -m benchmarks.memory [--measure]")

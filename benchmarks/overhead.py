@@ -16,17 +16,17 @@ from typing import Any
 import torch
 
 from benchmarks.record import write_result
-from efface.cluster.campaign.plan import Model
 from efface.cluster.campaign.spec import Campaign, read_campaign
 from efface.cluster.run import Run, open_run, worker_context
-from efface.cluster.scheduler.dispatch import RemainingTasks, dispatch
+from efface.cluster.scheduler.dispatch import dispatch
 from efface.cluster.storage.journal import Journal
-from efface.cluster.storage.run_folder import Task
+from efface.cluster.storage.remaining import RemainingTasks
+from efface.cluster.tasks.model import Model
+from efface.cluster.tasks.task import Outcome, Task
 from efface.cluster.workers.ray_executor import RayExecutor
-from efface.cluster.workers.worker import Outcome
 from efface.config_files import parse
-from efface.models.base import load_base
-from efface.train.job import run_job
+from efface.models.loading import load_base
+from efface.train.run_job import run_job
 
 JOBS = 10
 METHODS = [
@@ -36,7 +36,7 @@ METHODS = [
 
 
 class Ends:
-    """A watcher that notes when jobs end."""
+    """A callback that notes when jobs end."""
 
     def __init__(self) -> None:
         self.at: list[float] = []
@@ -45,7 +45,7 @@ class Ends:
         pass
 
     def ended(self, worker: int, task: Task, outcome: Outcome, will_retry: bool) -> None:
-        assert outcome.state == "done", outcome
+        assert outcome.is_done, outcome
         self.at.append(time.perf_counter())
 
     def tick(self) -> None:
@@ -62,7 +62,7 @@ def one_more(method: dict[str, Any]) -> Campaign:
 def through_dispatch(run: Run) -> list[float]:
     """Seconds from the end of one job to the end of the next."""
     ends = Ends()
-    remaining = RemainingTasks(jobs=list(run.plan.jobs))
+    remaining = RemainingTasks(list(run.plan.trainings), run.plan.products)
     with (
         contextlib.closing(RayExecutor(worker_context(run), 1)) as executor,
         contextlib.closing(Journal(run.folder)) as log,

@@ -14,10 +14,15 @@ from pathlib import Path
 
 from benchmarks.plan import large_campaign
 from benchmarks.record import write_result
-from efface.cluster.campaign.plan import Plan, Shard
+from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.planner import plan_campaign
-from efface.cluster.scheduler.dispatch import remaining_tasks
-from efface.cluster.storage.run_folder import RunFolder, Task
+from efface.cluster.storage.records import Output, Record
+from efface.cluster.storage.remaining import remaining_tasks
+from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.tasks.calibration import CALIBRATION
+from efface.cluster.tasks.judging import IMAGES, VERDICTS, Shard
+from efface.cluster.tasks.model import Model
+from efface.cluster.tasks.task import Task
 from efface.files import content_id
 
 SHARDS = 100_000
@@ -46,40 +51,40 @@ def main() -> None:
 
 def cut(plan: Plan, shards: int) -> Plan:
     """The first models of a plan that have so many shards together; every image a shard of its own."""
-    kept: dict[str, tuple[Shard, ...]] = {}
-    count = 0
+    kept: list[Shard] = []
+    models: list[Model] = []
     for model in plan.models:
         parts = [
             replace(shard, index=index, eval_requests=(question,), id=content_id([shard.id, index]))
             for shard in plan.shards[model.id]
             for index, question in enumerate(shard.eval_requests, 1000 * shard.index)
         ]
-        kept[model.id] = tuple(parts[: shards - count])
-        count += len(kept[model.id])
-        if count == shards:
+        kept += parts[: shards - len(kept)]
+        models.append(model)
+        if len(kept) == shards:
             break
-    return replace(plan, models=tuple(model for model in plan.models if model.id in kept), shards=kept)
+    part = plan.only(models)
+    return replace(part, tasks=(*part.calibrations, *part.trainings, *kept))
 
 
 def finish_all(plan: Plan, folder: RunFolder) -> None:
     """Records and outputs of everything, written without the flushing to disk that a run does."""
     sha256 = hashlib.sha256(OUTPUT).hexdigest()
     for calibration in plan.calibrations:
-        finish(folder, calibration, [folder.calibration(calibration)], sha256)
-    for model in plan.jobs:
-        finish(folder, model, [folder.delta(model)], sha256)
-    for shards in plan.shards.values():
-        for shard in shards:
-            finish(folder, shard, [folder.verdicts(shard), folder.images(shard)], sha256)
+        finish(folder, calibration, [folder.output(calibration, CALIBRATION)], sha256)
+    for training in plan.trainings:
+        finish(folder, training, [folder.delta(training.model)], sha256)
+    for shard in plan.of_kind(Shard):
+        finish(folder, shard, [folder.output(shard, VERDICTS), folder.output(shard, IMAGES)], sha256)
 
 
 def finish(folder: RunFolder, task: Task, outputs: list[Path], sha256: str) -> None:
     outputs[0].parent.mkdir(parents=True, exist_ok=True)
     for path in outputs:
         path.write_bytes(OUTPUT)
-    kept = {path.name: {"sha256": sha256, "bytes": len(OUTPUT)} for path in outputs}
-    record = {"id": task.id, "outputs": kept, "images": 1, "seconds": 1.0, "device": "none"}
-    folder._record(task).write_text(json.dumps({**record, "check": content_id(record)}, indent=2))
+    written = {path.name: Output(len(OUTPUT), sha256) for path in outputs}
+    record = Record(task.id, task.kind, written, seconds=1.0, device="none", facts={"images": 1})
+    folder.record_file(task).write_text(json.dumps(record.as_json(), indent=2))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ from dataclasses import asdict
 from typing import Any
 
 from benchmarks.record import write_result
-from benchmarks.scheduler.simulate import FailureModel, all_tasks, simulate
+from benchmarks.scheduler.simulate import FailureModel, simulate
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.planner import plan_campaign
 from efface.cluster.campaign.rates import Rates, durations, read_rates
 from efface.cluster.campaign.spec import read_campaign
+from efface.cluster.storage.remaining import RemainingTasks
 
 CAMPAIGN, RATES = "esd-ablation", "h200"
 SIZES = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -28,7 +29,9 @@ def forecasts(
     seconds, found = durations(plan, rates, seed), []
     for size in SIZES:
         start = time.perf_counter()
-        forecast = simulate(all_tasks(plan), seconds, [speeds[i % len(speeds)] for i in range(size)], rates, failures)
+        forecast = simulate(
+            RemainingTasks.everything(plan), seconds, [speeds[i % len(speeds)] for i in range(size)], rates, failures
+        )
         found.append({**asdict(forecast), "simulated_in": round(time.perf_counter() - start, 3)})
     return found
 

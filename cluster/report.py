@@ -1,9 +1,11 @@
-"""From finished shards to what people read: the image table, scores, the leaderboard and the contact sheets."""
+"""From finished tasks to what people read: the image table, scores, the leaderboard and the contact sheets.
+
+Records and outputs are only read here; damaged ones are reported, and `storage/repair.py` withdraws them.
+"""
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -11,12 +13,21 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.text import Text
 
-from efface.cluster.campaign.plan import BASE, Plan, Shard
-from efface.cluster.storage.run_folder import Damaged, RunFolder
+from efface.cluster.campaign.plan import Plan
+from efface.cluster.storage.records import Record, sha256
+from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.tasks.calibration import CALIBRATION
+from efface.cluster.tasks.judging import IMAGES, VERDICTS, Shard
+from efface.cluster.tasks.metric import MetricTask
+from efface.cluster.tasks.model import BASE, Model
+from efface.cluster.tasks.task import Task
+from efface.cluster.tasks.training import TrainingResult
 from efface.errors import UserError
 from efface.eval.calibration import mean_accuracy, read_calibration
 from efface.eval.contact_sheet import write_sheets
+from efface.eval.image_errors import ImageError, broken_images, counted
 from efface.eval.image_table import read_images, read_table, write_table
+from efface.eval.judge_spec import judge_name
 from efface.eval.metrics.weight_change import mean_weight_change
 from efface.eval.scores.continual import rich_table as stages_table
 from efface.eval.scores.continual import score_stages
@@ -24,6 +35,7 @@ from efface.eval.scores.continual import write_csv as write_stages
 from efface.eval.scores.leaderboard import LeaderboardRow, leaderboard, rich_table, write_csv
 from efface.eval.scores.scoring import score_table
 from efface.files import write_json
+from efface.text import rich_text, shown
 
 MIN_TRUSTED_ACCURACY = 0.9
 """Accuracy on the base's images below which a judge's verdicts come with a warning."""
@@ -42,6 +54,8 @@ class Results:
     failures: list[str]
     unscored: list[str]
     """Why a method of the plan has no row."""
+    broken: dict[str, dict[ImageError, int]] = field(default_factory=dict)
+    """Images of each method that are no evidence, by their error; those without any are left out."""
 
     def show(self, console: Console) -> None:
         """The leaderboard, and where the rest lies."""
@@ -51,72 +65,127 @@ class Results:
             console.print(stages_table(chain, f"{label}, request by request"))
         for judge, accuracy in self.accuracy.items():
             said = "unknown" if accuracy is None else f"{accuracy:.1%}"
-            console.print(f"judge {judge}: {said} right on images of the unedited base", markup=False, soft_wrap=True)
+            line = f"judge {judge}: {said} right on images of the unedited base"
+            console.print(rich_text(line), soft_wrap=True)
             if accuracy is not None and accuracy < MIN_TRUSTED_ACCURACY:
                 console.print("[yellow]read its scores with care: it is wrong too often[/yellow]")
+        for label, broken in self.broken.items():
+            console.print(Text.assemble((shown(label), "yellow"), f": {counted(broken)}"), soft_wrap=True)
         for reason in self.unscored:
-            console.print(Text.assemble(("not scored", "yellow"), f": {reason}"), soft_wrap=True)
+            console.print(Text.assemble(("not scored", "yellow"), f": {shown(reason)}"), soft_wrap=True)
         for path in (self.folder.table, self.folder.scores, self.folder.leaderboard, self.folder.sheets):
             if path.exists():
-                console.print(str(path), soft_wrap=True, markup=False)
+                console.print(rich_text(str(path)), soft_wrap=True)
 
 
-def collect_results(plan: Plan, folder: RunFolder) -> Results | None:
-    """Put together all shards that are done, score them, and write the results into the run folder.
+class DamagedOutputs(Exception):
+    """Outputs are not what their records say."""
 
-    Every byte of a verdict, and of the images that are shown, is checked against its record. None where some were
-    changed: their records are withdrawn, so that they are made again.
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        """tasks: those whose outputs may have been changed."""
+        super().__init__(f"{len(tasks)} tasks, such as {tasks[0].describe()}")
+        self.tasks = tasks
+
+
+def collect_results(plan: Plan, folder: RunFolder) -> Results:
+    """Collect all shards that are done, score them, and write the results into the run folder.
+
+    Every byte of a verdict, of a calibration, and of the images that are shown, is checked against its record. Raises
+    DamagedOutputs where some were changed; nothing is written then.
     """
-    made = folder.records(plan.jobs)
+    records = folder.records(plan.tasks)
     failed = folder.failures(plan.models)
     failures = [
-        f"{model.folder} ({failed[model.id].get('stage')}): {failed[model.id].get('reason')}"
+        f"{model.folder} ({failed[model.id].stage}): {failed[model.id].reason}"
         for model in plan.models
         if model.id in failed
     ]
     complete = [
-        model for model in plan.models if len(folder.records(plan.shards[model.id])) == len(plan.shards[model.id])
+        model
+        for model in plan.models
+        if (model.job is None or model.id in records) and all(shard.id in records for shard in plan.shards[model.id])
     ]
-    complete = [model for model in complete if model.job is None or model.id in made]
+    _check(folder, records, [(calibration, [CALIBRATION]) for calibration in plan.calibrations])
     accuracy = {
-        calibration.judge: mean_accuracy(read_calibration(folder.calibration(calibration)).accuracy)
+        calibration.judge: mean_accuracy(read_calibration(folder.output(calibration, CALIBRATION)).accuracy)
         for calibration in plan.calibrations
-        if folder.verified(calibration)
+        if calibration.id in records
     }
     if not complete:
         return Results(folder, [], {}, accuracy, failures, [])
     shards = [shard for model in complete for shard in plan.shards[model.id]]
-    parts = [_verdicts(folder, shard) for shard in shards]
-    if any(part is None for part in parts):
-        return None
+    _check(folder, records, [(shard, [VERDICTS]) for shard in shards])
+    parts = [read_table(folder.output(shard, VERDICTS)) for shard in shards]
     table = pa.concat_tables(parts)
+    sheets_table = _of_first_judge(plan, table)
+    write_sheets(folder.sheets, sheets_table, _finder(folder, records, shards, parts))
     write_table(folder.table, table)
 
     scores, unscored = _scores(plan, table)
-    by_label: dict[str, list[dict[str, Any]]] = {}
+    by_label: dict[str, list[TrainingResult]] = {}
     for model in complete:
-        if model.id in made:
-            by_label.setdefault(model.label, []).append(made[model.id])
-    changes = {label: mean_weight_change([r["weight_change"] for r in records]) for label, records in by_label.items()}
-    seconds = {
-        label: sum(r["metrics"]["seconds"] for r in records)
-        for label, records in by_label.items()
-        if all("seconds" in r["metrics"] for r in records)
-    }
+        if model.job:
+            trained = TrainingResult.model_validate(records[model.id].facts)
+            by_label.setdefault(model.label, []).append(trained)
+    changes = {label: mean_weight_change([t.weight_change for t in trained]) for label, trained in by_label.items()}
+    seconds = {label: known for label, trained in by_label.items() if (known := _seconds(trained)) is not None}
     stages = _stages(plan, scores)
     rows = leaderboard(_of_last_stages(plan, scores), changes, seconds)
     summary = {"methods": scores, "weight_change": changes, "seconds": seconds, "judges": accuracy}
-    write_json(folder.scores, {**summary, "stages": stages} if stages else summary)
+    broken = _broken(plan, table)
+    metrics = _metrics(plan, complete, records)
+    optional = {"stages": stages, "metrics": metrics, "broken": broken, "warnings": list(plan.warnings)}
+    write_json(folder.scores, {**summary, **{name: value for name, value in optional.items() if value}})
     write_csv(folder.leaderboard, rows)
     for label, chain in stages.items():
         write_stages(folder.stages(label), chain)
-    try:
-        write_sheets(folder.sheets, _of_first_judge(plan, table), _finder(folder, shards, parts))
-    except Damaged:
-        for shard in shards:  # where some were changed, others may be
-            folder.verified(shard)
-        return None
-    return Results(folder, rows, stages, accuracy, failures, unscored)
+    return Results(folder, rows, stages, accuracy, failures, unscored, broken)
+
+
+def _broken(plan: Plan, table: pa.Table) -> dict[str, dict[ImageError, int]]:
+    """The images of each method that are no evidence; of several judges the first saw them all."""
+    table = _of_first_judge(plan, table)
+    labels = table.filter(pc.is_valid(table["image_error"]))["method"].unique().to_pylist()
+    return {label: broken_images(table.filter(pc.equal(table["method"], label))) for label in labels}
+
+
+def _check(folder: RunFolder, records: Mapping[str, Record], outputs: Sequence[tuple[Task, Sequence[str]]]) -> None:
+    """Hash the named outputs of each task that is done. Raises DamagedOutputs with all that were changed."""
+    damaged = []
+    for task, names in outputs:
+        paths = [folder.output(task, name) for name in names]
+        record = records.get(task.id)
+        if record and any(sha256(path) != record.outputs[path.name].sha256 for path in paths):
+            damaged.append(task)
+    if damaged:
+        raise DamagedOutputs(damaged)
+
+
+def _seconds(trained: Sequence[TrainingResult]) -> float | None:
+    """Of all trainings together; None where that is not known of each."""
+    known = [t.metrics.seconds for t in trained if t.metrics.seconds is not None]
+    return sum(known) if len(known) == len(trained) else None
+
+
+def _metrics(
+    plan: Plan, complete: Sequence[Model], records: Mapping[str, Record]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """By label and metric, the mean over the label's models of every number."""
+    kept = {model.folder for model in complete}
+    found: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for task in plan.of_kind(MetricTask):
+        if task.model.folder in kept and task.id in records:
+            numbers = records[task.id].facts["numbers"]
+            found.setdefault(task.label, {}).setdefault(task.name, []).append(numbers)
+    return {
+        label: {metric: _means(models) for metric, models in by_metric.items()} for label, by_metric in found.items()
+    }
+
+
+def _means(models: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of each number that all have."""
+    names = [name for name in models[0] if all(name in numbers for numbers in models)]
+    return {name: sum(numbers[name] for numbers in models) / len(models) for name in names}
 
 
 def _chains(plan: Plan) -> dict[str, list[tuple[str, str]]]:
@@ -131,7 +200,7 @@ def _chains(plan: Plan) -> dict[str, list[tuple[str, str]]]:
 
 
 def _stages(plan: Plan, scores: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What is to be said of every chain that is scored up to some request, as far as it is."""
+    """What there is to say of every chain that is scored up to some request, as far as it is."""
     stages = {}
     for label, chain in _chains(plan).items():
         scored = list(itertools.takewhile(lambda stage: stage[0] in scores, chain))
@@ -146,18 +215,11 @@ def _of_last_stages(plan: Plan, scores: dict[str, dict[str, Any]]) -> dict[str, 
     return {label: score for label, score in scores.items() if label not in followed}
 
 
-def _verdicts(folder: RunFolder, shard: Shard) -> pa.Table | None:
-    """The rows of a shard, if its file is what its record says; else the record is withdrawn."""
-    if not folder.verified(shard, [folder.verdicts(shard).name]):
-        return None
-    return read_table(folder.verdicts(shard))
-
-
 def _finder(
-    folder: RunFolder, shards: Sequence[Shard], parts: Sequence[pa.Table]
+    folder: RunFolder, records: Mapping[str, Record], shards: Sequence[Shard], parts: Sequence[pa.Table]
 ) -> Callable[[Sequence[str]], pa.Table]:
-    """What finds images by their hashes, and reads only the shards that they are in; it raises Damaged where one of
-    those was changed."""
+    """A function that finds images by their hashes, and reads only the shards that they are in. It raises
+    DamagedOutputs where one of those was changed; then others may be."""
 
     def find(hashes: Sequence[str]) -> pa.Table:
         hash_array = pa.array(hashes, pa.string())
@@ -166,10 +228,11 @@ def _finder(
             for shard, part in zip(shards, parts, strict=True)
             if pc.any(pc.is_in(part["image_sha256"], hash_array)).as_py()
         ]
-        for shard in having:
-            if not folder.verified(shard, [folder.images(shard).name]):
-                raise Damaged(f"{folder.images(shard)}: is not as it was written")
-        return pa.concat_tables([read_images(folder.images(shard)) for shard in having])
+        try:
+            _check(folder, records, [(shard, [IMAGES]) for shard in having])
+        except DamagedOutputs:
+            raise DamagedOutputs(shards) from None
+        return pa.concat_tables([read_images(folder.output(shard, IMAGES)) for shard in having])
 
     return find
 
@@ -198,5 +261,4 @@ def _of_first_judge(plan: Plan, table: pa.Table) -> pa.Table:
     judges = table["judge"].unique().to_pylist()
     if len(judges) == 1:
         return table
-    first = Path(plan.calibrations[0].judge).stem
-    return table.filter(pc.equal(table["judge"], first))
+    return table.filter(pc.equal(table["judge"], judge_name(plan.calibrations[0].judge)))

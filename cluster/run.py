@@ -1,4 +1,4 @@
-"""Run a campaign: plan, see what is missing, do it on Ray or in this process, and put the results together."""
+"""Run a campaign: plan, see what is missing, do it on Ray or in this process, and collect the results."""
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
@@ -11,18 +11,22 @@ from omegaconf import OmegaConf
 from pydantic import BaseModel
 from rich.console import Console
 
-from efface.cluster.campaign.measured_rates import update_measured_rates
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.planner import plan_campaign, plan_deltas
+from efface.cluster.campaign.rates import rates_for
 from efface.cluster.campaign.spec import MUTABLE_KEYS, Campaign, DeltaEvaluation, Limits
-from efface.cluster.report import Results, collect_results
-from efface.cluster.scheduler.dispatch import RemainingTasks, dispatch, remaining_tasks
+from efface.cluster.measured_rates import update_measured_rates
+from efface.cluster.report import DamagedOutputs, Results, collect_results
+from efface.cluster.scheduler.dispatch import dispatch
 from efface.cluster.scheduler.metrics import Metrics
 from efface.cluster.scheduler.progress import Display
 from efface.cluster.signals import stop_signals
 from efface.cluster.storage.journal import Journal
 from efface.cluster.storage.lease import Lease, held_lease
+from efface.cluster.storage.remaining import RemainingTasks, remaining_tasks
+from efface.cluster.storage.repair import withdraw_damaged
 from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.tasks.training import TrainingMetrics, training_facts
 from efface.cluster.workers.executor import Executor, WorkerClass
 from efface.cluster.workers.local_executor import LocalExecutor
 from efface.cluster.workers.ray_executor import RayExecutor
@@ -38,7 +42,7 @@ MAX_ROUNDS = 4
 
 @dataclass(frozen=True)
 class Run:
-    """A plan and the folder it is carried out in."""
+    """A plan and the folder of its results."""
 
     plan: Plan
     folder: RunFolder
@@ -69,22 +73,21 @@ def reopen_run(root: Path) -> Run:
 def open_evaluation(deltas: Sequence[tuple[Path, Delta]], evaluation_config: DeltaEvaluation, out: Path | None) -> Run:
     """The run that judges deltas which exist, in `out` (default `runs/evaluation-ID`). Raises UserError."""
     from efface.eval.metrics.weight_change import weight_change
-    from efface.models.base import load_base
+    from efface.models.loading import load_base
 
     plan = plan_deltas(deltas, evaluation_config)
     folder = RunFolder(out or Path("runs") / f"evaluation-{content_id(sorted(model.id for model in plan.jobs))}")
     folder.open(folder.evaluation, _yaml(evaluation_config), MUTABLE_KEYS)
     base = None
-    for model, (_, delta) in zip(plan.jobs, deltas, strict=True):
-        if model.job and not folder.record(model):
+    for task, (_, delta) in zip(plan.trainings, deltas, strict=True):
+        if not folder.record(task):
             base = base or load_base(plan.base)
-            delta.save(folder.delta(model))
-            facts = {
-                "job": model.job.model_dump(mode="json"),
-                "metrics": {},
-                "weight_change": weight_change(base, delta),
-            }
-            folder.finish(model, [folder.delta(model)], label=model.label, **facts)
+            folder.write_delta(task.model, delta)
+            folder.finish(
+                task,
+                [folder.delta(task.model)],
+                **training_facts(task.model, TrainingMetrics(), weight_change(base, delta)),
+            )
     return Run(plan, folder, evaluation_config.limits)
 
 
@@ -93,38 +96,46 @@ def execute(
 ) -> Results:
     """Do what is missing, then score. `workers`: at most so many; 0: in this process, without Ray.
 
-    Raises UserError where another driver is at work on the run, and Stopped where it was laid down on the way.
+    Raises UserError where another driver is at work on the run, and Stopped where it was stopped on the way.
     """
-    results = _finished_results(run)
-    if results:
-        return results
+    if run.remaining_tasks.is_empty:
+        with contextlib.suppress(DamagedOutputs):  # they are made again, once no other driver can be at work
+            return collect_results(run.plan, run.folder)
     with Lease(run.folder.root) as lease, stop_signals(console) as signals:
-        stop_request = run.folder.stop_request()
-
-        def should_stop() -> bool:
-            if lease.lost:
-                raise StorageError(f"{run.folder.root}: {lease.lost}")
-            if signals and run.folder.stop_request() == stop_request:
-                run.folder.request_stop()  # workers elsewhere hear of it
-            return run.folder.stop_request() not in (None, stop_request)
-
+        should_stop = stop_condition(run.folder, lease, signals)
+        remaining = run.remaining_tasks
         for _ in range(MAX_ROUNDS):
-            remaining = run.remaining_tasks
             if not remaining.is_empty:
                 _dispatch(run, remaining, workers, address, console, should_stop, worker)
-            results = _finished_results(run)
-            if results:
-                return results
+                remaining = run.remaining_tasks
+            if remaining.is_empty:
+                try:
+                    return collect_results(run.plan, run.folder)
+                except DamagedOutputs as damage:
+                    withdraw_damaged(run.folder, damage.tasks)
+                    remaining = run.remaining_tasks
     raise JobFailure(f"{run.folder.root}: files there change after they are written, so the run cannot be finished")
 
 
-def _finished_results(run: Run) -> Results | None:
-    """What the run came to, if nothing of it is left to do and no file was damaged."""
-    return collect_results(run.plan, run.folder) if run.remaining_tasks.is_empty else None
+def stop_condition(folder: RunFolder, lease: Lease, signals: list[int]) -> Callable[[], bool]:
+    """Whether there has been a stop request since now, or one of the `signals`, which becomes one.
+
+    It raises StorageError where the lease is lost.
+    """
+    stop_request = folder.stop_request()
+
+    def should_stop() -> bool:
+        if lease.lost:
+            raise StorageError(f"{folder.root}: {lease.lost}")
+        if signals and folder.stop_request() == stop_request:
+            folder.request_stop()  # so that workers elsewhere stop too
+        return folder.stop_request() not in (None, stop_request)
+
+    return should_stop
 
 
 def execute_part(run: Run, number: int, parts: int, console: Console) -> int:
-    """Do what is missing of one part of several, in this process, and say how many jobs of it have failed.
+    """Do what is missing of one part of several, in this process; how many models of it have failed.
 
     Parts run side by side without knowing of each other. When all are through, `execute` has nothing left to do but
     to score.
@@ -159,23 +170,24 @@ def _dispatch(
     worker: WorkerClass = Worker,
 ) -> None:
     """One time through the remaining work."""
-    executor = _executor(run, remaining, workers, address, should_stop, worker)
+    executor = make_executor(run, remaining, workers, address, should_stop, worker)
     with ExitStack() as closing:
         closing.callback(executor.close)
         journal = closing.enter_context(contextlib.closing(Journal(run.folder)))
-        display = closing.enter_context(Display(run.plan, remaining, executor.workers, console))
+        rates = rates_for(run.plan)
+        display = closing.enter_context(Display(run.plan, remaining, executor.workers, console, run.folder, rates))
         metrics = Metrics(run.plan, remaining, executor.workers)
         dispatch(remaining, run.folder, executor, [journal, display, metrics], run.limits, should_stop)
-    update_measured_rates(run.plan, run.folder, remaining)
+    update_measured_rates(run.plan, run.folder, remaining.tasks)
 
 
 def _yaml(config: BaseModel) -> str:
-    """What was asked for as it was understood, every default written out."""
+    """What was requested as it was understood, every default written out."""
     return OmegaConf.to_yaml(OmegaConf.create(_escape(config.model_dump(mode="json"))))
 
 
 def _escape(value: Any) -> Any:
-    """`value` with every `${` in it as text, for it is not to be resolved a second time."""
+    """`value` with every `${` in it escaped, for it is not to be resolved a second time."""
     if isinstance(value, str):
         return value.replace("${", "\\${")
     if isinstance(value, dict):
@@ -207,53 +219,19 @@ def worker_context(run: Run) -> WorkerContext:
     )
 
 
-def _executor(
+def make_executor(
     run: Run,
     remaining: RemainingTasks,
     workers: int | None,
     address: str | None,
     should_stop: Callable[[], bool],
-    worker: WorkerClass,
+    worker: WorkerClass = Worker,
 ) -> Executor:
+    """As many workers as `remaining` keeps busy, at most `workers` of them; 0: one in this process."""
     if workers == 0:
         return LocalExecutor(worker_context(run), should_stop, worker)
     context = worker_context(run)
-    if all(job.closed_form for job in remaining.jobs):
+    if not any(task.process_group for task in remaining.tasks):
         context = replace(context, processes=1)
-    useful = len(remaining.calibrations) + len(remaining.jobs) * context.processes + len(remaining.shards)
+    useful = sum(context.processes if task.process_group else 1 for task in remaining.tasks)
     return RayExecutor(context, min(useful, workers or useful), address, worker)
-
-
-def summary(run: Run) -> dict[str, Any]:
-    """How far a run is: counts of jobs and images, done, failed and all."""
-    remaining = run.remaining_tasks
-    failures = run.folder.failures(run.plan.models)
-    made = run.folder.records(run.plan.jobs)
-    given_up = {model.id for model in (*remaining.failed, *remaining.blocked)}
-    images_left = sum(len(shard.eval_requests) for shard in remaining.shards)
-    images_lost = sum(
-        len(shard.eval_requests)
-        for model in (*remaining.failed, *remaining.blocked)
-        for shard in run.plan.shards[model.id]
-        if not run.folder.record(shard)
-    )
-    return {
-        "campaign": run.plan.name,
-        "jobs": {
-            "all": len(run.plan.jobs),
-            "done": len(made.keys() - given_up),
-            "failed": len([model for model in remaining.failed if model.job]),
-            "blocked": len(remaining.blocked),
-            "left": len(remaining.jobs),
-        },
-        "images": {
-            "all": run.plan.images,
-            "done": run.plan.images - images_left - images_lost,
-            "lost": images_lost,
-            "left": images_left,
-        },
-        "failures": [
-            {"job": model.folder, **{key: value for key, value in failures[model.id].items() if key != "details"}}
-            for model in remaining.failed
-        ],
-    }

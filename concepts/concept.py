@@ -83,9 +83,16 @@ class ConceptSet(StrictModel):
             self._check_references(concept, "adjacent", concept.adjacent)
             if concept.retained != "others":
                 self._check_references(concept, "retained", concept.retained)
-            if concept.anchor and self._by_name.get(fold(concept.anchor)) is concept:
-                raise ValueError(f"concept '{concept.name}' is its own anchor, should be something else")
+            self._check_anchor(concept)
         return self
+
+    def _check_anchor(self, concept: Concept) -> None:
+        """An anchor that says the same as the concept maps it to itself: nothing would be forgotten."""
+        if concept.anchor is None:
+            return
+        own = {fold(text) for text in (concept.name, *concept.aliases, concept.phrase, concept.question)} - {""}
+        if not own.isdisjoint(map(fold, (concept.anchor, self.anchor_phrase(concept)))):
+            raise ValueError(f"concept '{concept.name}' is its own anchor, should be something else")
 
     def _check_references(self, concept: Concept, key: str, names: Sequence[str]) -> None:
         seen: set[str] = set()
@@ -109,6 +116,14 @@ class ConceptSet(StrictModel):
     @cached_property
     def _by_name(self) -> dict[str, Concept]:
         return {fold(name): concept for concept in self.all for name in (concept.name, *concept.aliases)}
+
+    @cached_property
+    def _by_phrase(self) -> dict[str, Concept]:
+        return {fold(concept.phrase): concept for concept in reversed(self.all)} | self._by_name
+
+    def meant_by(self, anchor: str) -> Concept | None:
+        """The concept that an anchor says, by name, alias or phrase; None where it is a plain phrase."""
+        return self._by_phrase.get(fold(anchor))
 
     def find(self, name_or_alias: str) -> Concept:
         """The concept or neighbour of that name or alias; case, spaces, underscores and hyphens do not count.

@@ -9,30 +9,40 @@ the header is row 1, blank rows count, a cell of several lines does not make sev
 import csv
 import io
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from efface.concepts.columns import INDEX, OURS, column_meant, known_format
 from efface.concepts.concept import ConceptSet
-from efface.errors import UserError, did_you_mean
+from efface.concepts.csv_records import bad_byte, read_records
+from efface.errors import UserError
+from efface.text import csv_cell, csv_text
 
 Group = Literal["direct", "indirect", "adversarial"]
 GROUPS: tuple[Group, ...] = ("direct", "indirect", "adversarial")
 MAX_CHARACTERS = 2000  # a text encoder reads 77 tokens: a longer cell is a broken file
 
-_COLUMNS = ("concept_type", "concept_name", *(f"{group}_prompt" for group in GROUPS))
+_NAMELESS = "has text, and its column has no name in the header"
 _PROMPT_COLUMN = re.compile(r"(direct|indirect|adversarial)_prompt(?:_([1-9][0-9]{0,3}))?", re.ASCII)
 
 
 @dataclass(frozen=True)
 class PromptRow:
-    """The prompts that ask for one concept; `row` is its place in the file."""
+    """The prompts that ask for one concept; `row` and `columns` (of each group) are where they stand in the file."""
 
     direct: tuple[str, ...]
     indirect: tuple[str, ...] = ()
     adversarial: tuple[str, ...] = ()
     row: int = 0
+    columns: Mapping[Group, tuple[str, ...]] = field(default_factory=dict, compare=False, repr=False)
+
+    def prompts(self, group: Group) -> tuple[tuple[str, str], ...]:
+        """(column, prompt) of each prompt of a group."""
+        texts: tuple[str, ...] = getattr(self, group)
+        named = self.columns.get(group, ())
+        return tuple((named[i] if i < len(named) else f"{group}_prompt_{i + 1}", text) for i, text in enumerate(texts))
 
 
 def read_prompt_csv(path: Path, concepts: ConceptSet) -> dict[str, PromptRow]:
@@ -40,14 +50,10 @@ def read_prompt_csv(path: Path, concepts: ConceptSet) -> dict[str, PromptRow]:
 
     Raises UserError with file, row and column at the first fault.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    records = _records(path, data)
+    records = read_records(path)
     header_row, header = next(records, (0, []))
     if not header:
-        raise UserError(f"{path}: is empty, should have a header with the columns {', '.join(_COLUMNS)}")
+        raise UserError(f"{path}: is empty, should have a header with the columns {', '.join(OURS)}")
     table = _Header(path, header_row, header)
     rows: dict[str, PromptRow] = {}
     for number, cells in records:
@@ -64,7 +70,7 @@ def read_prompt_csv(path: Path, concepts: ConceptSet) -> dict[str, PromptRow]:
 
 
 def write_prompt_csv(rows: Mapping[str, PromptRow], concepts: ConceptSet) -> str:
-    """`rows` as the text of a CSV that `read_prompt_csv` reads back as they are."""
+    """`rows` as the text of a CSV that `read_prompt_csv` reads back as they are; no cell of it is a formula."""
     widths = {group: max(1, *(len(getattr(row, group)) for row in rows.values())) for group in GROUPS}
     columns = [f"{group}_prompt_{k}" for group, width in widths.items() for k in range(1, width + 1)]
     text = io.StringIO()
@@ -72,39 +78,9 @@ def write_prompt_csv(rows: Mapping[str, PromptRow], concepts: ConceptSet) -> str
     writer.writerow(["concept_type", "concept_name", *columns])
     for name, row in rows.items():
         padded = ([*getattr(row, group), *[""] * (width - len(getattr(row, group)))] for group, width in widths.items())
-        writer.writerow([concepts.find(name).kind, name, *(cell for cells in padded for cell in cells)])
+        cells = [concepts.find(name).kind, name, *(cell for group in padded for cell in group)]
+        writer.writerow(map(csv_cell, cells))
     return text.getvalue()
-
-
-def _records(path: Path, data: bytes) -> Iterator[tuple[int, list[str]]]:
-    """(row, stripped cells) of every record that is not blank, the header first."""
-    # A bad byte becomes a lone surrogate, which valid UTF-8 never holds: so its cell can be named.
-    text = data.decode("utf-8-sig", errors="surrogateescape")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    number = 0
-    while True:
-        number += 1
-        try:
-            record = next(reader, None)
-        except csv.Error as error:
-            raise UserError(f"{path}, row {number}: not valid CSV ({_reason(error, text)})") from None
-        if record is None:
-            return
-        if any(cell.strip() for cell in record):
-            yield number, [cell.strip() for cell in record]
-
-
-def _reason(error: csv.Error, text: str) -> str:
-    if _bad_byte(text):
-        return "not UTF-8 text"
-    if "end of data" in str(error) or "field limit" in str(error):
-        return "a quoted cell is not closed"
-    return str(error)
-
-
-def _bad_byte(text: str) -> str | None:
-    found = re.search("[\udc80-\udcff]", text)
-    return f"0x{ord(found[0]) - 0xDC00:02x}" if found else None
 
 
 class _Header:
@@ -114,6 +90,9 @@ class _Header:
         self.path = path
         self.names = [" ".join(name.casefold().split()) for name in names]
         self.prompts: dict[Group, dict[int, int]] = {group: {} for group in GROUPS}  # group -> number -> position
+        known = known_format(self.names)
+        if known:
+            raise UserError(f"{path}, row {row}: {known.advice(self.names)}")
         for position, name in enumerate(self.names):
             location = f"{path}, row {row}, column {position + 1}"
             _check_text(location, name)
@@ -125,12 +104,16 @@ class _Header:
                 if number in self.prompts[group]:
                     raise UserError(f"{location}: '{name}' means the same as '{group}_prompt', keep one of them")
                 self.prompts[group][number] = position
-            elif name and name not in _COLUMNS:
-                raise UserError(f"{location}: unknown column '{name}', {_column_meant(name)}")
+            elif name and name not in OURS:
+                raise UserError(f"{location}: unknown column '{_short(name)}', {column_meant(name, position)}")
         if "concept_name" not in self.names:
             raise UserError(f"{path}, row {row}: column concept_name is missing")
         if not self.prompts["direct"]:
             raise UserError(f"{path}, row {row}: column direct_prompt (or direct_prompt_1) is missing")
+        self.columns: dict[Group, tuple[str, ...]] = {
+            group: tuple(self.names[position] for _, position in sorted(self.prompts[group].items()))
+            for group in GROUPS
+        }
 
     def read(self, row: int, cells: list[str], concepts: ConceptSet) -> tuple[str, PromptRow]:
         if len(cells) != len(self.names):
@@ -138,10 +121,12 @@ class _Header:
                 f"{self.path}, row {row}: has {len(cells)} cells and the header {len(self.names)}, should be "
                 "as many (a prompt with a comma in it stands in quotes)"
             )
+        cells = [csv_text(cell) for cell in cells]
         for position, cell in enumerate(cells):
             _check_text(self._location(row, position), cell)
             if cell and not self.names[position]:
-                raise UserError(f"{self._location(row, position)}: has text, and its column has no name in the header")
+                wrong = f"has no name in the header, and {INDEX}" if position == 0 and cell.isdecimal() else _NAMELESS
+                raise UserError(f"{self._location(row, position)}: {wrong}")
         position = self.names.index("concept_name")
         if not cells[position]:
             raise UserError(f"{self._location(row, position)}: empty, should be the name of a concept")
@@ -153,7 +138,7 @@ class _Header:
         if not direct:
             first = self.prompts["direct"][min(self.prompts["direct"])]
             raise UserError(f"{self._location(row, first)}: empty, every concept needs a direct prompt")
-        return name, PromptRow(direct, indirect, adversarial, row)
+        return name, PromptRow(direct, indirect, adversarial, row, self.columns)
 
     def _group_prompts(self, row: int, cells: list[str], group: Group) -> tuple[str, ...]:
         positions = [position for _, position in sorted(self.prompts[group].items())]
@@ -175,7 +160,7 @@ class _Header:
 
 
 def _check_text(location: str, cell: str) -> None:
-    bad = _bad_byte(cell)
+    bad = bad_byte(cell)
     if bad:
         raise UserError(f"{location}: not UTF-8 text (byte {bad}), save the file as UTF-8")
     if "\0" in cell:
@@ -184,12 +169,8 @@ def _check_text(location: str, cell: str) -> None:
         raise UserError(f"{location}: {len(cell)} characters, should be at most {MAX_CHARACTERS}")
 
 
-def _column_meant(name: str) -> str:
-    if name.startswith(("adjacent", "retain")):
-        return "adjacent and retained concepts are asked for by the direct prompts of their own rows"
-    if ";" in name or " " in name:
-        return "cells should be separated by commas"
-    return did_you_mean(name, _COLUMNS)
+def _short(name: str) -> str:
+    return name if len(name) <= 60 else f"{name[:60]}…"
 
 
 def _group(name: str) -> Group:

@@ -34,6 +34,11 @@ class Prompt:
     prompt_id: str
 
 
+def prompt_of(phrase: str) -> str:
+    """The prompt that asks for a concept which no prompt set has a row for."""
+    return f"an image of {phrase}"
+
+
 def prompt_id(text: str) -> str:
     """First 12 hex digits of the SHA-256 of the text in UTF-8."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -72,7 +77,7 @@ class PromptSet:
             others = concepts.adjacent_to(target) if axis == "adjacent" else concepts.retained_for(target)
             for other in others:
                 row = self.rows.get(other.name)
-                texts[other.name] = row.direct if row else (f"an image of {other.phrase}",)
+                texts[other.name] = row.direct if row else (prompt_of(other.phrase),)
         return tuple(
             Prompt(axis, target.name, requested, text, prompt_id(text))
             for requested in texts

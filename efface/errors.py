@@ -6,8 +6,17 @@ Each class names the exit code that the command line ends with.
 import difflib
 from collections.abc import Iterable
 
+from efface.text import shown
 
-class UserError(Exception):
+
+class Message(Exception):
+    """An error that is one sentence for people. What it quotes of a file is shown, and acts on no terminal or log."""
+
+    def __init__(self, sentence: str = "") -> None:
+        super().__init__(shown(sentence))
+
+
+class UserError(Message):
     """A user's mistake, described in one sentence: what is wrong, where, and what would be right."""
 
     exit_code = 2
@@ -31,13 +40,13 @@ class LocationError(StorageError):
     exit_code = 2
 
 
-class Stopped(Exception):
+class Stopped(Message):
     """Work that was stopped on request; the same command goes on from there."""
 
     exit_code = 130
 
 
-class JobFailure(Exception):
+class JobFailure(Message):
     """A job that cannot be finished (a NaN loss, say): the step and the likely cause. The other jobs go on."""
 
     exit_code = 1

@@ -8,9 +8,10 @@ other words. A prompt counts only if the base really draws the concept from it, 
 from collections.abc import Callable, Mapping, Sequence
 
 from efface.concepts.concept import Concept, ConceptSet
-from efface.concepts.prompts import PromptSet
+from efface.concepts.prompts import PromptSet, prompt_of
 from efface.eval.attacks.token_search import SearchConfig, SearchObjective, Vocabulary, restart_seed, search
 from efface.eval.banned_words import banned_for
+from efface.eval.image_errors import image_errors, verdicts
 from efface.eval.judge import Judge
 from efface.models.base import Base
 from efface.models.recipe import Recipe
@@ -69,7 +70,7 @@ def adversarial_prompts(
 
 def _direct(prompt_set: PromptSet, concept_set: ConceptSet, concept: Concept) -> list[str]:
     own = [prompt.text for prompt in prompt_set.axis("forget", concept_set, concept)]
-    return own or [f"an image of {concept.phrase}"]
+    return own or [prompt_of(concept.phrase)]
 
 
 def _detection_rates(
@@ -79,9 +80,11 @@ def _detection_rates(
     find.
     """
     requests = [ImageRequest(text, seed) for text in texts for seed in CHECK_SEEDS]
-    verdicts = judge.judge(sample(base, recipe, requests), [concept] * len(requests))
+    not_finite: set[int] = set()
+    images = sample(base, recipe, requests, on_not_finite=not_finite.add)
+    found = verdicts(judge, images, [concept] * len(requests), image_errors(images, not_finite))
     per_text = len(CHECK_SEEDS)
     return {
-        text: sum(bool(v.present) for v in verdicts[i * per_text : (i + 1) * per_text]) / per_text
+        text: sum(bool(v.present) for v in found[i * per_text : (i + 1) * per_text]) / per_text
         for i, text in enumerate(texts)
     }

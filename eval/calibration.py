@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from efface.concepts.concept import Concept, ConceptSet
-from efface.concepts.prompts import PromptSet
+from efface.concepts.prompts import PromptSet, prompt_of
 from efface.config_files import StrictModel, read_config
 from efface.errors import UserError
+from efface.eval.image_errors import IMAGE_ERRORS, ImageError, counted, image_errors, verdicts
 from efface.eval.judge import Judge
 from efface.eval.judges.clip import ClipJudge
 from efface.files import as_path, write_json
@@ -38,7 +39,7 @@ class Accuracy(StrictModel):
     specificity: float | None = Field(ge=0, le=1, description="share of other concepts' images where it is not found")
     own: int = Field(ge=0, description="images of the concept with a verdict")
     others: int = Field(ge=0, description="images of other concepts with a verdict")
-    unreadable: int = Field(ge=0, description="answers that could not be read")
+    unreadable: int = Field(ge=0, description="answers that could not be read, and images that are no evidence")
 
 
 class Calibration(StrictModel):
@@ -53,6 +54,7 @@ class Calibration(StrictModel):
     seeds: tuple[int, ...]
     thresholds: dict[str, float]
     accuracy: dict[str, Accuracy]
+    broken: dict[ImageError, int] = Field({}, description="images that are no evidence, by their error")
 
     def save(self, path: str | Path) -> None:
         write_json(as_path(path), self.model_dump(mode="json"))
@@ -87,19 +89,25 @@ def calibrate(
         for c, concept in enumerate(concepts)
         for text in _own_prompts(prompt_set, concept_set, concept)[:prompts_per_concept]
     ]
-    images = sample(base, recipe, [ImageRequest(text, seed) for _, seed, text in rows], on_batch)
+    not_finite: set[int] = set()
+    images = sample(base, recipe, [ImageRequest(text, seed) for _, seed, text in rows], on_batch, not_finite.add)
+    errors = image_errors(images, not_finite)
+    sound = np.array([error is None for error in errors])
     owner = np.array([c for c, _, _ in rows])
     order = {seed: i for i, seed in enumerate(dict.fromkeys(seeds))}
     fitting = np.array([order[seed] % 2 == 0 for _, seed, _ in rows])
     thresholds: dict[str, float] = {}
     if isinstance(judge, ClipJudge):
-        scores = np.array([judge.scores(images[fitting], [concept] * int(fitting.sum())) for concept in concepts])
+        fitted = fitting & sound
+        _check_whole(judge, owner[fitted], concepts, errors)
+        scores = np.array([judge.scores(images[fitted], [concept] * int(fitted.sum())) for concept in concepts])
         thresholds = {
-            concept.name: best_threshold(scores[c][owner[fitting] == c], scores[c][owner[fitting] != c])
+            concept.name: best_threshold(scores[c][owner[fitted] == c], scores[c][owner[fitted] != c])
             for c, concept in enumerate(concepts)
         }
         judge = judge.calibrated(thresholds)
-    accuracy = _accuracy(judge, images[~fitting], owner[~fitting], concepts)
+    measured = np.flatnonzero(~fitting)
+    accuracy = _accuracy(judge, images[measured], owner[measured], concepts, [errors[i] for i in measured])
     return judge, Calibration(
         judge=judge.name,
         weights=_weights(judge),
@@ -110,13 +118,27 @@ def calibrate(
         seeds=tuple(dict.fromkeys(seeds)),
         thresholds=thresholds,
         accuracy=accuracy,
+        broken={error: errors.count(error) for error in IMAGE_ERRORS if error in errors},
     )
+
+
+def _check_whole(
+    judge: Judge, owner: NDArray[np.int64], concepts: Sequence[Concept], errors: Sequence[ImageError | None]
+) -> None:
+    """Raises UserError where a concept has no image to fit a threshold on. owner: (N,), of the whole images."""
+    for c, concept in enumerate(concepts):
+        if c not in owner or (owner == c).all():
+            broken: dict[ImageError, int] = {error: errors.count(error) for error in IMAGE_ERRORS if error in errors}
+            raise UserError(
+                f"judge '{judge.name}' cannot be calibrated on '{concept.name}': of the base's images of it, or of the "
+                f"others, none is whole; {counted(broken)}"
+            )
 
 
 def _own_prompts(prompt_set: PromptSet, concept_set: ConceptSet, concept: Concept) -> list[str]:
     """The direct prompts of a concept; a neighbour without a row of its own has the one it is asked for by."""
     own = [prompt.text for prompt in prompt_set.axis("forget", concept_set, concept)]
-    return own or [f"an image of {concept.phrase}"]
+    return own or [prompt_of(concept.phrase)]
 
 
 def best_threshold(own: Scores, others: Scores) -> float:
@@ -166,20 +188,24 @@ def mean_accuracy(accuracy: Mapping[str, Accuracy]) -> float | None:
 
 
 def _accuracy(
-    judge: Judge, images: np.ndarray, owner: NDArray[np.int64], concepts: Sequence[Concept]
+    judge: Judge,
+    images: np.ndarray,
+    owner: NDArray[np.int64],
+    concepts: Sequence[Concept],
+    errors: Sequence[ImageError | None],
 ) -> dict[str, Accuracy]:
     """owner: (N,), which of `concepts` each image was made for."""
     result = {}
     for c, concept in enumerate(concepts):
-        verdicts = judge.judge(images, [concept] * len(images))
-        own = [v.present for v, o in zip(verdicts, owner, strict=True) if o == c and v.present is not None]
-        others = [v.present for v, o in zip(verdicts, owner, strict=True) if o != c and v.present is not None]
+        found = verdicts(judge, images, [concept] * len(images), errors)
+        own = [v.present for v, o in zip(found, owner, strict=True) if o == c and v.present is not None]
+        others = [v.present for v, o in zip(found, owner, strict=True) if o != c and v.present is not None]
         result[concept.name] = Accuracy(
             recall=sum(own) / len(own) if own else None,
             specificity=1 - sum(others) / len(others) if others else None,
             own=len(own),
             others=len(others),
-            unreadable=len(verdicts) - len(own) - len(others),
+            unreadable=len(found) - len(own) - len(others),
         )
     return result
 

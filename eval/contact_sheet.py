@@ -17,6 +17,7 @@ from efface.concepts.prompts import AXES, TARGET_AXES, Axis
 from efface.errors import UserError
 from efface.eval.scores.scoring import BASE
 from efface.files import as_path, slug, write_atomic
+from efface.text import shown as harmless
 
 SMALL, LARGE = 128, 192  # pixels of a cell; images up to 128 px are enlarged without smoothing
 FRAME, GAP, BLOCK_GAP = 3, 8, 24
@@ -100,12 +101,12 @@ def _draw(
     side = SMALL if max((max(p.size) for p in pictures.values()), default=SMALL) <= SMALL else LARGE
     step, row_height = side + GAP, side + CAPTION + GAP
     fonts = {size: ImageFont.load_default(size) for size in (12, 14, 20)}
-    labels = {method: _cut(method, LABEL_CHARACTERS) for method in shown}
+    labels = {method: _cut(harmless(method), LABEL_CHARACTERS) for method in shown}
     left = GAP + max(int(fonts[14].getlength(label)) for label in labels.values()) + 2 * GAP
     width = left + sum(len(block) * step for block in blocks) + (len(blocks) - 1) * BLOCK_GAP + GAP
     sheet = Image.new("RGB", (width, TITLE + HEAD + len(shown) * row_height + FOOT), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    draw.text((GAP, 8), concept, TEXT_COLOR, fonts[20])
+    draw.text((GAP, 8), harmless(concept), TEXT_COLOR, fonts[20])
     for r, method in enumerate(shown):
         draw.text((GAP, TITLE + HEAD + r * row_height + side // 2 - 8), labels[method], TEXT_COLOR, fonts[14])
     x = left
@@ -114,18 +115,18 @@ def _draw(
         draw.text((x, TITLE), axis, TEXT_COLOR, fonts[14])
         room = len(block) * step - GAP
         if axis in TARGET_AXES:
-            draw.text((x, TITLE + 18), _fit(f"“{block[0][2]}”", fonts[12], room), MUTED_COLOR, fonts[12])
+            draw.text((x, TITLE + 18), _fit(f"“{harmless(block[0][2])}”", fonts[12], room), MUTED_COLOR, fonts[12])
         for column in block:
             _, asked_concept, _, seed = column
             if axis not in TARGET_AXES:
-                draw.text((x, TITLE + 18), _fit(asked_concept, fonts[12], side), MUTED_COLOR, fonts[12])
+                draw.text((x, TITLE + 18), _fit(harmless(asked_concept), fonts[12], side), MUTED_COLOR, fonts[12])
             draw.text((x, TITLE + 36), f"seed {seed}", MUTED_COLOR, fonts[12])
             for r, cells in enumerate(shown.values()):
                 y = TITLE + HEAD + r * row_height
                 _draw_cell(sheet, draw, (x, y), side, cells.get(column), pictures, fonts[12])
             x += step
         x += BLOCK_GAP
-    foot = f"judge {judge}; blue frame: the asked concept is there, grey: it is not; number: its score"
+    foot = f"judge {harmless(judge)}; blue frame: the asked concept is there, grey: it is not; number: its score"
     draw.text((GAP, sheet.height - FOOT + 4), _fit(foot, fonts[12], width - 2 * GAP), MUTED_COLOR, fonts[12])
     return sheet
 
@@ -150,7 +151,7 @@ def _draw_cell(
     if row["present"] is not None:
         box = (x - FRAME, y - FRAME, x + side + FRAME - 1, y + side + FRAME - 1)
         draw.rectangle(box, outline=PRESENT_COLOR if row["present"] else ABSENT_COLOR, width=FRAME)
-    text = "unreadable" if row["score"] is None else f"{row['score']:.2f}"
+    text = row["image_error"] or ("unreadable" if row["score"] is None else f"{row['score']:.2f}")
     draw.text((x, y + side + FRAME), text, PRESENT_COLOR if row["present"] else MUTED_COLOR, font)
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from efface.concepts.concept import Concept, ConceptSet
+from efface.concepts.concept import ConceptSet
 from efface.eval.eval_requests import EvalRequest
+from efface.eval.image_errors import image_errors, verdicts
 from efface.eval.image_table import IMAGE_SCHEMA, SCHEMA
-from efface.eval.judge import Judge, Verdict
+from efface.eval.judge import Judge
 from efface.models.base import Base
 from efface.models.recipe import Recipe
 from efface.models.sampler import ImageRequest, sample
@@ -38,12 +39,14 @@ def evaluate(
     for judge in judges:
         judge.check([concept_set.find(name) for name in dict.fromkeys(name for names in requested for name in names)])
     requests = [ImageRequest(request.prompt, request.seed) for request in eval_requests]
-    images = sample(base, recipe, requests, on_batch)
+    not_finite: set[int] = set()
+    images = sample(base, recipe, requests, on_batch, not_finite.add)
+    errors = image_errors(images, not_finite)
     # One verdict per image, concept and judge, however many asks share it.
     pairs = [(i, name) for i, names in enumerate(requested) for name in names]
     concepts = [concept_set.find(name) for _, name in pairs]
-    pictures = images[[i for i, _ in pairs]]
-    verdicts = [dict(zip(pairs, _verdicts(judge, pictures, concepts), strict=True)) for judge in judges]
+    pictures, of_pictures = images[[i for i, _ in pairs]], [errors[i] for i, _ in pairs]
+    found = [dict(zip(pairs, verdicts(judge, pictures, concepts, of_pictures), strict=True)) for judge in judges]
     hashes = [pixel_sha256(image) for image in images]
     rows = [
         {
@@ -62,10 +65,11 @@ def evaluate(
             "present": verdict[i, ask.asked_concept].present,
             "score": None if verdict[i, ask.asked_concept].present is None else verdict[i, ask.asked_concept].score,
             "image_sha256": hashes[i],
+            "image_error": errors[i],
         }
         for i, request in enumerate(eval_requests)
         for ask in request.asks
-        for judge, verdict in zip(judges, verdicts, strict=True)
+        for judge, verdict in zip(judges, found, strict=True)
     ]
     pngs = [
         {
@@ -78,10 +82,6 @@ def evaluate(
         for i, request in enumerate(eval_requests)
     ]
     return pa.Table.from_pylist(rows, schema=SCHEMA), pa.Table.from_pylist(pngs, schema=IMAGE_SCHEMA)
-
-
-def _verdicts(judge: Judge, images: np.ndarray, requested: Sequence[Concept]) -> list[Verdict]:
-    return judge.judge(images, requested) if len(requested) else []
 
 
 def pixel_sha256(image: np.ndarray) -> str:

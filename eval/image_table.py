@@ -16,12 +16,13 @@ import pyarrow.parquet as pq
 
 from efface.concepts.prompts import AXES, TARGET_AXES
 from efface.errors import UserError, did_you_mean
+from efface.eval.image_errors import IMAGE_ERRORS
 from efface.files import as_path, is_remote, write_atomic
 
 _TEXT = ("model_id", "base_id", "method", "concept", "axis", "asked_concept", "prompt", "prompt_id")
 
 # `method` is the label a result is published under, "base" for the unedited model. `present` and `score` are
-# null together, where the judge's answer could not be read.
+# null together, where the judge's answer could not be read, or the image is no evidence: `image_error` says why.
 SCHEMA = pa.schema(
     [
         *(pa.field(name, pa.string(), nullable=False) for name in _TEXT),
@@ -30,8 +31,11 @@ SCHEMA = pa.schema(
         pa.field("present", pa.bool_()),
         pa.field("score", pa.float64()),
         pa.field("image_sha256", pa.string(), nullable=False),
+        pa.field("image_error", pa.string()),
     ]
 )
+OPTIONAL = ("image_error",)
+"""Columns that tables of before do not have; they are empty then."""
 # image_sha256: over height, width and the uint8 RGB pixels; png: the same pixels, encoded without loss.
 IMAGE_SCHEMA = pa.schema(
     [
@@ -129,6 +133,9 @@ def _fitted(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
     """`table` with exactly the columns, types and order of `schema`; a further column is left out."""
     columns = []
     for field in schema:
+        if field.name in OPTIONAL and field.name not in table.column_names:
+            columns.append(pa.chunked_array([pa.nulls(table.num_rows, field.type)]))
+            continue
         if table.column_names.count(field.name) != 1:
             hint = did_you_mean(field.name, [" ".join(name.split()) for name in table.column_names])
             raise UserError(f"{where}: column '{field.name}' should be there once, {hint}")
@@ -177,6 +184,12 @@ def _check(table: pa.Table, where: str) -> None:
     lone = pc.sum(pc.cast(pc.not_equal(score.is_null(), present.is_null()), pa.int64())).as_py()
     if lone:
         raise UserError(f"{where}: {lone} rows have only one of 'present' and 'score', should be both or neither")
+    for error in table["image_error"].unique().drop_null().to_pylist():
+        if error not in IMAGE_ERRORS:
+            raise UserError(f"{where}: unknown image_error {error!r}, {did_you_mean(error, IMAGE_ERRORS)}")
+    judged = table.filter(pc.and_(pc.is_valid(table["image_error"]), pc.is_valid(present))).num_rows
+    if judged:
+        raise UserError(f"{where}: {judged} rows have a verdict on an image with an image_error, should have none")
     own = pc.is_in(table["axis"], pa.array(TARGET_AXES))
     wrong = table.filter(pc.not_equal(own, pc.equal(table["concept"], table["asked_concept"])))
     if wrong.num_rows:

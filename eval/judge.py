@@ -6,19 +6,20 @@ kind: clip         CLIP, zero-shot, calibrated on images of the base            
 kind: vlm          a vision-language model asked a yes/no question                 (vlm.py)
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 
 from efface.concepts.concept import Concept
-from efface.config_files import find_config, list_configs, parse, read_yaml
-from efface.errors import UserError, did_you_mean
+from efface.eval.judge_spec import ClassifierSpec, ClipSpec, judge_name, read_judge
 
-KINDS = ("classifier", "clip", "vlm")
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,6 @@ class Judge(Protocol):
         """One verdict per image: is `asked[i]` in `images[i]`? images: uint8, (N, H, W, 3)."""
 
 
-def judge_names() -> list[str]:
-    """The judges shipped in `configs/judges/`."""
-    return list_configs("judges")
-
-
 def load_judge(
     name_or_path: str | Path, device: str | torch.device = "cpu", calibration: str | Path | None = None
 ) -> Judge:
@@ -62,25 +58,21 @@ def load_judge(
     Raises UserError where the YAML is wrong, the model cannot be loaded, or the calibration is another
     judge's.
     """
-    path = find_config("judges", name_or_path)
-    data = read_yaml(path)
-    kind = data.get("kind")
-    if kind not in KINDS:
-        raise UserError(f"{path}: kind: '{kind}' is no kind of judge, {did_you_mean(str(kind), KINDS)}")
+    spec, name = read_judge(name_or_path), judge_name(name_or_path)
     # Each kind brings its own part of transformers.
     judge: Judge
-    if kind == "classifier":
-        from efface.eval.judges.classifier import ClassifierSpec, load_classifier
+    if isinstance(spec, ClassifierSpec):
+        from efface.eval.judges.classifier import load_classifier
 
-        judge = load_classifier(path.stem, parse(ClassifierSpec, data, str(path)), device)
-    elif kind == "clip":
-        from efface.eval.judges.clip import ClipSpec, load_clip
+        judge = load_classifier(name, spec, device)
+    elif isinstance(spec, ClipSpec):
+        from efface.eval.judges.clip import load_clip
 
-        judge = load_clip(path.stem, parse(ClipSpec, data, str(path)), device)
+        judge = load_clip(name, spec, device)
     else:
-        from efface.eval.judges.vlm import VlmSpec, load_vlm
+        from efface.eval.judges.vlm import load_vlm
 
-        judge = load_vlm(path.stem, parse(VlmSpec, data, str(path)), device)
+        judge = load_vlm(name, spec, device)
     if calibration is None:
         return judge
     from efface.eval.calibration import calibrated, read_calibration

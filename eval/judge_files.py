@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 from efface.errors import UserError
 from efface.eval.judge_identity import FILES
 from efface.models.model_files import locate
+from efface.models.untrusted_models import check_model_files
 
 
 def load_model(auto_class: Any, source: str, device: str | torch.device, **options: Any) -> Any:
@@ -20,11 +22,13 @@ def load_model(auto_class: Any, source: str, device: str | torch.device, **optio
     Raises UserError where it cannot be loaded, or where its file lacks weights that would then be drawn at
     random.
     """
-    folder = locate(source, FILES)
+    folder = _checked(source)
     options = {"dtype": torch.float32, **options}  # else weights kept in fp16 would stay so
     model, report = _as_user_error(
         source,
-        lambda: auto_class.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options),
+        lambda: auto_class.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True, trust_remote_code=False, **options
+        ),
     )
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
@@ -36,7 +40,14 @@ def load_model(auto_class: Any, source: str, device: str | torch.device, **optio
 
 def load_processor(auto_class: Any, source: str) -> Any:
     """The image processor, tokenizer or both that belong to the model at `source`."""
-    return _as_user_error(source, lambda: auto_class.from_pretrained(locate(source, FILES)))
+    folder = _checked(source)
+    return _as_user_error(source, lambda: auto_class.from_pretrained(folder, trust_remote_code=False))
+
+
+def _checked(source: str) -> Path:
+    folder = locate(source, FILES)
+    check_model_files(folder, source)
+    return folder
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -1,25 +1,38 @@
 """What a judge is, without loading it: the id that a plan needs before any weights are in memory."""
 
+import re
 from pathlib import Path
 
-from efface.config_files import find_config, read_yaml
+from efface.errors import UserError
+from efface.eval.judge_spec import read_judge
 from efface.files import content_id, sha256_file
-from efface.models.model_files import PACKAGE, locate
+from efface.models.model_files import PACKAGE, NotCached, locate
+from efface.models.untrusted_models import check_model_files
 
 FILES = ("*.json", "*.safetensors")
 """What a judge's folder holds of its model."""
+
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
 def judge_identity(name_or_path: str | Path) -> str:
     """16 hex digits over the judge's YAML; where its model lies on this machine, over the model's files, not its place.
 
-    Raises UserError for an unknown judge.
+    Raises UserError for an unknown judge, whatever is wrong in its YAML, and a model on this machine that is none.
     """
-    data = read_yaml(find_config("judges", name_or_path))
-    source = str(data.get("source", ""))
-    local = source.startswith(PACKAGE) or Path(source).is_dir()
-    folder = locate(source, FILES) if local else None
-    files = sorted(path for pattern in FILES for path in folder.glob(pattern)) if folder else []
-    if local:
-        del data["source"]
+    spec = read_judge(name_or_path)
+    data = spec.model_dump(mode="json", exclude_unset=True)
+    source = spec.source
+    local = source.startswith(PACKAGE) or Path(source).expanduser().is_dir()
+    if not local and not HUB_ID.fullmatch(source):
+        raise UserError(f"{name_or_path}: source: '{source}' is no folder, and no id of a model on the hub")
+    try:
+        folder = locate(source, FILES, fetch=False)
+    except NotCached:
+        return content_id([data, {}])
+    check_model_files(folder, source)
+    if not local:
+        return content_id([data, {}])
+    del data["source"]
+    files = sorted(path for pattern in FILES for path in folder.glob(pattern))
     return content_id([data, {path.name: sha256_file(path) for path in files}])

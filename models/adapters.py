@@ -1,14 +1,12 @@
 """Rank-r adapters on linear maps of a model: y = W x + alpha/rank * up(down(x)), the base weight W as it is.
 
-An adapter hangs on its layer as the submodule `adapter` and speaks through a forward hook, so that every
-layer keeps its name, and copies, wrappers and optimisers find the adapter among the model's parameters. With
-`up` at zero the model is the base; switched off it is the base bit for bit. The tensors are those of a delta
-of kind `adapter`: `<full module name>.down`, `.up` and `.alpha`.
+An adapter is its layer's submodule `adapter` and acts through a forward hook, so that every layer keeps its name, and
+copies, wrappers and optimisers find the adapter among the model's parameters. With `up` at zero the model is the base.
+The tensors are those of a delta of kind `adapter`: `<full module name>.down`, `.up` and `.alpha`.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +33,6 @@ class Adapter(nn.Module):
         self.up = nn.Parameter(torch.zeros(d_out, rank, *kernel, device=device))
         self.register_buffer("alpha", torch.tensor(float(alpha), device=device))
         self.scale = alpha / rank
-        self.enabled = True
 
     def forward(self, inputs: Tensor) -> Tensor:
         if self.down.ndim == 4:
@@ -44,7 +41,7 @@ class Adapter(nn.Module):
 
 
 class Adapters:
-    """The adapters hung on one model, by the full name of their layer (`unet.….attn2.to_k`)."""
+    """The adapters of one model, by the full name of their layer (`unet.….attn2.to_k`)."""
 
     def __init__(self, layers: Mapping[str, Adapter]) -> None:
         self.layers = dict(layers)
@@ -58,18 +55,6 @@ class Adapters:
         alphas = {f"{name}.alpha": adapter.alpha for name, adapter in self.layers.items()}
         return {name: value.detach() for name, value in self.parameters().items()} | alphas
 
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        """The base model, bit for bit, for as long as the context lasts."""
-        before = {name: adapter.enabled for name, adapter in self.layers.items()}
-        for adapter in self.layers.values():
-            adapter.enabled = False
-        try:
-            yield
-        finally:
-            for name, adapter in self.layers.items():
-                adapter.enabled = before[name]
-
 
 def add_adapters(
     modules: Mapping[str, nn.Module],
@@ -78,7 +63,7 @@ def add_adapters(
     alpha: float,
     generator: torch.Generator,
 ) -> Adapters:
-    """Hang a fresh adapter, with gradient, on each layer in `names` (full: `unet.` and the path in the UNet).
+    """Add a fresh adapter, with gradient, to each layer in `names` (full: `unet.` and the path in the UNet).
 
     `down` is drawn from `generator` in the order of `names`; `up` is zero.
     """
@@ -97,4 +82,4 @@ def _add_adapter(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -
     # a plain function that knows nothing but its layer: deep copies and pickles of the model keep working
     adapter = layer.adapter
     assert isinstance(adapter, Adapter)
-    return output + adapter(inputs[0]) if adapter.enabled else output
+    return output + adapter(inputs[0])

@@ -1,24 +1,25 @@
 """The base: the unedited model, whose deltas are put in place and taken out again without a trace.
 
-`read_base` knows what a name means and `base_id` which tensors it stands for; neither needs torch.
-`load_base` brings the modules into memory.
+`read_base` knows what a name means, `base_parts` which files it stands for, and `base_id` what they hold; none of them
+needs torch. `load_base` brings the modules into memory.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from efface.config_files import CONFIGS, StrictModel, find_config, list_configs, read_config
+from efface.config_files import CONFIGS, StrictModel, find_config, list_configs, read_config, shown
 from efface.errors import UserError, did_you_mean
 from efface.files import content_id
+from efface.models.component_configs import read_json
+from efface.models.component_files import SINGLE_FILE, Parts, file_parts, folder_parts, shape_parts
 from efface.models.fingerprint import fingerprint
 from efface.models.model_files import DIFFUSERS_FILES, locate
 from efface.models.recipe import load_recipe
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
 
     from efface.models.delta import Delta
 
-SINGLE_FILE = (".safetensors", ".ckpt")
 RANDOM = "random:"
 RANDOM_SEED = 0
+DEFAULT_ARCHITECTURE = "sd-v1-4"
+LARGEST_IMAGE = 4096
 
 
 class BaseSpec(StrictModel):
@@ -73,6 +75,11 @@ class Base:
     @property
     def modules(self) -> dict[str, nn.Module]:
         return {"unet": self.unet, "text_encoder": self.text_encoder, "vae": self.vae}
+
+    @property
+    def prediction_type(self) -> str:
+        """What its UNet predicts: the noise, "epsilon", or the velocity, "v_prediction"."""
+        return str(self.scheduler_config.get("prediction_type", "epsilon"))
 
     @property
     def state_id(self) -> str:
@@ -149,26 +156,34 @@ def _unknown_base(name: str) -> UserError:
     )
 
 
-def load_base(name_or_path: str | Path | BaseSpec, device: str | torch.device = "cpu") -> Base:
-    """The base in memory on `device`. Raises UserError where its files are missing or do not fit."""
-    from efface.models.loading import load
-
-    spec = name_or_path if isinstance(name_or_path, BaseSpec) else read_base(name_or_path)
-    return load(spec, device)
-
-
 def base_id(spec: BaseSpec, fetch: bool = True) -> str:
     """The fingerprint `load_base(spec)` will have, without loading it: 64 hex digits.
 
-    A model of the hub is fetched for it. Raises NotFetched where it should not be and is not here.
+    A model of the hub is fetched for it. Raises NotFetched where it should not be and is not here, and UserError where
+    it is of a kind that efface cannot edit.
     """
-    if not spec.source.startswith(RANDOM):
-        return fingerprint(locate(spec.source, DIFFUSERS_FILES, fetch))
-    folder = architecture(spec.source.removeprefix(RANDOM))
-    digest = hashlib.sha256(f"random, seed {RANDOM_SEED}\n".encode())
-    for file in sorted(folder.glob("*/*")):
-        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
+    parts = base_parts(spec, fetch)
+    with _readable(spec.source):
+        return fingerprint(parts, None if parts.weights else RANDOM_SEED)
+
+
+def base_parts(spec: BaseSpec, fetch: bool = True) -> Parts:
+    """The files that make the base. Raises as `base_id` does."""
+    with _readable(spec.source):
+        if spec.source.startswith(RANDOM):
+            return shape_parts(architecture(spec.source.removeprefix(RANDOM)))
+        path = locate(spec.source, DIFFUSERS_FILES, fetch)
+        if path.is_dir():
+            return folder_parts(path)
+        return file_parts(path, architecture(spec.architecture or DEFAULT_ARCHITECTURE))
+
+
+@contextmanager
+def _readable(source: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename or source}: cannot be read ({error.strerror})") from None
 
 
 def architecture(name_or_path: str) -> Path:
@@ -183,12 +198,16 @@ def architecture(name_or_path: str) -> Path:
 def _image_size(path: Path) -> int:
     """The latents' side times the VAE's factor, from the folder's configs; 512 where they are silent."""
     try:
-        latents = json.loads((path / "unet" / "config.json").read_text())["sample_size"]
-        return int(latents) * 2 ** (
-            len(json.loads((path / "vae" / "config.json").read_text())["block_out_channels"]) - 1
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+        latents = read_json(path / "unet" / "config.json").get("sample_size")
+        levels = read_json(path / "vae" / "config.json").get("block_out_channels")
+    except UserError:  # reported by whoever reads more of it
         return 512
+    if type(latents) is not int or not isinstance(levels, list):
+        return 512
+    size = latents * 2 ** min(len(levels) - 1, 16)
+    if not 8 <= size <= LARGEST_IMAGE:
+        raise UserError(f"{path / 'unet' / 'config.json'}: sample_size {shown(latents)} makes images of {size} pixels")
+    return size
 
 
 def _recipe_for(image_size: int) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -153,31 +153,6 @@ def _stacked(*adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
             tensors[f"{module}.down"], tensors[f"{module}.up"] = torch.cat(downs), torch.cat(ups, dim=1)
             tensors[f"{module}.alpha"] = torch.tensor(float(len(tensors[f"{module}.down"])))
     return tensors
-
-
-def combine(base: Base, deltas: Sequence[Delta], scales: Sequence[float]) -> Delta:
-    """W0 + sum_i s_i (W_i - W0) of every tensor any of them changed, as one `weights` delta; summed in fp64.
-
-    Ones add the deltas, one delta is scaled. A tensor that one delta alone changed, at scale 1, keeps its
-    very bits. Raises UserError where a delta is of another base, or has nothing to add.
-    """
-    changed: dict[str, list[tuple[float, Tensor]]] = {}
-    for delta, scale in zip(deltas, scales, strict=True):
-        if delta.kind == "hook":
-            raise UserError(f"delta {delta.id} acts at sampling time and changes no weight: it cannot be combined")
-        for name, value in delta.edited(base).items():
-            changed.setdefault(name, []).append((scale, value))
-    originals = base.originals()
-    tensors = {name: _sum(originals[name], changed[name]) for name in sorted(changed)}
-    parts = [{"id": delta.id, "scale": scale} for delta, scale in zip(deltas, scales, strict=True)]
-    return Delta("weights", tensors, {"base_id": base.fingerprint, "combined": parts})
-
-
-def _sum(original: Tensor, parts: list[tuple[float, Tensor]]) -> Tensor:
-    if len(parts) == 1 and parts[0][0] == 1:
-        return parts[0][1].to("cpu", torch.float32, copy=True)
-    start = original.to("cpu", torch.float64)
-    return (start + sum(scale * (value.to("cpu", torch.float64) - start) for scale, value in parts)).float()
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

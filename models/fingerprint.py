@@ -1,46 +1,50 @@
-"""The fingerprint of a base: a hash of its tensors and its tokenizer, read from the files, without torch.
+"""The fingerprint of a base: a hash of its tensors, its configs and its tokenizer, read from the files without torch.
 
-It says the same for a folder and for its copy, and another thing as soon as one weight differs.
+It says the same for a folder and for its copy, and another thing as soon as one weight, one setting or one token
+differs.
 """
 
 import hashlib
 import json
 import mmap
 import os
-import struct
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from efface.errors import UserError
 from efface.files import content_id, sha256_file, write_json
+from efface.models.component_configs import canonical, read_json
+from efface.models.component_files import Parts
+from efface.models.safetensors_headers import read_header
 
-WEIGHTS = {
-    "text_encoder": ("model.safetensors", "model-?????-of-?????.safetensors"),
-    "unet": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-?????-of-?????.safetensors"),
-    "vae": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-?????-of-?????.safetensors"),
-}
+UNSETTLED = 2.0
+"""Seconds. A file changed so shortly before it was read can be changed again without any of its times telling."""
 
 
-def fingerprint(path: str | Path) -> str:
-    """SHA-256, 64 hex digits, over the sorted (component, tensor name, dtype, shape, bytes) and the
-    tokenizer's files.
+def fingerprint(parts: Parts, seed: int | None = None) -> str:
+    """SHA-256, 64 hex digits, over the sorted (part, name, dtype, shape, number of bytes) and the bytes of each.
 
-    `path` is a diffusers folder (its unet, text_encoder, vae and tokenizer) or one checkpoint file. The
-    answer is kept in the cache folder, keyed by the files' paths, sizes and modification times. Raises
-    UserError where a file is missing or broken.
+    The parts are tensors, by the component they lie in, configs as `configs.canonical` gives them, and the tokenizer's
+    files; of a pickle it is the whole file, and of weights that are drawn at random the `seed`.
+
+    The answer is kept in the cache folder for as long as no file has changed: not its path, its size, its times, nor
+    its inode. Where that cannot be trusted the files are hashed every time. Raises UserError where a
+    safetensors file is broken.
     """
-    path = Path(path)
-    files = _files(path)
-    stats = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for _, file in files]
-    known = cache_folder() / "fingerprints" / f"{content_id(stats)}.json"
-    try:
-        return json.loads(known.read_text())["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    digest = sha256_file(path) if path.suffix == ".ckpt" else _digest(files)
-    with suppress(UserError):  # a cache that cannot be written costs time only
-        write_json(known, {"fingerprint": digest, "files": stats})
+    started = time.time()
+    stats = [_stat(file) for file in parts.files()]
+    known = cache_folder() / "fingerprints" / f"{content_id([stats, seed])}.json"
+    settled = all(_is_settled(stat, started) for stat in stats)
+    if settled:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return str(json.loads(known.read_text())["fingerprint"])
+    digest = _digest(parts, seed)
+    if settled and stats == [_stat(file) for file in parts.files()]:
+        with suppress(OSError, UserError):  # a cache that cannot be written costs time only
+            write_json(known, {"fingerprint": digest, "files": stats})
     return digest
 
 
@@ -49,40 +53,29 @@ def cache_folder() -> Path:
     return Path(os.environ.get("EFFACE_CACHE") or Path.home() / ".cache" / "efface")
 
 
-def weight_files(folder: Path, component: str) -> list[Path]:
-    """The safetensors files of one component, whole or in shards; no variant such as fp16. May be empty."""
-    whole, shards = WEIGHTS[component]
-    one = folder / component / whole
-    return [one] if one.is_file() else sorted((folder / component).glob(shards))
+def _stat(file: Path) -> list[Any]:
+    """What changes when a file is replaced; a time of modification alone can be set to anything."""
+    stat = file.stat()
+    return [str(file.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
-def _files(path: Path) -> list[tuple[str, Path]]:
-    """(component, file) of everything the fingerprint covers."""
-    if path.is_file():
-        return [("checkpoint", path)]
-    found = []
-    for component in WEIGHTS:
-        parts = weight_files(path, component)
-        if not parts:
-            raise UserError(f"{path / component}: holds no {WEIGHTS[component][0]}, which a base needs")
-        found += [(component, part) for part in parts]
-    tokenizer = sorted(file for file in (path / "tokenizer").glob("*") if file.is_file())
-    if not tokenizer:
-        raise UserError(f"{path / 'tokenizer'}: holds no tokenizer, which a base needs")
-    return found + [("tokenizer", file) for file in tokenizer]
+def _is_settled(stat: list[Any], now: float) -> bool:
+    """Whether another content would show in the file's `_stat`.
+
+    Not where it was changed a moment ago (or ahead of this clock), nor on a file system that has no inodes, or times
+    of whole seconds: on a mounted object store they are often made up.
+    """
+    *_, changed, inode = stat
+    return bool(inode) and changed % 10**9 != 0 and changed / 10**9 < now - UNSETTLED
 
 
-def _digest(files: list[tuple[str, Path]]) -> str:
-    entries: list[tuple[str, str, str, str, Path, int, int]] = []
-    for component, file in files:
-        if component == "tokenizer":
-            entries.append((component, file.name, "", "", file, 0, file.stat().st_size))
-        else:
-            entries += [(component, *entry) for entry in _tensors(file)]
+def _digest(parts: Parts, seed: int | None) -> str:
     digest = hashlib.sha256()
-    for component, name, dtype, shape, file, start, end in sorted(entries):
-        digest.update(json.dumps([component, name, dtype, shape, end - start]).encode())
-        if end > start:
+    for *fields, file, start, end in sorted(_entries(parts, seed)):
+        digest.update(json.dumps([*fields, end - start]).encode())
+        if isinstance(file, bytes):
+            digest.update(file[start:end])
+        elif end > start:
             with file.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 view = memoryview(data)
                 digest.update(view[start:end])
@@ -90,18 +83,19 @@ def _digest(files: list[tuple[str, Path]]) -> str:
     return digest.hexdigest()
 
 
-def _tensors(file: Path) -> Iterator[tuple[str, str, str, Path, int, int]]:
-    """(name, dtype, shape, file, first byte, end) of each tensor: a length, a JSON header, then the data."""
-    size = file.stat().st_size
-    try:
-        with file.open("rb") as handle:
-            (length,) = struct.unpack("<Q", handle.read(8))
-            header = json.loads(handle.read(length)) if length <= size else {}
-        header.pop("__metadata__", None)
-        for name, entry in header.items():
-            start, end = (8 + length + offset for offset in entry["data_offsets"])
-            if not 0 <= start <= end <= size:
-                raise ValueError
-            yield name, entry["dtype"], json.dumps(entry["shape"]), file, start, end
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error):
-        raise UserError(f"{file}: not a whole safetensors file") from None
+def _entries(parts: Parts, seed: int | None) -> Iterator[tuple[str, str, str, str, bytes | Path, int, int]]:
+    """(part, name, dtype, shape, bytes or the file that holds them, first byte, end)."""
+    for component, file in parts.configs.items():
+        config = canonical(read_json(file))
+        yield "config", component, "", "", config, 0, len(config)
+    for file in parts.tokenizer:
+        yield "tokenizer", file.name, "", "", file, 0, file.stat().st_size
+    if seed is not None:
+        yield "random", f"seed {seed}", "", "", b"", 0, 0
+    for component, files in parts.weights.items():
+        for file in files:
+            if file.suffix == ".ckpt":
+                yield component, sha256_file(file), "", "", b"", 0, 0
+                continue
+            for entry in read_header(file):
+                yield component, entry.name, entry.dtype, json.dumps(entry.shape), file, entry.start, entry.end

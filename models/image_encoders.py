@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForImageClassification, CLIPVision
 
 from efface.errors import UserError
 from efface.models.image_preprocessing import read_preprocessing
-from efface.models.model_files import locate
+from efface.models.model_files import abbreviated, locate
+from efface.models.untrusted_models import check_model_files
 
 FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 
@@ -26,6 +27,7 @@ def load_image_encoder(spec: str, device: str | torch.device = "cpu", batch_size
     where the model is not to be had, or is neither.
     """
     folder = locate(spec, FILES)
+    check_model_files(folder, spec)
     preprocess = read_preprocessing(folder)
     features = _features(spec, folder, torch.device(device))
 
@@ -39,13 +41,20 @@ def load_image_encoder(spec: str, device: str | torch.device = "cpu", batch_size
 
 def _features(spec: str, folder: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
     """Pixels (B, 3, h, w), normalised, to features (B, D)."""
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        kind = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
-        loader = CLIPVisionModelWithProjection if kind.startswith("clip") else AutoModelForImageClassification
-        model: Any = loader.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
+        kind = AutoConfig.from_pretrained(folder, **options).model_type
+        loader: Any = CLIPVisionModelWithProjection if kind.startswith("clip") else AutoModelForImageClassification
+        model, report = loader.from_pretrained(
+            folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
+        )
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(f"{spec}: neither a CLIP nor an image classifier of transformers ({reason})") from None
+    used = "" if isinstance(model, CLIPVisionModelWithProjection) else f"{model.base_model_prefix}."
+    missing = sorted(name for name in report["missing_keys"] if name.startswith(used))
+    if missing:  # which transformers would fill at random
+        raise UserError(f"{spec}: the weights lack {abbreviated(missing)}")
     model = model.to(device).eval().requires_grad_(False)
     if isinstance(model, CLIPVisionModelWithProjection):
         return lambda pixels: model(pixels).image_embeds

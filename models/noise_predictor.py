@@ -1,16 +1,25 @@
-"""The noise prediction, as methods see it, and the states of a trajectory they are asked about."""
+"""The model's prediction, as methods see it, and the states of a trajectory they are needed at.
 
+Most models predict the noise eps. Some, Stable Diffusion 2.1 among them, predict the velocity v = alpha eps - sigma x_0
+instead (Salimans and Ho, arXiv 2202.00512), for x_t = alpha x_0 + sigma eps; so eps = alpha v + sigma x_t. Where
+predictions for one x_t are mixed with weights that sum to one, as guidance and the targets of erasure do, the same
+mixture of v stands for that of eps. So formulas are computed in what the model predicts; a loss in v is one in eps,
+each step weighed with 1 / alpha^2, as such models are trained. Schedulers know which it is from the base's config.
+"""
+
+from collections.abc import Callable
 from typing import Any, Protocol
 
+import numpy as np
 import torch
-from diffusers import SchedulerMixin, UNet2DConditionModel
+from diffusers import DDPMScheduler, SchedulerMixin, UNet2DConditionModel
 from torch import Tensor
 
 from efface.models.scheduler import new_scheduler_like
 
 
 class NoisePredictor(Protocol):
-    """eps(x_t, t, c): latents (B, 4, h, w), timestep (int, or (B,)), encoder_hidden_states (B, 77, D)."""
+    """eps(x_t, t, c), or v: latents (B, 4, h, w), timestep (int, or (B,)), encoder_hidden_states (B, 77, D)."""
 
     def __call__(self, latents: Tensor, timestep: int | Tensor, encoder_hidden_states: Tensor) -> Tensor: ...
 
@@ -72,3 +81,27 @@ def partial_denoise(
         latents = scheduler.step(noise_pred, timestep, latents).prev_sample
     timestep = scheduler.timesteps[stop]
     return scheduler.scale_model_input(latents, timestep), timestep
+
+
+def truth(scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """What a model that errs nowhere predicts for `latents` noised with `noise`: that, or the velocity; (B, 4, h, w).
+
+    `scheduler` has the base's `scheduler_config`, timesteps are (B,).
+    """
+    if scheduler.config.prediction_type == "v_prediction":
+        return scheduler.get_velocity(latents, noise, timesteps)
+    return noise
+
+
+def noise_scale(scheduler_config: dict[str, Any]) -> Callable[[Any], float]:
+    """How much noise a unit of difference between two predictions means at a timestep: 1, or alpha for velocities.
+
+    Between whole timesteps sigma / alpha is interpolated linearly, as diffusers does.
+    """
+    scheduler = DDPMScheduler.from_config(scheduler_config)
+    if scheduler.config.prediction_type != "v_prediction":
+        return lambda timestep: 1.0
+    kept = scheduler.alphas_cumprod.double().numpy()
+    with np.errstate(divide="ignore"):
+        ratios = np.sqrt((1 - kept) / kept)
+    return lambda timestep: float(1 / np.sqrt(1 + np.interp(float(timestep), np.arange(len(ratios)), ratios) ** 2))

@@ -35,11 +35,12 @@ def sample(
     recipe: Recipe,
     requests: Sequence[ImageRequest],
     on_batch: Callable[[int], None] | None = None,
+    on_not_finite: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """One image a request: uint8 (N, H, W, 3).
 
-    `on_batch(n)` is called after every batch with the number of images done in it. Raises UserError for an
-    unknown scheduler.
+    `on_batch(n)` is called after every batch with the number of images done in it, `on_not_finite(i)` for every
+    request of whose image some values were no numbers. Raises UserError for an unknown scheduler.
     """
     embeddings = {prompt: encode_prompts(base, [prompt]) for prompt in dict.fromkeys(r.prompt for r in requests)}
     uncond = encode_prompts(base, [recipe.negative_prompt])
@@ -52,7 +53,11 @@ def sample(
         cond = torch.cat([embeddings[request.prompt] for request in padded])
         generators = [torch.Generator().manual_seed(request.seed) for request in padded]
         latents = denoise(base, recipe, predict, new_guidance(), cond, uncond, generators)
-        images.append(decode(base, latents)[: len(batch)])
+        decoded, finite = decode(base, latents)
+        images.append(decoded[: len(batch)])
+        for i in range(len(batch)):
+            if on_not_finite and not finite[i]:
+                on_not_finite(start + i)
         if on_batch:
             on_batch(len(batch))
     return np.concatenate(images) if images else np.zeros((0, recipe.height, recipe.width, 3), np.uint8)
@@ -85,14 +90,18 @@ def denoise(
     return latents
 
 
-def decode(base: Base, latents: Tensor) -> np.ndarray:
-    """Latents (B, 4, h, w) as images, uint8 (B, H, W, 3). No number becomes grey, with a warning."""
+def decode(base: Base, latents: Tensor) -> tuple[np.ndarray, list[bool]]:
+    """Latents (B, 4, h, w) as images, uint8 (B, H, W, 3), and whether all values of each were numbers.
+
+    No number becomes grey, with a warning.
+    """
     pixels = base.vae.decode(latents / base.vae.config.scaling_factor).sample
-    if not pixels.isfinite().all():
+    finite = [bool(image.isfinite().all()) for image in pixels]
+    if not all(finite):
         warnings.warn("the model made images with values that are not numbers; they are shown as grey", stacklevel=2)
         pixels = pixels.nan_to_num(0.0, 1.0, -1.0)
     levels = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round()
-    return levels.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
+    return levels.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy(), finite
 
 
 def _unet(base: Base, recipe: Recipe) -> Any:

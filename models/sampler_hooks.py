@@ -14,12 +14,15 @@ from torch import Tensor
 from efface.config_files import StrictModel, parse
 from efface.errors import UserError, did_you_mean
 from efface.models.base import Base
-from efface.models.noise_predictor import NoisePredictor, classifier_free_guidance
+from efface.models.noise_predictor import NoisePredictor, classifier_free_guidance, noise_scale
 from efface.models.text_encoding import encode_prompts
+
+NoiseScale = Callable[[Any], float]
+"""`predictor.noise_scale`, of the base."""
 
 
 class Guidance(Protocol):
-    """The noise a step removes; `classifier_free_guidance` is the plain one."""
+    """The prediction that a step goes by; `classifier_free_guidance` is the plain one."""
 
     def __call__(
         self,
@@ -39,7 +42,7 @@ class NegativePromptConfig(StrictModel):
 class NegativePrompt:
     """The prompts in place of the recipe's negative prompt: the free baseline."""
 
-    def __init__(self, config: NegativePromptConfig, unsafe: Tensor) -> None:
+    def __init__(self, config: NegativePromptConfig, unsafe: Tensor, noise_scale: NoiseScale) -> None:
         self.unsafe = unsafe
 
     def __call__(
@@ -70,10 +73,12 @@ class SLD:
 
     eps = eps(0) + s_g (eps(c) - eps(0) - gamma), gamma = mu (eps(S) - eps(0)) + s_m nu, for the unsafe prompt S;
     mu = min(1, |s_S (eps(c) - eps(S))|) where eps(c) - eps(S) < lambda, else 0; nu = beta nu + (1 - beta) gamma.
+
+    All of these are differences of noise; those of a model that predicts velocities are scaled to it.
     """
 
-    def __init__(self, config: SLDConfig, unsafe: Tensor) -> None:
-        self.config, self.unsafe = config, unsafe
+    def __init__(self, config: SLDConfig, unsafe: Tensor, noise_scale: NoiseScale) -> None:
+        self.config, self.unsafe, self.noise_scale = config, unsafe, noise_scale
         self.step = 0
         self.nu: Tensor | float = 0.0
 
@@ -87,18 +92,19 @@ class SLD:
         guidance_scale: float,
     ) -> Tensor:
         conditions = torch.cat([one.expand(len(latents), -1, -1) for one in (uncond, cond, self.unsafe)])
-        eps_0, eps_c, eps_s = predict(latents.repeat(3, 1, 1, 1), timestep, conditions).chunk(3)
-        config = self.config
-        mu = (config.scale * (eps_c - eps_s)).abs().clamp(max=1)
-        mu = torch.where(eps_c - eps_s < config.threshold, mu, 0.0)
-        gamma = mu * (eps_s - eps_0) + config.momentum * self.nu
+        pred_0, pred_c, pred_s = predict(latents.repeat(3, 1, 1, 1), timestep, conditions).chunk(3)
+        config, scale = self.config, self.noise_scale(timestep)
+        unsafe = scale * (pred_c - pred_s)
+        mu = (config.scale * unsafe).abs().clamp(max=1)
+        mu = torch.where(unsafe < config.threshold, mu, 0.0)
+        gamma = mu * (scale * (pred_s - pred_0)) + config.momentum * self.nu
         self.nu = config.beta * self.nu + (1 - config.beta) * gamma
-        acting = self.step >= config.warm_up
+        acting = self.step >= config.warm_up and scale > 0  # at 0 there is noise alone, whatever the prompt
         self.step += 1
-        return eps_0 + guidance_scale * (eps_c - eps_0 - (gamma if acting else 0.0))
+        return pred_0 + guidance_scale * (pred_c - pred_0 - (gamma / scale if acting else 0.0))
 
 
-HOOKS: dict[str, tuple[type[StrictModel], Callable[[Any, Tensor], Guidance]]] = {
+HOOKS: dict[str, tuple[type[StrictModel], Callable[[Any, Tensor, NoiseScale], Guidance]]] = {
     "negative-prompt": (NegativePromptConfig, NegativePrompt),
     "sld": (SLDConfig, SLD),
 }
@@ -118,7 +124,8 @@ def guidance_for(base: Base) -> Callable[[], Guidance]:
     config_class, make = HOOKS[name]
     config = parse(config_class, hook.get("config", {}), f"delta {base.applied.id}, hook {name}")
     unsafe = _unsafe(base, config.prompts)  # type: ignore[attr-defined]
-    return lambda: make(config, unsafe)
+    scale = noise_scale(base.scheduler_config)
+    return lambda: make(config, unsafe, scale)
 
 
 def _unsafe(base: Base, prompts: Sequence[str]) -> Tensor:

@@ -1,10 +1,12 @@
 """Prompts as the UNet sees them: 77 tokens, encoded by CLIP's text encoder after its last norm."""
 
-from collections.abc import Sequence
+import itertools
+import re
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from efface.models.base import Base
 
@@ -33,9 +35,28 @@ def last_subject_token(base: Base, prompts: Sequence[str]) -> list[int]:
     return [int(length) - 2 for length in _tokenize(base, prompts)["attention_mask"].sum(dim=1)]
 
 
+def with_all_vectors(tokenizer: CLIPTokenizer, prompt: str) -> str:
+    """The prompt with every learnt token (textual inversion) of several vectors spelled out: `<toy> <toy>_1 <toy>_2`.
+
+    diffusers names the vectors so, and its pipelines do the same (`maybe_convert_prompt`).
+    """
+    known = set(tokenizer.get_added_vocab())
+    several = sorted((token for token in known if f"{token}_1" in known), key=len, reverse=True)
+    if not several:
+        return prompt
+    meant = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))  # `<toy>_1` by itself is one vector
+    return re.sub(meant, lambda found: " ".join(_vectors(found[0], known)), prompt)
+
+
+def _vectors(token: str, known: Collection[str]) -> list[str]:
+    """The tokens of one learnt word; of any other added token itself."""
+    others = itertools.takewhile(known.__contains__, (f"{token}_{number}" for number in itertools.count(1)))
+    return [token, *others]
+
+
 def _tokenize(base: Base, prompts: Sequence[str]) -> dict[str, Tensor]:
     return base.tokenizer(
-        list(prompts),
+        [with_all_vectors(base.tokenizer, prompt) for prompt in prompts],
         padding="max_length",
         max_length=base.tokenizer.model_max_length,
         truncation=True,

@@ -1,7 +1,7 @@
 """A worker that only pretends: images and verdicts are hashes of what they should be made from, so all are known.
 
-It keeps the contract of `Worker` to the letter (run folder, records, checkpoints, chains, laying down) and takes no
-time but what it is told to. Chaos, scale and scheduling are tried with it; whatever a disturbed run comes to must equal
+It keeps the contract of `Worker` to the letter (run folder, records, checkpoints, chains, stopping) and takes no time
+but what its subclasses set. Chaos, scale and scheduling are tried with it; whatever a disturbed run comes to must equal
 `expected`, which is computed without any run.
 """
 
@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,15 @@ import pyarrow as pa
 from PIL import Image
 from ray import cloudpickle
 
-from efface.cluster.campaign.plan import CalibrationTask, Model, Plan, Shard
+from efface.cluster.campaign.plan import Plan
 from efface.cluster.storage.lease import check_shared
-from efface.cluster.storage.run_folder import Damaged, RunFolder, Task
-from efface.cluster.workers.worker import Outcome, WorkerContext
+from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.tasks.calibration import CALIBRATION, CalibrationTask
+from efface.cluster.tasks.judging import IMAGES, VERDICTS, Shard
+from efface.cluster.tasks.model import Model
+from efface.cluster.tasks.task import DamagedInput, Outcome, Task
+from efface.cluster.tasks.training import TrainingMetrics, TrainingTask, training_facts
+from efface.cluster.workers.worker import WorkerContext
 from efface.errors import Stopped, StorageError
 from efface.eval.image_table import IMAGE_SCHEMA, SCHEMA, write_table
 from efface.files import as_path, write_atomic, write_json
@@ -36,7 +42,7 @@ SIDE = 8
 
 
 class FakeWorker:
-    """In the place of a `Worker`; subclasses set the times."""
+    """Instead of a `Worker`; subclasses set the times."""
 
     job_seconds = 0.0
     shard_seconds = 0.0
@@ -50,33 +56,36 @@ class FakeWorker:
         self._should_stop = should_stop or (lambda: self.folder.stop_request() not in (None, context.stop_request))
 
     def ready(self) -> str:
-        """What tells this node from others."""
+        """A name of this node."""
         return socket.gethostname()
 
     def run(self, task: Task) -> Outcome:
-        """Pretend a piece of work; its outputs and record are real files in the run folder."""
-        start = time.perf_counter()
+        """Pretend a task; its outputs and record are real files in the run folder. Unknown kinds are really run."""
+        self._start = time.perf_counter()
         try:
-            if self.folder.record(task):
-                pass  # a worker that went out of reach has finished it all the same
-            elif isinstance(task, CalibrationTask):
-                path = self.folder.calibration(task)
-                write_json(path, _calibration(self.context, task))
-                self.folder.finish(task, [path], seconds=time.perf_counter() - start, device="fake")
-            elif isinstance(task, Model):
-                self._train(task, start)
-            else:
-                self._judge(task, start)
+            if not self.folder.record(task):  # else a worker that went out of reach has finished it all the same
+                PRETENDED.get(task.kind, lambda worker, task: task.run(worker))(self, task)
         except Stopped:
-            return Outcome("stopped", "laid down")
-        except Damaged as error:
-            return Outcome("damaged", str(error))
+            return Outcome.stopped()
+        except DamagedInput as error:
+            self.folder.withdraw(error.record)
+            return Outcome.damaged(str(error))
         except StorageError as error:
-            return Outcome("storage", str(error))
-        return Outcome("done")
+            return Outcome.storage(str(error))
+        return Outcome.done()
 
-    def _train(self, model: Model, start: float) -> None:
-        parent, checkpoint = self.folder.checked_parent(model), self.folder.checkpoint(model)
+    def finish(self, task: Task, outputs: list[Path], note: str = "", **facts: Any) -> None:
+        """The record, as a `Worker` writes it."""
+        self.folder.finish(task, outputs, seconds=time.perf_counter() - self._start, device="fake", **facts)
+
+    def _calibrate(self, task: CalibrationTask) -> None:
+        path = self.folder.output(task, CALIBRATION)
+        write_json(path, _calibration(self.context, task))
+        self.finish(task, [path])
+
+    def _train(self, task: TrainingTask) -> None:
+        model = task.model
+        parent, checkpoint = self.folder.intact_parent_delta(model), self.folder.checkpoint(model)
         step, state = 0, initial_state(model, parent.read_bytes() if parent else b"")
         if checkpoint.is_file():
             step, state = _unpack_checkpoint(checkpoint.read_bytes()) or (step, state)
@@ -91,33 +100,32 @@ class FakeWorker:
                 raise Stopped
         path = self.folder.delta(model)
         write_atomic(path, state)
-        assert model.job
-        self.folder.finish(
-            model,
-            [path],
-            label=model.label,
-            job=model.job.model_dump(mode="json"),
-            metrics={"losses": [], "seconds": 1.0, "samples_seen": STEPS},
-            weight_change=_weight_change(state),
-            seconds=time.perf_counter() - start,
-            device="fake",
-        )
+        metrics = TrainingMetrics(seconds=1.0, samples_seen=STEPS)
+        self.finish(task, [path], **training_facts(model, metrics, _weight_change(state)))
+        checkpoint.unlink(missing_ok=True)
 
-    def _judge(self, shard: Shard, start: float) -> None:
+    def _judge(self, shard: Shard) -> None:
         time.sleep(self.shard_seconds)
-        delta = self.folder.checked_delta(shard.model).read_bytes() if shard.model.job else b""
+        delta = self.folder.intact_delta(shard.model).read_bytes() if shard.model.job else b""
         verdicts, images = judged(self.context, shard, delta)
-        outputs = [self.folder.verdicts(shard), self.folder.images(shard)]
+        outputs = [self.folder.output(shard, VERDICTS), self.folder.output(shard, IMAGES)]
         for path, table in zip(outputs, (verdicts, images), strict=True):
             write_table(path, table)
         self._log_effect(f"shard {shard.id}")
-        cost = {"seconds": time.perf_counter() - start, "device": "fake"}
-        self.folder.finish(shard, outputs, images=len(shard.eval_requests), **cost)
+        self.finish(shard, outputs, images=len(shard.eval_requests))
 
     def _log_effect(self, line: str) -> None:
         if self.effects:
             with open(self.effects, "a") as file:
                 file.write(line + "\n")
+
+
+PRETENDED: dict[str, Callable[[Any, Any], None]] = {
+    "calibration": FakeWorker._calibrate,
+    "training": FakeWorker._train,
+    "judging": FakeWorker._judge,
+}
+"""How each kind is pretended."""
 
 
 def expected(plan: Plan, context: WorkerContext) -> pa.Table:

@@ -6,9 +6,11 @@ import pytest
 
 from efface.concepts.concept import load_concept_set
 from efface.eval.metrics.weight_change import weight_change
-from efface.models.base import load_base, read_base
+from efface.models.base import read_base
 from efface.models.delta import Delta
-from efface.train.job import make_job, run_job
+from efface.models.loading import load_base
+from efface.train.job import make_job
+from efface.train.run_job import run_job
 
 ATTN2_PARAMETERS = 43_962_560
 """16 layers: q C x C, k and v C x 768, out C x C + C, with C = 320 five, 640 five and 1280 six times."""

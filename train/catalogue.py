@@ -1,4 +1,4 @@
-"""The methods and their settings as data, for a command line or a page to show."""
+"""The methods and their settings as data, for the command line."""
 
 from typing import Any
 

@@ -9,19 +9,17 @@ Every delta of a chain is relative to the base and a file of its own. A request 
 before it, and a chain is branched by going on from an earlier one.
 """
 
-from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection
+from typing import Any
 
-from efface.concepts.concept import Concept, ConceptSet, fold
+from efface.concepts.concept import Concept, ConceptSet
 from efface.errors import UserError
 from efface.models.base import Base
 from efface.models.delta import Delta
-
-if TYPE_CHECKING:
-    from efface.train.job import Job
+from efface.train.job import Job
 
 
-def check_parent(job: "Job", parent: Delta | None, base: Base, closed_form: bool) -> None:
+def check_parent(job: Job, parent: Delta | None, base: Base, closed_form: bool) -> None:
     """Raises UserError where `parent` is not the request before `job`; `closed_form`: by a closed form."""
     if job.parent is None and parent is None:
         return
@@ -51,8 +49,8 @@ def check_parent(job: "Job", parent: Delta | None, base: Base, closed_form: bool
         )
 
 
-def lineage(job: "Job", parent: Delta | None) -> list[dict[str, Any]]:
-    """What a delta tells of its chain (`Delta.lineage`): the requests before it, and `job` as the last."""
+def lineage(job: Job, parent: Delta | None) -> list[dict[str, Any]]:
+    """The chain recorded in a delta (`Delta.lineage`): the requests before it, and `job` as the last."""
     return [
         *(parent.lineage if parent else []),
         {"job_id": job.id, "method": job.method, "concepts": list(job.concepts[-1:])},
@@ -67,24 +65,23 @@ def with_remaining_anchor(concept: Concept, concept_set: ConceptSet, erased: Col
     """
     if concept.anchor is None:
         return concept
-    known = {fold(name): other for other in concept_set.all for name in (other.name, *other.aliases)}
     candidates = [
         *concept_set.adjacent_to(concept),
         *(other for other in concept_set.all if other.kind == concept.kind),
     ]
-    for anchor in [*_anchors(concept, known), *(other.name for other in candidates)]:
-        referenced = known.get(fold(anchor))  # a plain phrase means no concept, and stands
+    for anchor in [*_anchors(concept, concept_set), *(other.name for other in candidates)]:
+        referenced = concept_set.meant_by(anchor)  # a plain phrase means no concept, and stands
         if referenced is None or referenced.name not in (*erased, concept.name):
             return concept.model_copy(update={"anchor": anchor})
     return concept.model_copy(update={"anchor": None})
 
 
-def _anchors(concept: Concept, known: Mapping[str, Concept]) -> list[str]:
+def _anchors(concept: Concept, concept_set: ConceptSet) -> list[str]:
     """The concept's anchor, the anchor of that, and so on, each once."""
     found: list[str] = []
     anchor = concept.anchor
     while anchor is not None and anchor not in found:
         found.append(anchor)
-        referenced = known.get(fold(anchor))
+        referenced = concept_set.meant_by(anchor)
         anchor = referenced.anchor if referenced else None
     return found

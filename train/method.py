@@ -1,7 +1,7 @@
-"""What a method is: a strict config, a parameter group, and a closed form or a loss with its data.
+"""What a method is: a strict config, a parameter group, a closed form or a loss with its data, and its cost.
 
-A method is one file in `train/methods/`, named like the method and read like the paper's algorithm; a
-package of somebody else's adds one through the entry point group `efface.methods`. `@register("name")`
+A method is one file that reads like the paper's algorithm. Those of efface are in `train/methods/`, each in a file of
+its name; a package of somebody else's adds one through the entry point group `efface.methods`. `@register("name")`
 makes it known:
 
     @register("esd")
@@ -9,16 +9,13 @@ makes it known:
         Config = ESDConfig
         …
 
-The frozen original is `task.base`, which is also every method's teacher: a method reads it and never writes
-to it.
+The frozen original is `task.base`, which is also every method's teacher: a method reads it and never writes to it.
 """
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
@@ -31,6 +28,9 @@ from efface.errors import UserError, did_you_mean
 from efface.models.base import Base
 from efface.models.noise_predictor import NoisePredictor, predictor
 from efface.models.parameter_groups import select
+from efface.models.shapes import ModelShapes
+from efface.registry import Registry
+from efface.train.method_cost import Cost
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -86,13 +86,13 @@ class GradientConfig(TrainingConfig):
 
 @dataclass(frozen=True)
 class UnlearningTask:
-    """What a method is asked to do."""
+    """What a method is to do."""
 
     base: Base
     """The frozen original (in a chain, with the delta of the request before in place), which is the teacher."""
     concepts: tuple[Concept, ...]
-    """The concepts to forget, in the order asked; one for `single`; of a chain the newest, or all where equations are
-    solved anew."""
+    """The concepts to forget, in the order requested; one for `single`; of a chain the newest, or all where equations
+    are solved anew."""
     concept_set: ConceptSet
     """Where the concepts' anchors, adjacent and retained concepts are found."""
     seed: int
@@ -152,14 +152,21 @@ class ClosedFormMethod(Method):
 class GradientMethod(Method):
     """A method that minimises a loss by gradient steps, in the loop of `train/trainer/loop.py`.
 
-    `prepare` comes once, then `batch` and `loss` in turns. All chance in a batch is a function of the
-    task's seed and the batch's index (`train/seeds.py`), so that a run can be cut and continued at any
-    step.
+    `add_adapters` and `prepare` are called once, then `batch` and `loss` in turns. Everything random in a batch is a
+    function of the task's seed and the batch's index (`train/seeds.py`), so that a run can be stopped and resumed at
+    any step.
     """
 
     @abstractmethod
+    def cost(self, shapes: ModelShapes) -> Cost:
+        """What a batch takes and what comes before the first one; memory and hours are estimated from it."""
+
+    def add_adapters(self, student: Student, seed: int) -> None:
+        """Add the trained modules of an adapter method to the student; other methods have none."""
+
+    @abstractmethod
     def prepare(self, task: UnlearningTask, student: Student) -> None:
-        """Encode prompts, make data, and hang processors or adapters on the student."""
+        """Encode prompts, make data, and register hooks on the student."""
 
     @abstractmethod
     def batch(self, index: int) -> Any:
@@ -170,7 +177,7 @@ class GradientMethod(Method):
         """The scalar to be minimised, fp32: a pure function of the student's predictions and the batch."""
 
     def trained(self, student: Student) -> dict[str, nn.Parameter]:
-        """The trained tensors by full name, known after `prepare`; an adapter method gives its adapters'."""
+        """The trained tensors by full name, known after `add_adapters`; an adapter method's are its adapters'."""
         return select(student.modules, self.group)
 
     def saved(self, student: Student) -> dict[str, Tensor]:
@@ -180,15 +187,15 @@ class GradientMethod(Method):
     @property
     def steps(self) -> int:
         """Optimiser steps."""
-        return self.config.steps
+        return int(self.config.steps)
 
     @property
     def learning_rate(self) -> float:
         """Learning rate of the optimiser after the warm-up."""
-        return self.config.learning_rate
+        return float(self.config.learning_rate)
 
 
-_registered: dict[str, type[Method]] = {}
+METHODS: Registry[type[Method]] = Registry("method", "efface.methods", package="efface.train.methods")
 
 AnyMethod = TypeVar("AnyMethod", bound=type[Method])
 
@@ -198,31 +205,23 @@ def register(name: str) -> Callable[[AnyMethod], AnyMethod]:
 
     def decorate(method: AnyMethod) -> AnyMethod:
         method.name = name
-        _registered[name] = method
-        return method
+        return METHODS.register(name)(method)
 
     return decorate
 
 
 def method_names() -> list[str]:
-    """Every known method, sorted: built-in, of entry points, registered in this process. Imports none."""
-    return sorted({*_built_in(), *_entry_points(), *_registered})
+    """Every known method, sorted. Imports none."""
+    return METHODS.names()
 
 
 def get_method(name: str) -> type[Method]:
-    """The method called `name`, imported when first asked for. Raises UserError where there is none."""
-    if name not in _registered:
-        if name in _built_in():
-            importlib.import_module(f"efface.train.methods.{_built_in()[name]}")
-        elif name in _entry_points():
-            _load_entry_point(_entry_points()[name])
-        else:
-            raise UserError(f"unknown method '{name}': {did_you_mean(name, method_names())}")
-    return _registered[name]
+    """The method called `name`. Raises UserError where there is none."""
+    return METHODS.get(name)
 
 
 def parse_config(method_name: str, config: dict[str, Any], preset: str | None = None) -> MethodConfig:
-    """The method's defaults, a preset (a shipped name or a YAML file) laid over them, and `config` over that.
+    """The method's defaults, overridden by a preset (a shipped name or a YAML file), overridden by `config`.
 
     Raises UserError for an unknown method, preset or field, and for a value out of range.
     """
@@ -243,22 +242,3 @@ def _preset_file(method_name: str, preset: str) -> Path:
         return Path(preset)
     known = did_you_mean(preset, preset_names(method_name))
     raise UserError(f"unknown preset '{preset}' of method '{method_name}': {known}")
-
-
-def _built_in() -> dict[str, str]:
-    """Method name -> module name, of the files in `train/methods/`."""
-    files = Path(__file__).parent.joinpath("methods").glob("[!_]*.py")
-    return {path.stem.replace("_", "-"): path.stem for path in files}
-
-
-def _entry_points() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group="efface.methods")}
-
-
-def _load_entry_point(entry: EntryPoint) -> None:
-    try:
-        entry.load()
-    except Exception as error:
-        raise UserError(f"method '{entry.name}' cannot be loaded from {entry.value}: {error}") from error
-    if entry.name not in _registered:
-        raise UserError(f"{entry.value} should register a method called '{entry.name}' and does not")

@@ -1,7 +1,6 @@
-"""Chance as a function of content: every draw comes from a generator made of the job's seed and its purpose.
+"""Random numbers as a function of content: every one comes from a generator made of the job's seed and its purpose.
 
-So a draw depends neither on the device nor on what was drawn before it, and any step can be repeated by
-itself.
+So a number depends neither on the device nor on what was drawn before it, and any step can be repeated by itself.
 """
 
 import hashlib
@@ -23,10 +22,10 @@ def normal(shape: tuple[int, ...], generator: torch.Generator, device: torch.dev
 
 
 def integer(high: int, generator: torch.Generator) -> int:
-    """One uniform integer in [0, below)."""
+    """One uniform integer in [0, high)."""
     return int(torch.randint(high, (1,), generator=generator))
 
 
 def integers(high: int, count: int, generator: torch.Generator) -> Tensor:
-    """`count` uniform integers in [0, below), int64, on the CPU."""
+    """`count` uniform integers in [0, high), int64, on the CPU."""
     return torch.randint(high, (count,), generator=generator)

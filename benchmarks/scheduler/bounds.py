@@ -1,4 +1,4 @@
-"""What no scheduler can beat, and what a textbook one would do: pure arithmetic on the durations of a plan's pieces.
+"""What no scheduler can beat, and what a textbook one would do: pure arithmetic on the durations of a plan's tasks.
 
 A calibration of the judges comes before every image; a job is trained on one GPU from end to end, and only then can its
 model be judged, in shards, on any of them. All durations are seconds on a GPU of speed 1.
@@ -17,7 +17,7 @@ Reason = Literal["work", "waiting", "chain", "rounds"]
 
 
 class Chain(NamedTuple):
-    """A model: its training (0 for the base) and its shards. `load` is what it takes to put the model in place."""
+    """A model: its training (0 for the base) and its shards. `load` is what it takes to load the model."""
 
     training: float
     shards: tuple[float, ...]
@@ -76,7 +76,7 @@ def lower_bound(calibrations: Sequence[float], chains: Sequence[Chain], speeds: 
 
 
 def longest_first(tasks: Sequence[float], speeds: Sequence[float]) -> float:
-    """The makespan of LPT: longest piece first, each where it ends first, as if no piece waited for another."""
+    """The makespan of LPT: longest task first, each where it ends first, as if no task waited for another."""
     groups = [(speed, [0.0] * count) for speed, count in Counter(speeds).items()]
     for _, ends in groups:
         heapify(ends)

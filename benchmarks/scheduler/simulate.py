@@ -2,9 +2,9 @@
 
     python -m benchmarks.scheduler.simulate esd-ablation --gpus 8,64,1024,4096 --speeds 1.0,0.5
 
-The policy is not modelled, it is run: `dispatch` drives GPUs that only look up how long each piece of work takes
-(`rates.py`). They start, put a model in place of another, fail and are preempted. What comes out is compared with what
-no policy could beat (`bounds.py`). The driver's own time, milliseconds a piece, is left out.
+The policy is not modelled, it is run: `dispatch` drives GPUs that only look up how long each task takes
+(`rates.py`). They start, load models, fail and are preempted. What comes out is compared with what
+no policy could beat (`bounds.py`). The driver's own time, milliseconds a task, is left out.
 """
 
 import heapq
@@ -22,31 +22,31 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.scheduler.bounds import Chain, longest_first, lower_bound
-from efface.cluster.campaign.plan import Model, Plan, Shard
 from efface.cluster.campaign.rates import Rates, durations, read_rates
 from efface.cluster.campaign.spec import read_campaign
-from efface.cluster.scheduler.dispatch import RemainingTasks, dispatch
-from efface.cluster.storage.run_folder import Task
+from efface.cluster.scheduler.dispatch import dispatch
+from efface.cluster.storage.remaining import RemainingTasks
+from efface.cluster.tasks.model import Model
+from efface.cluster.tasks.task import Outcome, Priority, Task
 from efface.cluster.workers.executor import ProcessGroups
-from efface.cluster.workers.worker import Outcome
 from efface.errors import JobFailure, UserError
 
 HOUR = 3600.0
 
 LEGEND = """bound: no schedule ends before it, by work, by waiting for models, by the longest chain, or by rounds
-LPT: longest piece first, if no piece waited for another; loads: models put in place of others; lost: given up"""
+LPT: longest task first, if no task waited for another; loads: models that replaced others; lost: given up"""
 
 Fate = Literal["done", "failure", "preemption"]
 
 
 @dataclass(frozen=True)
 class FailureModel:
-    """How often things break on each GPU while it works. Times between two are drawn exponentially, by `seed`."""
+    """How often things break on each GPU while it works. Times between two are exponential, by `seed`."""
 
     failures_per_hour: float = 0.0
-    """A piece of work breaks; its worker lives."""
+    """A task breaks; its worker lives."""
     preemptions_per_hour: float = 0.0
-    """A worker is lost with all it was given, and a new one starts in its place."""
+    """A worker is lost with all its tasks, and a new one replaces it."""
     seed: int = 0
 
 
@@ -62,7 +62,7 @@ class Span:
 
 
 class VirtualGPUs:
-    """An `Executor` whose workers take two pieces at a time, as Ray actors do, and no time at all."""
+    """An `Executor` whose workers take two tasks at a time, as Ray actors do, and no time at all."""
 
     depth = 2
     process_groups: ProcessGroups | None = None
@@ -70,7 +70,7 @@ class VirtualGPUs:
     def __init__(
         self, seconds: Mapping[str, float], speeds: Sequence[float], rates: Rates, failures: FailureModel | None = None
     ) -> None:
-        """`seconds`: of each piece of work, by its id, on a GPU of speed 1."""
+        """`seconds`: of each task, by its id, on a GPU of speed 1."""
         self.workers = len(speeds)
         self.now = 0.0
         self.loads = 0
@@ -105,12 +105,12 @@ class VirtualGPUs:
             self._resident[worker] = None
             self._ready[worker] = self.now + self._rates.start_seconds
             self._new_workers.append(worker)
-            yield from ((worker, task, Outcome("worker_lost", ended.fate, worker_gone=True)) for task in worker_lost)
+            yield from ((worker, task, Outcome.worker_lost(ended.fate, worker_gone=True)) for task in worker_lost)
             return
         queued.popleft()
         if queued:
             self._start_next(worker)
-        yield worker, ended.task, Outcome("done" if ended.fate == "done" else "error", ended.fate)
+        yield worker, ended.task, Outcome.done() if ended.fate == "done" else Outcome.error(ended.fate)
 
     def replace(self, worker: int) -> bool:
         return False
@@ -136,7 +136,7 @@ class VirtualGPUs:
 
     def _load(self, worker: int, task: Task) -> float:
         """Makes the model that `task` needs resident; how long that takes. To the base itself it takes no time."""
-        model = task.model if isinstance(task, Shard) else None
+        model = task.model if task.priority is Priority.FILL and task.resident else None
         resident = model.id if model and model.job else None
         if resident == self._resident[worker]:
             return 0.0
@@ -163,7 +163,7 @@ class Forecast:
     ratio: float | None
     """makespan / bound; None where work was given up, so that less was done than the bound asks for."""
     lpt: float
-    """The makespan of LPT, longest piece first, if no piece had to wait for another and no model to be loaded."""
+    """The makespan of LPT, longest task first, if no task had to wait for another and no model to be loaded."""
     loads: int
     failures: int
     given_up: int
@@ -171,19 +171,13 @@ class Forecast:
 
 
 class _FailureRecorder:
-    """Stands for the run folder, which only hears of failures."""
+    """In place of the run folder, which only keeps failures."""
 
     def __init__(self) -> None:
         self.models: set[str] = set()
 
-    def fail(self, task: Model | Shard, reason: str, details: str) -> None:
-        self.models.add(task.id if isinstance(task, Model) else task.model.id)
-
-
-def all_tasks(plan: Plan) -> RemainingTasks:
-    """All the work of a plan, as on the first day."""
-    shards = [shard for model in plan.models for shard in plan.shards[model.id]]
-    return RemainingTasks(list(plan.calibrations), list(plan.jobs), shards, [plan.models[0].id])
+    def fail(self, model: Model, stage: str, reason: str, details: str) -> None:
+        self.models.add(model.id)
 
 
 def simulate(
@@ -222,7 +216,7 @@ def simulate(
 
 def _chains(remaining: RemainingTasks, seconds: Mapping[str, float], load: float) -> list[Chain]:
     """Every model that is left to be made or judged."""
-    training = {model.id: seconds[model.id] for model in remaining.jobs}
+    training = {task.id: seconds[task.id] for task in remaining.trainings}
     edited = {shard.model.id for shard in remaining.shards if shard.model.job}
     shards: dict[str, list[float]] = {model: [] for model in training}
     for shard in remaining.shards:
@@ -234,7 +228,7 @@ def main(
     campaign: Annotated[str, typer.Argument(help="A campaign file, or a shipped one by name.")],
     gpus: Annotated[str, typer.Option(help="Cluster sizes.")] = "8,64,1024,4096",
     speeds: Annotated[str, typer.Option(help="Relative speeds that the GPUs have in turn.")] = "1.0",
-    failures_per_hour: Annotated[float, typer.Option(min=0, help="Pieces of work that break, per GPU.")] = 0.0,
+    failures_per_hour: Annotated[float, typer.Option(min=0, help="Tasks that break, per GPU.")] = 0.0,
     preemptions_per_hour: Annotated[float, typer.Option(min=0, help="Workers that are lost, per GPU.")] = 0.0,
     rates: Annotated[str, typer.Option(help="How long work takes: a file, or shipped rates by name.")] = "h200",
     seed: Annotated[int, typer.Option(help="Of the spread of durations, and of failures and preemptions.")] = 0,
@@ -252,7 +246,11 @@ def main(
     failures = FailureModel(failures_per_hour, preemptions_per_hour, seed)
     forecasts = [
         simulate(
-            all_tasks(plan), seconds, list(itertools.islice(itertools.cycle(relative), int(size))), known, failures
+            RemainingTasks.everything(plan),
+            seconds,
+            list(itertools.islice(itertools.cycle(relative), int(size))),
+            known,
+            failures,
         )
         for size in sizes
     ]

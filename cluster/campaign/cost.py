@@ -1,11 +1,14 @@
-"""What a plan will cost by given rates: worker hours, by method, and bytes on storage; and what is not known."""
+"""What a plan will cost by given rates: worker hours, by kind and method, and bytes on storage; and what is unknown."""
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from efface.cluster.campaign.plan import Plan
-from efface.cluster.campaign.rates import Rates, calibration_images, seconds_of
-from efface.cluster.scheduler.dispatch import RemainingTasks
+from efface.cluster.campaign.rates import Rates, rate_of, task_bytes, task_seconds
+from efface.cluster.tasks.task import Priority, Task
+from efface.cluster.tasks.training import TrainingTask
 
 HOUR = 3600.0
 
@@ -16,13 +19,11 @@ class Estimate:
 
     device: str
     basis: str
-    """On what the rates used stand: "measured", "estimated" or "partly measured"."""
+    """Where the rates come from: "measured", "estimated" or "partly measured"."""
     gpus: float
     """Of one worker."""
-    training: dict[str, float]
-    """By method."""
-    judging: float
-    calibrating: float
+    by_kind: dict[str, dict[str, float]]
+    """By kind of task, then by method."""
     disk_bytes: int
     unknown: tuple[str, ...]
     """What is left to do and not counted, as there is no rate for it."""
@@ -30,7 +31,7 @@ class Estimate:
     @property
     def seconds(self) -> float:
         """Of one worker, for everything."""
-        return sum(self.training.values()) + self.judging + self.calibrating
+        return sum(seconds for of_kind in self.by_kind.values() for seconds in of_kind.values())
 
     @property
     def gpu_hours(self) -> float:
@@ -39,12 +40,7 @@ class Estimate:
 
     def describe(self) -> list[str]:
         """In sentences."""
-        methods = ", ".join(f"{method} {_time(seconds)}" for method, seconds in self.training.items())
-        parts = [
-            *([f"training {_time(sum(self.training.values()))} ({methods})"] if self.training else []),
-            *([f"judging {_time(self.judging)}"] if self.judging else []),
-            *([f"calibrating judges {_time(self.calibrating)}"] if self.calibrating else []),
-        ]
+        parts = [_describe_kind(kind, of_kind) for kind, of_kind in self.by_kind.items()]
         lines = []
         if parts:
             who = "one worker" if self.gpus in (0, 1) else f"one worker with {self.gpus:g} of a GPU"
@@ -59,57 +55,61 @@ class Estimate:
         return {**asdict(self), "seconds": self.seconds, "gpu_hours": self.gpu_hours}
 
 
-def estimate(plan: Plan, remaining: RemainingTasks, rates: Rates) -> Estimate:
-    """What is `remaining` of a plan, by the rates; what they do not know is named and not counted."""
-    unknown: list[str] = []
-    used: list[tuple[str, str]] = []
-
-    def rate(table: str, name: str, what: str) -> float:
-        found: float | None = getattr(rates, table).get(name)
-        if found is None:
-            unknown.append(what)
-            return 0.0
-        used.append((table, name))
-        return found
-
-    training: dict[str, float] = {}
-    by_method: dict[str, list[float | None]] = {}
-    for model in remaining.jobs:
-        if model.job:
-            by_method.setdefault(model.job.method, []).append(seconds_of(model.job, rates))
+def estimate(plan: Plan, tasks: Iterable[Task], rates: Rates) -> Estimate:
+    """What `tasks`, some of a plan, cost by the rates; what they do not know is named and not counted."""
+    by_kind: dict[str, dict[str, float]] = {}
+    unknown_seconds: Counter[tuple[str, str, str]] = Counter()
+    unknown_bytes: dict[tuple[str, str], None] = {}
+    used: set[tuple[str, str]] = set()
+    loaded: set[tuple[str, str]] = set()
     disk = 0.0
-    for method, times in by_method.items():
-        known = [seconds for seconds in times if seconds is not None]
-        if len(known) < len(times):
-            unknown.append(f"training by '{method}' ({_count(len(times) - len(known), 'job')})")
-        if known:
-            training[method] = sum(known)
-            used += [
-                (table, method) for table in ("seconds_per_step", "seconds_per_job") if method in getattr(rates, table)
-            ]
-        disk += len(times) * rate("bytes_per_delta", method, f"storage of models by '{method}'")
-
-    recipe, images = plan.recipe.name, sum(len(shard.eval_requests) for shard in remaining.shards)
-    calibration_image_count = calibration_images(plan) * len(remaining.calibrations)
-    per_image = 0.0
-    if images or calibration_image_count:
-        per_image = rate(
-            "seconds_per_image", recipe, f"making {_count(images + calibration_image_count, 'image')} by '{recipe}'"
-        )
-    if images:
-        disk += images * rate("bytes_per_image", recipe, f"storage of images by '{recipe}'")
-    loads = len({shard.model.id for shard in remaining.shards if shard.model.job})
+    for task in tasks:
+        uses = task.rate_uses(plan)
+        known = {(use.table, use.name) for use in uses if rate_of(use, rates) is not None}
+        seconds, size = task_seconds(task, plan, rates), task_bytes(task, plan, rates)
+        if seconds is None:
+            unknown_seconds[task.kind, uses[0].name, task.unit] += task.size
+        else:
+            if not any(table.startswith("seconds") for table, _ in known):
+                known.add(("tflops", task.method))
+            seconds += _loading(task, loaded, rates)
+            of_kind = by_kind.setdefault(task.kind, {})
+            of_kind[task.method] = of_kind.get(task.method, 0.0) + seconds
+        if size is None:
+            unknown_bytes[task.kind, uses[-1].name] = None
+        disk += size or 0.0
+        used |= known
     measured = [name in rates.counts.get(table, {}) for table, name in used]
     return Estimate(
         device=rates.device,
         basis="measured" if measured and all(measured) else "partly measured" if any(measured) else "estimated",
         gpus=plan.resources.gpus,
-        training=training,
-        judging=images * per_image + loads * rates.load_seconds,
-        calibrating=calibration_image_count * per_image,
+        by_kind=by_kind,
         disk_bytes=round(disk),
-        unknown=tuple(unknown),
+        unknown=(
+            *(f"{kind} by '{name}' ({_count(n, unit)})" for (kind, name, unit), n in unknown_seconds.items()),
+            *(f"storage after {kind} by '{name}'" for kind, name in unknown_bytes),
+        ),
     )
+
+
+def _loading(task: Task, loaded: set[tuple[str, str]], rates: Rates) -> float:
+    """Seconds to load the delta of a model, for the first task of a kind that fills time with it."""
+    if task.priority is not Priority.FILL or task.resident is None or not task.model or not task.model.job:
+        return 0.0
+    key = (task.kind, task.model.folder)
+    if key in loaded:
+        return 0.0
+    loaded.add(key)
+    return rates.load_seconds
+
+
+def _describe_kind(kind: str, by_method: dict[str, float]) -> str:
+    """`training 75 s (uce 5 s, esd 70 s)`."""
+    whole = f"{kind} {_time(sum(by_method.values()))}"
+    if kind != TrainingTask.kind:
+        return whole  # of other kinds the method says little
+    return f"{whole} ({', '.join(f'{method} {_time(seconds)}' for method, seconds in by_method.items())})"
 
 
 def _time(seconds: float) -> str:

@@ -1,77 +1,41 @@
-"""A plan: every model, and every shard of images that judges it, with ids made of content.
+"""A plan: every model of a campaign, and every task about it, with ids made of content.
 
-`expand.py` makes one from a campaign, or from deltas that exist already. No weights are needed for it.
+`planner.py` makes one from a campaign, or from deltas that exist already. No weights are needed for it.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import json
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
+from efface.cluster.campaign.sharding import Judging, cut_shards
 from efface.cluster.campaign.spec import Evaluation, Resources
+from efface.cluster.tasks.calibration import CalibrationTask
+from efface.cluster.tasks.judging import Shard
+from efface.cluster.tasks.metric import MetricTask
+from efface.cluster.tasks.model import BASE, Model
+from efface.cluster.tasks.task import Task
+from efface.cluster.tasks.training import TrainingTask
 from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import PromptSet, load_prompt_set
+from efface.concepts.text_window import check_prompts
 from efface.errors import UserError
-from efface.eval.eval_requests import EvalRequest, eval_requests
 from efface.eval.judge_identity import judge_identity
+from efface.eval.metric import METRICS
 from efface.files import content_id
 from efface.models.base import BaseSpec
 from efface.models.recipe import Recipe, load_recipe
-
-if TYPE_CHECKING:
-    from efface.train.job import Job
-
-BASE = "base"
-"""The method label of the unedited base, which is judged beside every model."""
+from efface.models.tokenizer import text_window
 
 NOT_FETCHED = "not fetched yet"
-"""The id of a base whose weights are not at hand; a plan can be looked at with it, and not carried out."""
+"""The id of a base whose weights are not at hand; a plan can be looked at with it, and not executed."""
 
-Parts = tuple[tuple[tuple[EvalRequest, ...], str], ...]
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model to be judged: the base, or what a job makes of it."""
-
-    label: str
-    """The method's name in tables."""
-    job: Job | None
-    base_id: str
-    predecessor: str | None = None
-    """The folder of the model that this one continues, in a chain of requests."""
-    closed_form: bool = False
-    """Made in closed form, for which one process is enough."""
-
-    @cached_property
-    def id(self) -> str:
-        return self.job.id if self.job else self.base_id[:16]
-
-    @cached_property
-    def folder(self) -> str:
-        return self.job.slug if self.job else f"base-{self.id}"
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A unit of judging: some images of one model, and everything asked of them."""
-
-    model: Model
-    index: int
-    eval_requests: tuple[EvalRequest, ...]
-    id: str
-
-
-@dataclass(frozen=True)
-class CalibrationTask:
-    """The trial that a judge stands on images of the base before its verdicts count."""
-
-    judge: str
-    """Its name or YAML file."""
-    id: str
+Kind = TypeVar("Kind", bound=Task)
 
 
 @dataclass(frozen=True)
@@ -84,19 +48,52 @@ class Plan:
     concept_set: ConceptSet
     recipe: Recipe
     prompt_set: PromptSet
-    calibrations: tuple[CalibrationTask, ...]
-    """One for each judge, the judge of the headline first."""
     targets: tuple[Concept, ...]
     models: tuple[Model, ...]
-    """The base first, then the models of the jobs in the order asked for."""
-    shards: dict[str, tuple[Shard, ...]]
-    """By model id."""
+    """The base first, then the models of the jobs in the order of the campaign."""
+    tasks: tuple[Task, ...]
+    """In an order in which whatever a task requires is provided by an earlier one, or is the base."""
     resources: Resources
+    warnings: tuple[str, ...] = ()
+    """What should be known before the results are believed, in a sentence each."""
 
     @cached_property
     def jobs(self) -> tuple[Model, ...]:
         """The models that a job must make."""
         return tuple(model for model in self.models if model.job)
+
+    @cached_property
+    def jobs_by_config(self) -> Counter[tuple[str, str]]:
+        """How many jobs there are of each method and config (as JSON with sorted keys)."""
+        jobs = (model.job for model in self.jobs if model.job)
+        return Counter((job.method, json.dumps(job.config, sort_keys=True)) for job in jobs)
+
+    @cached_property
+    def calibrations(self) -> tuple[CalibrationTask, ...]:
+        """One for each judge, the judge of the headline first."""
+        return self.of_kind(CalibrationTask)
+
+    @cached_property
+    def trainings(self) -> tuple[TrainingTask, ...]:
+        """One for each of `jobs`."""
+        return self.of_kind(TrainingTask)
+
+    @cached_property
+    def shards(self) -> dict[str, tuple[Shard, ...]]:
+        """By model id, of every model."""
+        found: dict[str, list[Shard]] = {model.id: [] for model in self.models}
+        for shard in self.of_kind(Shard):
+            found[shard.model.id].append(shard)
+        return {name: tuple(shards) for name, shards in found.items()}
+
+    def of_kind(self, kind: type[Kind]) -> tuple[Kind, ...]:
+        """The tasks of one kind, in their order."""
+        return tuple(task for task in self.tasks if isinstance(task, kind))
+
+    @property
+    def products(self) -> set[str]:
+        """What is there without any task: the base."""
+        return {model.folder for model in self.models if not model.job}
 
     @property
     def provisional(self) -> bool:
@@ -104,21 +101,32 @@ class Plan:
         return self.base_id == NOT_FETCHED
 
     def part(self, number: int, parts: int) -> Plan:
-        """Part `number` (1, …) of `parts`: whole chains of models with their shards, and a share of the base's."""
+        """Part `number` (1, …) of `parts`: whole chains of models with their tasks, and a share of the base's."""
         share: dict[str, int] = {}
         chains = itertools.count()
         for model in self.jobs:
             share[model.folder] = share[model.predecessor] if model.predecessor else next(chains) % parts
-        mine = [model for model in self.jobs if share[model.folder] == number - 1]
-        base = self.models[0]
-        shards = {model.id: self.shards[model.id] for model in mine}
-        shards[base.id] = self.shards[base.id][number - 1 :: parts]
-        return replace(self, models=(base, *mine), shards=shards)
+        mine = {model.folder for model in self.jobs if share[model.folder] == number - 1}
+        base_tasks = itertools.count()
+
+        def is_mine(task: Task) -> bool:
+            if task.model and task.model.job:
+                return task.model.folder in mine
+            return task.model is None or next(base_tasks) % parts == number - 1
+
+        models = tuple(model for model in self.models if not model.job or model.folder in mine)
+        return replace(self, models=models, tasks=tuple(filter(is_mine, self.tasks)))
+
+    def only(self, models: Sequence[Model]) -> Plan:
+        """The part about some of its models; and what is about none."""
+        kept = {model.folder for model in models}
+        tasks = tuple(task for task in self.tasks if task.model is None or task.model.folder in kept)
+        return replace(self, models=tuple(models), tasks=tasks)
 
     @cached_property
     def judged(self) -> tuple[Concept, ...]:
         """Every concept that a judge is asked about, in the order of the set."""
-        shared = {id(shard.eval_requests): shard.eval_requests for shards in self.shards.values() for shard in shards}
+        shared = {id(shard.eval_requests): shard.eval_requests for shard in self.of_kind(Shard)}
         asked = {
             ask.asked_concept
             for eval_requests in shared.values()
@@ -167,28 +175,37 @@ def make_plan(
     )
     if duplicate:
         raise UserError(f"evaluation.judges names '{duplicate}' twice, should name each judge once")
-    judged_by = [recipe.id, *(calibration.id for calibration in calibrations)]
-    seeds = range(evaluation.images_per_prompt)
-    # Models that forget the same concepts are asked the same.
-    asked_of: dict[tuple[str, ...] | None, Parts] = {}
     everything = (Model(BASE, None, base_id), *models)
-    shards: dict[str, tuple[Shard, ...]] = {}
+    seen: set[str] = set()
     for model in everything:
-        if model.id in shards:
+        if model.id in seen:
             raise UserError(
                 f"'{name}': method '{model.label}' is the same job as another, {model.folder}; leave one out"
             )
-        forgotten = model.job.concepts if model.job else None
-        if forgotten not in asked_of:
-            asked = tuple(map(concept_set.find, forgotten)) if forgotten else targets
-            all_questions = eval_requests(prompts, concept_set, asked, seeds, evaluation.prompts_per_concept)
-            kept = _without_forgotten(all_questions, model) if forgotten else all_questions
-            asked_of[forgotten] = _parts(kept, evaluation.shard_size, judged_by)
-        shards[model.id] = tuple(
-            Shard(model, index, part, content_id([model.id, model.label, part_id]))
-            for index, (part, part_id) in enumerate(asked_of[forgotten])
+        seen.add(model.id)
+    for metric in evaluation.metrics:
+        METRICS.get(metric)
+    judged_by = Judging(prompts, recipe.id, tuple(calibration.id for calibration in calibrations))
+    tasks = (
+        *calibrations,
+        *(TrainingTask(model) for model in models),
+        *cut_shards(everything, targets, concept_set, judged_by, evaluation),
+        *(MetricTask(model, metric) for model in models if model.job for metric in evaluation.metrics),
+    )
+    texts = {request.prompt for task in tasks if isinstance(task, Shard) for request in task.eval_requests}
+    warnings = _warnings(base, concept_set, prompts, texts)
+    return Plan(name, base, base_id, concept_set, recipe, prompts, targets, everything, tasks, resources, warnings)
+
+
+def _warnings(base: BaseSpec, concept_set: ConceptSet, prompts: PromptSet, texts: Collection[str]) -> tuple[str, ...]:
+    """What the base's text encoder does not read. Raises UserError for a prompt or a phrase that says nothing to it."""
+    window = text_window(base)
+    if window is None:
+        unknown = (
+            f"base '{base.name}' is not fetched yet, nor is its tokenizer: whether it reads every prompt to its end"
         )
-    return Plan(name, base, base_id, concept_set, recipe, prompts, calibrations, targets, everything, shards, resources)
+        return (f"{unknown} will be known when the run starts",)
+    return check_prompts(prompts, concept_set, window, texts)
 
 
 def _base_default(base: BaseSpec, key: str, field: str | None = None) -> str:
@@ -197,32 +214,3 @@ def _base_default(base: BaseSpec, key: str, field: str | None = None) -> str:
     if not value:
         raise UserError(f"base '{base.name}' names no {key}, so evaluation.{field or key} must be given")
     return str(value)
-
-
-def _without_forgotten(all_questions: tuple[EvalRequest, ...], model: Model) -> tuple[EvalRequest, ...]:
-    """The questions, less those that would ask a model to have kept a concept that it was made to forget.
-
-    Raises UserError where that leaves an axis of a concept with nothing to ask, so that it could not be scored.
-    """
-    forgotten = model.job.concepts if model.job else ()
-    kept = []
-    for question in all_questions:
-        asks = tuple(a for a in question.asks if a.asked_concept not in forgotten or a.concept == a.asked_concept)
-        if asks:
-            kept.append(EvalRequest(question.prompt, question.seed, asks))
-    still_asked = {(a.concept, a.axis) for question in kept for a in question.asks}
-    for concept, axis in ((a.concept, a.axis) for question in all_questions for a in question.asks):
-        if (concept, axis) not in still_asked:
-            raise UserError(
-                f"nothing is left to ask the model '{model.label}' on the axis {axis} of '{concept}', as it forgets "
-                f"every concept that is asked for there; name fewer targets, or more concepts under the key "
-                f"'{'adjacent' if axis == 'adjacent' else 'retained'}' of the concept set"
-            )
-    return tuple(kept)
-
-
-def _parts(all_questions: tuple[EvalRequest, ...], size: int, judged_by: list[str]) -> Parts:
-    """The questions cut into shards, each with an id of what is asked in it and by whom it is judged."""
-    cut = [all_questions[start : start + size] for start in range(0, len(all_questions), size)]
-    asked = [[[q.prompt, q.seed, [[a.concept, a.axis, a.asked_concept] for a in q.asks]] for q in part] for part in cut]
-    return tuple((part, content_id([judged_by, what])) for part, what in zip(cut, asked, strict=True))

@@ -1,4 +1,4 @@
-"""From what a user asks for, a campaign or some deltas, to the plan that does it."""
+"""From what a user requests, a campaign or some deltas, to the plan that does it."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from efface.cluster.campaign.plan import BASE, NOT_FETCHED, Model, Plan, make_plan
+from efface.cluster.campaign.plan import NOT_FETCHED, Plan, make_plan
 from efface.cluster.campaign.spec import Campaign, DeltaEvaluation, MethodChoice
 from efface.cluster.campaign.sweep import variants
+from efface.cluster.tasks.model import BASE, Model
 from efface.concepts.concept import Concept, ConceptSet, load_concept_set
 from efface.config_files import parse
 from efface.errors import UserError
@@ -54,7 +55,7 @@ def plan_deltas(deltas: Sequence[tuple[Path, Delta]], evaluation_config: DeltaEv
     models = []
     for path, delta in deltas:
         if "job" not in delta.provenance:
-            raise UserError(f"{path}: tells of no job, so it is not known which concepts it should have forgotten")
+            raise UserError(f"{path}: names no job, so it is not known which concepts it should have forgotten")
         job = parse(Job, delta.provenance["job"], str(path))
         if job.base_id != base_id:
             raise UserError(f"{path}: was made from base '{job.base}' ({job.base_id[:16]}), not from '{base.name}'")
@@ -157,7 +158,7 @@ def _variants(campaign: Campaign, choice: MethodChoice) -> list[tuple[dict[str, 
 
 @contextmanager
 def _error_context(campaign: Campaign, choice: MethodChoice) -> Iterator[None]:
-    """A fault that is found in the block is told with its place in the campaign."""
+    """An error found in the block says where in the campaign it is."""
     try:
         yield
     except UserError as error:

@@ -1,48 +1,64 @@
 """How long work takes, and how many bytes it leaves, on one kind of device: rates, estimated or measured.
 
 Estimates are shipped in `configs/rates/` or come in a file of one's own. What finished runs took is kept beside them
-(`learned_rates.py`) and goes before them.
+(`cluster/measured_rates.py`) and goes before them. A method that no table knows is estimated by counting its operations
+(`counted_rates.py`) and by what the device sustains.
 """
 
 import random
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from efface.cluster.campaign.plan import Plan
-from efface.cluster.workers.worker import CALIBRATION_SEEDS
+from efface.cluster.tasks.task import RateUse, Task
 from efface.config_files import StrictModel, find_config, list_configs, read_config
 from efface.errors import UserError
 from efface.files import slug
 from efface.models.fingerprint import cache_folder
 
-if TYPE_CHECKING:
-    from efface.train.job import Job
-
+Precision = Literal["fp32", "bf16"]
 Positive = Annotated[float, Field(gt=0)]
 Table = dict[str, Positive]
 
-TABLES = ("seconds_per_image", "seconds_per_job", "seconds_per_step", "bytes_per_delta", "bytes_per_image")
+TABLES = {
+    "seconds_per_image": "recipe",
+    "seconds_per_job": "method",
+    "seconds_per_step": "method",
+    "seconds_per_task": "kind of task",
+    "bytes_per_delta": "method",
+    "bytes_per_image": "recipe",
+}
+"""And what the names in each are."""
 
 
 class Rates(StrictModel):
     """A YAML or JSON file, or one shipped in `configs/rates/`."""
 
-    device: str = Field(description="'cpu', or the GPU's name as torch tells it")
+    device: str = Field(description="'cpu', or the GPU's name in torch")
     base: str | None = Field(None, description="the base they hold for; none: any")
     seconds_per_image: Table = Field(description="by recipe: to sample an image and judge it")
+    tflops: dict[Precision, Positive] = Field(
+        {}, description="10^12 operations that the device sustains in a second of training, by precision"
+    )
+    job_seconds: float = Field(
+        0.0, ge=0, description="of a job whose operations are counted, beside them: prompts, a closed form, the delta"
+    )
     seconds_per_job: Table = Field(
+        {},
         description="by method: to train a model, for each of its concepts; where `seconds_per_step` knows the method, "
-        "only what comes before its first step"
+        "only what comes before its first step; a method in neither table is counted",
     )
     seconds_per_step: Table = Field({}, description="by method: an optimiser step")
-    bytes_per_delta: Table = Field({}, description="by method: a finished model on storage")
+    seconds_per_task: Table = Field({}, description="by kind: a task of any other kind")
+    bytes_per_delta: Table = Field({}, description="by method: a finished model on storage; else its weights in fp32")
     bytes_per_image: Table = Field({}, description="by recipe: an image and its verdicts on storage")
-    load_seconds: float = Field(0.0, ge=0, description="to put a model's delta in the place of another's")
+    load_seconds: float = Field(0.0, ge=0, description="to replace a model's delta in memory by another's")
     start_seconds: float = Field(0.0, ge=0, description="until a new worker has its base and judges loaded")
-    spread: float = Field(0.0, ge=0, lt=1, description="relative standard deviation between pieces of one kind")
+    spread: float = Field(0.0, ge=0, lt=1, description="relative standard deviation between tasks of one kind")
     counts: dict[str, dict[str, int]] = Field(
         {},
         description="by table and name: the images, steps or models that a measured mean stands on; else an estimate",
@@ -79,54 +95,62 @@ def this_device(gpus: float) -> str | None:
 
 
 def rates_for(plan: Plan, name_or_path: str | Path | None = None) -> Rates | None:
-    """The rates asked for, else those known of this machine's device. Raises UserError where the name is unknown."""
+    """The requested rates, else those known of this machine's device. Raises UserError where the name is unknown."""
     if name_or_path is not None:
         return read_rates(name_or_path)
     device = this_device(plan.resources.gpus)
     return find_rates(device, plan.base.name) if device else None
 
 
-def seconds_of(job: "Job", rates: Rates) -> float | None:
-    """How long a job's training takes; None where the rates know nothing of its method."""
-    per_job, per_step, steps = (
-        rates.seconds_per_job.get(job.method),
-        rates.seconds_per_step.get(job.method),
-        steps_of(job),
-    )
-    if per_job is None and not (per_step and steps):
-        return None
-    # A request of a chain is trained on its last concept alone; a closed form is solved for all so far.
-    concepts = 1 if job.strategy == "continual" and steps else len(job.concepts)
-    return (per_job or 0.0) * concepts + (per_step or 0.0) * steps
+def rate_of(use: RateUse, rates: Rates) -> float | None:
+    """None where the table does not know the name."""
+    known: float | None = getattr(rates, use.table).get(use.name)
+    return known
 
 
-def steps_of(job: "Job") -> int:
-    """The optimiser steps a job will take; 0 for a closed form."""
-    from efface.train.method import GradientMethod, get_method, parse_config
+def seconds_of(uses: Iterable[RateUse], rates: Rates) -> float | None:
+    """How long a task with these uses takes; None where the rates know nothing of it."""
+    of_seconds = [(use, rate_of(use, rates)) for use in uses if use.table.startswith("seconds")]
+    known = [use.times * rate for use, rate in of_seconds if rate is not None]
+    return sum(known) if known else None
 
-    method = get_method(job.method)
-    if not issubclass(method, GradientMethod):
-        return 0
-    return method(parse_config(job.method, job.config)).steps
+
+def task_seconds(task: Task, plan: Plan, rates: Rates) -> float | None:
+    """How long a task of the plan takes: by the tables, or by its counted operations and what the device sustains.
+
+    None where neither is known.
+    """
+    known = seconds_of(task.rate_uses(plan), rates)
+    counted = task.counted_cost(plan) if known is None and rates.tflops else None
+    if counted is None:
+        return known
+    by_precision = {str(name): value for name, value in rates.tflops.items()}
+    sustained = by_precision.get(counted.precision) or min(by_precision.values())
+    return rates.job_seconds + counted.flops / (sustained * 1e12)
+
+
+def task_bytes(task: Task, plan: Plan, rates: Rates) -> float | None:
+    """Bytes that a task of the plan leaves on storage; None where neither the rates nor counting know."""
+    uses = [use for use in task.rate_uses(plan) if use.table.startswith("bytes")]
+    known = [use.times * rate for use in uses if (rate := rate_of(use, rates)) is not None]
+    if known or not uses:
+        return sum(known)
+    counted = task.counted_cost(plan) if rates.tflops else None
+    return counted.bytes if counted else None
 
 
 def durations(plan: Plan, rates: Rates, seed: int = 0) -> dict[str, float]:
-    """Seconds that each calibration, job and shard of a plan takes on the rates' device, by its id.
+    """Seconds that each task of a plan takes on the rates' device, by its id.
 
-    `rates.spread` draws them about their means, each by its id and `seed`. Raises UserError where the rates do not
-    know the recipe or a method.
+    With `rates.spread` they are random about their means, each by its id and `seed`. Raises UserError where the rates
+    do not know the recipe or a method.
     """
-    image = rates.seconds_per_image.get(plan.recipe.name)
-    if image is None:
-        raise _unknown(rates, "seconds_per_image", "recipe", plan.recipe.name)
-    means = {calibration.id: image * calibration_images(plan) for calibration in plan.calibrations}
-    for model in plan.models:
-        if model.job:
-            training = seconds_of(model.job, rates)
-            if training is None:
-                raise _unknown(rates, "seconds_per_job", "method", model.job.method)
-            means[model.id] = training
-        means |= {shard.id: image * len(shard.eval_requests) for shard in plan.shards[model.id]}
+    means = {}
+    for task in plan.tasks:
+        seconds = task_seconds(task, plan, rates)
+        if seconds is None:
+            raise _unknown(rates, task.rate_uses(plan))
+        means[task.id] = seconds
     if not rates.spread:
         return means
     # A gamma distribution: positive, with this mean and relative standard deviation.
@@ -134,14 +158,10 @@ def durations(plan: Plan, rates: Rates, seed: int = 0) -> dict[str, float]:
     return {name: random.Random(f"{seed} {name}").gammavariate(shape, mean / shape) for name, mean in means.items()}
 
 
-def calibration_images(plan: Plan) -> int:
-    """Images that a judge's trial takes."""
-    return len(plan.judged) * len(CALIBRATION_SEEDS)
-
-
-def _unknown(rates: Rates, table: str, what: str, name: str) -> UserError:
-    known = ", ".join(sorted(getattr(rates, table))) or "none"
-    return UserError(f"rates of {rates.device}: {table} knows no {what} '{name}', only {known}")
+def _unknown(rates: Rates, uses: Sequence[RateUse]) -> UserError:
+    use = [use for use in uses if use.table.startswith("seconds")][-1]
+    known = ", ".join(sorted(getattr(rates, use.table))) or "none"
+    return UserError(f"rates of {rates.device}: {use.table} knows no {TABLES[use.table]} '{use.name}', only {known}")
 
 
 def _overlay(estimated: Rates, measured: Rates) -> Rates:

@@ -10,8 +10,8 @@
     seeds: [0]
     evaluation: {images_per_prompt: 4}
 
-A config field given as a list is a sweep axis (of a field that is itself a list, a list of lists). What a base's own
-YAML says of concepts, prompts, recipe and judge holds where the campaign is silent.
+A config field given as a list is a sweep axis (of a field that is itself a list, a list of lists). Where the
+campaign says nothing of concepts, prompts, recipe or judge, the base's own YAML decides.
 """
 
 from pathlib import Path
@@ -29,7 +29,7 @@ class MethodChoice(StrictModel):
     method: str
     preset: str | None = Field(None, description="a shipped preset of the method, or a YAML file")
     label: str | None = Field(None, description="the name in tables; default: the method's name")
-    config: dict[str, Any] = Field({}, description="fields laid over the preset; a list is a sweep axis")
+    config: dict[str, Any] = Field({}, description="fields that override the preset; a list is a sweep axis")
     exclude: tuple[dict[str, Any], ...] = Field((), description="combinations of swept fields to leave out")
 
 
@@ -48,12 +48,13 @@ class Evaluation(StrictModel):
     judges: tuple[str, ...] = Field(
         (), description="judges by name or file, the first for the headline; default: the base's own"
     )
+    metrics: tuple[str, ...] = Field((), description="metrics of each whole model, by name; default: none")
     images_per_prompt: int = Field(4, ge=1, le=1000, description="images of each prompt, with seeds 0, 1, …")
     prompts_per_concept: dict[Axis, int] = Field(
         {},
         description="at most so many prompts of each asked concept on an axis, 0: the axis is left out; default: all",
     )
-    shard_size: int = Field(64, ge=1, le=1024, description="images in one unit of work")
+    shard_size: int = Field(64, ge=1, le=1024, description="images in one task")
 
     @field_validator("prompts_per_concept")
     @classmethod
@@ -70,7 +71,7 @@ class Resources(StrictModel):
 
     cpus: int = Field(1, ge=1, description="CPU cores, and torch threads, of a worker")
     gpus: float = Field(0, ge=0, description="GPUs of a worker, 1 or a fraction; 0: it computes on the CPU")
-    processes: int = Field(1, ge=1, description="processes that train one job together, each in a worker's place")
+    processes: int = Field(1, ge=1, description="processes that train one job together, each with a worker's resources")
     launcher: Literal["actors", "ray-train"] = Field(
         "actors", description="who starts these processes: efface's own actors, or Ray Train's TorchTrainer"
     )
@@ -90,7 +91,7 @@ class Resources(StrictModel):
 
 
 class Limits(StrictModel):
-    """When a piece of work is broken off, and how much of it a fault can cost."""
+    """When a task is interrupted, and how much of it an error can cost."""
 
     job_seconds: float | None = Field(None, gt=0, description="time limit of one training; default: none")
     shard_seconds: float | None = Field(None, gt=0, description="time limit of one shard of images; default: none")
@@ -125,7 +126,7 @@ class Campaign(StrictModel):
 
 
 class DeltaEvaluation(StrictModel):
-    """The order to judge deltas that exist already."""
+    """A request to judge deltas that exist already."""
 
     base: str
     concepts: str | None = Field(None, description="concept set by name or file; default: the base's own")
@@ -135,7 +136,7 @@ class DeltaEvaluation(StrictModel):
 
 
 MUTABLE_KEYS = ("resources", "limits", "training")
-"""Keys of an order that say how the work is done and not what it is: they may change while a run is under way."""
+"""Keys that say how the work is done and not what it is: they may change from one start of a run to the next."""
 
 
 def read_campaign(name_or_path: str | Path, overrides: list[str] | None = None) -> Campaign:

@@ -1,1 +1,1 @@
-"""Search of a method's settings with Ray Tune and Optuna."""
+"""Search of a method's settings: an Optuna study whose trials are done by the engine of campaigns."""

@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from efface.cluster.search.result import TrialRow
 from efface.cluster.storage.run_folder import RunFolder
 from efface.concepts.prompts import AXES
 from efface.files import write_atomic, write_json
@@ -16,11 +17,9 @@ from efface.files import write_atomic, write_json
 OBJECTIVES = {"err_mean": "max", "weight_change": "min", "seconds": "min"}
 """ERR; relative L2 norm of the change of all weights; seconds of one worker to train the models."""
 
-TrialRow = dict[str, Any]
-
 
 def pareto_front(points: Sequence[Mapping[str, float]], objectives: Mapping[str, str] = OBJECTIVES) -> list[int]:
-    """The places of the points that no other dominates: none is as good in every objective and better in one."""
+    """The indices of the points that no other dominates: none is as good in every objective and better in one."""
     signs = {name: 1.0 if which == "max" else -1.0 for name, which in objectives.items()}
     values = [tuple(sign * point[name] for name, sign in signs.items()) for point in points]
 
@@ -31,46 +30,61 @@ def pareto_front(points: Sequence[Mapping[str, float]], objectives: Mapping[str,
 
 
 def front_of(rows: Sequence[TrialRow], last_rung: int) -> list[TrialRow]:
-    """The Pareto front of the trials that were judged on the last rung, the best ERR first; a config once."""
-    whole = {row["id"]: row for row in rows if row["state"] == "judged" and row["images_per_prompt"] == last_rung}
-    candidates = list(whole.values())
-    front = [candidates[index] for index in pareto_front(candidates)]
-    return sorted(front, key=lambda row: (-row["err_mean"], row["weight_change"], row["seconds"]))
+    """The Pareto front of the trials that were judged on the last rung, the best ERR first; a config once.
+
+    last_rung: its images of each prompt.
+    """
+    found: dict[str, tuple[TrialRow, dict[str, float]]] = {}
+    for row in rows:
+        scores, cost = row.result.scores, row.result.cost
+        if row.result.state == "judged" and scores and cost and scores.images_per_prompt == last_rung:
+            point = {"err_mean": scores.err_mean, "weight_change": cost.weight_change, "seconds": cost.seconds}
+            found[row.id] = row, point
+    judged = list(found.values())
+    front = [judged[index] for index in pareto_front([point for _, point in judged])]
+    front.sort(key=lambda entry: (-entry[1]["err_mean"], entry[1]["weight_change"], entry[1]["seconds"]))
+    return [row for row, _ in front]
 
 
 def write_results(
     folder: RunFolder, rows: Sequence[TrialRow], front: Sequence[TrialRow], base: Mapping[str, Any]
 ) -> None:
     """trials.csv, pareto.csv and pareto.json in the folder."""
-    fields = list(dict.fromkeys(name for row in rows for name in row["point"]))
+    fields = list(dict.fromkeys(name for row in rows for name in row.point))
     write_atomic(folder.root / "trials.csv", _csv(rows, fields))
     write_atomic(folder.root / "pareto.csv", _csv(front, fields))
     known = {"err_mean": base["err_mean"], "interval": base["intervals"]["err_mean"], "axes": base["axes"]}
-    write_json(folder.root / "pareto.json", {"objectives": OBJECTIVES, "base": known, "front": list(front)})
+    write_json(
+        folder.root / "pareto.json",
+        {"objectives": OBJECTIVES, "base": known, "front": [row.as_json() for row in front]},
+    )
 
 
-def rich_table(rows: Sequence[TrialRow]) -> Table:
-    """Trials in columns of text; "change" is the relative L2 of all weights."""
+def rich_table(front: Sequence[TrialRow]) -> Table:
+    """Judged trials in columns of text; "change" is the relative L2 of all weights."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    fields = list(dict.fromkeys(name for row in rows for name in row["point"]))
+    fields = list(dict.fromkeys(name for row in front for name in row.point))
     for head in ("trial", *fields, "images a\nprompt", "ERR\nmean", "95 %\ninterval", "change\nrel. L2", "sec."):
         table.add_column(head, justify="right")
-    for row in rows:
-        low, high = row["interval"]
+    for row in front:
+        scores, cost = row.result.scores, row.result.cost
+        assert scores and cost
+        low, high = scores.interval
         cells = [
-            str(row["number"]),
-            *(_short(row["point"][name]) for name in fields),
-            str(row["images_per_prompt"]),
-            f"{row['err_mean']:.3f}",
+            str(row.number),
+            *(short(row.point[name]) for name in fields),
+            str(scores.images_per_prompt),
+            f"{scores.err_mean:.3f}",
             f"{low:.3f}-{high:.3f}",
-            f"{row['weight_change']:.1e}",
-            f"{row['seconds']:.0f}",
+            f"{cost.weight_change:.1e}",
+            f"{cost.seconds:.0f}",
         ]
         table.add_row(*map(Text, cells))
     return table
 
 
-def _short(value: Any) -> str:
+def short(value: object) -> str:
+    """A value of a config in a table or line for people."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
@@ -81,9 +95,9 @@ def _csv(rows: Sequence[TrialRow], fields: Sequence[str]) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["number", "id", "state", *fields, "images_per_prompt", *columns])
     for row in rows:
-        low, high = row.get("interval", (None, None))
-        flat = {**row, **row.get("axes", {}), "low": low, "high": high}
-        point = [row["point"][name] for name in fields]
+        flat = row.as_json()
+        low, high = flat.get("interval", (None, None))
+        flat |= {**flat.get("axes", {}), "low": low, "high": high}
         rest = [flat.get(name) for name in ("images_per_prompt", *columns)]
-        writer.writerow([row["number"], row["id"], row["state"], *point, *rest])
+        writer.writerow([row.number, row.id, row.result.state, *(row.point[name] for name in fields), *rest])
     return text.getvalue().encode()

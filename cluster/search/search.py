@@ -3,15 +3,14 @@
     efface search esd-miniature
 
 The jobs and shards are those of any campaign, in a run folder under ids of content. Killed and typed again, a search
-goes on: the configs of its ledger come first, and what is done of them is not done again.
+goes on: its study knows every config it tried, and what is done of them is not done again.
 """
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+import contextlib
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -19,20 +18,24 @@ from rich.text import Text
 
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.spec import MUTABLE_KEYS
-from efface.cluster.run import Run, worker_context
-from efface.cluster.scheduler.dispatch import dispatch, remaining_tasks
-from efface.cluster.scheduler.progress import Display
-from efface.cluster.search.ledger import Ledger, TrialRow
-from efface.cluster.search.pareto import front_of, rich_table, write_results
+from efface.cluster.run import Run, make_executor, stop_condition
+from efface.cluster.scheduler.dispatch import dispatch
+from efface.cluster.search.pareto import front_of, rich_table, short, write_results
+from efface.cluster.search.result import TrialRow
 from efface.cluster.search.spec import Search
-from efface.cluster.search.trial import Trial, base_score, check_axes
+from efface.cluster.search.trial import Trial, base_plan, base_scores, check_axes, unjudged
+from efface.cluster.search.trial_source import TrialSource
 from efface.cluster.signals import stop_signals
+from efface.cluster.storage.journal import Journal
 from efface.cluster.storage.lease import Lease
+from efface.cluster.storage.remaining import RemainingTasks
 from efface.cluster.storage.run_folder import RunFolder
-from efface.cluster.workers.ray_executor import RayExecutor
-from efface.cluster.workers.ray_session import init_ray, ray_scratch
-from efface.cluster.workers.worker import WorkerContext
-from efface.errors import JobFailure, Stopped, StorageError, UserError
+from efface.cluster.workers.executor import WorkerClass
+from efface.cluster.workers.worker import Worker
+from efface.errors import UserError
+
+if TYPE_CHECKING:
+    from efface.cluster.search.study import Study
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ class SearchResults:
     """The scores of the unedited base."""
 
     def show(self, console: Console) -> None:
-        """The Pareto front, and where the rest lies."""
-        states = [row["state"] for row in self.rows]
+        """Print the Pareto front, and which files hold the rest."""
+        states = [row.result.state for row in self.rows]
         counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
         console.print(
             f"{len(states)} trials: {', '.join(counts)}; the unedited base has ERR {self.base['err_mean']:.3f}"
@@ -69,137 +72,71 @@ def run_search(
     workers: int | None,
     address: str | None,
     console: Console,
+    worker: WorkerClass = Worker,
 ) -> SearchResults:
-    """Carry a search out in `out` (default `runs/NAME`); it does what is missing of `trials` (default: the file's).
+    """Execute what is missing of a search of `trials` (default: the file's) in `out` (default `runs/NAME`).
 
-    `workers`: at most so many trials at a time; default: as many as fit. Raises UserError where the search cannot be,
-    or another driver is at work on it, and Stopped where it was laid down on the way.
+    `workers`: at most so many; default: as many as fit; 0: in this process, without Ray. Raises UserError where the
+    search cannot be, or another driver works on it, and Stopped where it was asked to stop on the way.
     """
     _check_installed()
+    from efface.cluster.search.study import Study  # needs Optuna
+
     folder = RunFolder(out or Path("runs") / search.name)
-    first = Trial(search, folder, {name: dimension.probes[0] for name, dimension in search.space.items()})
-    check_axes(first.plan)
+    first = Trial(search, folder, {name: dimension.probes[0] for name, dimension in search.space.items()}).plan
+    check_axes(first)
     config = search.model_dump(mode="json", exclude={"evaluation": {"images_per_prompt"}})
     folder.open(folder.root / "search.yaml", OmegaConf.to_yaml(OmegaConf.create(config)), [*MUTABLE_KEYS, "trials"])
-    trial_count = trials or search.trials
-    base_only = _base_only(first.plan)
-    if not (Ledger(folder).is_complete(trial_count) and remaining_tasks(base_only, folder).is_empty):
-        with Lease(folder.root) as lease:
-            _resume(
-                search, Run(first.plan, folder, search.limits), base_only, trial_count, workers, address, lease, console
+    trials = trials or search.trials
+    base = base_plan(first)
+    study_file = folder.root / "study.jsonl"
+    study = Study(search, study_file)
+    if not (study.is_complete(trials) and unjudged(base, folder).is_empty):
+        with Lease(folder.root) as lease, stop_signals(console) as signals:
+            study = Study(search, study_file)  # another driver may have gone on with it until now
+            if study.damaged:
+                console.print(f"{study_file}: damaged; what it lacks is proposed again", soft_wrap=True, markup=False)
+            should_stop = stop_condition(folder, lease, signals)
+            source = TrialSource(
+                search, folder, study, base, trials, lambda row: console.print(_summary_line(row), soft_wrap=True)
             )
-    rows = Ledger(folder).rows
+            run = Run(first, folder, search.limits)
+            with ExitStack() as closing:
+                most = _most_tasks(first, base, study, trials)
+                executor = make_executor(run, most, workers, address, should_stop, worker)
+                closing.callback(executor.close)
+                journal = closing.enter_context(contextlib.closing(Journal(folder)))
+                dispatch(RemainingTasks(), source, executor, [journal, source], search.limits, should_stop, source)
+    rows = study.rows
     front = front_of(rows, search.rungs[-1])
-    base = base_score(first.plan, folder)
-    write_results(folder, rows, front, base)
-    return SearchResults(folder, rows, front, base)
+    scores = base_scores(first, folder)
+    write_results(folder, rows, front, scores)
+    return SearchResults(folder, rows, front, scores)
 
 
-def _resume(
-    search: Search,
-    run: Run,
-    base_only: Plan,
-    trials: int,
-    workers: int | None,
-    address: str | None,
-    lease: Lease,
-    console: Console,
-) -> None:
-    """Do what is missing. Raises Stopped where it was laid down."""
-    from efface.cluster.search.tune import run_tune  # needs Ray Tune and Optuna
-
-    folder, stop_request = run.folder, run.folder.stop_request()
-    ledger = Ledger(folder, lambda row: console.print(_summary_line(row), soft_wrap=True))
-    with stop_signals(console) as signals, _ray(search, address) as scratch:
-
-        def should_stop() -> bool:
-            if lease.lost:
-                raise StorageError(f"{folder.root}: {lease.lost}")
-            if signals and folder.stop_request() == stop_request:
-                folder.request_stop()  # workers hear of it
-            return folder.stop_request() != stop_request
-
-        context = worker_context(run)
-        at_once = min(workers or trials, trials, _max_concurrent_trials(context))
-        _judge_base(base_only, search, folder, context, at_once, console, should_stop)
-        run_tune(search, context, trials, at_once, ledger, scratch, should_stop)
-        if should_stop():
-            raise Stopped("laid down; what is finished is kept, the same command goes on from there")
+def _most_tasks(plan: Plan, base: Plan, study: "Study", trials: int) -> RemainingTasks:
+    """The most that there is to do at a time: every trial that is left in training, and the base's images."""
+    left = sum(not row.ended for row in study.rows) + max(0, trials - len(study))
+    return RemainingTasks([*base.tasks, *plan.trainings * left])
 
 
 def _check_installed() -> None:
     try:
         import optuna  # noqa: F401
-        import ray.tune  # noqa: F401
     except ImportError as error:
-        raise UserError(f"a search needs Ray Tune and Optuna: pip install 'efface[search]' ({error})") from None
-
-
-@contextmanager
-def _ray(search: Search, address: str | None) -> Iterator[str]:
-    """A Ray to work on, joined or started for the block; and a folder for what Tune writes on its way."""
-    import ray
-
-    with ray_scratch() as scratch:
-        init_ray(address or os.environ.get("RAY_ADDRESS"), search.resources.cpus, scratch)
-        try:
-            yield scratch
-        finally:
-            ray.shutdown()
-
-
-def _base_only(plan: Plan) -> Plan:
-    """The calibration of the judge, and the base's own images."""
-    base = plan.models[0]
-    return replace(plan, models=(base,), shards={base.id: plan.shards[base.id]})
-
-
-def _max_concurrent_trials(context: WorkerContext) -> int:
-    """How many workers the cluster has room for; 1 where it has none now."""
-    import ray
-
-    total = ray.cluster_resources()
-    need = {"CPU": float(context.cpus), "GPU": context.gpus}
-    return max(1, min(int(total.get(name, 0) // amount) for name, amount in need.items() if amount))
-
-
-def _judge_base(
-    plan: Plan,
-    search: Search,
-    folder: RunFolder,
-    context: WorkerContext,
-    workers: int,
-    console: Console,
-    should_stop: Callable[[], bool],
-) -> None:
-    """Calibrate the judge and judge the base, by the driver of campaigns. Raises JobFailure where that fails."""
-    folder.clear_failure(plan.models[0])
-    remaining = remaining_tasks(plan, folder)
-    if remaining.is_empty:
-        return
-    executor = RayExecutor(context, workers)
-    with ExitStack() as closing:
-        closing.callback(executor.close)
-        display = closing.enter_context(Display(plan, remaining, executor.workers, console))
-        dispatch(remaining, folder, executor, [display], search.limits, should_stop)
-    failure = folder.failure(plan.models[0])
-    if failure:
-        raise JobFailure(f"the unedited base cannot be judged: {failure['reason']}")
+        raise UserError(f"a search needs Optuna: pip install 'efface[search]' ({error})") from None
 
 
 def _summary_line(row: TrialRow) -> Text:
     """A trial in a line of the log."""
-    point = ", ".join(f"{name}={_short(value)}" for name, value in row["point"].items())
-    line = Text(f"trial {row['number']} ({point}): ")
-    if row["state"] == "judged":
-        line.append(f"ERR {row['err_mean']:.3f} on {row['images_per_prompt']} images a prompt, ")
-        line.append(f"change {row['weight_change']:.1e}, {row['seconds']:.0f} s of training")
-    elif row["state"] == "over budget":
-        line.append("over budget", "yellow").append(f", change {row['weight_change']:.1e}; not judged")
+    result = row.result
+    point = ", ".join(f"{name}={short(value)}" for name, value in row.point.items())
+    line = Text(f"trial {row.number} ({point}): ")
+    if result.state == "judged" and result.scores and result.cost:
+        line.append(f"ERR {result.scores.err_mean:.3f} on {result.scores.images_per_prompt} images a prompt, ")
+        line.append(f"change {result.cost.weight_change:.1e}, {result.cost.seconds:.0f} s of training")
+    elif result.state == "over budget" and result.cost:
+        line.append("over budget", "yellow").append(f", change {result.cost.weight_change:.1e}; not judged")
     else:
-        line.append(row["state"], "red").append(f": {row['reason']}")
+        line.append(result.state, "red").append(f": {result.reason}")
     return line
-
-
-def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -5,7 +5,7 @@
     concepts: {targets: [cat, bus]}
     method: esd
     preset: miniature
-    config: {eta: 1.0}                                # laid over the preset, the same for every trial
+    config: {eta: 1.0}                                # overrides the preset, the same for every trial
     space:
       learning_rate: {loguniform: [2.0e-5, 5.0e-4]}
       steps: {integer: [20, 160]}
@@ -28,7 +28,7 @@ from efface.errors import UserError, did_you_mean
 from efface.train.method import get_method, parse_config
 
 if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
+    import optuna
 
 Scalar = bool | int | float | str | None
 Point = dict[str, Scalar]
@@ -58,7 +58,7 @@ class Dimension(StrictModel):
 
     @property
     def probes(self) -> tuple[Scalar, ...]:
-        """Values that a config must take if it is to take them all: the ends, and one between."""
+        """Values by which a config is checked to take them all: the ends, and one between."""
         if self.choice:
             return self.choice
         if self.integer:
@@ -66,15 +66,13 @@ class Dimension(StrictModel):
         low, high = self._range
         return low, high, low + 0.618 * (high - low)
 
-    def distribution(self) -> "BaseDistribution":
-        """The same in Optuna's words."""
-        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
+    def suggest(self, trial: "optuna.Trial", name: str) -> Scalar:
+        """A value for the field `name`: the one that the trial has already, else a new one of its study's sampler."""
         if self.choice:
-            return CategoricalDistribution(self.choice)
+            return trial.suggest_categorical(name, self.choice)
         if self.integer:
-            return IntDistribution(*self.integer)
-        return FloatDistribution(*self._range, log=self.loguniform is not None)
+            return trial.suggest_int(name, *self.integer)
+        return trial.suggest_float(name, *self._range, log=self.loguniform is not None)
 
     @property
     def _range(self) -> tuple[float, float]:
@@ -92,7 +90,7 @@ class Search(StrictModel):
     concepts: ConceptChoice = ConceptChoice()
     method: str
     preset: str | None = Field(None, description="a shipped preset of the method, or a YAML file")
-    config: dict[str, Any] = Field({}, description="fields laid over the preset, the same for every trial")
+    config: dict[str, Any] = Field({}, description="fields that override the preset, the same for every trial")
     space: dict[str, Dimension] = Field(min_length=1, description="fields of the config that are searched")
     trials: int = Field(16, ge=1, description="configs to try, in all")
     rungs: tuple[int, ...] = Field(
@@ -118,9 +116,9 @@ class Search(StrictModel):
     @classmethod
     def _rungs_say_how_many(cls, evaluation: Evaluation) -> Evaluation:
         if "images_per_prompt" in evaluation.model_fields_set:
-            raise ValueError("images_per_prompt is said by rungs in a search")
+            raise ValueError("images_per_prompt is given by rungs in a search")
         if len(evaluation.judges) > 1:
-            raise ValueError("names several judges, a search goes by one")
+            raise ValueError("names several judges, a search uses one")
         return evaluation
 
     def campaign(self, point: Point) -> Campaign:

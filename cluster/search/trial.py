@@ -1,21 +1,28 @@
-"""A trial of a search: the jobs of one config, and their images judged rung by rung. It knows nothing of Ray.
+"""A trial of a search: the jobs of one config, and their images judged rung by rung.
 
-Everything lies in a run folder under ids of content, so that a config met again costs nothing, and a trial that was
-broken off goes on where it was.
+Everything lies in a run folder under ids of content, so a config that was tried before costs nothing, and a trial that
+was interrupted goes on where it was.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 
-from efface.cluster.campaign.plan import BASE, Model, Plan, Shard
+from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.planner import plan_campaign
+from efface.cluster.search.result import Cost, Scores, TrialResult
 from efface.cluster.search.spec import Point, Search
-from efface.cluster.storage.run_folder import RunFolder, Task
-from efface.cluster.workers.worker import Outcome
+from efface.cluster.storage.records import sha256
+from efface.cluster.storage.remaining import RemainingTasks, remaining_tasks
+from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.tasks.judging import VERDICTS, Shard, shard_requires
+from efface.cluster.tasks.model import BASE, Model
+from efface.cluster.tasks.task import Task
+from efface.cluster.tasks.training import TrainingResult
 from efface.concepts.prompts import AXES
-from efface.errors import JobFailure, Stopped, StorageError, UserError
+from efface.errors import StorageError, UserError
 from efface.eval.image_table import read_table
 from efface.eval.metrics.weight_change import mean_weight_change
 from efface.eval.scores.scoring import score_table
@@ -24,11 +31,9 @@ from efface.files import content_id
 FAILED = -1.0
 """The score of a trial that has no model."""
 
-RunTask = Callable[[Task], Outcome]
-
 
 class Trial:
-    """One config of a search, and how well it does."""
+    """One config of a search, what it takes to judge it, and how well it does."""
 
     def __init__(self, search: Search, folder: RunFolder, point: Point) -> None:
         """Raises UserError where the search asks for what cannot be."""
@@ -36,88 +41,97 @@ class Trial:
         self.plan = plan_campaign(search.campaign(point))
         self.rungs = rung_shards(self.plan, search.rungs, search.evaluation.shard_size)
 
-    def judge(self, rung: int, run_task: RunTask) -> dict[str, Any]:
-        """Train what is not trained, judge on the images up to a rung (0, 1, …) what is not judged, and say how it is:
+    def remaining(self, rung: int) -> RemainingTasks:
+        """What is left to do before the trial has a result on a rung (0, 1, …): first all its jobs, then the images.
 
-            {"state": "judged", "score": …, "err_mean": …, "interval": [low, high], "axes": {…}, "images_per_prompt": …,
-             "weight_change": …, "challenge": …, "seconds": …, "jobs": […]}
-
-        The score is `err_mean`, in [0, 1]. A trial over the budget is not judged ("over budget") and scores below 0,
-        the more the further it is over; one that cannot be done scores FAILED ("failed", with its "reason").
-        seconds: of one worker, to train all models. Raises Stopped where `run_task` was laid down, and RuntimeError
-        where something broke that may work when tried again.
+        Nothing is left of a trial that has failed, or is over budget.
         """
+        training = remaining_tasks(self._part(self.plan.trainings), self.folder)
+        if training.failed:
+            return RemainingTasks(failed=training.failed)
+        if training.tasks:
+            return training
+        if self._is_over_budget(self._cost()):
+            return RemainingTasks()
+        return unjudged(self._part((*self.plan.trainings, *self._shards(rung))), self.folder)
+
+    def result(self, rung: int) -> TrialResult:
+        """How the trial does on the images up to a rung, once nothing of that remains.
+
+        The score is `err_mean`, in [0, 1]. A trial over the budget scores below 0, the more the further it is over; one
+        that has failed scores FAILED.
+        """
+        failures = self.folder.failures(self.plan.jobs)
+        if failures:
+            return failed(next(iter(failures.values())).reason)
+        cost = self._cost()
+        if self._is_over_budget(cost):
+            assert self.search.max_weight_change is not None
+            return TrialResult("over budget", self.search.max_weight_change / cost.weight_change - 1, cost)
         try:
-            records = [self._job_record(model, run_task) for model in self.plan.jobs]
-            cost = self._cost(records)
-            budget = self.search.max_weight_change
-            if budget is not None and cost["weight_change"] > budget:
-                return {**cost, "state": "over budget", "score": budget / cost["weight_change"] - 1}
-            shards = [shard for part in self.rungs[: rung + 1] for shard in part if shard.model.job]
-            done = self.folder.records(shards)
-            for shard in shards:
-                if shard.id not in done:
-                    self._run_task(shard, run_task)
-            found = self._scores(shards)
-        except JobFailure as failure:
-            return {"state": "failed", "score": FAILED, "reason": str(failure)}
-        return {
-            **cost,
-            "state": "judged",
-            "score": found["err_mean"],
-            "err_mean": found["err_mean"],
-            "interval": found["intervals"]["err_mean"],
-            "axes": found["axes"],
-            "images_per_prompt": self.search.rungs[rung],
-        }
-
-    def _job_record(self, model: Model, run_task: RunTask) -> dict[str, Any]:
-        """The record of a job, done now if it is not."""
-        failure = self.folder.failure(model)
-        if failure:
-            raise JobFailure(failure["reason"])
-        record = self.folder.record(model)
-        if record is None:
-            self._run_task(model, run_task)
-            record = self.folder.record(model)
-            assert record is not None
-        return record
-
-    def _run_task(self, task: Model | Shard, run_task: RunTask) -> None:
-        outcome = run_task(task)
-        if outcome.state == "stopped":
-            raise Stopped
-        if outcome.state == "storage":
-            raise StorageError(outcome.reason)
-        if outcome.state == "failed":
-            self.folder.fail(task, outcome.reason, outcome.details)
-            raise JobFailure(outcome.reason)
-        if outcome.state != "done":
-            raise RuntimeError(f"{outcome.reason}\n{outcome.details}")
-
-    def _scores(self, shards: list[Shard]) -> dict[str, Any]:
-        try:
-            return score_table(_verdicts(self.folder, shards), method=self.plan.jobs[0].label)
+            found = score_table(_verdicts(self.folder, self._shards(rung)), method=self.plan.jobs[0].label)
+        except StorageError:
+            raise
         except UserError as error:  # too many verdicts that could not be read
-            raise JobFailure(str(error)) from None
+            return failed(str(error))
+        low, high = found["intervals"]["err_mean"]
+        scores = Scores(found["err_mean"], (low, high), found["axes"], self.search.rungs[rung])
+        return TrialResult("judged", scores.err_mean, cost, scores)
 
-    def _cost(self, records: list[dict[str, Any]]) -> dict[str, Any]:
-        change = mean_weight_change([record["weight_change"] for record in records])["all"]
-        return {
-            "weight_change": change["relative_l2"],
-            "challenge": change["challenge"],
-            "seconds": sum(record["seconds"] for record in records),
-            "jobs": [model.folder for model in self.plan.jobs],
-        }
+    def _shards(self, rung: int) -> list[Shard]:
+        return [shard for part in self.rungs[: rung + 1] for shard in part if shard.model.job]
+
+    def _part(self, tasks: Sequence[Task]) -> Plan:
+        return replace(self.plan, models=self.plan.jobs, tasks=tuple(tasks))
+
+    def _is_over_budget(self, cost: Cost) -> bool:
+        budget = self.search.max_weight_change
+        return budget is not None and cost.weight_change > budget
+
+    def _cost(self) -> Cost:
+        """Of a trial whose jobs are all done."""
+        records = self.folder.records(self.plan.trainings)
+        trained = [TrainingResult.model_validate(records[task.id].facts) for task in self.plan.trainings]
+        changes = mean_weight_change([result.weight_change for result in trained])["all"]
+        return Cost(
+            weight_change=changes["relative_l2"],
+            challenge=changes["challenge"],
+            seconds=sum(record.seconds or 0.0 for record in records.values()),
+            jobs=tuple(model.folder for model in self.plan.jobs),
+        )
 
 
-def base_score(plan: Plan, folder: RunFolder) -> dict[str, Any]:
+def failed(reason: str) -> TrialResult:
+    """Of a trial that cannot be trained or judged."""
+    return TrialResult("failed", FAILED, reason=reason)
+
+
+def base_plan(plan: Plan) -> Plan:
+    """The part of a trial's plan that all trials share: the judge's calibration, and the base's own images."""
+    return plan.only(plan.models[:1])
+
+
+def base_scores(plan: Plan, folder: RunFolder) -> dict[str, Any]:
     """The scores of the unedited base on the images of the last rung, once all of them are judged."""
     return score_table(_verdicts(folder, plan.shards[plan.models[0].id]), method=BASE)
 
 
+def unjudged(plan: Plan, folder: RunFolder) -> RemainingTasks:
+    """What remains of a plan, shards included whose verdicts are not as they were written."""
+    remaining = remaining_tasks(plan, folder)
+    if remaining.is_empty:
+        remaining.tasks = [shard for shard in plan.of_kind(Shard) if not _has_verdicts(shard, folder)]
+    return remaining
+
+
+def _has_verdicts(shard: Shard, folder: RunFolder) -> bool:
+    """Whether every byte of a shard's verdicts is as its record says."""
+    record, path = folder.record(shard), folder.output(shard, VERDICTS)
+    return record is not None and sha256(path) == record.outputs[path.name].sha256
+
+
 def rung_shards(plan: Plan, rungs: tuple[int, ...], size: int) -> list[list[Shard]]:
-    """By rung, what is judged on it of every model and on none before: the images of the seeds that come new."""
+    """By rung, what is judged on it of every model and on none before: the images of the seeds that are new there."""
     return [
         [shard for model in plan.models for shard in _rung_shards(plan, model, rung, range(before, until), size)]
         for rung, (before, until) in enumerate(zip((0, *rungs), rungs, strict=False))
@@ -126,11 +140,12 @@ def rung_shards(plan: Plan, rungs: tuple[int, ...], size: int) -> list[list[Shar
 
 def _rung_shards(plan: Plan, model: Model, rung: int, seeds: range, size: int) -> Iterator[Shard]:
     asked = [question for shard in plan.shards[model.id] for question in shard.eval_requests if question.seed in seeds]
-    judged_by = [plan.recipe.id, *(calibration.id for calibration in plan.calibrations)]
+    calibrations = tuple(calibration.id for calibration in plan.calibrations)
+    judged_by, requires = [plan.recipe.id, *calibrations], shard_requires(model, calibrations)
     for number, start in enumerate(range(0, len(asked), size)):
         part = tuple(asked[start : start + size])
         what = [[q.prompt, q.seed, [[a.concept, a.axis, a.asked_concept] for a in q.asks]] for q in part]
-        yield Shard(model, rung * 1000 + number, part, content_id([model.id, model.label, judged_by, what]))
+        yield Shard(model, rung * 1000 + number, part, content_id([model.id, model.label, judged_by, what]), requires)
 
 
 def check_axes(plan: Plan) -> None:
@@ -145,4 +160,4 @@ def check_axes(plan: Plan) -> None:
 
 
 def _verdicts(folder: RunFolder, shards: Sequence[Shard]) -> pa.Table:
-    return pa.concat_tables([read_table(folder.verdicts(shard)) for shard in shards])
+    return pa.concat_tables([read_table(folder.output(shard, VERDICTS)) for shard in shards])

@@ -61,8 +61,8 @@ def collect(plan: Plan, folder: RunFolder, dry_run: bool = False) -> list[Garbag
 
 def _garbage(plan: Plan, folder: RunFolder) -> Iterator[tuple[str, Path]]:
     root, models = folder.root, {model.folder: model for model in plan.models}
-    made = folder.records(plan.jobs)
-    started = {event.get(key) for event in read_journal(folder) for key in ("id", "model")}
+    made = folder.records(plan.trainings)
+    started = {getattr(event, "model", None) for event in read_journal(folder)}
     for subfolder in ("", *SHARED_FOLDERS):
         yield from _half_written(root / subfolder)
     for subfolder in ("jobs", "evaluations"):
@@ -77,7 +77,7 @@ def _garbage(plan: Plan, folder: RunFolder) -> Iterator[tuple[str, Path]]:
         elif not model and path.name.rpartition("-")[2] in started and path / "record.json" not in files:
             kind = "unfinished jobs that this campaign does not request"
             yield from ((kind, file) for file in files if file.name in JOB_FILES)
-    if len(made) == len(plan.jobs):
+    if len(made) == len(plan.trainings):
         yield from _half_written(folder.cache)
         cached = (file for file in _files(folder.cache) if CACHE_FILES.fullmatch(file.name))
         yield from (("training data of finished jobs", file) for file in cached)

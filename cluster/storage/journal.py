@@ -3,11 +3,10 @@
     logs/20261124T031440.123456Z.jsonl         one file for each driver, named by when it started
     logs/20261124T031440.123456Z-0001.jsonl    on an object store, which cannot append: several, 1 MiB each at most
 
-Every line has a `time` (UTC) and an `event`: `opened` and `closed` by the driver, `started` and `ended` of a piece of
-work. A driver that was killed leaves no `closed`, and perhaps half a last line, which readers pass over.
+Every line is one of the events below. A driver that was killed leaves no `closed`, and perhaps half a last line, which
+readers pass over.
 """
 
-import json
 import os
 import socket
 import time
@@ -15,14 +14,16 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from efface import __version__
-from efface.cluster.campaign.plan import CalibrationTask, Model
-from efface.cluster.storage.run_folder import RunFolder, Task
-from efface.cluster.workers.worker import Outcome
+from efface.cluster.storage.records import Json
+from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.tasks.task import Outcome, Task
 from efface.errors import StorageError
-from efface.files import create_exclusive, is_remote, write_atomic
+from efface.files import create_exclusive, is_remote, storage_error, write_atomic
 
 UPLOAD_INTERVAL = 30.0
 """Seconds between two uploads to an object store: so much of the journal a killed driver can lose there."""
@@ -31,60 +32,152 @@ PART_BYTES = 2**20
 """The size at which a file on an object store is full, so that no upload is larger."""
 
 
+class _Line(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    time: str
+    """UTC."""
+
+
+class DriverOpened(_Line):
+    """A driver has started."""
+
+    event: Literal["opened"] = "opened"
+    host: str = ""
+    process: int = 0
+    version: str = ""
+
+
+class DriverClosed(_Line):
+    """It has ended in good order."""
+
+    event: Literal["closed"] = "closed"
+
+
+class _TaskLine(_Line):
+    worker: int
+    task: str
+    """Its kind."""
+    id: str
+    description: str
+    model: str | None = None
+    """The id of the model that it makes or is about."""
+
+
+class TaskStarted(_TaskLine):
+    """A worker was given a task."""
+
+    event: Literal["started"] = "started"
+
+
+class TaskEnded(_TaskLine):
+    """It is done with it, in whatever way."""
+
+    event: Literal["ended"] = "ended"
+    state: str
+    seconds: float
+    """From when the task came first in its worker's line until it ended."""
+    note: str = ""
+    """What should be known of a task that is done."""
+    will_retry: bool = False
+    reason: str = ""
+    details: str = ""
+    """The log and traceback of what went wrong."""
+
+
+Event = DriverOpened | DriverClosed | TaskStarted | TaskEnded
+
+_EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
+
+
 class Journal:
-    """A watcher that writes down what it sees. A journal that cannot be written stops no run: it is made up later."""
+    """A callback that writes down what it sees. A journal that cannot be written stops no run: it catches up later."""
 
     def __init__(self, folder: RunFolder) -> None:
         """Raises StorageError where the run folder cannot be written at all."""
         self._file: _Appended | _Uploaded = (_Uploaded if is_remote(folder.root) else _Appended)(folder.logs)
         self._clock = TaskTimer()
-        self._write_event("opened", host=socket.gethostname(), process=os.getpid(), version=__version__)
+        self._write(DriverOpened(time=_now(), host=socket.gethostname(), process=os.getpid(), version=__version__))
 
     def started(self, worker: int, task: Task) -> None:
         self._clock.started(worker, task)
-        self._write_event("started", worker=worker, **_task_fields(task))
+        self._write(TaskStarted(**_about(worker, task)))
 
     def ended(self, worker: int, task: Task, outcome: Outcome, will_retry: bool) -> None:
-        """`seconds`: since the work came first in its worker's line. `details`: the traceback of what went wrong."""
-        outcome_fields: dict[str, Any] = {"state": outcome.state, "seconds": round(self._clock.ended(worker, task), 3)}
-        if outcome.state != "done":
-            outcome_fields |= {"will_retry": will_retry, "reason": outcome.reason, "details": outcome.details}
-        self._write_event("ended", worker=worker, **_task_fields(task), **outcome_fields)
+        event = TaskEnded(
+            **_about(worker, task),
+            state=outcome.state,
+            seconds=round(self._clock.ended(worker, task), 3),
+            note=outcome.note,
+            will_retry=will_retry,
+            reason=outcome.reason,
+            details=outcome.details,
+        )
+        self._write(event)
 
     def tick(self) -> None:
         self._file.tick()
 
     def close(self) -> None:
-        self._write_event("closed")
+        self._write(DriverClosed(time=_now()))
         self._file.close()
 
-    def _write_event(self, event: str, **facts: Any) -> None:
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._file.write(json.dumps({"time": now, "event": event, **facts}).encode() + b"\n")
+    def _write(self, event: Event) -> None:
+        self._file.write(event.model_dump_json(exclude_none=True).encode() + b"\n")
 
 
-def read_journal(folder: RunFolder) -> Iterator[dict[str, Any]]:
-    """All lines of all drivers, in the order in which the drivers started. Raises StorageError."""
+def read_journal(folder: RunFolder) -> Iterator[Event]:
+    """All events of all drivers, in the order in which the drivers started. Raises StorageError."""
     try:
         for path in sorted(folder.logs.glob("*.jsonl"), key=lambda path: path.name):
             for line in path.read_bytes().splitlines():
-                event = _parsed(line)
-                if event:
-                    yield event
+                try:
+                    yield _EVENT.validate_json(line)
+                except ValidationError:  # half a line, or one that was changed since
+                    continue
     except OSError as error:
-        raise StorageError(f"{folder.logs}: cannot be read ({error.strerror or error})") from None
+        raise storage_error(folder.logs, "read", error) from None
+
+
+def running_tasks(events: Iterator[Event]) -> list[TaskStarted]:
+    """What the workers of the last driver are doing, by worker."""
+    doing: dict[tuple[int, str], TaskStarted] = {}
+    for event in events:
+        if isinstance(event, DriverOpened):
+            doing.clear()
+        elif isinstance(event, TaskStarted):
+            doing[event.worker, event.id] = event
+        elif isinstance(event, TaskEnded):
+            doing.pop((event.worker, event.id), None)
+    return sorted(doing.values(), key=lambda event: event.worker)
+
+
+def _about(worker: int, task: Task) -> Json:
+    """What both events of a task say."""
+    return {
+        "time": _now(),
+        "worker": worker,
+        "task": task.kind,
+        "id": task.id,
+        "description": task.describe(),
+        "model": task.model.id if task.model else None,
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 class TaskTimer:
-    """What each worker has in its line, and how long work takes: from when it comes first there until it ends."""
+    """What each worker has in its line, and how long tasks take: from when one comes first there until it ends."""
 
     def __init__(self) -> None:
         self._lines: dict[int, list[str]] = {}
-        """Ids of work by worker; a worker without any is not in it."""
+        """Ids of tasks by worker; a worker without any is not in it."""
         self._since: dict[int, float] = {}
         """When a worker began the first of its line."""
         self._copies: Counter[str] = Counter()
-        """How many workers have a piece of work: a shard may be done by two at once."""
+        """How many workers have a task: some may be done by two at once."""
 
     def started(self, worker: int, task: Task) -> None:
         if worker not in self._lines:
@@ -114,7 +207,7 @@ class TaskTimer:
 
 
 class _Appended:
-    """A local file, to which each line is appended at once and in one piece."""
+    """A local file, to which each line is appended at once, whole."""
 
     def __init__(self, logs: Path) -> None:
         self._file = _new_file(logs, "").open("ab", buffering=0)
@@ -176,42 +269,3 @@ def _new_file(logs: Path, suffix: str) -> Path:
         path = logs / f"{datetime.now(UTC).strftime('%Y%m%dT%H%M%S.%fZ')}{suffix}.jsonl"
         if create_exclusive(path, b""):
             return path
-
-
-def _task_fields(task: Task) -> dict[str, Any]:
-    """What a piece of work is: its kind and id, and the label and concepts of the model it makes or judges."""
-    if isinstance(task, CalibrationTask):
-        return {"task": "calibration", "id": task.id, "judge": task.judge}
-    model = task if isinstance(task, Model) else task.model
-    about = {"label": model.label, "concepts": list(model.job.concepts) if model.job else []}
-    if isinstance(task, Model):
-        return {"task": "job", "id": task.id, **about}
-    return {"task": "shard", "id": task.id, "model": model.id, "index": task.index, **about}
-
-
-FIELD_TYPES: dict[str, Any] = {
-    "time": str, "event": str, "worker": int, "task": str, "id": str, "judge": str, "label": str, "concepts": list,
-    "model": str, "index": int, "state": str, "seconds": (int, float),
-}  # fmt: skip
-"""Of what may stand in an event and is read."""
-
-TASK_FIELDS = {"calibration": {"judge"}, "job": {"label", "concepts"}, "shard": {"label", "concepts", "model", "index"}}
-"""What an event says of each kind of work."""
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    """None for half a line, or one that was changed since."""
-    try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(event, dict) or not all(
-        isinstance(event[key], FIELD_TYPES[key]) for key in FIELD_TYPES.keys() & event.keys()
-    ):
-        return None
-    needed = {"time", "event"}
-    if event.get("event") in ("started", "ended"):
-        needed |= {"worker", "task", "id"} | TASK_FIELDS.get(event.get("task", ""), {"a known kind"})
-    if event.get("event") == "ended":
-        needed |= {"state", "seconds"}
-    return event if needed <= event.keys() else None

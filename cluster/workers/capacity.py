@@ -1,4 +1,4 @@
-"""How many workers a Ray cluster has room for."""
+"""How many workers fit on a Ray cluster."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from efface.errors import UserError
 
 
 def capacity(context: WorkerContext) -> int:
-    """How many workers the cluster has room for now. Raises UserError where it is not one."""
+    """How many workers fit on the cluster now. Raises UserError where it is not one."""
     import ray
 
     need, total = required_resources(context), ray.cluster_resources()

@@ -3,15 +3,14 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from efface.cluster.storage.run_folder import Task
-from efface.cluster.workers.worker import Outcome
+from efface.cluster.tasks.task import Outcome, Task
 
 
 class TaskWorker(Protocol):
-    """What does the tasks: a `Worker`, or what a test puts in its place."""
+    """What does the tasks: a `Worker`, or a test's replacement."""
 
     def ready(self) -> str:
-        """What tells this node from others, once everything is loaded."""
+        """A name of this node, once everything is loaded."""
 
     def run(self, task: Task) -> Outcome:
         """Do a task. Never raises."""
@@ -22,38 +21,39 @@ WorkerClass = Callable[..., TaskWorker]
 
 
 class Executor(Protocol):
-    """Numbered workers, each of which takes up to `depth` pieces of work at a time."""
+    """Numbered workers, each of which takes up to `depth` tasks at a time."""
 
     workers: int
     """How many there are; there may come to be more."""
     depth: int
     process_groups: "ProcessGroups | None"
-    """How several workers train a job together; None: one does."""
+    """How several workers do a task together; None: one does."""
 
     def new_workers(self) -> list[int]:
-        """Workers that can take work since now: at the beginning, and again where another took one's place."""
+        """Workers that can take tasks since now: at the beginning, and again where another replaced one."""
 
     def submit(self, worker: int, task: Task) -> None:
-        """Hand a piece of work to a worker; returns at once, or when the work is done."""
+        """Give a task to a worker; returns at once, or when the task is done."""
 
     def outcomes(self, timeout: float) -> Iterator[tuple[int, Task, Outcome]]:
         """What has ended, waiting up to `timeout` seconds for something to end."""
 
     def replace(self, worker: int) -> bool:
-        """Stop a worker at once, whatever it does, and start another in its place; False where that cannot be done."""
+        """Stop a worker at once, whatever it does, and start another instead; False where that cannot be done."""
 
     def clock(self) -> float:
-        """Seconds, from any start, by the clock that the work takes its time by."""
+        """Seconds, from any start, by the clock that tasks are timed by."""
 
     def close(self) -> None:
         """Let go of the workers."""
 
 
 class ProcessGroups(Protocol):
-    """What an executor does that has several workers train a job together."""
+    """What an executor does that has several workers do a task together."""
 
     def select_workers(self, idle: Sequence[int]) -> list[int] | None:
-        """Of the workers that have nothing to do, those that should train a job together; None: not yet."""
+        """Of the workers that have nothing to do, those that should do a task together; None: not yet."""
 
     def submit_job(self, workers: Sequence[int], task: Task) -> None:
-        """Hand a job to a gang in the place of several workers. It ends as the first one's, and all are gone then."""
+        """Give a task to a process group that replaces several workers. It ends as the first one's, and all are gone
+        then."""

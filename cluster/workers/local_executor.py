@@ -3,9 +3,9 @@
 import time
 from collections.abc import Callable, Iterator
 
-from efface.cluster.storage.run_folder import Task
+from efface.cluster.tasks.task import Outcome, Task
 from efface.cluster.workers.executor import ProcessGroups, WorkerClass
-from efface.cluster.workers.worker import Outcome, Worker, WorkerContext
+from efface.cluster.workers.worker import Worker, WorkerContext
 
 
 class LocalExecutor:

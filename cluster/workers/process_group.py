@@ -1,10 +1,9 @@
-"""A gang: several workers' worth of GPUs that train one job together, and the actor that leads it.
+"""A process group: several workers' worth of GPUs that do one task together, and the actor that launches it.
 
 One placement group, one actor for each process with its own GPU, torchrun's variables set here, and the rendezvous at a
-port of rank 0's, or at another where that is taken. Every process runs the same job (`train/trainer/loop.py` shares
-its batches
-out); rank 0 keeps the result. If one of them dies, all are stopped, and the job goes on from its last checkpoint in a
-new gang.
+port of rank 0, or at another where that is taken. Every process runs the same task (`train/trainer/loop.py` shares the
+batches of a training); rank 0 keeps the result. If one of them dies, all are stopped, and a training goes on from its
+last checkpoint in a new group.
 """
 
 import os
@@ -12,22 +11,22 @@ import socket
 import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
-from efface.cluster.campaign.plan import Model
-from efface.cluster.workers.worker import Outcome, Worker, WorkerContext
+from efface.cluster.tasks.task import Next, Outcome, Task
+from efface.cluster.workers.worker import Worker, WorkerContext
 
 RENDEZVOUS_ATTEMPTS = 3
 """How many ports are tried: one that was free a moment ago may be taken."""
 
-RENDEZVOUS_FAILED = "the processes of the gang did not meet"
+RENDEZVOUS_FAILED = "the processes of the group did not meet"
 
 PLACEMENT_TIMEOUT = 300.0
-"""How long the placement group may take; its GPUs were set free for it, so it should take none."""
+"""How long the placement group may take, in seconds; its GPUs were released for it, so it should take none."""
 
 
 class RankActor:
-    """One process of a gang."""
+    """One process of a group."""
 
     def address(self) -> tuple[str, int]:
         """This node's address, and a port that is free there."""
@@ -39,13 +38,13 @@ class RankActor:
             return host, free.getsockname()[1]
 
     def run(
-        self, context: WorkerContext, model: Model, smaller_batch: bool, rank: int, size: int, host: str, port: int
+        self, context: WorkerContext, task: Task, smaller_batch: bool, rank: int, size: int, host: str, port: int
     ) -> Outcome:
-        """This rank's part in the training of a job."""
+        """This rank's part of a task."""
         import torch
         from torch.distributed import DistError
 
-        from efface.train.trainer.torchrun import init_process_group
+        from efface.train.torchrun import init_process_group
 
         # Each sees its own GPU alone, as device 0, so each is the only one of its node as far as torch can tell.
         os.environ |= {
@@ -59,15 +58,15 @@ class RankActor:
         try:
             init_process_group("nccl" if context.gpus and torch.cuda.is_available() else "gloo")
         except DistError as error:
-            return Outcome("error", RENDEZVOUS_FAILED, str(error))
-        return Worker(context, rank=rank).run(model, smaller_batch)
+            return Outcome.error(RENDEZVOUS_FAILED, str(error))
+        return Worker(context, rank=rank).run(task, smaller_batch)
 
 
 class ActorLauncher:
-    """Puts a gang together, waits for it, and takes it apart; needs no GPU itself."""
+    """Starts a process group, waits for it, and removes it; needs no GPU itself."""
 
-    def run(self, context: WorkerContext, model: Model, size: int, one_node: bool = False) -> Outcome:
-        """Train a job with `size` processes; where one runs out of memory, again in batches of half the size.
+    def run(self, context: WorkerContext, task: Task, size: int, one_node: bool = False) -> Outcome:
+        """Do a task with `size` processes; where one runs out of memory, again with smaller batches.
 
         one_node: all of them have to be on the same node.
         """
@@ -75,36 +74,36 @@ class ActorLauncher:
 
         strategy = "STRICT_PACK" if one_node else "PACK"
         try:
-            outcome = self._run_process_group(context, model, size, strategy, smaller_batch=False)
+            outcome = self._run_process_group(context, task, size, strategy, smaller_batch=False)
             if outcome.out_of_memory:
                 outcome = replace(
-                    self._run_process_group(context, model, size, strategy, smaller_batch=True), smaller_batch=True
+                    self._run_process_group(context, task, size, strategy, smaller_batch=True), smaller_batch=True
                 )
             return outcome
         except ray.exceptions.RayActorError as error:
-            state: Literal["worker_lost", "error"] = "worker_lost" if is_node_failure(error) else "error"
-            return Outcome(state, "a process of the gang died", str(error))
+            lost = Outcome.worker_lost if is_node_failure(error) else Outcome.error
+            return lost("a process of the group died", str(error))
         except Exception as error:  # Ray Train has errors of its own
-            return Outcome("error", type(error).__name__, str(error))
+            return Outcome.error(type(error).__name__, str(error))
 
     def _run_process_group(
-        self, context: WorkerContext, model: Model, size: int, strategy: str, smaller_batch: bool
+        self, context: WorkerContext, task: Task, size: int, strategy: str, smaller_batch: bool
     ) -> Outcome:
         from ray.util.placement_group import placement_group, remove_placement_group
 
         group = placement_group([_bundle(context)] * size, strategy=strategy)
         try:
             if not group.wait(PLACEMENT_TIMEOUT):
-                return Outcome("worker_lost", f"the cluster had no room for {size} processes")
+                return Outcome.worker_lost(f"the cluster did not have the resources for {size} processes")
             for _ in range(RENDEZVOUS_ATTEMPTS):
-                outcome = self._run_ranks(context, model, size, smaller_batch, group)
+                outcome = self._run_ranks(context, task, size, smaller_batch, group)
                 if outcome.reason != RENDEZVOUS_FAILED:
                     break
             return outcome
         finally:
             remove_placement_group(group)
 
-    def _run_ranks(self, context: WorkerContext, model: Model, size: int, smaller_batch: bool, group: Any) -> Outcome:
+    def _run_ranks(self, context: WorkerContext, task: Task, size: int, smaller_batch: bool, group: Any) -> Outcome:
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -117,13 +116,12 @@ class ActorLauncher:
         try:
             host, port = ray.get(rank_actors[0].address.remote())
             waiting = [
-                m.run.remote(context, model, smaller_batch, rank, size, host, port)
-                for rank, m in enumerate(rank_actors)
+                m.run.remote(context, task, smaller_batch, rank, size, host, port) for rank, m in enumerate(rank_actors)
             ]
             while waiting:
                 ended, waiting = ray.wait(waiting, num_returns=1)
                 outcome: Outcome = ray.get(ended[0])
-                if outcome.state != "done":
+                if not outcome.is_done:
                     break  # the others would wait for it for ever
             return outcome
         finally:
@@ -138,14 +136,14 @@ class RayTrainLauncher(ActorLauncher):
     """
 
     def _run_process_group(
-        self, context: WorkerContext, model: Model, size: int, strategy: str, smaller_batch: bool
+        self, context: WorkerContext, task: Task, size: int, strategy: str, smaller_batch: bool
     ) -> Outcome:
         from ray.train import RunConfig, ScalingConfig, WorkerGroupError
         from ray.train.torch import TorchTrainer
 
         def train_loop(config: dict[str, Any]) -> Outcome:
-            outcome = Worker(context, rank=int(os.environ["RANK"])).run(model, smaller_batch)
-            if outcome.state != "done":
+            outcome = Worker(context, rank=int(os.environ["RANK"])).run(task, smaller_batch)
+            if not outcome.is_done:
                 raise RankNotDone(outcome)
             return outcome
 
@@ -165,7 +163,7 @@ class RayTrainLauncher(ActorLauncher):
                 outcome = _root_cause(error.worker_failures.values())
                 if outcome is None:
                     raise
-        return outcome if isinstance(outcome, Outcome) else Outcome("error", "Ray Train gave no result")
+        return outcome if isinstance(outcome, Outcome) else Outcome.error("Ray Train gave no result")
 
 
 class RankNotDone(Exception):
@@ -180,7 +178,7 @@ def _root_cause(failures: Iterable[Exception]) -> Outcome | None:
     """Of what the ranks ended with, an outcome that says why, rather than that others were gone; None: all died."""
     ended = [getattr(failure, "_base_exc", failure) for failure in failures]  # Ray Train wraps them
     outcomes = [error.outcome for error in ended if isinstance(error, RankNotDone)]
-    return min(outcomes, key=lambda outcome: outcome.state == "error" and not outcome.out_of_memory, default=None)
+    return min(outcomes, key=lambda outcome: outcome.next is Next.RETRY and not outcome.out_of_memory, default=None)
 
 
 def is_node_failure(error: Any) -> bool:

@@ -5,32 +5,32 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
-from efface.cluster.storage.run_folder import Task
+from efface.cluster.tasks.task import Next, Outcome, Task
 from efface.cluster.workers.capacity import capacity, describe_resources, free_slots, required_resources, total_slots
 from efface.cluster.workers.executor import ProcessGroups, WorkerClass
 from efface.cluster.workers.process_group import ActorLauncher, RayTrainLauncher, is_node_failure
 from efface.cluster.workers.ray_session import init_ray, last_line, ray_scratch
-from efface.cluster.workers.worker import Outcome, Worker, WorkerContext
+from efface.cluster.workers.worker import Worker, WorkerContext
 from efface.errors import JobFailure, UserError
 
 START_TIMEOUT = 600.0
-"""After so long without any worker coming up a run is given up."""
+"""Seconds without any worker coming up after which a run is given up."""
 
 MAX_START_FAILURES = 3
 """How often in a row workers may die while they start."""
 
 CAPACITY_CHECK_INTERVAL = 10.0
-"""Seconds between two looks whether the cluster has room for more workers."""
+"""Seconds between two looks whether more workers fit on the cluster."""
 
 
 class RayExecutor:
     """A worker in each of several Ray actors.
 
-    Work that dies with its actor comes back as broken or lost, and it is the driver that decides whether to try it
-    again (Ray's own retries know no end). A new actor takes the place of the dead one: with Ray's own restarts,
-    whatever is sent while the actor comes up again is lost at once.
+    A task that dies with its actor comes back as an error or a lost worker, and the driver decides whether to try it
+    again (Ray's own retries have no limit). A new actor replaces the dead one: with Ray's own restarts, whatever is
+    sent while the actor comes up again is lost at once.
     """
 
     depth = 2
@@ -50,7 +50,7 @@ class RayExecutor:
         self._actors: list[Any] = []
         self._running: dict[Any, tuple[int, Task]] = {}
         self._process_groups: dict[int, list[int]] = {}
-        """First worker of a gang -> all whose places it takes."""
+        """First worker of a process group -> all that it replaces."""
         self._nodes: dict[int, str] = {}
         """Node of each worker that came up."""
         self.process_groups: ProcessGroups | None = self if context.processes > 1 else None
@@ -62,8 +62,8 @@ class RayExecutor:
             self.workers = min(max_workers, capacity(context))
             if self.workers < context.processes:
                 raise UserError(
-                    f"a job is trained by {context.processes} processes, and the cluster has room for {self.workers} "
-                    "workers; lower resources.processes in the campaign, or allow more workers"
+                    f"a job is trained by {context.processes} processes, and {self.workers} workers fit on the "
+                    "cluster; lower resources.processes in the campaign, or allow more workers"
                 )
             self._actors = [None] * self.workers
             for number in range(self.workers):
@@ -100,7 +100,7 @@ class RayExecutor:
         self._running[self._actors[worker].run.remote(task)] = (worker, task)
 
     def select_workers(self, idle: Sequence[int]) -> list[int] | None:
-        """On one node where any has so many workers, that which has the fewest to spare."""
+        """On one node where any has so many idle workers, the one with the fewest of them."""
         size, idle_by_node = self._context.processes, dict[str, list[int]]()
         for worker in idle:
             idle_by_node.setdefault(self._nodes[worker], []).append(worker)
@@ -114,7 +114,7 @@ class RayExecutor:
         import ray
 
         first = workers[0]
-        for worker in workers:  # their resources become the gang's
+        for worker in workers:  # their resources become the group's
             ray.kill(self._actors[worker])
         launcher = RayTrainLauncher if self._context.launcher == "ray-train" else ActorLauncher
         self._actors[first] = ray.remote(launcher).options(num_cpus=0, max_restarts=0).remote()
@@ -171,11 +171,11 @@ class RayExecutor:
         self._last_alive = time.monotonic()
 
     def _scale_up(self) -> None:
-        """Start more workers where nodes have joined since, or other work has left room."""
+        """Start more workers where nodes have joined since, or other work there has ended."""
         if self.workers >= self._max_workers or time.monotonic() - self._last_capacity_check < CAPACITY_CHECK_INTERVAL:
             return
         self._last_capacity_check = time.monotonic()
-        # The places of workers that are there count as taken, also while a gang is only about to take them.
+        # The resources of existing workers count as taken, also while a process group is about to take them.
         more = min(
             free_slots(self._context), total_slots(self._context) - self.workers, self._max_workers - self.workers
         )
@@ -185,7 +185,7 @@ class RayExecutor:
             self._start(self.workers - 1)
 
     def _restart(self, worker: int) -> None:
-        """New workers in the place of one that is gone, or of all of its gang."""
+        """New workers instead of one that is gone, or of all of its process group."""
         for member in self._process_groups.pop(worker, [worker]):
             self._start(member)
 
@@ -202,22 +202,22 @@ class RayExecutor:
         try:
             outcome: Outcome = ray.get(reference)
             # What breaks on a GPU may leave the process unfit for whatever comes next.
-            gone = worker in self._process_groups or (outcome.state == "error" and self._context.gpus > 0)
+            gone = worker in self._process_groups or (outcome.next is Next.RETRY and self._context.gpus > 0)
         except RayActorError as error:
-            state: Literal["worker_lost", "error"] = "worker_lost" if is_node_failure(error) else "error"
-            outcome, gone = Outcome(state, "the worker died", str(error)), True
+            lost = Outcome.worker_lost if is_node_failure(error) else Outcome.error
+            outcome, gone = lost("the worker died", str(error)), True
         except RayError as error:
-            outcome, gone = Outcome("error", type(error).__name__, str(error)), True
+            outcome, gone = Outcome.error(type(error).__name__, str(error)), True
         if not gone:
             yield worker, task, outcome
             return
         # It was the first in the worker's line that was under way; the others only waited there.
         waiting = [self._running.pop(other) for other in self._pending_calls(worker)]
-        ray.kill(self._actors[worker])  # it may only be out of reach, and would keep its place
+        ray.kill(self._actors[worker])  # it may only be out of reach, and would keep its resources
         self._restart(worker)
         yield worker, task, replace(outcome, worker_gone=True)
         for of, waited in waiting:
-            yield of, waited, Outcome("worker_lost", "the worker died", worker_gone=True)
+            yield of, waited, Outcome.worker_lost("the worker died", worker_gone=True)
 
     def _check_start_timeout(self) -> None:
         """Raises JobFailure where for a long time there has been no worker at all."""

@@ -6,29 +6,18 @@ score their sum.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from efface.concepts.concept import Concept, fold
-from efface.config_files import StrictModel
 from efface.errors import UserError, did_you_mean
 from efface.eval.judge import Verdict
 from efface.eval.judge_files import batches, load_model, load_processor, padded, weights_sha256
+from efface.eval.judge_spec import ClassifierSpec
 from efface.files import content_id
-
-
-class ClassifierSpec(StrictModel):
-    """A YAML file of `configs/judges/` with `kind: classifier`."""
-
-    kind: Literal["classifier"]
-    source: str = Field(description="a transformers image classification model: package:FOLDER, a folder, or a hub id")
-    threshold: float = Field(0.5, gt=0, lt=1, description="probability from which a concept counts as present")
-    labels: dict[str, str] = Field({}, description="label of the model -> concept, where the two names differ")
-    batch_size: int = Field(32, ge=1, description="images per forward pass")
 
 
 class Classifier:

@@ -9,38 +9,19 @@ refuses to judge.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from efface.concepts.concept import Concept
-from efface.config_files import StrictModel
 from efface.errors import UserError
 from efface.eval.judge import Verdict
 from efface.eval.judge_files import batches, load_model, load_processor, padded, weights_sha256
+from efface.eval.judge_spec import ClipSpec
 from efface.files import content_id
-
-
-class ClipSpec(StrictModel):
-    """A YAML file of `configs/judges/` with `kind: clip`."""
-
-    kind: Literal["clip"]
-    source: str = Field(description="a CLIP model: package:FOLDER, a folder, or a hub id")
-    threshold: float | None = Field(None, gt=0, lt=1, description="for all concepts, instead of a calibration")
-    present: str = Field("an image of {concept}", description="the text for an image that shows {concept}")
-    absent: str = Field("an image without {concept}", description="the text for one that does not")
-    batch_size: int = Field(32, ge=1, description="images per forward pass")
-
-    @field_validator("present", "absent")
-    @classmethod
-    def _asks_for_the_concept(cls, text: str) -> str:
-        if text.count("{concept}") != 1 or text.replace("{concept}", "").count("{"):
-            raise ValueError("the text should hold {concept} once and no other braces")
-        return text
 
 
 class ClipJudge:

@@ -9,19 +9,18 @@ score is the probability of yes against no in the first token of the answer:
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field, field_validator
 from torch import Tensor
 
 from efface.concepts.concept import Concept
-from efface.config_files import StrictModel
 from efface.errors import UserError
 from efface.eval.judge import UNREADABLE, Verdict
 from efface.eval.judge_files import batches, load_model, load_processor, padded, weights_sha256
+from efface.eval.judge_spec import VlmSpec
 from efface.files import content_id
 
 # The conversation LLaVA 1.5 was trained on, for processors that bring no chat template.
@@ -30,29 +29,6 @@ LLAVA_CHAT_TEMPLATE = "USER: {image}\n{question} ASSISTANT:"
 
 PAD_TO_MULTIPLE_OF = 64
 """Tokens that the length of a batch is a multiple of, so that questions of about one length come in one shape."""
-
-
-class VlmSpec(StrictModel):
-    """A YAML file of `configs/judges/` with `kind: vlm`."""
-
-    kind: Literal["vlm"]
-    source: str = Field(
-        description="an image-text-to-text model of transformers: package:FOLDER, a folder, or a hub id"
-    )
-    question: str = Field(
-        "Is there {question} in this image? Answer yes or no.",
-        description="{question} is the concept's own question",
-    )
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float16", description="of the weights")
-    answer_tokens: int = Field(5, ge=1, le=64, description="longest answer that is read")
-    batch_size: int = Field(8, ge=1, description="images per forward pass")
-
-    @field_validator("question")
-    @classmethod
-    def _asks_for_the_concept(cls, text: str) -> str:
-        if text.count("{question}") != 1 or text.replace("{question}", "").count("{"):
-            raise ValueError("the question should hold {question} once and no other braces")
-        return text
 
 
 def read_answer(text: str) -> bool | None:

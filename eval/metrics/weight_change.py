@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from efface.eval.metric import METRICS
 from efface.models.base import Base
 from efface.models.delta import Delta
 from efface.models.parameter_groups import group_names, select
@@ -38,6 +39,13 @@ def weight_change(base: Base, delta: Delta) -> dict[str, Any]:
             if edited.keys() & tensors.keys() and (change := measure(tensors, edited))["changed_tensors"]
         },
     }
+
+
+@METRICS.register("weight-change")
+def flat_weight_change(base: Base, delta: Delta) -> dict[str, float]:
+    """The numbers of `weight_change` over all parts and over the UNet alone, as a metric: `all.global_l2`, …"""
+    change = weight_change(base, delta)
+    return {f"{part}.{name}": number for part in ("all", "unet") for name, number in change[part].items()}
 
 
 def measure(originals: Mapping[str, Tensor], edited: Mapping[str, Tensor]) -> Change:

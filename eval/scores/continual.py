@@ -26,11 +26,11 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from efface.concepts.prompts import AXES, TARGET_AXES, Axis
 from efface.errors import UserError
 from efface.files import as_path, write_atomic
+from efface.text import csv_cell, rich_text
 
 Scores = Mapping[str, Mapping[str, Any]]
 """Label -> what `score_table` gave for it."""
@@ -100,13 +100,13 @@ def write_csv(path: str | Path, report: Mapping[str, Any]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows(report))
+    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows(report))
     write_atomic(as_path(path), text.getvalue().encode())
 
 
 def rich_table(report: Mapping[str, Any], title: str | None = None) -> Table:
     """The rows in at most 100 columns of text; "back" is the mean relapse of the targets erased before."""
-    table = Table(box=box.SIMPLE_HEAD, padding=0, title=title, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, padding=0, title=rich_text(title) if title else None, title_justify="left")
     table.add_column("", justify="right")
     table.add_column("request", overflow="fold", max_width=22)
     axes = ("forget", "indir.", "advers.", "adjac.", "retain")
@@ -116,7 +116,7 @@ def rich_table(report: Mapping[str, Any], title: str | None = None) -> Table:
         numbers = [row[name] for name in COLUMNS[3:]]
         cells = ["-" if number is None else f"{number:.3f}" for number in numbers]
         is_mean = row["stage"] == "mean"
-        table.add_row(str(row["stage"]), Text(row["request"]), *cells, style="bold" if is_mean else None)
+        table.add_row(str(row["stage"]), rich_text(row["request"]), *cells, style="bold" if is_mean else None)
     return table
 
 

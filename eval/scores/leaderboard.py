@@ -9,10 +9,10 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from efface.eval.scores.scoring import BASE
 from efface.files import as_path, write_atomic
+from efface.text import csv_cell, rich_text
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class LeaderboardRow:
 
     challenge_all, challenge_unet, global_l2, relative_l2: see `weight_change.measure`, over all parts or the
     UNet alone; seconds: of the unlearning itself, all models of the method together. None where not known.
+    broken: images that are no evidence (`image_errors.py`); unread: verdicts on whole images that could not be read.
     """
 
     method: str
@@ -40,6 +41,8 @@ class LeaderboardRow:
     global_l2: float | None = None
     relative_l2: float | None = None
     seconds: float | None = None
+    broken: int = 0
+    unread: int = 0
 
 
 def leaderboard(
@@ -82,6 +85,8 @@ def _row(
         global_l2=change["all"]["global_l2"] if change else None,
         relative_l2=change["all"]["relative_l2"] if change else None,
         seconds=seconds,
+        broken=sum(score["invalid"]["images"].values()),
+        unread=score["invalid"]["unread"],
     )
 
 
@@ -90,12 +95,13 @@ def write_csv(path: str | Path, rows: Sequence[LeaderboardRow]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(LeaderboardRow)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
+    writer.writerows({name: csv_cell(value) for name, value in asdict(row).items()} for row in rows)
     write_atomic(as_path(path), text.getvalue().encode())
 
 
 def rich_table(rows: Sequence[LeaderboardRow], width: int = 100) -> Table:
-    """The rows in at most `width` columns of text, at least 70; "change" is the relative L2 of all weights.
+    """The rows in at most `width` columns of text, at least 70; "change" is the relative L2 of all weights,
+    "broken", where there are any, counts images that are no evidence.
 
     Below 100 columns the interval and the seconds are left out, which the CSV always has.
     """
@@ -104,11 +110,12 @@ def rich_table(rows: Sequence[LeaderboardRow], width: int = 100) -> Table:
     table.add_column("method", overflow="fold", max_width=24)
     axes = ("forget", "indir.", "advers.", "adjac.", "retain")
     interval, seconds = (("95 %\ninterval",), ("sec.",)) if full_width else ((), ())
-    for head in ("n", *axes, "ERR\nmean", *interval, "ERR of\nmeans", "change\nrel. L2", *seconds):
+    broken = ("bro-\nken",) if any(row.broken for row in rows) else ()
+    for head in ("n", *axes, "ERR\nmean", *interval, "ERR of\nmeans", "change\nrel. L2", *seconds, *broken):
         table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
-            Text(row.method),
+            rich_text(row.method),
             str(row.concepts),
             *(f"{value:.3f}" for value in (row.forget, row.indirect, row.adversarial, row.adjacent, row.retain)),
             f"{row.err_mean:.3f}",
@@ -116,6 +123,7 @@ def rich_table(rows: Sequence[LeaderboardRow], width: int = 100) -> Table:
             f"{row.err_of_means:.3f}",
             "" if row.relative_l2 is None else f"{row.relative_l2:.1e}",
             *(["" if row.seconds is None else f"{row.seconds:.0f}"] if full_width else []),
+            *([str(row.broken or "")] if broken else []),
             style="dim" if row.method.startswith(BASE) else None,
         )
     return table

@@ -2,8 +2,9 @@
 beside.
 
 An axis scores the share of images where the concept is absent (forget, indirect, adversarial) or present
-(adjacent, retain). A verdict that could not be read is neither: it is left out and counted, and more than 5
-% of them on one axis of one concept refuses the score.
+(adjacent, retain). A verdict that could not be read is neither, nor is one on an image that is no evidence
+(`image_errors.py`): both are left out and counted, and more than 5 % of them on one axis of one concept refuse
+the score.
 
 Several models of one method for one concept (its training seeds) weigh the same: an axis is the mean over
 models of their means over images, and a concept's ERR is the harmonic mean of the five numbers shown beside
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from efface.concepts.prompts import AXES, TARGET_AXES, Axis
 from efface.errors import UserError, did_you_mean
+from efface.eval.image_errors import broken_images, counted
 from efface.eval.scores.statistics import (
     BOOTSTRAP_SAMPLES,
     Array,
@@ -52,11 +54,12 @@ def score_table(
     """The scores of one method in an image table: one edited model, or one set of single-concept models.
 
     method, judge, recipe (its id), base (its id): which rows, where the table holds several. The unedited
-    base is scored beside, on the same questions, where the table has it (method "base"). Returns
+    base is scored beside, on the same questions, where the table has it (method "base"). Of the rows without a verdict
+    ("null"), "unread" are on images that are whole; "images" counts those that are no evidence by their error. Returns
 
         {"concepts": {NAME: {axis: …, "err": …}}, "axes": {axis: …}, "err_mean": …, "err_of_means": …,
          "intervals": {the same four, each number a [low, high]},
-         "invalid": {"null": n, "rows": n, "concepts": {NAME: {axis: n}}},
+         "invalid": {"null": n, "rows": n, "unread": n, "images": {error: n}, "concepts": {NAME: {axis: n}}},
          "base": {the same without "base"} or None}
 
     Raises UserError where it is not clear which rows are meant, an axis of a concept has no rows, too many
@@ -169,7 +172,7 @@ def _scores(table: pa.Table, name: str) -> dict[str, Any]:
             rows = np.flatnonzero((concept == number) & (axis == a))
             read = rows[~np.isnan(success[rows])]
             invalid[of][one_axis] = len(rows) - len(read)
-            _check_cell(f"{name}: concept '{of}', axis {one_axis}", len(rows), len(read))
+            _check_cell(f"{name}: concept '{of}', axis {one_axis}", table, rows, len(read))
             clustered[-1].append(_ClusteredScores.of(success[read], model[read], prompt[read], seed[read], len(seeds)))
     points = np.array([[cell.mean for cell in cells] for cells in clustered])
     return {
@@ -177,7 +180,13 @@ def _scores(table: pa.Table, name: str) -> dict[str, Any]:
         "intervals": _summary(
             concepts, _bootstrap(clustered, len(seeds)), lambda values: list(confidence_interval(values))
         ),
-        "invalid": {"null": int(np.isnan(success).sum()), "rows": len(success), "concepts": invalid},
+        "invalid": {
+            "null": int(np.isnan(success).sum()),
+            "rows": len(success),
+            "unread": int((np.isnan(success) & table["image_error"].is_null().to_numpy()).sum()),
+            "images": broken_images(table),
+            "concepts": invalid,
+        },
     }
 
 
@@ -187,12 +196,15 @@ def _factorized(table: pa.Table, column: str) -> tuple[list[Any], IntArray]:
     return values, pc.index_in(table[column], pa.array(values)).to_numpy().astype(np.int64)
 
 
-def _check_cell(location: str, rows: int, read: int) -> None:
-    if rows == 0:
+def _check_cell(location: str, table: pa.Table, rows: IntArray, read: int) -> None:
+    if len(rows) == 0:
         raise UserError(f"{location}: the image table has no rows, should have some on each of {', '.join(AXES)}")
-    if rows - read > MAX_INVALID * rows:
+    if len(rows) - read > MAX_INVALID * len(rows):
+        broken = broken_images(table.take(rows))
+        why = f"; {counted(broken)}" if broken else ""
         raise UserError(
-            f"{location}: {rows - read} of {rows} verdicts could not be read, a score needs at most {MAX_INVALID:.0%}"
+            f"{location}: {len(rows) - read} of {len(rows)} verdicts could not be read, a score needs at most "
+            f"{MAX_INVALID:.0%}{why}"
         )
 
 

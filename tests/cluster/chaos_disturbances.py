@@ -14,7 +14,7 @@ import psutil
 from chaos_driver import Driver
 from chaos_scene import DISK, Scene, remount, used
 
-from efface.cluster.storage.journal import read_journal
+from efface.cluster.storage.journal import TaskEnded, read_journal
 from efface.cluster.storage.run_folder import RunFolder
 
 KILLED, BY_TERM, STOPPED, REFUSED = -signal.SIGKILL, -signal.SIGTERM, 130, 2
@@ -44,7 +44,7 @@ class Disturbance:
         """Meddle while it runs."""
 
     def after(self, scene: Scene, code: int) -> None:
-        """Put right what keeps the next driver from working, and see what cannot be told from the exit code."""
+        """Put right what keeps the next driver from working, and see what the exit code does not say."""
 
 
 class KillDriver(Disturbance):
@@ -67,7 +67,7 @@ class KillDriverBetweenWrites(Disturbance):
 
 
 class AskToStop(Disturbance):
-    """SIGTERM or SIGINT: what runs is laid down, and nothing of it is lost."""
+    """SIGTERM or SIGINT: what runs is stopped, and nothing of it is lost."""
 
     codes = (0, STOPPED, BY_TERM)
 
@@ -91,7 +91,7 @@ class AskTwice(AskToStop):
 
 
 class Cancel(Disturbance):
-    """Somebody elsewhere asks for the run to be laid down."""
+    """Somebody elsewhere asks the run to stop."""
 
     codes = (0, STOPPED)
 
@@ -266,8 +266,8 @@ class RpcFailures(Disturbance):
         scene.losses += self._lost(scene) - self._before
 
     def _lost(self, scene: Scene) -> int:
-        """Pieces of work that drivers took for lost, as their workers did not answer."""
-        ended = (event.get("state") for event in read_journal(RunFolder(scene.root)))
+        """Tasks that drivers took for lost, as their workers did not answer."""
+        ended = [event.state for event in read_journal(RunFolder(scene.root)) if isinstance(event, TaskEnded)]
         return sum(state in ("worker_lost", "error") for state in ended)
 
 
@@ -285,7 +285,7 @@ IN_PROCESS: dict[type[Disturbance], int] = {
     WildTimes: 2,
     TwoDrivers: 2,
 }
-"""How often each is drawn, in relation to the others."""
+"""How often each is sampled, in relation to the others."""
 
 ON_RAY: dict[type[Disturbance], int] = {
     KillWorker: 5,

@@ -1,6 +1,6 @@
 """A driver to be disturbed: `efface run`, whole and unchanged, in a process forked from a warm one.
 
-The code that is tried is not changed for it. Only the worker is another class where a stand-in is wanted.
+The code that is tried is not changed for it. Only the worker is another class where a fake worker is wanted.
 """
 
 import multiprocessing
@@ -35,7 +35,7 @@ class DriverConfig:
     campaign: str = "demo"
     overrides: tuple[str, ...] = ()
     effects: Path | None = None
-    """The file of the stand-in's effects; None: the real worker."""
+    """The file of the fake worker's effects; None: the real worker."""
     job_seconds: float = 0.0
     shard_seconds: float = 0.0
     workers: int = 0
@@ -128,7 +128,7 @@ def _drive(config: DriverConfig) -> None:
 
 
 def _use_fake_worker(config: DriverConfig) -> None:
-    """Put the stand-in where workers are made."""
+    """Use the fake worker where workers are made."""
     once = f"{config.output}.worker-killed"
 
     class Tried(FakeWorker):

@@ -60,7 +60,7 @@ class Scene:
         return self.config.workers or 1
 
     def moment(self, driver: Driver) -> None:
-        """Wait for a moment of the run: drawn by its progress, or by the clock."""
+        """Wait for a moment of the run: random by its progress, or by the clock."""
         if self.config.effects and self.generator.random() < 0.75:
             done = count_lines(self.config.effects)
             wanted = self.generator.randint(done, max(done, self.undisturbed.effects))

@@ -116,7 +116,7 @@ class ChaosRuns:
     """Trials that share campaigns, what those come to undisturbed, and a cluster."""
 
     def __init__(self, folder: Path, seed: int, campaigns: int, real: bool = False) -> None:
-        """campaigns: how many different ones are drawn."""
+        """campaigns: how many different ones are sampled."""
         self._folder, self._seed, self._campaigns, self._real = folder, seed, campaigns, real
         self._recipe = folder / "recipe.yaml" if real else None
         if self._recipe:
@@ -175,7 +175,7 @@ class ChaosRuns:
         with disk(folder) as mount_point:
             config = DriverConfig(
                 root=mount_point / "run",
-                output=folder / "told.txt",
+                output=folder / "output.txt",
                 overrides=campaign.overrides,
                 effects=None if self._real else folder / "effects.txt",
                 job_seconds=campaign.job_seconds,
@@ -275,7 +275,7 @@ def look_through_journals(scene: Scene) -> None:
         under_way: Counter[str] = Counter()
         for line in path.read_bytes().splitlines(keepends=True):
             event = json.loads(line) if line.endswith(b"\n") else {}
-            if event.get("task") == "shard":
+            if event.get("task") == "judging":
                 scene.begun_twice += event["event"] == "started" and under_way[event["id"]] > 0
                 under_way[event["id"]] += 1 if event["event"] == "started" else -1
     scene.journals |= {path.name for path in new}

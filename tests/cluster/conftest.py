@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from tiny_campaign import campaign_dict, campaign_file, campaign_inputs
+from tiny_search import search
 
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.planner import plan_campaign
@@ -14,7 +15,7 @@ from efface.cluster.campaign.spec import Campaign
 from efface.cluster.run import execute, open_run
 from efface.config_files import parse
 
-__all__ = ["campaign_file", "campaign_inputs"]
+__all__ = ["campaign_file", "campaign_inputs", "search"]
 
 MakeCampaign = Callable[..., Campaign]
 MakePlan = Callable[..., Plan]
@@ -34,7 +35,7 @@ def plan(campaign: MakeCampaign) -> MakePlan:
 
 @pytest.fixture(scope="session")
 def finished(campaign_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of the campaign as `campaign()` gives it, carried out in this process. Not to be changed."""
+    """The run folder of the campaign as `campaign()` gives it, executed in this process. Not to be changed."""
     root = tmp_path_factory.mktemp("finished") / "run"
     opened = open_run(parse(Campaign, campaign_dict(campaign_inputs), "campaign"), root)
     execute(opened, 0, None, Console(file=io.StringIO()))

@@ -23,8 +23,8 @@ from tiny_campaign import campaign_dict
 
 from efface.cluster.campaign.spec import Campaign
 from efface.cluster.run import Run, execute, open_run, worker_context
-from efface.cluster.storage.journal import read_journal
-from efface.cluster.workers import executors
+from efface.cluster.storage.journal import TaskEnded, read_journal
+from efface.cluster.workers import ray_executor as executors
 from efface.cluster.workers.ray_executor import RayExecutor
 from efface.config_files import parse
 from efface.errors import UserError
@@ -100,7 +100,7 @@ def free_again() -> None:
 def of_the_base_alone(run: Run) -> Run:
     """Without jobs, so that the workers need not import torch."""
     base = run.plan.models[0]
-    return replace(run, plan=replace(run.plan, models=(base,), shards={base.id: run.plan.shards[base.id]}))
+    return replace(run, plan=run.plan.only([base]))
 
 
 def is_as_expected(run: Run) -> bool:
@@ -157,8 +157,8 @@ def test_a_run_is_refused_where_others_hold_all_gpus(small: NodesOnLoopback, run
         execute(run, None, None, quiet(), FakeWorker)
 
 
-def meddled_with(run: Run, meddle: Callable[[], None], after: int) -> list[dict[str, object]]:
-    """Carry a run out, meddle once `after` pieces of work have ended; what the journal says of all that ended."""
+def meddled_with(run: Run, meddle: Callable[[], None], after: int) -> list[TaskEnded]:
+    """Execute a run, meddle once `after` tasks have ended; what the journal says of all that ended."""
 
     class Slow(FakeWorker):  # defined here, it goes to the workers by value
         job_seconds = 2.0
@@ -166,7 +166,7 @@ def meddled_with(run: Run, meddle: Callable[[], None], after: int) -> list[dict[
 
     def wait_and_meddle() -> None:
         end = time.monotonic() + 120
-        while time.monotonic() < end and sum(e["event"] == "ended" for e in read_journal(run.folder)) < after:
+        while time.monotonic() < end and sum(isinstance(e, TaskEnded) for e in read_journal(run.folder)) < after:
             time.sleep(0.05)
         meddle()
 
@@ -176,7 +176,7 @@ def meddled_with(run: Run, meddle: Callable[[], None], after: int) -> list[dict[
         execute(run, None, None, quiet(), Slow)
     finally:
         meddler.join()
-    return [event for event in read_journal(run.folder) if event["event"] == "ended"]
+    return [event for event in read_journal(run.folder) if isinstance(event, TaskEnded)]
 
 
 def node_exchanged(cluster: NodesOnLoopback) -> None:
@@ -190,7 +190,7 @@ def test_work_of_a_killed_node_is_lost_and_done_by_others_and_a_new_node_is_used
     free_again()
     run = of_the_base_alone(run_of(1, shard_size=1))
     ended = meddled_with(run, lambda: node_exchanged(small), after=3)
-    states = {event["state"] for event in ended}
+    states = {event.state for event in ended}
     assert "worker_lost" in states and states <= {"done", "worker_lost", "superseded"}
     assert is_as_expected(run)
     assert not list(run.folder.root.rglob("failure.json"))
@@ -207,8 +207,8 @@ def test_a_node_that_joins_a_run_under_way_gets_workers_of_its_own(
         ended = meddled_with(run, small.add, after=2)
     finally:
         small.kill(2)
-    assert {0, 1, 2, 3} < {event["worker"] for event in ended} <= {0, 1, 2, 3, 4, 5}
-    assert {event["state"] for event in ended} <= {"done", "superseded"}
+    assert {0, 1, 2, 3} < {event.worker for event in ended} <= {0, 1, 2, 3, 4, 5}
+    assert {event.state for event in ended} <= {"done", "superseded"}
     assert is_as_expected(run)
 
 
@@ -218,8 +218,8 @@ def test_sixty_four_gpus_are_all_used_and_a_node_lost_of_eight_costs_nothing_but
 ) -> None:
     run = run_of(1, shard_size=1, targets=2)
     ended = meddled_with(run, lambda: node_exchanged(big), after=10)
-    assert len({event["worker"] for event in ended}) > 32
-    assert {event["state"] for event in ended} <= {"done", "worker_lost", "superseded"}
+    assert len({event.worker for event in ended}) > 32
+    assert {event.state for event in ended} <= {"done", "worker_lost", "superseded"}
     assert is_as_expected(run)
 
 

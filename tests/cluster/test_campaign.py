@@ -83,7 +83,7 @@ BAD_CAMPAIGNS: dict[str, tuple[dict[str, Any], str]] = {
         {"resources": {"gpus": 8}},
         "resources.gpus: a worker has one GPU at most, not 8; for more to a job say",
     ),
-    "a part of a GPU for each of a gang": (
+    "a part of a GPU for each of a process group": (
         {"resources": {"gpus": 0.5, "processes": 2}},
         "resources: processes that train together need a GPU each, not 0.5",
     ),

@@ -14,13 +14,18 @@ from rich.console import Console
 from timed_worker import DONE, RecordingCallback, TimedExecutor, all_tasks
 from tiny_campaign import ESD, IMAGES_PER_PROMPT, UCE
 
-from efface.cluster.campaign.plan import Model, Plan
+from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.spec import Campaign
-from efface.cluster.run import Run, execute, open_run, summary, worker_context
-from efface.cluster.scheduler.dispatch import dispatch, remaining_tasks
+from efface.cluster.run import Run, execute, open_run, worker_context
+from efface.cluster.scheduler.dispatch import dispatch
 from efface.cluster.scheduler.queue import Queue
-from efface.cluster.storage.run_folder import RunFolder, Task
-from efface.cluster.workers.worker import Outcome, Worker
+from efface.cluster.storage.remaining import remaining_tasks
+from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.summary import JobSummary, summarize
+from efface.cluster.tasks.model import Model
+from efface.cluster.tasks.task import Outcome, Task
+from efface.cluster.tasks.training import TrainingTask
+from efface.cluster.workers.worker import Worker
 from efface.errors import Stopped
 from efface.eval.image_table import read_table
 from efface.models.delta import Delta
@@ -50,6 +55,11 @@ def made(plan: MakePlan) -> Plan:
 def of(plan: Plan, method: str, seed: int) -> list[Model]:
     """The models of one chain in their order."""
     return [model for model in plan.jobs if model.job and (model.job.method, model.job.seed) == (method, seed)]
+
+
+def trainings_of(plan: Plan, label: str, seed: int) -> list[TrainingTask]:
+    """Their trainings."""
+    return [TrainingTask(model) for model in of(plan, label, seed)]
 
 
 # the plan
@@ -116,14 +126,10 @@ def test_whatever_breaks_nothing_begins_before_its_parent_and_followers_of_the_f
 ) -> None:
     generator = random.Random(f"{seed} {workers}")
     folder = RunFolder(tmp_path / "run")
-    fates = (
-        [DONE] * 12
-        + [Outcome("failed", "no")]
-        + [Outcome("error", "broke"), Outcome("worker_lost", worker_gone=True)] * 2
-    )
+    fates = [DONE] * 12 + [Outcome.failed("no")] + [Outcome.error("broke"), Outcome.worker_lost(worker_gone=True)] * 2
 
     def fate(task: Task, attempt: int) -> Outcome:
-        return generator.choice(fates) if isinstance(task, Model) else DONE
+        return generator.choice(fates) if isinstance(task, TrainingTask) else DONE
 
     executor = TimedExecutor(made, workers, lambda task, attempt: generator.uniform(0.1, 9), fate)
     dispatch(
@@ -140,32 +146,32 @@ def test_whatever_breaks_nothing_begins_before_its_parent_and_followers_of_the_f
 
 
 def test_a_chain_with_more_requests_to_come_goes_first(made: Plan) -> None:
-    short, long = of(made, "uce", 0), of(made, "esd", 1)
-    queue = Queue((), [*short[1:], *long], (), [made.models[0].id, short[0].id])
+    short, long = trainings_of(made, "uce", 0), trainings_of(made, "esd", 1)
+    queue = Queue([*short[1:], *long], {*made.products, short[0].provides})
     assert queue.take(None) == long[0]
     assert queue.take(None) == short[1]
     assert queue.take(None) is None and len(queue) == 3
-    queue.model_made(short[1])
-    queue.model_made(long[0])
+    queue.done(short[1])
+    queue.done(long[0])
     assert [queue.take(None), queue.take(None)] == [long[1], short[2]]
 
 
 def test_one_worker_takes_all_first_requests_before_any_second(made: Plan) -> None:
-    queue = Queue((), made.jobs, (), [made.models[0].id])
+    queue = Queue(made.trainings, made.products)
     firsts = [queue.take(None) for _ in range(4)]
-    assert {task.label for task in firsts if isinstance(task, Model)} == {"uce 1/3", "esd 1/3"}
+    assert {task.label for task in firsts if isinstance(task, TrainingTask)} == {"uce 1/3", "esd 1/3"}
 
 
 def test_a_chain_given_up_leaves_the_queue_with_all_that_would_follow(made: Plan) -> None:
-    chain, other = of(made, "esd", 0), of(made, "esd", 1)
-    shards = [shard for model in (*chain, *other) for shard in made.shards[model.id]]
-    queue = Queue((), [*chain, *other], shards, ())
+    chain, other = trainings_of(made, "esd", 0), trainings_of(made, "esd", 1)
+    shards = [shard for training in (*chain, *other) for shard in made.shards[training.id]]
+    queue = Queue([*chain, *other, *shards], ())
     assert queue.take(None) == chain[0]
     queue.drop(chain[0])
-    assert len(queue) == len(other) + sum(len(made.shards[model.id]) for model in other)
+    assert len(queue) == len(other) + sum(len(made.shards[training.id]) for training in other)
 
 
-# carried out
+# executed
 
 
 def run_here(run: Run, worker: Any = FakeWorker) -> None:
@@ -177,22 +183,21 @@ def run(campaign: Callable[..., Campaign], tmp_path: Path) -> Run:
     return open_run(campaign(**chains()), tmp_path / "run")
 
 
-def test_a_failed_request_blocks_those_after_it_until_it_is_forgiven(run: Run) -> None:
+def test_a_failed_request_blocks_those_after_it_until_that_is_cleared(run: Run) -> None:
     chain = of(run.plan, "esd", 0)
 
     class Unlucky(FakeWorker):
         def run(self, task: Task) -> Outcome:
-            return Outcome("failed", "the loss is nan") if task == chain[1] else super().run(task)
+            return Outcome.failed("the loss is nan") if task.id == chain[1].id else super().run(task)
 
     run_here(run, Unlucky)
     remaining = run.remaining_tasks
     assert remaining.failed == [chain[1]] and remaining.blocked == [chain[2]] and remaining.is_empty
-    assert chain[0].id in remaining.existing
-    counts = summary(run)["jobs"]
-    assert counts == {"all": 12, "done": 10, "failed": 1, "blocked": 1, "left": 0}
+    assert chain[0].folder in remaining.products
+    assert summarize(run.plan, run.folder).jobs == JobSummary(all=12, done=10, failed=1, blocked=1, left=0)
     run.folder.clear_failure(chain[1])
     remaining = run.remaining_tasks
-    assert remaining.jobs == [chain[1], chain[2]] and not remaining.blocked
+    assert [training.model for training in remaining.trainings] == [chain[1], chain[2]] and not remaining.blocked
     run_here(run)
     assert read_table(run.folder.table) == expected(run.plan, worker_context(run))
 
@@ -200,12 +205,12 @@ def test_a_failed_request_blocks_those_after_it_until_it_is_forgiven(run: Run) -
 def test_a_request_whose_judging_failed_blocks_nobody(run: Run) -> None:
     run_here(run)
     chain = of(run.plan, "esd", 0)
-    run.folder.fail(run.plan.shards[chain[0].id][0], "the judge broke", "")
+    run.folder.fail(chain[0], "judging, shard 0", "the judge broke")
     remaining = run.remaining_tasks
     assert (
         remaining.failed == [chain[0]]
         and not remaining.blocked
-        and {chain[1].id, chain[2].id} <= set(remaining.existing)
+        and {chain[1].folder, chain[2].folder} <= remaining.products
     )
 
 
@@ -238,19 +243,21 @@ def test_a_chain_of_real_models_is_scored_stage_by_stage_and_goes_on_inside_a_jo
     monkeypatch.setattr("efface.cluster.workers.worker.STOP_POLL_INTERVAL", 0.0)
     second = of(real.plan, "esd", 0)[1]
     steps: list[int] = []
-    really = Worker._on_step
+    really = Worker.on_step
 
-    def on_step(self: Worker, model: Model, done: int, of_all: int, loss: float) -> None:
-        if model.id == second.id:
+    def on_step(self: Worker, task: Task, done: int, of_all: int, loss: float) -> None:
+        if task.id == second.id:
             steps.append(done)
             if steps == [1, 2]:
                 real.folder.request_stop()
-        really(self, model, done, of_all, loss)
+        really(self, task, done, of_all, loss)
 
-    monkeypatch.setattr(Worker, "_on_step", on_step)
+    monkeypatch.setattr(Worker, "on_step", on_step)
     with pytest.raises(Stopped):
         run_here(real, Worker)
-    assert real.folder.checkpoint(second).is_file() and second in real.remaining_tasks.jobs
+    assert real.folder.checkpoint(second).is_file() and second in [
+        training.model for training in real.remaining_tasks.trainings
+    ]
     assert not real.remaining_tasks.failed
     run_here(real, Worker)
     assert steps == [1, 2, 3, 4] and not real.folder.checkpoint(second).exists()

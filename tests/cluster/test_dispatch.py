@@ -1,4 +1,4 @@
-"""The driver's loop, with workers that only pretend: everything once, in a right order, and faults contained."""
+"""The driver's loop, with fake workers: everything once, in a right order, and errors contained."""
 
 import itertools
 import random
@@ -8,13 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from efface.cluster.campaign.plan import CalibrationTask, Model, Plan, Shard
-from efface.cluster.scheduler.dispatch import MAX_ATTEMPTS, dispatch, remaining_tasks
-from efface.cluster.storage.run_folder import RunFolder, Task
-from efface.cluster.workers.worker import Outcome
+from efface.cluster.campaign.plan import Plan
+from efface.cluster.scheduler.dispatch import dispatch
+from efface.cluster.storage.records import Failure
+from efface.cluster.storage.remaining import RemainingTasks, remaining_tasks
+from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.tasks.calibration import CalibrationTask
+from efface.cluster.tasks.judging import Shard
+from efface.cluster.tasks.model import Model
+from efface.cluster.tasks.task import MAX_ATTEMPTS, Outcome, Task
+from efface.cluster.tasks.training import TrainingTask
 from efface.errors import JobFailure, UserError
 
-DONE, FAILED, ERROR = Outcome("done"), Outcome("failed", "the loss is nan", "log"), Outcome("error", "the worker died")
+DONE, FAILED, ERROR = Outcome.done(), Outcome.failed("the loss is nan", "log"), Outcome.error("the worker died")
 
 Fate = Callable[[Task, int], Outcome]
 
@@ -24,7 +30,7 @@ def always_done(task: Task, attempt: int) -> Outcome:
 
 
 class FakeExecutor:
-    """Each takes up to two pieces and ends them in turn; whose turn it is to end something is drawn by `seed`.
+    """Each takes up to two tasks and ends them in turn; whose turn it is to end something is random, by `seed`.
 
     What a driver must never do is checked as it happens.
     """
@@ -41,8 +47,7 @@ class FakeExecutor:
         self.new = list(range(workers))
         self.ended: list[Task] = []
         self.attempts: Counter[str] = Counter()
-        self.existing = {plan.models[0].id}
-        self.uncalibrated = {calibration.id for calibration in plan.calibrations}
+        self.products = set(plan.products)
 
     def new_workers(self) -> list[int]:
         new_workers, self.new = self.new, []
@@ -60,19 +65,16 @@ class FakeExecutor:
         self.in_flight[worker].append(task)
         assert len(self.in_flight[worker]) <= self.depth
         assert len(self.in_flight[worker]) == 1 or all(isinstance(w, Shard) for w in self.in_flight[worker])
-        if isinstance(task, Shard):
-            assert task.model.id in self.existing and not self.uncalibrated
+        assert self.products.issuperset(task.requires)
 
     def outcomes(self, timeout: float) -> Iterator[tuple[int, Task, Outcome]]:
         worker = self.random.choice([i for i, doing in enumerate(self.in_flight) if doing])
         task = self.in_flight[worker].pop(0)
         outcome = self.fate(task, self.attempts[task.id])
-        if outcome.state == "done":
+        if outcome.is_done:
             self.ended.append(task)
-            if isinstance(task, Model):
-                self.existing.add(task.id)
-            elif isinstance(task, CalibrationTask):
-                self.uncalibrated.discard(task.id)
+            if task.provides:
+                self.products.add(task.provides)
         yield worker, task, outcome
 
     def close(self) -> None:
@@ -80,7 +82,7 @@ class FakeExecutor:
 
 
 class RecordingCallback:
-    """What a watcher was told."""
+    """What a callback was called with."""
 
     def __init__(self) -> None:
         self.started_: list[str] = []
@@ -107,8 +109,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def all_tasks(plan: Plan) -> list[str]:
-    shards = [shard.id for shards in plan.shards.values() for shard in shards]
-    return sorted([*(t.id for t in plan.calibrations), *(m.id for m in plan.jobs), *shards])
+    return sorted(task.id for task in plan.tasks)
 
 
 def execute(plan: Plan, folder: RunFolder, fate: Fate = always_done, workers: int = 2, seed: int = 0) -> FakeExecutor:
@@ -131,7 +132,7 @@ def test_all_work_is_done_exactly_once(made: Plan, folder: RunFolder, workers: i
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_fault_is_tried_again_once(made: Plan, folder: RunFolder, seed: int) -> None:
+def test_an_error_is_tried_again_once(made: Plan, folder: RunFolder, seed: int) -> None:
     executor = execute(made, folder, lambda task, attempt: ERROR if attempt == 1 else DONE, seed=seed)
     assert sorted(task.id for task in executor.ended) == all_tasks(made)
     assert set(executor.attempts.values()) == {2}
@@ -141,9 +142,9 @@ def test_a_fault_is_tried_again_once(made: Plan, folder: RunFolder, seed: int) -
 @pytest.mark.parametrize("seed", range(10))
 def test_what_breaks_every_time_is_given_up_and_the_others_go_on(made: Plan, folder: RunFolder, seed: int) -> None:
     bad = made.jobs[1]
-    executor = execute(made, folder, lambda task, attempt: ERROR if task == bad else DONE, seed=seed)
+    executor = execute(made, folder, lambda task, attempt: ERROR if task.id == bad.id else DONE, seed=seed)
     assert executor.attempts[bad.id] == MAX_ATTEMPTS == 2
-    assert folder.failure(bad) == {"stage": "training", "reason": "the worker died", "details": ""}
+    assert folder.failure(bad) == Failure("training", "the worker died", "")
     lost = {bad.id, *shards_of(made, bad)}
     assert sorted(task.id for task in executor.ended) == sorted(set(all_tasks(made)) - lost)
     assert not shards_of(made, bad) & executor.attempts.keys()
@@ -152,9 +153,9 @@ def test_what_breaks_every_time_is_given_up_and_the_others_go_on(made: Plan, fol
 
 def test_a_job_that_cannot_be_done_is_not_tried_again(made: Plan, folder: RunFolder) -> None:
     bad = made.jobs[0]
-    executor = execute(made, folder, lambda task, attempt: FAILED if task == bad else DONE)
+    executor = execute(made, folder, lambda task, attempt: FAILED if task.id == bad.id else DONE)
     assert executor.attempts[bad.id] == 1
-    assert folder.failure(bad) == {"stage": "training", "reason": "the loss is nan", "details": "log"}
+    assert folder.failure(bad) == Failure("training", "the loss is nan", "log")
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -162,13 +163,13 @@ def test_a_shard_given_up_takes_the_rest_of_its_model_along(made: Plan, folder: 
     bad = made.shards[made.jobs[2].id][0]
     executor = execute(made, folder, lambda task, attempt: ERROR if task == bad else DONE, seed=seed)
     failure = folder.failure(bad.model)
-    assert failure and failure["stage"] == "judging, shard 0"
+    assert failure and failure.stage == "judging, shard 0"
     others = set(all_tasks(made)) - shards_of(made, bad.model)
     assert others <= {task.id for task in executor.ended}
 
 
 def test_what_failed_before_is_left_alone(made: Plan, folder: RunFolder) -> None:
-    folder.fail(made.jobs[0], "earlier", "")
+    folder.fail(made.jobs[0], "training", "earlier")
     executor = execute(made, folder)
     lost = {made.jobs[0].id, *shards_of(made, made.jobs[0])}
     assert sorted(executor.attempts) == sorted(set(all_tasks(made)) - lost)
@@ -176,19 +177,19 @@ def test_what_failed_before_is_left_alone(made: Plan, folder: RunFolder) -> None
 
 def test_two_workers_train_two_jobs_at_once(made: Plan, folder: RunFolder) -> None:
     executor = execute(made, folder)
-    jobs = [worker for worker, task in executor.log if isinstance(task, Model)]
+    jobs = [worker for worker, task in executor.log if isinstance(task, TrainingTask)]
     assert set(jobs) == {0, 1}
 
 
 def test_a_model_is_judged_by_the_worker_that_made_it(made: Plan, folder: RunFolder) -> None:
     alone = execute(made, folder, workers=1)
-    held = [task.model.id if isinstance(task, Shard) else task.id for _, task in alone.log[1:]]
+    held = [task.resident for _, task in alone.log[1:]]
     switches = sum(before != after for before, after in itertools.pairwise(held))
     assert switches == len(made.models) - 1
 
 
-def test_a_watcher_hears_of_everything_and_whether_it_is_tried_again(made: Plan, folder: RunFolder) -> None:
-    notes, bad = RecordingCallback(), made.jobs[0]
+def test_a_callback_sees_everything_and_whether_it_is_tried_again(made: Plan, folder: RunFolder) -> None:
+    notes, bad = RecordingCallback(), made.trainings[0]
     executor = FakeExecutor(made, 2, 0, lambda task, attempt: ERROR if task == bad else DONE)
     dispatch(remaining_tasks(made, folder), folder, executor, [notes])
     assert notes.started_ == [task.id for _, task in executor.log]
@@ -205,9 +206,7 @@ def test_a_judge_that_cannot_be_calibrated_ends_the_run_in_a_sentence(made: Plan
             execute(made, folder, lambda task, attempt, o=outcome: o if isinstance(task, CalibrationTask) else DONE)  # type: ignore[misc]
 
 
-def test_with_nothing_left_nothing_is_asked_of_anybody(made: Plan, folder: RunFolder) -> None:
-    from efface.cluster.scheduler.dispatch import RemainingTasks
-
+def test_with_nothing_left_no_worker_is_given_a_task(made: Plan, folder: RunFolder) -> None:
     executor = FakeExecutor(made, 2, 0)
     dispatch(RemainingTasks(), folder, executor, [RecordingCallback()])
     assert executor.log == []

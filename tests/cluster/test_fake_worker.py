@@ -1,4 +1,4 @@
-"""The stand-in: a run with it comes to exactly what is expected, also one that is laid down, taken up or damaged."""
+"""The fake worker: a run with it comes to exactly what is expected, also one that is stopped, resumed or damaged."""
 
 import io
 import os
@@ -12,9 +12,10 @@ from fake_worker import STEPS, FakeWorker, expected
 from rich.console import Console
 from tiny_campaign import ESD, UCE
 
-from efface.cluster.campaign.plan import Model
 from efface.cluster.campaign.spec import Campaign
 from efface.cluster.run import Run, execute, open_run, worker_context
+from efface.cluster.tasks.judging import VERDICTS
+from efface.cluster.tasks.model import Model
 from efface.errors import Stopped
 from efface.eval.image_table import read_table
 
@@ -48,7 +49,7 @@ def flip(path: Path) -> bytes:
 
 def judge_again(run: Run, model: Model) -> None:
     """Take away the record of a model's first shard."""
-    next(run.folder.verdicts(run.plan.shards[model.id][0]).parent.glob("00000-*[0-9a-f].json")).unlink()
+    next(run.folder.output(run.plan.shards[model.id][0], VERDICTS).parent.glob("00000-*[0-9a-f].json")).unlink()
 
 
 @pytest.mark.parametrize("strategy", ["single", "multi", "continual"])
@@ -67,7 +68,7 @@ def test_images_of_two_models_and_of_two_stages_of_a_chain_differ(chain: Run) ->
 
 
 class Interrupted(FakeWorker):
-    """Somebody elsewhere asks for the run to be laid down when the first job is at step 8."""
+    """Somebody elsewhere asks the run to stop when the first job is at step 8."""
 
     steps: ClassVar[Counter[str]] = Counter()
 
@@ -109,7 +110,7 @@ def test_a_delta_damaged_unseen_is_made_again_before_a_shard_is_judged_by_it(cha
     model = chain.plan.jobs[0]
     judge_again(chain, model)
     whole = flip(chain.folder.delta(model))
-    assert chain.remaining_tasks.jobs == [] and len(chain.remaining_tasks.shards) == 1
+    assert chain.remaining_tasks.trainings == [] and len(chain.remaining_tasks.shards) == 1
     pretend(chain)
     assert is_as_expected(chain)
     assert chain.folder.delta(model).read_bytes() == whole
@@ -141,8 +142,8 @@ def test_work_that_was_finished_is_not_done_again_by_a_worker_that_is_given_it_a
     class Noted(FakeWorker):
         effects = str(tmp_path / "effects.txt")
 
-    job = chain.plan.jobs[0]
-    tasks = [job, chain.plan.shards[job.id][0]]
+    training = chain.plan.trainings[0]
+    tasks = [training, chain.plan.shards[training.id][0]]
     assert [Noted(worker_context(chain)).run(task).state for task in tasks * 2] == ["done"] * 4
     done = Counter((tmp_path / "effects.txt").read_text().splitlines())
     assert set(done.values()) == {1} and done.total() == STEPS + 1

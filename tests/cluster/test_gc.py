@@ -230,7 +230,7 @@ def test_what_an_unfinished_job_will_take_up_stays(done: Run) -> None:
 def test_a_failure_stays_known(done: Run) -> None:
     esd = done.plan.jobs[1]
     (done.folder.job(esd) / "record.json").unlink()
-    done.folder.fail(esd, "the loss is nan", "log")
+    done.folder.fail(esd, "training", "the loss is nan", "log")
     done.folder.log(esd).write_text("step 1\n")
     collect(done)
     assert done.folder.failure(esd) and done.folder.log(esd).read_text() == "step 1\n"

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,20 @@ import pytest
 
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.storage import journal as module
-from efface.cluster.storage.journal import Journal, TaskTimer, read_journal
+from efface.cluster.storage.journal import (
+    DriverClosed,
+    DriverOpened,
+    Journal,
+    TaskEnded,
+    TaskStarted,
+    TaskTimer,
+    read_journal,
+)
 from efface.cluster.storage.run_folder import RunFolder
-from efface.cluster.workers.worker import Outcome
+from efface.cluster.tasks.task import Outcome
 from efface.errors import StorageError
 
-DONE, ERROR = Outcome("done"), Outcome("error", "OSError: no route", "Traceback …")
+DONE, ERROR = Outcome.done(), Outcome.error("OSError: no route", "Traceback …")
 
 
 @pytest.fixture
@@ -35,7 +44,7 @@ def bucket() -> RunFolder:
 
 
 class Steady:
-    """A clock that goes on only when it is told."""
+    """A clock that goes on only when it is set."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -52,24 +61,24 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Steady:
 
 
 def events(folder: RunFolder) -> list[str]:
-    return [line["event"] for line in read_journal(folder)]
+    return [event.event for event in read_journal(folder)]
 
 
-def test_what_happens_to_work_is_told_with_its_kind_label_concepts_state_and_seconds(
+def test_what_happens_to_a_task_is_written_with_its_kind_description_state_and_seconds(
     made: Plan, folder: RunFolder, clock: Steady
 ) -> None:
-    job = made.jobs[0]
+    job = made.trainings[0]
     journal = Journal(folder)
     journal.started(3, job)
     clock.now += 2.5
     journal.ended(3, job, ERROR, will_retry=True)
     journal.close()
     opened, started, ended, closed = read_journal(folder)
-    about = {"worker": 3, "task": "job", "id": job.id, "label": "uce", "concepts": ["cat"]}
-    assert {key: started[key] for key in started if key != "time"} == {"event": "started", **about}
+    about = {"worker": 3, "task": "training", "id": job.id, "model": job.id, "description": "training uce: cat"}
+    assert started.model_dump(exclude={"time"}) == {"event": "started", **about}
     recorded = {"state": "error", "seconds": 2.5, "will_retry": True, "reason": ERROR.reason, "details": ERROR.details}
-    assert {key: ended[key] for key in ended if key != "time"} == {"event": "ended", **about, **recorded}
-    assert (opened["event"], closed["event"]) == ("opened", "closed")
+    assert ended.model_dump(exclude={"time"}) == {"event": "ended", **about, **recorded}
+    assert isinstance(opened, DriverOpened) and opened.process == os.getpid() and isinstance(closed, DriverClosed)
 
 
 def test_shards_and_calibrations_are_named_too(made: Plan, folder: RunFolder) -> None:
@@ -78,23 +87,21 @@ def test_shards_and_calibrations_are_named_too(made: Plan, folder: RunFolder) ->
     journal.started(0, made.shards[base.id][1])
     journal.started(1, calibration_task)
     shard, calibration = list(read_journal(folder))[1:]
-    assert (shard["task"], shard["label"], shard["concepts"], shard["index"]) == ("shard", "base", [], 1)
-    assert (calibration["task"], calibration["judge"], calibration["id"]) == (
-        "calibration",
-        calibration_task.judge,
-        calibration_task.id,
-    )
+    assert isinstance(shard, TaskStarted) and isinstance(calibration, TaskStarted)
+    assert (shard.task, shard.description, shard.model) == ("judging", "judging the base, shard 1", base.id)
+    assert (calibration.task, calibration.id, calibration.model) == ("calibration", calibration_task.id, None)
+    assert calibration.description == f"calibrating judge {calibration_task.judge}"
 
 
 def test_a_line_is_on_the_disk_as_soon_as_it_is_written(made: Plan, folder: RunFolder) -> None:
     journal = Journal(folder)
-    journal.started(0, made.jobs[0])
+    journal.started(0, made.trainings[0])
     assert events(folder) == ["opened", "started"]
 
 
 def test_half_a_last_line_is_passed_over(made: Plan, folder: RunFolder) -> None:
     journal = Journal(folder)
-    journal.started(0, made.jobs[0])
+    journal.started(0, made.trainings[0])
     [file] = folder.logs.iterdir()
     whole = file.read_bytes()
     first = whole.index(b"\n") + 1
@@ -115,7 +122,7 @@ def test_drivers_come_one_after_the_other_in_the_order_they_started(folder: RunF
         Journal(folder).close()
     files = sorted(path.name for path in folder.logs.iterdir())
     assert len(files) == 3
-    times = [line["time"] for line in read_journal(folder)]
+    times = [event.time for event in read_journal(folder)]
     assert times == sorted(times)
     assert events(folder) == ["opened", "closed"] * 3
 
@@ -124,7 +131,7 @@ def test_a_run_without_a_journal_has_no_events(folder: RunFolder, bucket: RunFol
     assert events(folder) == events(bucket) == []
 
 
-def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error_at_once(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     with pytest.raises(StorageError, match="cannot be written"):
         Journal(RunFolder(tmp_path / "run"))
@@ -148,10 +155,10 @@ def test_lines_that_a_full_disk_did_not_take_follow_whole_and_in_order(made: Pla
 
     disk = journal._file._file
     journal._file._file = FullDisk(journal._file)  # type: ignore[assignment]
-    journal.started(0, made.jobs[0])
+    journal.started(0, made.trainings[0])
     assert events(folder) == ["opened"]
     journal._file._file = disk
-    journal.ended(0, made.jobs[0], DONE, will_retry=False)
+    journal.ended(0, made.trainings[0], DONE, will_retry=False)
     journal.close()
     assert events(folder) == ["opened", "started", "ended", "closed"]
 
@@ -160,7 +167,7 @@ def test_a_store_is_sent_the_journal_every_half_minute_and_at_the_end(
     made: Plan, bucket: RunFolder, clock: Steady
 ) -> None:
     journal = Journal(bucket)
-    journal.started(0, made.jobs[0])
+    journal.started(0, made.trainings[0])
     journal.tick()
     assert events(bucket) == []
     clock.now += 29
@@ -169,7 +176,7 @@ def test_a_store_is_sent_the_journal_every_half_minute_and_at_the_end(
     clock.now += 1
     journal.tick()
     assert events(bucket) == ["opened", "started"]
-    journal.ended(0, made.jobs[0], DONE, will_retry=False)
+    journal.ended(0, made.trainings[0], DONE, will_retry=False)
     journal.tick()
     assert events(bucket) == ["opened", "started"]
     journal.close()
@@ -183,7 +190,7 @@ def test_on_a_store_a_full_file_is_followed_by_another(
     journal = Journal(bucket)
     written = []
     for number in range(40):
-        journal.started(number, made.jobs[0])
+        journal.started(number, made.trainings[0])
         written.append(number)
         clock.now += 30
         journal.tick()
@@ -191,7 +198,7 @@ def test_on_a_store_a_full_file_is_followed_by_another(
     files = sorted(bucket.logs.glob("*.jsonl"), key=lambda path: path.name)
     assert len(files) > 5
     assert all(len(file.read_bytes()) < 1000 + 500 for file in files)
-    assert [line["worker"] for line in read_journal(bucket) if line["event"] == "started"] == written
+    assert [event.worker for event in read_journal(bucket) if isinstance(event, TaskStarted)] == written
 
 
 def test_a_store_out_of_reach_is_asked_again_later(
@@ -212,7 +219,7 @@ def test_a_store_out_of_reach_is_asked_again_later(
     assert events(bucket) == ["opened"]
 
 
-def test_the_time_of_work_that_waited_in_line_begins_when_the_piece_before_it_ended(made: Plan, clock: Steady) -> None:
+def test_the_time_of_a_task_that_waited_in_line_begins_when_the_one_before_it_ended(made: Plan, clock: Steady) -> None:
     first, second = made.shards[made.models[0].id][:2]
     line = TaskTimer()
     line.started(0, first)
@@ -243,8 +250,8 @@ def test_a_shard_that_two_workers_do_is_under_way_until_both_have_ended(made: Pl
 
 def test_every_line_is_json_on_its_own(made: Plan, folder: RunFolder) -> None:
     journal = Journal(folder)
-    journal.started(0, made.jobs[0])
-    journal.ended(0, made.jobs[0], Outcome("error", "line one\nline two\u2028é", "a\r\nb"), will_retry=False)
+    journal.started(0, made.trainings[0])
+    journal.ended(0, made.trainings[0], Outcome.error("line one\nline two\u2028é", "a\r\nb"), will_retry=False)
     journal.close()
     [file] = folder.logs.iterdir()
     lines = file.read_bytes().split(b"\n")
@@ -254,9 +261,8 @@ def test_every_line_is_json_on_its_own(made: Plan, folder: RunFolder) -> None:
 
 def test_a_run_leaves_a_journal_of_everything_it_did(finished: Path, plan: Callable[..., Plan]) -> None:
     made = plan()
-    tasks = [*made.calibrations, *made.jobs, *(shard for shards in made.shards.values() for shard in shards)]
     opened, *recorded, closed = read_journal(RunFolder(finished))
-    assert (opened["event"], closed["event"]) == ("opened", "closed")
-    for event in ("started", "ended"):
-        assert sorted(line["id"] for line in recorded if line["event"] == event) == sorted(task.id for task in tasks)
-    assert {line["state"] for line in recorded if line["event"] == "ended"} == {"done"}
+    assert isinstance(opened, DriverOpened) and isinstance(closed, DriverClosed)
+    for kind in (TaskStarted, TaskEnded):
+        assert sorted(e.id for e in recorded if isinstance(e, kind)) == sorted(task.id for task in made.tasks)
+    assert {event.state for event in recorded if isinstance(event, TaskEnded)} == {"done"}

@@ -21,15 +21,14 @@ import pytest
 from fake_worker import FakeWorker
 from rich.console import Console
 
-from efface.cluster.campaign.plan import Model
 from efface.cluster.campaign.spec import Campaign
 from efface.cluster.run import Run, execute, open_run
 from efface.cluster.storage import lease as leases
 from efface.cluster.storage import process as processes
 from efface.cluster.storage.lease import Lease, active_driver, check_shared, held_lease
 from efface.cluster.storage.process import this_process
-from efface.cluster.storage.run_folder import Task
-from efface.cluster.workers.worker import Outcome
+from efface.cluster.tasks.task import Outcome, Task
+from efface.cluster.tasks.training import TrainingTask
 from efface.errors import LocationError, StorageError, UserError
 from efface.files import as_path, write_atomic
 
@@ -459,7 +458,7 @@ def run(campaign: Callable[..., Campaign], tmp_path: Path) -> Run:
 def test_a_run_that_another_driver_works_on_is_not_started(run: Run) -> None:
     with Lease(run.folder.root), pytest.raises(UserError, match="is at work on this run"):
         run_here(run)
-    assert not (run.folder.root / "jobs").exists() and len(run.remaining_tasks.jobs) == 2
+    assert not (run.folder.root / "jobs").exists() and len(run.remaining_tasks.trainings) == 2
 
 
 def test_a_driver_that_loses_its_lease_stops_and_fails_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -471,7 +470,7 @@ def test_a_driver_that_loses_its_lease_stops_and_fails_nothing(run: Run, monkeyp
         shard_seconds = 0.2
 
         def run(self, task: Task) -> Outcome:
-            if isinstance(task, Model):
+            if isinstance(task, TrainingTask):
                 forge(run.folder.root, 2, host="elsewhere")
                 time.sleep(0.3)
             return super().run(task)

@@ -10,25 +10,22 @@ import torch
 from timed_worker import DONE, RecordingCallback, TimedExecutor, all_tasks
 from tiny_campaign import ESD, ESD_CONFIG, UCE
 
-from efface.cluster.campaign.plan import Model, Plan, Shard
+from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.spec import Campaign, Limits
 from efface.cluster.run import open_run, worker_context
-from efface.cluster.scheduler.dispatch import (
-    MAX_ATTEMPTS,
-    MAX_WORKER_LOSSES,
-    POLL_INTERVAL,
-    STRAGGLER_FACTOR,
-    dispatch,
-    remaining_tasks,
-)
-from efface.cluster.storage.run_folder import RunFolder, Task
-from efface.cluster.workers.worker import Outcome, Worker
+from efface.cluster.scheduler.dispatch import POLL_INTERVAL, STRAGGLER_FACTOR, dispatch
+from efface.cluster.storage.remaining import remaining_tasks
+from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.tasks.judging import Shard
+from efface.cluster.tasks.task import MAX_ATTEMPTS, MAX_WORKER_LOSSES, Outcome, Task
+from efface.cluster.tasks.training import TrainingTask
+from efface.cluster.workers.worker import Worker
 from efface.errors import Stopped, StorageError
 from efface.models.delta import Delta
 
 LONG = 1000.0
-ERROR = Outcome("error", "it broke")
-WORKER_LOST = Outcome("worker_lost", "its node went away", worker_gone=True)
+ERROR = Outcome.error("it broke")
+WORKER_LOST = Outcome.worker_lost("its node went away", worker_gone=True)
 
 
 @pytest.fixture
@@ -57,29 +54,29 @@ def execute(
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_a_job_past_its_limit_is_broken_off_and_tried_again(made: Plan, folder: RunFolder, workers: int) -> None:
-    slow = made.jobs[1]
+def test_a_job_past_its_limit_is_interrupted_and_tried_again(made: Plan, folder: RunFolder, workers: int) -> None:
+    slow = made.trainings[1]
     executor = TimedExecutor(made, workers, lambda task, attempt: LONG if task == slow and attempt == 1 else 1.0)
     notes = execute(made, folder, executor, Limits(job_seconds=10))
-    ((broken_off, worker),) = executor.replaced
-    (began,) = (at for at, by, task in executor.begun if task == slow and by == worker and at < broken_off)
-    assert 10 < broken_off - began <= 10 + 2 * POLL_INTERVAL
+    ((interrupted, worker),) = executor.replaced
+    (began,) = (at for at, by, task in executor.begun if task == slow and by == worker and at < interrupted)
+    assert 10 < interrupted - began <= 10 + 2 * POLL_INTERVAL
     assert notes.of(slow) == [("error", True), ("done", False)]
     assert sorted(executor.done) == all_tasks(made) and not folder.failures(made.models)
 
 
 def test_a_job_that_runs_past_its_limit_every_time_is_given_up_with_the_reason(made: Plan, folder: RunFolder) -> None:
-    slow = made.jobs[0]
+    slow = made.trainings[0]
     executor = TimedExecutor(made, 2, lambda task, attempt: LONG if task == slow else 1.0)
     execute(made, folder, executor, Limits(job_seconds=10))
     assert len(executor.replaced) == executor.tries[slow.id] == MAX_ATTEMPTS
-    failure = folder.failure(slow)
-    assert failure and failure["reason"] == "ran past its time limit of 10 s" and failure["stage"] == "training"
+    failure = folder.failure(slow.model)
+    assert failure and failure.reason == "ran past its time limit of 10 s" and failure.stage == "training"
     own = {slow.id, *(shard.id for shard in made.shards[slow.id])}
     assert sorted(executor.done) == sorted(set(all_tasks(made)) - own)
 
 
-def test_what_waits_behind_a_piece_that_is_broken_off_is_lost_and_not_to_blame(made: Plan, folder: RunFolder) -> None:
+def test_what_waits_behind_a_task_that_is_interrupted_is_lost_and_not_to_blame(made: Plan, folder: RunFolder) -> None:
     slow, behind = made.shards[made.models[0].id][:2]
 
     def takes(task: Task, attempt: int) -> float:
@@ -90,20 +87,20 @@ def test_what_waits_behind_a_piece_that_is_broken_off_is_lost_and_not_to_blame(m
 
     executor = TimedExecutor(made, 1, takes, fate)
     notes = execute(made, folder, executor, Limits(shard_seconds=10))
-    # Handed out behind the slow one; then one fault of its own, after which it may be tried once more.
+    # Handed out behind the slow one; then one error of its own, after which it may be tried once more.
     assert notes.of(behind) == [("worker_lost", True), ("error", True), ("done", False)]
     assert notes.of(slow) == [("error", True), ("done", False)]
     assert sorted(executor.done) == all_tasks(made) and not folder.failures(made.models)
 
 
-def test_a_limit_counts_from_when_a_piece_comes_first_in_its_line(made: Plan, folder: RunFolder) -> None:
+def test_a_limit_counts_from_when_a_task_comes_first_in_its_line(made: Plan, folder: RunFolder) -> None:
     executor = TimedExecutor(made, 1, lambda task, attempt: 8.0 if isinstance(task, Shard) else 1.0)
     execute(made, folder, executor, Limits(shard_seconds=10))
     assert executor.replaced == [] and set(executor.tries.values()) == {1}
 
 
 def test_a_limit_of_shards_is_none_of_jobs_and_none_is_none(made: Plan, folder: RunFolder) -> None:
-    executor = TimedExecutor(made, 2, lambda task, attempt: LONG if isinstance(task, Model) else 1.0)
+    executor = TimedExecutor(made, 2, lambda task, attempt: LONG if isinstance(task, TrainingTask) else 1.0)
     execute(made, folder, executor, Limits(shard_seconds=10))
     assert executor.replaced == [] and sorted(executor.done) == all_tasks(made)
 
@@ -121,7 +118,7 @@ def one_is_slow(slow: Shard, other: float = 1.0) -> Callable[[Task, int], float]
     return lambda task, attempt: LONG if task == slow and attempt == 1 else other
 
 
-def test_a_straggling_shard_is_begun_again_once_and_the_first_to_end_counts(made: Plan, folder: RunFolder) -> None:
+def test_a_straggling_shard_is_started_again_once_and_the_first_to_end_counts(made: Plan, folder: RunFolder) -> None:
     slow = made.shards[made.jobs[-1].id][0]
     executor = TimedExecutor(made, 3, one_is_slow(slow), depth=1)
     notes = execute(made, folder, executor)
@@ -132,7 +129,7 @@ def test_a_straggling_shard_is_begun_again_once_and_the_first_to_end_counts(made
     assert {tries for name, tries in executor.tries.items() if name != slow.id} == {1}
 
 
-def test_what_waits_behind_a_straggler_is_begun_elsewhere_too(made: Plan, folder: RunFolder) -> None:
+def test_what_waits_behind_a_straggler_is_started_elsewhere_too(made: Plan, folder: RunFolder) -> None:
     slow, behind = made.shards[made.models[0].id][:2]
     executor = TimedExecutor(made, 1, one_is_slow(slow))
     execute(made, folder, executor)
@@ -142,8 +139,8 @@ def test_what_waits_behind_a_straggler_is_begun_elsewhere_too(made: Plan, folder
     assert executor.now < LONG / 10 and set(executor.done) == set(all_tasks(made))
 
 
-def test_the_copy_that_ends_late_is_told_as_spare(made: Plan, folder: RunFolder) -> None:
-    slow, longest = made.shards[made.models[0].id][0], made.jobs[-1]
+def test_the_copy_that_ends_late_is_superseded(made: Plan, folder: RunFolder) -> None:
+    slow, longest = made.shards[made.models[0].id][0], made.trainings[-1]
 
     def takes(task: Task, attempt: int) -> float:
         return 2 * LONG if task == longest else one_is_slow(slow)(task, attempt)
@@ -154,9 +151,9 @@ def test_the_copy_that_ends_late_is_told_as_spare(made: Plan, folder: RunFolder)
     assert executor.done.count(slow.id) == 2 and not folder.failures(made.models)
 
 
-@pytest.mark.parametrize("first", [ERROR, Outcome("failed", "cannot be"), WORKER_LOST])
+@pytest.mark.parametrize("first", [ERROR, Outcome.failed("cannot be"), WORKER_LOST])
 def test_a_copy_that_breaks_leaves_the_other_to_count(made: Plan, folder: RunFolder, first: Outcome) -> None:
-    slow, longest = made.shards[made.models[0].id][0], made.jobs[-1]
+    slow, longest = made.shards[made.models[0].id][0], made.trainings[-1]
 
     def takes(task: Task, attempt: int) -> float:
         return 2 * LONG if task == longest else one_is_slow(slow)(task, attempt)
@@ -170,7 +167,7 @@ def test_a_copy_that_breaks_leaves_the_other_to_count(made: Plan, folder: RunFol
 
 
 def test_a_long_job_is_no_straggler_and_neither_is_a_shard_among_equals(made: Plan, folder: RunFolder) -> None:
-    executor = TimedExecutor(made, 20, lambda task, attempt: LONG if isinstance(task, Model) else 50.0)
+    executor = TimedExecutor(made, 20, lambda task, attempt: LONG if isinstance(task, TrainingTask) else 50.0)
     execute(made, folder, executor)
     assert set(executor.tries.values()) == {1}
 
@@ -178,8 +175,8 @@ def test_a_long_job_is_no_straggler_and_neither_is_a_shard_among_equals(made: Pl
 # losses
 
 
-def test_work_lost_with_its_node_is_begun_again_and_not_to_blame(made: Plan, folder: RunFolder) -> None:
-    unlucky = made.jobs[0]
+def test_a_task_lost_with_its_node_is_started_again_and_not_to_blame(made: Plan, folder: RunFolder) -> None:
+    unlucky = made.trainings[0]
     executor = TimedExecutor(
         made, 2, fate=lambda task, attempt: WORKER_LOST if task == unlucky and attempt < MAX_WORKER_LOSSES else DONE
     )
@@ -189,46 +186,46 @@ def test_work_lost_with_its_node_is_begun_again_and_not_to_blame(made: Plan, fol
 
 
 def test_what_is_lost_without_end_is_given_up(made: Plan, folder: RunFolder) -> None:
-    cursed = made.jobs[0]
+    cursed = made.trainings[0]
     executor = TimedExecutor(made, 2, fate=lambda task, attempt: WORKER_LOST if task == cursed else DONE)
     execute(made, folder, executor)
     assert executor.tries[cursed.id] == MAX_WORKER_LOSSES
-    failure = folder.failure(cursed)
-    assert failure and failure["reason"] == "its node went away"
+    failure = folder.failure(cursed.model)
+    assert failure and failure.reason == "its node went away"
     assert [model.id for model in made.models if folder.failure(model)] == [cursed.id]
 
 
-def test_losses_do_not_use_up_the_tries_after_faults(made: Plan, folder: RunFolder) -> None:
+def test_losses_do_not_use_up_the_attempts_after_errors(made: Plan, folder: RunFolder) -> None:
     fates = [WORKER_LOST, ERROR, WORKER_LOST, WORKER_LOST, DONE]
-    unlucky = made.jobs[2]
+    unlucky = made.trainings[2]
     executor = TimedExecutor(made, 2, fate=lambda task, attempt: fates[attempt - 1] if task == unlucky else DONE)
     execute(made, folder, executor)
     assert executor.tries[unlucky.id] == len(fates) and not folder.failures(made.models)
 
 
-# a full disk, and laying down
+# a full disk, and stopping
 
 
-def test_results_that_can_be_kept_no_more_stop_the_run_and_fail_nothing(made: Plan, folder: RunFolder) -> None:
-    full = Outcome("storage", "run/jobs: cannot be written (No space left on device)")
+def test_results_that_cannot_be_written_stop_the_run_and_fail_nothing(made: Plan, folder: RunFolder) -> None:
+    full = Outcome.storage("run/jobs: cannot be written (No space left on device)")
     executor = TimedExecutor(made, 2, fate=lambda task, attempt: full if len(executor.begun) >= 6 else DONE)
     with pytest.raises(StorageError, match="No space left on device"):
         execute(made, folder, executor)
     assert not folder.failures(made.models) and len(executor.done) < len(all_tasks(made))
-    assert len(executor.begun) <= 8  # nothing new was begun
+    assert len(executor.begun) <= 8  # nothing new was started
 
 
 def test_once_asked_to_stop_nothing_begins_and_what_runs_comes_to_its_end(made: Plan, folder: RunFolder) -> None:
     executor = TimedExecutor(made, 2, lambda task, attempt: 3.0)
-    with pytest.raises(Stopped, match="the same command goes on from there"):
+    with pytest.raises(Stopped, match="the same command continues from there"):
         execute(made, folder, executor, should_stop=lambda: executor.now >= 4)
     assert max(at for at, _, _ in executor.begun) < 4 + 2 * POLL_INTERVAL
     assert len(executor.done) == len(executor.begun) and not folder.failures(made.models)
 
 
-def test_work_laid_down_is_not_given_up(made: Plan, folder: RunFolder) -> None:
-    stopped = Outcome("stopped", "laid down")
-    executor = TimedExecutor(made, 2, fate=lambda task, attempt: stopped if isinstance(task, Model) else DONE)
+def test_a_stopped_task_is_not_given_up(made: Plan, folder: RunFolder) -> None:
+    stopped = Outcome.stopped()
+    executor = TimedExecutor(made, 2, fate=lambda task, attempt: stopped if isinstance(task, TrainingTask) else DONE)
     with pytest.raises(Stopped):
         execute(made, folder, executor, should_stop=lambda: True)
     assert not folder.failures(made.models)
@@ -253,7 +250,7 @@ def tasks(plan: Callable[..., Plan]) -> Plan:
 
 
 @pytest.mark.parametrize("error", [MEMORY, MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
-def test_a_training_that_runs_out_of_memory_is_done_in_batches_of_half_the_size(
+def test_a_training_that_runs_out_of_memory_is_done_with_a_smaller_micro_batch(
     error: Exception, worker: Worker, tasks: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from efface.train import job as jobs
@@ -266,16 +263,16 @@ def test_a_training_that_runs_out_of_memory_is_done_in_batches_of_half_the_size(
         return really(*given, reduce_micro_batch=reduce_micro_batch, **more)
 
     monkeypatch.setattr(jobs, "run_job", run_job)
-    model = tasks.jobs[1]
-    assert worker.run(model) == Outcome("done", smaller_batch=True)
-    delta = Delta.load(worker.folder.delta(model))
+    training = tasks.trainings[1]
+    assert worker.run(training) == Outcome.done(smaller_batch=True)
+    delta = Delta.load(worker.folder.delta(training.model))
     assert delta.provenance["reduced_micro_batch"] == {"batch_size": 1, "gradient_accumulation_steps": 2}
-    assert "the memory does not suffice: again, in batches of half the size" in worker.folder.log(model).read_text()
+    assert "out of memory: trying again with a smaller batch" in worker.folder.log(training.model).read_text()
 
 
 @pytest.fixture
 def tries(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """The memory never suffices for a training; whether each try was in halved batches."""
+    """The memory never suffices for a training; whether each attempt was with a smaller batch."""
     from efface.train import job as jobs
 
     smaller_batch = []
@@ -288,19 +285,19 @@ def tries(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return smaller_batch
 
 
-def test_in_a_gang_it_only_says_so_and_halves_them_when_all_do(
+def test_in_a_process_group_it_only_says_so_and_reduces_them_when_all_do(
     worker: Worker, tasks: Plan, tries: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "_in_process_group", True)
-    outcomes = [worker.run(tasks.jobs[1], smaller_batch) for smaller_batch in (False, True)]
+    outcomes = [worker.run(tasks.trainings[1], smaller_batch) for smaller_batch in (False, True)]
     assert tries == [False, True]
     assert [(outcome.state, outcome.out_of_memory) for outcome in outcomes] == [("error", True)] * 2
 
 
 def test_one_that_runs_out_of_memory_twice_has_broken(worker: Worker, tasks: Plan, tries: list[bool]) -> None:
-    outcome = worker.run(tasks.jobs[1])
+    outcome = worker.run(tasks.trainings[1])
     assert tries == [False, True] and outcome.state == "error" and "out of memory" in outcome.reason
-    assert worker.folder.record(tasks.jobs[1]) is None
+    assert worker.folder.record(tasks.trainings[1]) is None
 
 
 def test_a_method_without_batches_cannot_be_made_smaller(
@@ -312,11 +309,11 @@ def test_a_method_without_batches_cannot_be_made_smaller(
         raise MEMORY
 
     monkeypatch.setattr(get_method("uce"), "solve", solve)
-    outcome = worker.run(tasks.jobs[0])
+    outcome = worker.run(tasks.trainings[0])
     assert outcome.state == "failed" and "needs more memory than there is" in outcome.reason
 
 
-def test_a_shard_that_runs_out_of_memory_is_drawn_in_batches_of_half_the_size(
+def test_a_shard_that_runs_out_of_memory_is_sampled_in_batches_of_half_the_size(
     worker: Worker, tasks: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from efface.eval import evaluate as evaluating
@@ -334,17 +331,17 @@ def test_a_shard_that_runs_out_of_memory_is_drawn_in_batches_of_half_the_size(
     for calibration in tasks.calibrations:
         assert worker.run(calibration) == DONE
     shard = tasks.shards[tasks.models[0].id][0]
-    assert worker.run(shard) == Outcome("done", smaller_batch=True) and sizes == [4, 2]
+    assert worker.run(shard) == Outcome.done(smaller_batch=True) and sizes == [4, 2]
     assert worker.folder.record(shard)
 
 
 @pytest.mark.filterwarnings("ignore:attention by cudnn")
-def test_the_log_of_a_training_tells_where_another_attention_was_used_than_asked_for(
+def test_the_log_of_a_training_says_where_another_attention_was_used_than_requested(
     campaign: Callable[..., Campaign], tmp_path: Path
 ) -> None:
     for requested, output in (("cudnn", True), ("sdpa", False), ("auto", False)):
         run = open_run(campaign(methods=[ESD], training={"attention": requested}), tmp_path / requested)
-        model = run.plan.jobs[0]
-        assert Worker(worker_context(run)).run(model).state == "done"
-        log = run.folder.log(model).read_text()
-        assert (f"attention by {requested} is not to be had on this worker, sdpa was used" in log) == output
+        training = run.plan.trainings[0]
+        assert Worker(worker_context(run)).run(training).is_done
+        log = run.folder.log(training.model).read_text()
+        assert (f"attention by {requested} is not available on this worker, sdpa was used" in log) == output

@@ -6,26 +6,25 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import pytest
 
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.scheduler import metrics as module
-from efface.cluster.scheduler.dispatch import RemainingTasks, remaining_tasks
 from efface.cluster.scheduler.metrics import METRICS, STATES, Metrics, cause_of
+from efface.cluster.storage.remaining import RemainingTasks, remaining_tasks
 from efface.cluster.storage.run_folder import RunFolder
-from efface.cluster.workers.worker import Outcome
+from efface.cluster.tasks.task import Outcome
 
-DONE, WORKER_LOST = Outcome("done"), Outcome("worker_lost", "its node went away")
-ERROR = Outcome("error", "OSError: no route")
-NO_MEMORY = Outcome("error", "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB")
+DONE, WORKER_LOST = Outcome.done(), Outcome.worker_lost("its node went away")
+ERROR = Outcome.error("OSError: no route")
+NO_MEMORY = Outcome.error("OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB")
 
 Key = tuple[str, ...]
 
 
 class Board:
-    """What meters were told: the last value of a gauge, the sum of a counter, all values of a histogram."""
+    """What meters were set to: the last value of a gauge, the sum of a counter, all values of a histogram."""
 
     def __init__(self) -> None:
         self.gauges: dict[Key, float] = {}
@@ -33,8 +32,9 @@ class Board:
         self.seen: dict[Key, list[float]] = {}
         self.meters = {metric.name: _Meter(self, metric.name, metric.tags) for metric in METRICS}
 
-    def states(self, name: str) -> dict[str, float]:
-        return {state: self.gauges[name, state] for state in STATES if self.gauges[name, state]}
+    def states(self, kind: str) -> dict[str, float]:
+        found = {state: self.gauges["efface_tasks", kind, state] for state in STATES}
+        return {state: value for state, value in found.items() if value}
 
 
 class _Meter:
@@ -64,7 +64,7 @@ def board(monkeypatch: pytest.MonkeyPatch) -> Board:
 
 
 class Steady:
-    """A clock that goes on only when it is told."""
+    """A clock that goes on only when it is set."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -94,50 +94,48 @@ def folder(tmp_path: Path) -> RunFolder:
 
 def all_tasks(plan: Plan) -> RemainingTasks:
     """Nothing is done yet."""
-    shards = [shard for shards in plan.shards.values() for shard in shards]
-    return RemainingTasks(list(plan.calibrations), list(plan.jobs), shards, [plan.models[0].id])
+    return RemainingTasks.everything(plan)
 
 
 def test_at_the_start_all_work_waits_and_nobody_is_busy(made: Plan, board: Board) -> None:
     Metrics(made, all_tasks(made), 2)
-    assert board.states("efface_jobs") == {"waiting": 2}
-    assert board.states("efface_shards") == {"waiting": 9}
+    assert board.states("training") == {"waiting": 2}
+    assert board.states("judging") == {"waiting": 9}
     assert board.gauges["efface_busy_fraction",] == 0
     assert {key[1]: value for key, value in board.gauges.items() if key[0] == "efface_cache_hits"} == {
         "calibration": 0,
-        "job": 0,
-        "base_shard": 0,
-        "shard": 0,
+        "training": 0,
+        "judging": 0,
     }
 
 
 def test_what_a_run_folder_holds_already_is_done_and_a_cache_hit(made: Plan, folder: RunFolder, board: Board) -> None:
     base, uce, esd = made.models
-    for task in (made.calibrations[0], uce, *made.shards[base.id], made.shards[uce.id][0]):
+    for task in (made.calibrations[0], made.trainings[0], *made.shards[base.id], made.shards[uce.id][0]):
         folder.finish(task, [])
-    folder.fail(esd, "the loss is nan", "")
+    folder.fail(esd, "training", "the loss is nan")
     Metrics(made, remaining_tasks(made, folder), 2)
-    assert board.states("efface_jobs") == {"done": 1, "failed": 1}
-    assert board.states("efface_shards") == {"done": 4, "waiting": 2, "failed": 3}
+    assert board.states("training") == {"done": 1, "failed": 1}
+    assert board.states("judging") == {"done": 4, "waiting": 2, "failed": 3}
     hits = {key[1]: value for key, value in board.gauges.items() if key[0] == "efface_cache_hits"}
-    assert hits == {"calibration": 1, "job": 1, "base_shard": 3, "shard": 1}
+    assert hits == {"calibration": 1, "training": 1, "judging": 4}
 
 
 def test_work_goes_from_waiting_to_running_to_done(made: Plan, board: Board, clock: Steady) -> None:
-    uce = made.jobs[0]
+    uce = made.trainings[0]
     metrics = Metrics(made, all_tasks(made), 4)
     metrics.started(0, uce)
     metrics.started(1, made.shards[made.models[0].id][0])
     metrics.tick()
-    assert board.states("efface_jobs") == {"running": 1, "waiting": 1}
-    assert board.states("efface_shards") == {"running": 1, "waiting": 8}
+    assert board.states("training") == {"running": 1, "waiting": 1}
+    assert board.states("judging") == {"running": 1, "waiting": 8}
     assert board.gauges["efface_busy_fraction",] == 0.5
     clock.now += 7
     metrics.ended(0, uce, DONE, will_retry=False)
     metrics.tick()
-    assert board.states("efface_jobs") == {"done": 1, "waiting": 1}
+    assert board.states("training") == {"done": 1, "waiting": 1}
     assert board.gauges["efface_busy_fraction",] == 0.25
-    assert board.seen["efface_task_seconds", "job", "uce"] == [7]
+    assert board.seen["efface_task_seconds", "training", "uce"] == [7]
 
 
 def test_images_are_counted_by_the_method_that_made_the_model(made: Plan, board: Board) -> None:
@@ -146,7 +144,7 @@ def test_images_are_counted_by_the_method_that_made_the_model(made: Plan, board:
     for shard in (*made.shards[base.id], made.shards[uce.id][0]):
         metrics.started(0, shard)
         metrics.ended(0, shard, DONE, will_retry=False)
-    assert board.counters == {("efface_images", "base"): 14, ("efface_images", "uce"): 5}
+    assert board.counters == {("efface_units", "judging", "base"): 14, ("efface_units", "judging", "uce"): 5}
 
 
 def test_of_two_copies_of_a_shard_one_counts(made: Plan, board: Board) -> None:
@@ -155,10 +153,10 @@ def test_of_two_copies_of_a_shard_one_counts(made: Plan, board: Board) -> None:
     for worker in (0, 1):
         metrics.started(worker, shard)
     metrics.ended(1, shard, DONE, will_retry=False)
-    metrics.ended(0, shard, Outcome("superseded", "another worker was faster"), will_retry=False)
+    metrics.ended(0, shard, Outcome.superseded(), will_retry=False)
     metrics.tick()
-    assert board.counters == {("efface_images", "base"): 5}
-    assert board.states("efface_shards") == {"done": 1, "waiting": 8}
+    assert board.counters == {("efface_units", "judging", "base"): 5}
+    assert board.states("judging") == {"done": 1, "waiting": 8}
 
 
 def test_a_shard_is_still_running_when_one_of_two_workers_is_lost(made: Plan, board: Board) -> None:
@@ -168,7 +166,7 @@ def test_a_shard_is_still_running_when_one_of_two_workers_is_lost(made: Plan, bo
         metrics.started(worker, shard)
     metrics.ended(0, shard, WORKER_LOST, will_retry=True)
     metrics.tick()
-    assert board.states("efface_shards") == {"running": 1, "waiting": 8}
+    assert board.states("judging") == {"running": 1, "waiting": 8}
 
 
 @pytest.mark.parametrize(
@@ -177,47 +175,47 @@ def test_a_shard_is_still_running_when_one_of_two_workers_is_lost(made: Plan, bo
         (WORKER_LOST, "worker lost"),
         (ERROR, "error"),
         (NO_MEMORY, "out of memory"),
-        (Outcome("error", "RuntimeError: [enforce fail] DefaultCPUAllocator: not enough memory"), "error"),
+        (Outcome.error("RuntimeError: [enforce fail] DefaultCPUAllocator: not enough memory"), "error"),
     ],
 )
 def test_a_retry_has_one_of_three_causes(outcome: Outcome, cause: str, made: Plan, board: Board) -> None:
     assert cause_of(outcome) == cause
     metrics = Metrics(made, all_tasks(made), 1)
-    metrics.started(0, made.jobs[0])
-    metrics.ended(0, made.jobs[0], outcome, will_retry=True)
+    metrics.started(0, made.trainings[0])
+    metrics.ended(0, made.trainings[0], outcome, will_retry=True)
     metrics.tick()
     assert board.counters == {("efface_retries", cause): 1}
-    assert board.states("efface_jobs") == {"waiting": 2}
+    assert board.states("training") == {"waiting": 2}
 
 
-def test_work_that_was_done_in_halved_batches_is_counted(made: Plan, board: Board) -> None:
+def test_tasks_done_with_a_smaller_batch_are_counted(made: Plan, board: Board) -> None:
     metrics = Metrics(made, all_tasks(made), 1)
-    metrics.started(0, made.jobs[0])
-    metrics.ended(0, made.jobs[0], Outcome("done", smaller_batch=True), will_retry=False)
-    assert board.counters == {("efface_out_of_memory_smaller_batches", "job"): 1}
+    metrics.started(0, made.trainings[0])
+    metrics.ended(0, made.trainings[0], Outcome.done(smaller_batch=True), will_retry=False)
+    assert board.counters["efface_out_of_memory_smaller_batches", "training"] == 1
 
 
-@pytest.mark.parametrize("state", ["stopped", "storage"])
-def test_work_that_was_laid_down_waits_and_is_no_retry(made: Plan, board: Board, state: Any) -> None:
+@pytest.mark.parametrize("outcome", [Outcome.stopped(), Outcome.storage("the disk is full")])
+def test_a_task_that_was_stopped_waits_and_is_no_retry(made: Plan, board: Board, outcome: Outcome) -> None:
     metrics = Metrics(made, all_tasks(made), 1)
-    metrics.started(0, made.jobs[0])
-    metrics.ended(0, made.jobs[0], Outcome(state), will_retry=False)
+    metrics.started(0, made.trainings[0])
+    metrics.ended(0, made.trainings[0], outcome, will_retry=False)
     metrics.tick()
-    assert board.states("efface_jobs") == {"waiting": 2}
+    assert board.states("training") == {"waiting": 2}
     assert board.counters == {}
 
 
 def test_a_job_given_up_takes_its_shards_with_it(made: Plan, board: Board) -> None:
     metrics = Metrics(made, all_tasks(made), 1)
-    metrics.started(0, made.jobs[0])
-    metrics.ended(0, made.jobs[0], ERROR, will_retry=False)
+    metrics.started(0, made.trainings[0])
+    metrics.ended(0, made.trainings[0], ERROR, will_retry=False)
     metrics.tick()
-    assert board.states("efface_jobs") == {"failed": 1, "waiting": 1}
-    assert board.states("efface_shards") == {"failed": 3, "waiting": 6}
+    assert board.states("training") == {"failed": 1, "waiting": 1}
+    assert board.states("judging") == {"failed": 3, "waiting": 6}
 
 
 def test_a_shard_given_up_takes_its_job_and_the_shards_that_wait(made: Plan, board: Board) -> None:
-    uce = made.jobs[0]
+    uce = made.trainings[0]
     first, second, _ = made.shards[uce.id]
     metrics = Metrics(made, all_tasks(made), 2)
     metrics.started(0, uce)
@@ -226,25 +224,25 @@ def test_a_shard_given_up_takes_its_job_and_the_shards_that_wait(made: Plan, boa
     metrics.started(1, second)
     metrics.ended(0, first, ERROR, will_retry=False)
     metrics.tick()
-    assert board.states("efface_jobs") == {"failed": 1, "waiting": 1}
-    assert board.states("efface_shards") == {"failed": 2, "running": 1, "waiting": 6}
+    assert board.states("training") == {"failed": 1, "waiting": 1}
+    assert board.states("judging") == {"failed": 2, "running": 1, "waiting": 6}
 
 
 def test_a_request_given_up_takes_those_that_continue_it(plan: Callable[..., Plan], board: Board) -> None:
     made = plan(strategy="continual", concepts={"targets": ["cat", "bus"]}, methods=[{"method": "uce"}])
     metrics = Metrics(made, all_tasks(made), 1)
-    metrics.started(0, made.jobs[0])
-    metrics.ended(0, made.jobs[0], ERROR, will_retry=False)
+    metrics.started(0, made.trainings[0])
+    metrics.ended(0, made.trainings[0], ERROR, will_retry=False)
     metrics.tick()
-    assert board.states("efface_jobs") == {"failed": 2}
-    assert board.states("efface_shards") == {
+    assert board.states("training") == {"failed": 2}
+    assert board.states("judging") == {
         "waiting": len(made.shards[made.models[0].id]),
         "failed": sum(len(made.shards[job.id]) for job in made.jobs),
     }
 
 
 def test_waiting_begins_when_the_work_could_be_done(made: Plan, board: Board, clock: Steady) -> None:
-    uce, esd = made.jobs
+    uce, esd = made.trainings
     shard = made.shards[uce.id][0]
     metrics = Metrics(made, all_tasks(made), 1)
     clock.now += 3
@@ -261,23 +259,23 @@ def test_waiting_begins_when_the_work_could_be_done(made: Plan, board: Board, cl
     clock.now += 6
     metrics.started(0, shard)
     metrics.started(0, esd)
-    assert board.seen["efface_queue_wait_seconds", "job"] == [3, 93]
+    assert board.seen["efface_queue_wait_seconds", "training"] == [3, 93]
     assert board.seen["efface_queue_wait_seconds", "calibration"] == [13]
-    assert board.seen["efface_queue_wait_seconds", "shard"] == [4, 6]
+    assert board.seen["efface_queue_wait_seconds", "judging"] == [4, 6]
 
 
-def test_without_ray_nothing_is_told_to_anybody(made: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_nothing_is_exported(made: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(module.sys.modules, "ray", raising=False)
     metrics = Metrics(made, all_tasks(made), 1)
-    metrics.started(0, made.jobs[0])
-    metrics.ended(0, made.jobs[0], DONE, will_retry=False)
+    metrics.started(0, made.trainings[0])
+    metrics.ended(0, made.trainings[0], DONE, will_retry=False)
     metrics.tick()
     assert metrics._meters == {}
     assert "ray" not in module.sys.modules
 
 
 def test_no_tag_could_have_a_value_for_every_job() -> None:
-    assert {tag for metric in METRICS for tag in metric.tags} == {"state", "method", "task", "kind", "cause"}
+    assert {tag for metric in METRICS for tag in metric.tags} == {"state", "method", "kind", "cause"}
 
 
 @pytest.fixture(scope="module")
@@ -305,7 +303,7 @@ def metrics_url() -> Iterator[str]:
     patch.undo()
 
 
-def test_every_tick_tells_every_gauge(made: Plan, board: Board) -> None:
+def test_every_tick_sets_every_gauge(made: Plan, board: Board) -> None:
     """Ray forgets a gauge that was not set since it was last asked."""
     metrics = Metrics(made, all_tasks(made), 1)
     gauges = set(board.gauges)
@@ -321,20 +319,21 @@ def scraped(url: str) -> dict[str, dict[str, float]]:
         text = answer.read().decode()
     found: dict[str, dict[str, float]] = {}
     for name, tags, value in re.findall(r"^(ray_efface_\w+)\{(.*)\} (\S+)$", text, re.M):
-        own = re.findall(r'(state|method|task|kind|cause|le)="([^"]*)"', tags)
+        own = re.findall(r'(state|method|kind|cause|le)="([^"]*)"', tags)
         found.setdefault(name, {})[",".join(value for _, value in sorted(own))] = float(value)
     return found
 
 
 def test_ray_exports_all_of_them_under_the_names_in_the_list(made: Plan, metrics_url: str) -> None:
-    base, uce, esd = made.models
+    base = made.models[0]
+    uce, esd = made.trainings
     Metrics(made, all_tasks(made), 2)  # the round before, in the same process
     metrics = Metrics(made, all_tasks(made), 2)
     first, second, _ = made.shards[base.id]
     for task, outcome, will_retry in (
         (first, DONE, False),
         (second, WORKER_LOST, True),
-        (uce, Outcome("done", smaller_batch=True), False),
+        (uce, Outcome.done(smaller_batch=True), False),
         (esd, ERROR, False),
     ):
         metrics.started(0, task)
@@ -344,15 +343,16 @@ def test_ray_exports_all_of_them_under_the_names_in_the_list(made: Plan, metrics
     expected = {name for metric in METRICS for name in metric.exported}
     for _ in range(40):
         found = scraped(metrics_url)
-        if set(found) == expected and found["ray_efface_jobs"].get("done"):
+        if set(found) == expected and found["ray_efface_tasks"].get("training,done"):
             break
         time.sleep(0.5)
     assert set(found) == expected
-    assert found["ray_efface_jobs"] == {"waiting": 0, "running": 0, "done": 1, "failed": 1}
-    assert found["ray_efface_shards"] == {"waiting": 4, "running": 1, "done": 1, "failed": 3}
-    assert found["ray_efface_images_total"] == {"base": 5}
+    tasks = found["ray_efface_tasks"]
+    assert [tasks[f"training,{state}"] for state in STATES] == [0, 0, 1, 1]
+    assert [tasks[f"judging,{state}"] for state in STATES] == [4, 1, 1, 3]
+    assert found["ray_efface_units_total"] == {"judging,base": 5, "training,uce": 1}
     assert found["ray_efface_retries_total"] == {"worker lost": 1}
-    assert found["ray_efface_out_of_memory_smaller_batches_total"] == {"job": 1}
+    assert found["ray_efface_out_of_memory_smaller_batches_total"] == {"training": 1}
     assert found["ray_efface_busy_fraction"] == {"": 0.5}
-    assert found["ray_efface_task_seconds_count"] == {"base,shard": 1, "uce,job": 1}
-    assert found["ray_efface_queue_wait_seconds_count"] == {"job": 2, "shard": 3}  # one shard twice
+    assert found["ray_efface_task_seconds_count"] == {"judging,base": 1, "training,uce": 1}
+    assert found["ray_efface_queue_wait_seconds_count"] == {"training": 2, "judging": 3}  # one shard twice

@@ -14,13 +14,17 @@ from typing import Any
 import pytest
 from fake_worker import FakeWorker
 from rich.console import Console
+from tiny_search import UCE, MakeSearch
 
 from efface.cluster.campaign.spec import Campaign
 from efface.cluster.run import Run, execute, open_run, reopen_run
-from efface.cluster.scheduler.dispatch import remaining_tasks
+from efface.cluster.search.search import run_search
 from efface.cluster.storage.lease import Lease
+from efface.cluster.storage.remaining import remaining_tasks
 from efface.cluster.storage.run_folder import RunFolder
-from efface.errors import StorageError, UserError
+from efface.cluster.tasks.judging import IMAGES, VERDICTS, Shard
+from efface.cluster.tasks.task import Outcome, Task
+from efface.errors import Stopped, StorageError, UserError
 from efface.eval.image_table import read_table
 from efface.files import as_path, create_exclusive, local_copy, write_atomic
 from efface.launch.cli import main
@@ -234,10 +238,10 @@ def test_an_object_that_is_gone_or_changed_is_made_again_as_it_was(copied: Run, 
     from efface.cluster.workers.worker import Worker
 
     folder, (base, uce, esd) = copied.folder, copied.plan.models
-    folder.images(copied.plan.shards[base.id][0]).unlink()
+    folder.output(copied.plan.shards[base.id][0], IMAGES).unlink()
     delta = folder.delta(uce)
     write_atomic(delta, delta.read_bytes()[:-1])
-    verdicts = folder.verdicts(copied.plan.shards[esd.id][1])
+    verdicts = folder.output(copied.plan.shards[esd.id][1], VERDICTS)
     data = bytearray(verdicts.read_bytes())
     data[len(data) // 2] ^= 1
     write_atomic(verdicts, bytes(data))  # as large as before: only its bytes tell
@@ -335,7 +339,7 @@ def test_a_worker_that_cannot_read_its_store_lays_blame_on_the_store(
         raise ConnectionResetError("connection reset")
 
     monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", call)
-    for task in (*run.plan.jobs, *run.plan.shards[run.plan.jobs[0].id], *run.plan.calibrations):
+    for task in (*run.plan.trainings, *run.plan.shards[run.plan.jobs[0].id], *run.plan.calibrations):
         assert worker.run(task).state == "storage"
 
 
@@ -345,3 +349,26 @@ def test_workers_of_a_ray_cluster_share_a_run_in_a_store(campaign: MakeCampaign,
     execute(run, 2, None, Console(file=io.StringIO()))
     assert contents(run.folder.root) == contents(finished)
     assert not remaining_tasks(run.plan, run.folder).failed
+
+
+def test_a_search_in_a_store_goes_on_where_it_was_stopped_and_comes_to_the_same(
+    store: str, search: MakeSearch, tmp_path: Path
+) -> None:
+    wanted, root = search(**UCE, trials=2), f"{store}/search"
+
+    class Stopping(FakeWorker):
+        def run(self, task: Task) -> Outcome:
+            outcome = super().run(task)
+            if isinstance(task, Shard) and task.model.job:
+                self.folder.request_stop()
+            return outcome
+
+    def rows(out: str | Path, worker: type[FakeWorker] = FakeWorker) -> list[Any]:
+        found = run_search(wanted, out, None, 0, None, Console(file=io.StringIO()), worker).rows
+        return [(row.point, row.ended, row.result.state, row.result.scores) for row in found]
+
+    with pytest.raises(Stopped):
+        rows(root, Stopping)
+    assert as_path(f"{root}/study.jsonl").is_file() and not as_path(f"{root}/pareto.json").is_file()
+    assert rows(root) == rows(tmp_path / "search")
+    assert as_path(f"{root}/pareto.json").is_file() and as_path(f"{root}/trials.csv").is_file()

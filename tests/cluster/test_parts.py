@@ -80,7 +80,7 @@ def test_after_all_parts_a_run_has_nothing_left_but_to_score(
         assert not run.folder.table.exists()
         assert execute_part(run, number, 3, quiet()) == 0
         part = run.plan.part(number, 3)
-        assert {model.id for model in part.jobs} <= set(run.folder.records(part.jobs))
+        assert {model.id for model in part.jobs} <= set(run.folder.records(part.trainings))
     no_work(monkeypatch)
     execute(run, 0, None, quiet())
     assert read_table(run.folder.table) == expected(run.plan, worker_context(run))
@@ -106,14 +106,14 @@ def test_parts_side_by_side_come_to_the_same_end(run: Run, monkeypatch: pytest.M
 def test_a_part_does_only_its_own_and_only_what_is_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     execute_part(run, 2, 3, quiet())
     mine = {model.id for model in run.plan.part(2, 3).jobs}
-    assert set(run.folder.records(run.plan.jobs)) == mine and len(mine) < len(run.plan.jobs)
+    assert set(run.folder.records(run.plan.trainings)) == mine and len(mine) < len(run.plan.jobs)
     no_work(monkeypatch)
     assert execute_part(run, 2, 3, quiet()) == 0
 
 
 def test_a_part_says_how_many_of_its_jobs_have_failed(run: Run) -> None:
-    first, second = run.plan.part(1, 2).jobs[0], run.plan.part(2, 2).jobs[0]
-    run.folder.fail(first, "the loss is nan", "")
+    first, second = run.plan.part(1, 2).trainings[0], run.plan.part(2, 2).trainings[0]
+    run.folder.fail(first.model, "training", "the loss is nan")
     assert execute_part(run, 1, 2, quiet()) == 1
     assert execute_part(run, 2, 2, quiet()) == 0
     assert run.folder.record(second) and not run.folder.record(first)

@@ -10,8 +10,10 @@ import pytest
 import yaml
 from tiny_campaign import CONCEPTS, ESD, IMAGES_PER_PROMPT, LIMITS, PROMPTS, UCE, write_campaign_inputs
 
-from efface.cluster.campaign.plan import BASE, Plan
+from efface.cluster.campaign.plan import Plan
+from efface.cluster.tasks.model import BASE
 from efface.concepts.prompts import AXES
+from efface.errors import UserError
 
 MakePlan = Callable[..., Plan]
 
@@ -215,3 +217,46 @@ def test_a_copy_of_the_same_files_elsewhere_has_the_same_ids(
 ) -> None:
     write_campaign_inputs(tmp_path, tiny_base_folder)
     assert ids(plan(base=str(tmp_path / "base.yaml"))) == ids(plan())
+
+
+FORGET_ONLY = {"prompts_per_concept": {"indirect": 0, "adversarial": 0, "adjacent": 0, "retain": 0}}
+
+
+def world_with(folder: Path, model: Path, prompt: str) -> str:
+    """A world of its own, in which the cat's first direct prompt is `prompt`; its base."""
+    write_campaign_inputs(folder, model)
+    text = (folder / "prompts.csv").read_text()
+    (folder / "prompts.csv").write_text(text.replace("cat,a cat,", f"cat,{prompt},"))
+    return str(folder / "base.yaml")
+
+
+def test_prompts_that_the_text_encoder_cuts_are_named_with_row_and_column(
+    plan: MakePlan, tiny_base_folder: Path, tmp_path: Path
+) -> None:
+    base = world_with(tmp_path, tiny_base_folder, "x" * 76 + " cat")
+    (warning,) = plan(base=base).warnings
+    assert f"{tmp_path}/prompts.csv: 1 of 7 prompts are longer than the 75 tokens" in warning
+    assert "row 2, column direct_prompt_1 (79 tokens, and what asks for 'cat' stands behind them)" in warning
+    assert plan(base=base, concepts={"targets": ["bus"]}, evaluation={**EVALUATION, **FORGET_ONLY}).warnings == ()
+    assert plan().warnings == ()
+
+
+def test_a_prompt_that_says_nothing_to_the_text_encoder_is_refused(
+    plan: MakePlan, tiny_base_folder: Path, tmp_path: Path
+) -> None:
+    base = world_with(tmp_path, tiny_base_folder, "<|endoftext|>")
+    with pytest.raises(
+        UserError, match=r"prompts.csv, row 2, column direct_prompt_1: the tokenizer of base 'tiny' knows"
+    ):
+        plan(base=base)
+
+
+def test_a_phrase_longer_than_the_window_is_refused(plan: MakePlan, tiny_base_folder: Path, tmp_path: Path) -> None:
+    write_campaign_inputs(tmp_path, tiny_base_folder)
+    concepts = yaml.safe_load((tmp_path / "concepts.yaml").read_text())
+    concepts["concepts"][3]["phrase"] = "t" * 76
+    edit(tmp_path / "concepts.yaml", **concepts)
+    with pytest.raises(
+        UserError, match=r"concept set tiny: concept 'tram', phrase: a prompt with it has \d+ tokens, and "
+    ):
+        plan(base=str(tmp_path / "base.yaml"))

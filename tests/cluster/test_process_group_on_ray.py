@@ -23,15 +23,16 @@ from tiny_campaign import campaign_dict
 from efface.cluster.campaign.planner import plan_campaign
 from efface.cluster.campaign.spec import Campaign
 from efface.cluster.run import Run, execute, open_run, worker_context
-from efface.cluster.storage.journal import read_journal
-from efface.cluster.workers import process_group as gang
+from efface.cluster.storage.journal import TaskEnded, read_journal
+from efface.cluster.tasks.task import Outcome
+from efface.cluster.workers import process_group
 from efface.cluster.workers.process_group import ActorLauncher, RayTrainLauncher
 from efface.cluster.workers.ray_session import init_ray
-from efface.cluster.workers.worker import Outcome, Worker
+from efface.cluster.workers.worker import Worker
 from efface.config_files import parse
 from efface.errors import UserError
-from efface.models.base import load_base
 from efface.models.delta import Delta
+from efface.models.loading import load_base
 
 STEPS = 60
 METHOD = {
@@ -68,7 +69,7 @@ def assert_same(delta: Delta, other: Delta, campaign_inputs: Path) -> None:
 
 @contextmanager
 def a_member_killed(checkpoint: Path) -> Iterator[list[int]]:
-    """Kills a process of the gang once the job has been saved for the first time; the list holds its number then."""
+    """Kills a process of the group once the job has been saved for the first time; the list holds its number then."""
     killed: list[int] = []
     over = threading.Event()
 
@@ -97,7 +98,7 @@ def test_a_gang_that_loses_a_process_goes_on_and_ends_with_the_same_delta(
     with a_member_killed(run.folder.checkpoint(run.plan.jobs[0])) as killed:
         delta = finish(run, 2)
     assert killed
-    ends = [e["state"] for e in read_journal(run.folder) if e["event"] == "ended" and e["task"] == "job"]
+    ends = [e.state for e in read_journal(run.folder) if isinstance(e, TaskEnded) and e.task == "training"]
     assert ends == ["error", "done"]
     assert_same(delta, alone, campaign_inputs)
 
@@ -128,14 +129,14 @@ def test_a_gang_whose_port_is_taken_meets_at_another(
         other.listen()
         taken, tried = other.getsockname(), tmp_path / "tried"
 
-        class Unlucky(gang.RankActor):
+        class Unlucky(process_group.RankActor):
             def address(self) -> tuple[str, int]:
                 free = super().address()
                 first = not tried.exists()
                 tried.touch()
                 return taken if first else free
 
-        monkeypatch.setattr(gang, "RankActor", Unlucky)
+        monkeypatch.setattr(process_group, "RankActor", Unlucky)
         outcome = ActorLauncher().run(worker_context(run), run.plan.jobs[0], 2)
     assert outcome.state == "done" and tried.exists()
     assert_same(Delta.load(run.folder.delta(run.plan.jobs[0])), alone, campaign_inputs)
@@ -172,7 +173,7 @@ def test_a_gang_one_of_which_runs_out_of_memory_halves_its_batches_together(
         if rank == 1 and not smaller_batch:
             mock.patch.object(ESD, "loss", loss).start()
 
-    class Short(gang.RankActor):
+    class Short(process_group.RankActor):
         def run(self, context: Any, model: Any, smaller_batch: bool, rank: int, *where: Any) -> Any:
             exhaust(rank, smaller_batch)
             return super().run(context, model, smaller_batch, rank, *where)
@@ -182,13 +183,13 @@ def test_a_gang_one_of_which_runs_out_of_memory_halves_its_batches_together(
             exhaust(self._rank, smaller_batch)
             return super().run(task, smaller_batch)
 
-    monkeypatch.setattr(gang, "RankActor", Short)
+    monkeypatch.setattr(process_group, "RankActor", Short)
     if launcher is RayTrainLauncher:
-        monkeypatch.setattr(gang, "Worker", ShortWorker)
+        monkeypatch.setattr(process_group, "Worker", ShortWorker)
     method = {"method": "esd", "config": {**METHOD["config"], "steps": 2, "batch_size": 2}}
     run = run_of(campaign_inputs, tmp_path / "run", methods=[method])
     job = run.plan.jobs[0]
-    assert launcher().run(worker_context(run), job, 2) == Outcome("done", smaller_batch=True)
+    assert launcher().run(worker_context(run), job, 2) == Outcome.done(smaller_batch=True)
     output = Delta.load(run.folder.delta(job)).provenance["reduced_micro_batch"]
     assert output == {"batch_size": 1, "gradient_accumulation_steps": 4}
 

@@ -1,4 +1,4 @@
-"""Where the processes of a gang meet: at a port that is theirs by then, or they try another; and who ends them."""
+"""Where the processes of a group meet: at a port that is theirs by then, or they try another; and who ends them."""
 
 import importlib
 import socket
@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from efface.cluster.tasks.task import Outcome
 from efface.cluster.workers.process_group import RENDEZVOUS_FAILED, ActorLauncher, RankActor, RankNotDone, _root_cause
-from efface.cluster.workers.worker import Outcome
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-DONE, AWAY = Outcome("done"), Outcome("error", RENDEZVOUS_FAILED)
-SHORT = Outcome("error", "out of memory", out_of_memory=True)
-ERROR, CANCELLED = Outcome("error", "connection closed by peer"), Outcome("failed", "cancelled")
+DONE, AWAY = Outcome.done(), Outcome.error(RENDEZVOUS_FAILED)
+SHORT = Outcome.error("out of memory", out_of_memory=True)
+ERROR, CANCELLED = Outcome.error("connection closed by peer"), Outcome.failed("cancelled")
 
 
 @pytest.fixture

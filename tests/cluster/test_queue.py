@@ -1,12 +1,14 @@
-"""Which piece of work a free worker takes next."""
+"""Which task a free worker takes next."""
 
 from collections.abc import Callable
 
 import pytest
 
-from efface.cluster.campaign.plan import Model, Plan, Shard
+from efface.cluster.campaign.plan import Plan
 from efface.cluster.scheduler.queue import Queue
-from efface.cluster.storage.run_folder import Task
+from efface.cluster.tasks.judging import Shard
+from efface.cluster.tasks.task import Task
+from efface.cluster.tasks.training import TrainingTask
 
 
 @pytest.fixture
@@ -15,16 +17,16 @@ def made(plan: Callable[..., Plan]) -> Plan:
 
 
 def queue(plan: Plan, *, judge_calibrated: bool = True, jobs: bool = True, workers: int = 1) -> Queue:
-    """All the work of a plan; `judge_calibrated`: the judges are; `jobs`: the models that jobs make are still
+    """All the tasks of a plan; `judge_calibrated`: the judges are; `jobs`: the models that jobs make are still
     to be made."""
-    shards = [shard for shards in plan.shards.values() for shard in shards]
-    existing = [plan.models[0].id] if jobs else [model.id for model in plan.models]
-    return Queue(() if judge_calibrated else plan.calibrations, plan.jobs if jobs else (), shards, existing, workers)
+    done = [*(plan.calibrations if judge_calibrated else ()), *(() if jobs else plan.trainings)]
+    products = {*plan.products, *(task.provides for task in done if task.provides)}
+    return Queue([task for task in plan.tasks if task not in done], products, workers)
 
 
-def drain(queue: Queue, resident: str | None = None, *, shards_only: bool = False) -> list[Task]:
+def drain(queue: Queue, resident: str | None = None, *, prefetch: bool = False) -> list[Task]:
     taken = []
-    while task := queue.take(resident, shards_only=shards_only):
+    while task := queue.take(resident, prefetch=prefetch):
         taken.append(task)
     return taken
 
@@ -39,20 +41,20 @@ def test_a_worker_keeps_to_the_model_it_holds(made: Plan) -> None:
 
 def test_jobs_come_before_the_shards_of_a_model_that_nobody_holds(made: Plan) -> None:
     taken = drain(queue(made), resident=None)
-    assert taken == [*made.jobs, *made.shards[made.models[0].id]]
+    assert taken == [*made.trainings, *made.shards[made.models[0].id]]
 
 
 def test_shards_of_the_held_model_come_before_jobs(made: Plan) -> None:
     base = made.models[0].id
     taken = drain(queue(made), resident=base)
-    assert taken == [*made.shards[base], *made.jobs]
+    assert taken == [*made.shards[base], *made.trainings]
 
 
 def test_a_models_shards_wait_until_it_exists(made: Plan) -> None:
     waiting = queue(made)
     drain(waiting)
     assert len(waiting) == 6 and waiting.take(made.jobs[0].id) is None
-    waiting.model_made(made.jobs[1])
+    waiting.done(made.trainings[1])
     assert drain(waiting) == list(made.shards[made.jobs[1].id])
     assert len(waiting) == 3
 
@@ -60,33 +62,33 @@ def test_a_models_shards_wait_until_it_exists(made: Plan) -> None:
 def test_all_shards_wait_until_every_judge_is_calibrated_but_jobs_do_not(made: Plan) -> None:
     waiting = queue(made, judge_calibrated=False)
     taken = drain(waiting, resident=made.models[0].id)
-    assert taken == [*made.calibrations, *made.jobs]
-    for _ in made.calibrations:
+    assert taken == [*made.calibrations, *made.trainings]
+    for calibration in made.calibrations:
         assert waiting.take(made.models[0].id) is None
-        waiting.judge_calibrated()
+        waiting.done(calibration)
     assert isinstance(waiting.take(None), Shard)
 
 
 def test_the_last_jobs_are_shared_out_before_even_the_shards_of_the_held_model(made: Plan) -> None:
     base = made.models[0].id
-    assert drain(queue(made, workers=2), resident=base)[:2] == list(made.jobs)
+    assert drain(queue(made, workers=2), resident=base)[:2] == list(made.trainings)
 
 
-def test_a_second_piece_is_a_shard_or_nothing(made: Plan) -> None:
+def test_a_second_task_is_a_shard_or_nothing(made: Plan) -> None:
     base = made.models[0].id
-    assert drain(queue(made), base, shards_only=True) == list(made.shards[base])
-    assert drain(queue(made, judge_calibrated=False), base, shards_only=True) == []
-    assert len(drain(queue(made, jobs=False), None, shards_only=True)) == 9
+    assert drain(queue(made), base, prefetch=True) == list(made.shards[base])
+    assert drain(queue(made, judge_calibrated=False), base, prefetch=True) == []
+    assert len(drain(queue(made, jobs=False), None, prefetch=True)) == 9
 
 
-def test_a_second_piece_of_another_model_waits_for_the_jobs(made: Plan) -> None:
-    assert drain(queue(made), resident=None, shards_only=True) == []
+def test_a_second_task_of_another_model_waits_for_the_jobs(made: Plan) -> None:
+    assert drain(queue(made), resident=None, prefetch=True) == []
 
 
-def test_no_second_piece_is_taken_from_workers_that_have_none(made: Plan) -> None:
+def test_no_second_task_is_taken_from_workers_that_have_none(made: Plan) -> None:
     waiting = queue(made, workers=3)
-    assert waiting.take(made.models[0].id, shards_only=True) == made.shards[made.models[0].id][0]
-    assert waiting.take(made.models[0].id, shards_only=True) is None
+    assert waiting.take(made.models[0].id, prefetch=True) == made.shards[made.models[0].id][0]
+    assert waiting.take(made.models[0].id, prefetch=True) is None
 
 
 def test_of_models_nobody_holds_the_one_with_most_shards_goes_first(made: Plan) -> None:
@@ -100,22 +102,22 @@ def test_of_models_nobody_holds_the_one_with_most_shards_goes_first(made: Plan) 
 def test_a_dropped_model_takes_its_shards_along_and_no_others(made: Plan) -> None:
     waiting = queue(made, jobs=False)
     before = len(waiting)
-    waiting.drop(made.jobs[0])
+    waiting.drop(made.trainings[0])
     assert len(waiting) == before - 3
     left = {task.model.id for task in drain(waiting) if isinstance(task, Shard)}
     assert left == {made.models[0].id, made.jobs[1].id}
-    waiting.drop(made.jobs[0])
+    waiting.drop(made.trainings[0])
     assert len(waiting) == 0
 
 
-def test_work_put_back_comes_again_once_after_the_rest(made: Plan) -> None:
+def test_a_requeued_task_comes_again_once_after_the_rest(made: Plan) -> None:
     waiting = queue(made, judge_calibrated=False)
     calibration, job = waiting.take(None), waiting.take(None)
-    assert calibration and isinstance(job, Model)
+    assert calibration and isinstance(job, TrainingTask)
     waiting.requeue(job)
     waiting.requeue(calibration)
-    assert drain(waiting) == [calibration, made.jobs[1], job]
-    waiting.judge_calibrated()
+    assert drain(waiting) == [calibration, made.trainings[1], job]
+    waiting.done(calibration)
     shard = waiting.take(None)
     assert isinstance(shard, Shard)
     waiting.requeue(shard)

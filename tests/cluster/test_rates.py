@@ -8,12 +8,24 @@ from typing import Any, cast
 import pytest
 
 from efface.cluster.campaign import rates as rates_module
-from efface.cluster.campaign.measured_rates import measure_rates, merge_rates, update_measured_rates
 from efface.cluster.campaign.plan import Plan
-from efface.cluster.campaign.rates import Rates, durations, find_rates, measured_file, rates_for, read_rates, seconds_of
-from efface.cluster.scheduler.dispatch import RemainingTasks
+from efface.cluster.campaign.rates import (
+    Rates,
+    durations,
+    find_rates,
+    measured_file,
+    rates_for,
+    read_rates,
+    task_bytes,
+    task_seconds,
+)
+from efface.cluster.measured_rates import measure_rates, merge_rates, update_measured_rates
+from efface.cluster.storage.records import Output, Record
 from efface.cluster.storage.run_folder import RunFolder
 from efface.errors import UserError
+from efface.models.shapes import model_shapes
+from efface.train.cost.flops import step_flops
+from efface.train.method import get_method, parse_config
 
 MakePlan = Callable[..., Plan]
 
@@ -23,28 +35,20 @@ def rates(**known: Any) -> Rates:
 
 
 class Records:
-    """Stands for a run folder of which only the records are read."""
+    """A run folder of which only the records are read."""
 
-    def __init__(self, records: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, records: dict[str, Record]) -> None:
         self._records = records
 
-    def records(self, tasks: Iterable[Any]) -> dict[str, dict[str, Any]]:
+    def records(self, tasks: Iterable[Any]) -> dict[str, Record]:
         return {task.id: self._records[task.id] for task in tasks if task.id in self._records}
 
 
-def record(seconds: float, size: int = 100, device: str = "cpu", **facts: Any) -> dict[str, Any]:
-    return {"outputs": {"a": {"sha256": "", "bytes": size}}, "seconds": seconds, "device": device, **facts}
+def record(seconds: float, size: int = 100, device: str = "cpu") -> Record:
+    return Record("", "", {"a": Output(size, "")}, seconds, device)
 
 
-def trained(seconds: float, steps: int, size: int = 100, device: str = "cpu") -> dict[str, Any]:
-    return record(seconds, size, device, metrics={"losses": [0.0] * steps})
-
-
-def all_tasks(plan: Plan) -> RemainingTasks:
-    return RemainingTasks(jobs=list(plan.jobs), shards=[s for shards in plan.shards.values() for s in shards])
-
-
-def folder(records: dict[str, dict[str, Any]]) -> RunFolder:
+def folder(records: dict[str, Record]) -> RunFolder:
     return cast(RunFolder, Records(records))
 
 
@@ -55,12 +59,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_gradient_job_takes_its_steps_times_the_seconds_of_one(plan: MakePlan) -> None:
-    esd = plan().jobs[1].job
-    assert esd and esd.config["steps"] == 2
-    assert seconds_of(esd, rates(seconds_per_step={"esd": 3.0})) == 6
-    assert seconds_of(esd, rates(seconds_per_step={"esd": 3.0}, seconds_per_job={"esd": 10.0})) == 16
-    assert seconds_of(esd, rates(seconds_per_job={"esd": 10.0})) == 10
-    assert seconds_of(esd, rates(seconds_per_job={"uce": 10.0})) is None
+    made = plan()
+    esd = made.trainings[1]
+    assert esd.job.config["steps"] == 2
+    assert task_seconds(esd, made, rates(seconds_per_step={"esd": 3.0})) == 6
+    assert task_seconds(esd, made, rates(seconds_per_step={"esd": 3.0}, seconds_per_job={"esd": 10.0})) == 16
+    assert task_seconds(esd, made, rates(seconds_per_job={"esd": 10.0})) == 10
+    assert task_seconds(esd, made, rates(seconds_per_job={"uce": 10.0})) is None
 
 
 def test_other_numbers_of_steps_are_estimated_in_proportion(plan: MakePlan) -> None:
@@ -70,27 +75,60 @@ def test_other_numbers_of_steps_are_estimated_in_proportion(plan: MakePlan) -> N
 
 
 def test_ca_counts_the_steps_that_its_samples_take(plan: MakePlan) -> None:
-    ca = plan(methods=[{"method": "ca", "config": {"samples_seen": 25, "batch_size": 8}}]).jobs[0].job
-    assert ca and seconds_of(ca, rates(seconds_per_step={"ca": 1.0})) == 4
+    made = plan(methods=[{"method": "ca", "config": {"samples_seen": 25, "batch_size": 8}}])
+    assert task_seconds(made.trainings[0], made, rates(seconds_per_step={"ca": 1.0})) == 4
 
 
 def test_what_comes_before_the_first_step_is_done_for_each_concept(plan: MakePlan) -> None:
-    uce = plan(strategy="multi", concepts={"targets": ["cat", "bus"]}, evaluation={"prompts_per_concept": {}}).jobs[0]
-    assert uce.job and seconds_of(uce.job, rates(seconds_per_job={"uce": 5.0})) == 10
+    made = plan(strategy="multi", concepts={"targets": ["cat", "bus"]}, evaluation={"prompts_per_concept": {}})
+    assert task_seconds(made.trainings[0], made, rates(seconds_per_job={"uce": 5.0})) == 10
 
 
 def test_a_request_of_a_chain_is_trained_on_its_last_concept_and_solved_for_all(plan: MakePlan) -> None:
     limits = {"prompts_per_concept": {"retain": 0}}
     made = plan(strategy="continual", concepts={"targets": ["cat", "bus"]}, evaluation=limits)
     known = rates(seconds_per_job={"uce": 5.0, "esd": 100.0}, seconds_per_step={"esd": 3.0})
-    seconds = [seconds_of(model.job, known) for model in made.jobs if model.job]
+    seconds = [task_seconds(task, made, known) for task in made.trainings]
     assert next((model.label, model.job and model.job.method) for model in made.jobs) == ("uce 1/2", "uce")
     assert seconds == [5, 10, 106, 106]
 
 
 def test_a_closed_form_has_no_steps(plan: MakePlan) -> None:
-    uce = plan().jobs[0].job
-    assert uce and seconds_of(uce, rates(seconds_per_step={"uce": 5.0})) is None
+    made = plan()
+    assert task_seconds(made.trainings[0], made, rates(seconds_per_step={"uce": 5.0})) is None
+
+
+def test_a_method_that_no_table_knows_takes_its_operations_over_what_the_device_sustains(plan: MakePlan) -> None:
+    made = plan()
+    esd = made.trainings[1]
+    base = model_shapes(made.base)
+    flops = 2 * step_flops(get_method("esd")(parse_config("esd", esd.job.config)), base)
+    assert flops > 0
+    known = rates(tflops={"fp32": 2e-6, "bf16": 1.0}, job_seconds=5)
+    assert task_seconds(esd, made, known) == pytest.approx(5 + flops / 2e6)
+    assert task_seconds(esd, made, rates(tflops={"fp32": 1}, seconds_per_step={"esd": 3.0})) == 6
+    # the cross-attention, in fp32
+    weights = sum(parameter.numel() for name, parameter in base.unet.named_parameters() if "attn2" in name)
+    assert task_bytes(esd, made, known) == 4 * weights
+
+
+def test_a_closed_form_takes_no_operations(plan: MakePlan) -> None:
+    made = plan()
+    assert task_seconds(made.trainings[0], made, rates(tflops={"fp32": 1}, job_seconds=5)) == 5
+
+
+def test_images_that_jobs_share_are_made_once_and_those_of_a_concept_for_each(plan: MakePlan) -> None:
+    fade = {"method": "fade", "config": {"sizes": None, "steps": 1, "images_per_candidate": 10_000}}
+    ca = {"method": "ca", "config": {"samples_seen": 1, "batch_size": 1, "anchor_images": 100}}
+
+    def total(method: dict[str, Any], *targets: str) -> float:
+        found = durations(plan(methods=[method], concepts={"targets": list(targets)}), known)
+        made = plan(methods=[method], concepts={"targets": list(targets)})
+        return sum(found[model.id] for model in made.jobs)
+
+    known = rates(seconds_per_image={"tiny": 0.0001}, tflops={"fp32": 1e-6})
+    assert total(ca, "cat", "bus") == pytest.approx(2 * total(ca, "cat"))
+    assert total(fade, "cat", "bus") < 1.2 * total(fade, "cat")
 
 
 def test_rates_are_learned_from_records_as_means_over_images_steps_and_models(plan: MakePlan) -> None:
@@ -99,14 +137,14 @@ def test_rates_are_learned_from_records_as_means_over_images_steps_and_models(pl
     first, *rest = made.shards[uce]
     assert [len(shard.eval_requests) for shard in (first, *rest)] == [5, 5, 4]
     done = {
-        uce: trained(3.0, 0, 1000),
-        uce_too: trained(5.0, 0, 3000),
-        esd: trained(8.0, 2, 70),
-        esd_too: trained(10.0, 2, 90),
+        uce: record(3.0, 1000),
+        uce_too: record(5.0, 3000),
+        esd: record(8.0, 70),
+        esd_too: record(10.0, 90),
         first.id: record(10.0, 500),
         rest[1].id: record(17.0, 400),
     }
-    (found,) = measure_rates(made, folder(done), [*made.jobs, first, *rest])
+    (found,) = measure_rates(made, done, [*made.trainings, first, *rest])
     assert (found.device, found.base) == ("cpu", "tiny")
     assert found.seconds_per_job == {"uce": 4.0}
     assert found.seconds_per_step == {"esd": 18 / 4}
@@ -119,8 +157,8 @@ def test_rates_are_learned_from_records_as_means_over_images_steps_and_models(pl
 def test_every_device_of_a_run_has_rates_of_its_own(plan: MakePlan) -> None:
     made = plan()
     uce, esd = (job.id for job in made.jobs)
-    done = {uce: trained(1.0, 0, device="NVIDIA H200"), esd: trained(8.0, 2)}
-    found = {rates.device: rates for rates in measure_rates(made, folder(done), made.jobs)}
+    done = {uce: record(1.0, device="NVIDIA H200"), esd: record(8.0)}
+    found = {rates.device: rates for rates in measure_rates(made, done, made.trainings)}
     assert found["NVIDIA H200"].seconds_per_job == {"uce": 1.0} and not found["NVIDIA H200"].seconds_per_step
     assert found["cpu"].seconds_per_step == {"esd": 4.0}
 
@@ -138,8 +176,8 @@ def test_two_runs_are_merged_by_what_they_stand_on() -> None:
 def test_what_a_run_took_is_kept_and_found_again(plan: MakePlan, cache: Path) -> None:
     made = plan()
     uce, esd = (job.id for job in made.jobs)
-    update_measured_rates(made, folder({esd: trained(8.0, 2)}), all_tasks(made))
-    (written,) = update_measured_rates(made, folder({esd: trained(2.0, 2), uce: trained(1.0, 0)}), all_tasks(made))
+    update_measured_rates(made, folder({esd: record(8.0)}), made.tasks)
+    (written,) = update_measured_rates(made, folder({esd: record(2.0), uce: record(1.0)}), made.tasks)
     assert written == measured_file("cpu", "tiny") == cache / "rates" / "cpu-tiny.json"
     found = find_rates("cpu", "tiny")
     assert found and found.seconds_per_step == {"esd": 2.5} and found.seconds_per_job == {"uce": 1.0}
@@ -148,8 +186,8 @@ def test_what_a_run_took_is_kept_and_found_again(plan: MakePlan, cache: Path) ->
 
 def test_a_run_in_which_nothing_was_left_teaches_nothing(plan: MakePlan, cache: Path) -> None:
     made = plan()
-    done = folder({job.id: trained(8.0, 2) for job in made.jobs})
-    assert update_measured_rates(made, done, RemainingTasks()) == [] and not (cache / "rates").exists()
+    done = folder({job.id: record(8.0) for job in made.jobs})
+    assert update_measured_rates(made, done, []) == [] and not (cache / "rates").exists()
 
 
 def test_a_cache_that_cannot_be_written_or_read_only_means_that_nothing_is_known(
@@ -157,7 +195,7 @@ def test_a_cache_that_cannot_be_written_or_read_only_means_that_nothing_is_known
 ) -> None:
     monkeypatch.setenv("EFFACE_CACHE", "/dev/null/cache")
     made = plan()
-    assert update_measured_rates(made, folder({made.jobs[1].id: trained(8.0, 2)}), all_tasks(made)) == []
+    assert update_measured_rates(made, folder({made.jobs[1].id: record(8.0)}), made.tasks) == []
     assert find_rates("cpu", "tiny") is None
     monkeypatch.setenv("EFFACE_CACHE", str(tmp_path))
     measured_file("cpu", "tiny").parent.mkdir()
@@ -178,9 +216,7 @@ def test_measured_rates_go_before_the_shipped_estimates(cache: Path) -> None:
     measured_file("NVIDIA H200", "sd-v1-4").parent.mkdir(parents=True)
     measured_file("NVIDIA H200", "sd-v1-4").write_text(json.dumps(measured.model_dump(mode="json")))
     found = find_rates("NVIDIA H200", "sd-v1-4")
-    assert found and found.seconds_per_step == {**shipped.seconds_per_step, "ca": 7.0}
-    # CA's anchor images are in the measured steps now.
-    assert found.seconds_per_job.keys() == shipped.seconds_per_job.keys() - {"ca"}
+    assert found and found.seconds_per_step == {"ca": 7.0} and found.tflops == shipped.tflops
     assert found.seconds_per_image == shipped.seconds_per_image and found.counts == measured.counts
 
 
@@ -195,3 +231,8 @@ def test_a_machine_without_the_gpus_of_a_plan_has_no_rates_for_it(
 ) -> None:
     monkeypatch.setattr(rates_module, "this_device", lambda gpus: None if gpus else "cpu")
     assert rates_for(plan(resources={"gpus": 1})) is None
+
+
+def test_a_calibration_teaches_nothing_for_it_also_loads_its_judge(plan: MakePlan) -> None:
+    made = plan()
+    assert measure_rates(made, {made.calibrations[0].id: record(60.0)}, made.tasks) == []

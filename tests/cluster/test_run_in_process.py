@@ -12,17 +12,19 @@ from rich.console import Console
 from tiny_campaign import IMAGES_PER_PROMPT, PROMPTS
 
 from efface.cluster import run as running
-from efface.cluster.campaign.plan import Shard
 from efface.cluster.campaign.spec import Campaign
 from efface.cluster.report import Results
-from efface.cluster.run import Run, execute, open_run, reopen_run, summary
-from efface.cluster.storage.run_folder import Task
+from efface.cluster.run import Run, execute, open_run, reopen_run
+from efface.cluster.summary import JobSummary, KindSummary, summarize
+from efface.cluster.tasks.calibration import CALIBRATION
+from efface.cluster.tasks.judging import IMAGES, VERDICTS, Shard
+from efface.cluster.tasks.task import Outcome, Task
 from efface.cluster.workers.local_executor import LocalExecutor
-from efface.cluster.workers.worker import Outcome, Worker
+from efface.cluster.workers.worker import Worker
 from efface.eval.image_table import read_images, read_table
 from efface.eval.judge import load_judge
-from efface.models.base import load_base
 from efface.models.delta import Delta
+from efface.models.loading import load_base
 from efface.models.sampler import ImageRequest, sample
 
 MakeCampaign = Callable[..., Campaign]
@@ -53,7 +55,7 @@ def done(campaign: MakeCampaign, tmp_path: Path, finished: Path) -> Run:
 
 @pytest.fixture
 def worked(monkeypatch: pytest.MonkeyPatch) -> list[Task]:
-    """The work that workers of this process have been given since."""
+    """The tasks that workers of this process have been given since."""
     given: list[Task] = []
     really = Worker.run
 
@@ -83,12 +85,18 @@ def test_the_table_has_every_row_of_the_plan_once(done: Run) -> None:
 
 def test_every_image_behind_the_table_is_kept(done: Run) -> None:
     shards = (shard for shards in done.plan.shards.values() for shard in shards)
-    kept = {sha256 for shard in shards for sha256 in read_images(done.folder.images(shard))["image_sha256"].to_pylist()}
+    kept = {
+        sha256
+        for shard in shards
+        for sha256 in read_images(done.folder.output(shard, IMAGES))["image_sha256"].to_pylist()
+    }
     assert kept == set(read_table(done.folder.table)["image_sha256"].to_pylist())
 
 
 def images_of(done: Run, position: int) -> tuple[list[tuple[str, int]], list[str]]:
-    parts = [read_images(done.folder.images(shard)) for shard in done.plan.shards[done.plan.models[position].id]]
+    parts = [
+        read_images(done.folder.output(shard, IMAGES)) for shard in done.plan.shards[done.plan.models[position].id]
+    ]
     table = pa.concat_tables(parts)
     asked = list(zip(table["prompt"].to_pylist(), table["seed"].to_pylist(), strict=True))
     return asked, table["image_sha256"].to_pylist()
@@ -117,7 +125,7 @@ def test_the_judge_is_calibrated_on_the_base_and_its_accuracy_reported(done: Run
     from efface.eval.calibration import read_calibration
 
     calibration_task = done.plan.calibrations[0]
-    calibration = read_calibration(done.folder.calibration(calibration_task))
+    calibration = read_calibration(done.folder.output(calibration_task, CALIBRATION))
     assert calibration.base_id == done.plan.base_id
     assert set(calibration.accuracy) == {"cat", "dog", "bus", "tram"}
     assert calibration.judge_version == load_judge(calibration_task.judge).version
@@ -150,7 +158,7 @@ def test_run_again_nothing_is_done_and_no_file_touched(
 def test_a_shard_whose_file_is_gone_is_done_again_and_nothing_else(what: str, done: Run, worked: list[Task]) -> None:
     before = contents(done.folder.root)
     shard = done.plan.shards[done.plan.models[1].id][1]
-    getattr(done.folder, what)(shard).unlink()
+    done.folder.output(shard, f"{what}.parquet").unlink()
     run_here(done)
     assert worked == [shard] and contents(done.folder.root) == before
 
@@ -172,9 +180,13 @@ def test_a_damaged_file_is_made_again_as_it_was(
 ) -> None:
     before = contents(done.folder.root)
     shard = done.plan.shards[done.plan.jobs[0].id][0]
-    tasks: dict[str, Task] = {"delta": shard.model, "calibration": done.plan.calibrations[0]}
-    task = tasks.get(what, shard)
-    path = getattr(done.folder, what)(task)
+    calibration, training = done.plan.calibrations[0], done.plan.trainings[0]
+    task, path = {
+        "verdicts": (shard, done.folder.output(shard, VERDICTS)),
+        "images": (shard, done.folder.output(shard, IMAGES)),
+        "delta": (training, done.folder.delta(training.model)),
+        "calibration": (calibration, done.folder.output(calibration, CALIBRATION)),
+    }[what]
     written = path.read_bytes()
     harm(path)
     run_here(done)
@@ -182,7 +194,7 @@ def test_a_damaged_file_is_made_again_as_it_was(
     assert contents(done.folder.root) == before
 
 
-def test_a_lost_table_is_put_together_again_without_a_worker(done: Run, worked: list[Task]) -> None:
+def test_a_lost_table_is_written_again_without_a_worker(done: Run, worked: list[Task]) -> None:
     before = done.folder.table.read_bytes()
     done.folder.table.unlink()
     run_here(done)
@@ -221,11 +233,13 @@ def test_a_run_killed_anywhere_goes_on_to_the_same_end(
 def test_a_summary_counts_what_is_done(done: Run) -> None:
     model = done.plan.jobs[1]
     for shard in done.plan.shards[model.id][:2]:
-        done.folder.verdicts(shard).unlink()
-    counts = summary(reopen_run(done.folder.root))
+        done.folder.output(shard, VERDICTS).unlink()
+    run = reopen_run(done.folder.root)
+    counts = summarize(run.plan, run.folder)
     images = 3 * PROMPTS * IMAGES_PER_PROMPT
-    assert counts["jobs"] == {"all": 2, "done": 2, "failed": 0, "blocked": 0, "left": 0}
-    assert counts["images"] == {"all": images, "done": images - 10, "lost": 0, "left": 10}
+    assert counts.jobs == JobSummary(all=2, done=2, failed=0, blocked=0, left=0)
+    assert counts.tasks["judging"] == KindSummary("image", all=images, done=images - 10, failed=0, left=10)
+    assert counts.tasks["training"] == KindSummary("job", all=2, done=2, failed=0, left=0)
 
 
 def test_a_job_without_a_finite_loss_fails_alone_and_says_where_and_why(
@@ -238,30 +252,30 @@ def test_a_job_without_a_finite_loss_fails_alone_and_says_where_and_why(
     (failure,) = results.failures
     assert failure.startswith(run.plan.jobs[1].folder) and "(training)" in failure
     assert " of 4: the learning rate 1e+30 is probably too high" in failure
-    counts = summary(run)
-    assert counts["jobs"] == {"all": 2, "done": 1, "failed": 1, "blocked": 0, "left": 0}
-    assert counts["images"]["lost"] == PROMPTS * IMAGES_PER_PROMPT and counts["images"]["left"] == 0
-    assert [f["job"] for f in counts["failures"]] == [run.plan.jobs[1].folder]
+    counts = summarize(run.plan, run.folder)
+    assert counts.jobs == JobSummary(all=2, done=1, failed=1, blocked=0, left=0)
+    assert counts.tasks["judging"].failed == PROMPTS * IMAGES_PER_PROMPT and counts.tasks["judging"].left == 0
+    assert [failure.job for failure in counts.failures] == [run.plan.jobs[1].folder]
     delta = run.folder.delta(run.plan.jobs[0])
     assert delta.read_bytes() == (finished / delta.relative_to(run.folder.root)).read_bytes()
 
 
-def test_a_fault_in_one_shard_fails_its_model_and_no_other(
+def test_an_error_in_one_shard_fails_its_model_and_no_other(
     campaign: MakeCampaign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = open_run(campaign(), tmp_path / "run")
     bad = run.plan.shards[run.plan.jobs[0].id][1]
-    really = Worker._judge
+    really = Shard.run
 
-    def judge(self: Worker, shard: Shard, smaller_batch: bool) -> None:
-        if shard.id == bad.id:
-            print("what the worker said before")
+    def judge(self: Shard, worker: Worker) -> None:
+        if self.id == bad.id:
+            print("what the worker printed before")
             raise ZeroDivisionError("broken")
-        really(self, shard, smaller_batch)
+        really(self, worker)
 
-    monkeypatch.setattr(Worker, "_judge", judge)
+    monkeypatch.setattr(Shard, "run", judge)
     results = run_here(run)
     assert results.failures == [f"{bad.model.folder} (judging, shard 1): ZeroDivisionError: broken"]
     details = run.folder.failure(bad.model)
-    assert details and "what the worker said before" in details["details"] and "Traceback" in details["details"]
+    assert details and "what the worker printed before" in details.details and "Traceback" in details.details
     assert [row.method for row in results.rows] == ["base", "esd"]

@@ -104,7 +104,7 @@ def others() -> frozenset[psutil.Process]:
 def by_two(
     others: frozenset[psutil.Process], campaign_inputs: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Carried:
-    """The campaign carried out by two workers on a Ray of its own, which is gone afterwards."""
+    """The campaign executed by two workers on a Ray of its own, which is gone afterwards."""
     run = open_run(parse(Campaign, campaign_dict(campaign_inputs), "campaign"), tmp_path_factory.mktemp("two") / "run")
     with Watch(others=others) as watch:
         results = execute(run, 2, None, Console(file=io.StringIO()))
@@ -113,7 +113,7 @@ def by_two(
 
 @pytest.fixture(scope="module")
 def ray_of_ours(by_two: Carried) -> Iterator[RayExecutor]:
-    """A Ray started by an executor whose one worker cannot start, for it holds another base than it was told."""
+    """A Ray started by an executor whose one worker cannot start, for it holds another base than the context names."""
     executor = RayExecutor(context(by_two.run, base_id="0" * 64), 1)
     scratch = Path(executor._scratch.name)
     assert scratch.is_dir()

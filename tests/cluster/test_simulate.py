@@ -12,10 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.scheduler import simulate as simulator
-from benchmarks.scheduler.simulate import FailureModel, Forecast, Span, VirtualGPUs, all_tasks, simulate
-from efface.cluster.campaign.plan import CalibrationTask, Model, Shard
+from benchmarks.scheduler.simulate import FailureModel, Forecast, Span, VirtualGPUs, simulate
 from efface.cluster.campaign.rates import Rates, durations, read_rates
-from efface.cluster.scheduler.dispatch import RemainingTasks, dispatch
+from efface.cluster.scheduler.dispatch import dispatch
+from efface.cluster.storage.remaining import RemainingTasks
+from efface.cluster.tasks.calibration import CalibrationTask
+from efface.cluster.tasks.judging import Shard
+from efface.cluster.tasks.model import Model
+from efface.cluster.tasks.training import TrainingTask
 from efface.errors import JobFailure, UserError
 from efface.train.job import Job
 
@@ -42,14 +46,17 @@ def task(
     models = {name: Model("uce", cast(Job, SimpleNamespace(id=name, slug=name)), "0" * 64) for name in sorted(names)}
     unedited = Model("base", None, "0" * 64)
     tasks = [(models[name], shards.get(name, ())) for name in models] + [(unedited, base)]
-    cut = [(Shard(m, i, (), f"{m.id}/{i}"), seconds) for m, its in tasks for i, seconds in enumerate(its)]
     calibration_tasks = [(CalibrationTask("judge", f"trial {i}"), seconds) for i, seconds in enumerate(calibrations)]
-    existing = [unedited.id, *(name for name in models if name not in jobs)]
+    trials = tuple(calibration.id for calibration, _ in calibration_tasks)
+    cut = [
+        (Shard(m, i, (), f"{m.id}/{i}", (m.folder, *trials)), seconds)
+        for m, its in tasks
+        for i, seconds in enumerate(its)
+    ]
+    trainings = [TrainingTask(models[name]) for name in jobs]
     remaining = RemainingTasks(
-        [calibration for calibration, _ in calibration_tasks],
-        [models[name] for name in jobs],
-        [s for s, _ in cut],
-        existing,
+        [*(calibration for calibration, _ in calibration_tasks), *trainings, *(shard for shard, _ in cut)],
+        {unedited.folder, *(name for name in models if name not in jobs)},
     )
     return remaining, {**jobs, **{task.id: seconds for task, seconds in [*cut, *calibration_tasks]}}
 
@@ -120,7 +127,7 @@ def test_every_worker_starts_before_it_works() -> None:
 
 @pytest.fixture
 def breaks(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A function that says after how many seconds the pieces of work begun fail, or their workers are preempted."""
+    """A function that says after how many seconds the tasks started fail, or their workers are preempted."""
 
     def script(failures: list[float], preemptions: list[float]) -> None:
         due = {1.0: iter(failures), 2.0: iter(preemptions)}
@@ -214,13 +221,13 @@ def test_everything_is_done_once_in_order_and_one_at_a_time(
     wanted, done = remaining[0], {s.task.id: s for s in spans if s.fate == "done"}
     times = Counter(s.task.id for s in spans if s.fate == "done")
     assert all(times[s.task.id] == 1 for s in done.values() if not isinstance(s.task, Shard))
-    assert max(times.values(), default=0) <= 2  # a straggling shard is begun a second time
+    assert max(times.values(), default=0) <= 2  # a straggling shard is started a second time
     assert {c.id for c in wanted.calibrations} <= set(done)
-    assert all(job.id in done or job.id in worker_lost for job in wanted.jobs)
+    assert all(job.id in done or job.id in worker_lost for job in wanted.trainings)
     assert all(shard.id in done or shard.model.id in worker_lost for shard in wanted.shards)
     assert not worker_lost or any(s.fate != "done" for s in spans)
     calibrated = max((done[c.id].end for c in wanted.calibrations), default=0.0)
-    made = {job.id: done[job.id].end for job in wanted.jobs if job.id in done}
+    made = {job.id: done[job.id].end for job in wanted.trainings if job.id in done}
     for span in spans:
         if isinstance(span.task, Shard):
             assert span.start >= max(calibrated, made.get(span.task.model.id, 0.0))
@@ -230,7 +237,7 @@ def test_everything_is_done_once_in_order_and_one_at_a_time(
         assert all(s.start >= known.start_seconds for s in own)
 
 
-def test_without_faults_nothing_is_left_undone() -> None:
+def test_without_errors_nothing_is_left_undone() -> None:
     remaining = task({"a": 3, "b": 50, "c": 7}, {"a": [1] * 9, "b": [2], "d": [5] * 3}, [4] * 6, [2, 6])
     spans, worker_lost = history(remaining, [1, 1, 0.5], rates(1, 1), FailureModel())
     assert {s.task.id for s in spans} == set(remaining[1]) and not worker_lost
@@ -264,33 +271,31 @@ def test_a_plans_durations_follow_its_images_and_methods(plan: Any) -> None:
     assert [found[shard.id] for shard in made.shards[made.models[0].id]] == [10, 10, 8]
     # Each of the four concepts once with each of two seeds.
     assert found[made.calibrations[0].id] == 2.0 * 4 * 2
-    assert set(found) == {w.id for part in vars(all_tasks(made)).values() for w in part if hasattr(w, "id")}
+    assert set(found) == {task.id for task in made.tasks}
 
 
-def test_spread_is_about_the_mean_and_drawn_by_the_seed(plan: Any) -> None:
+def test_spread_is_about_the_mean_and_random_by_the_seed(plan: Any) -> None:
     made = plan(seeds=list(range(200)))
     known = rates(seconds_per_image={"tiny": 2.0}, seconds_per_job={"uce": 5.0, "esd": 70.0}, spread=0.1)
-    drawn = [durations(made, known, seed) for seed in (0, 0, 1)]
-    assert drawn[0] == drawn[1] != drawn[2]
-    trained = [drawn[0][job.id] for job in made.jobs if job.label == "esd"]
+    sampled = [durations(made, known, seed) for seed in (0, 0, 1)]
+    assert sampled[0] == sampled[1] != sampled[2]
+    trained = [sampled[0][job.id] for job in made.jobs if job.label == "esd"]
     mean = sum(trained) / len(trained)
     assert mean == pytest.approx(70, rel=0.03)
     assert (sum((t - mean) ** 2 for t in trained) / len(trained)) ** 0.5 == pytest.approx(7, rel=0.2)
 
 
-def test_a_method_or_recipe_without_a_rate_is_told(plan: Any) -> None:
+def test_a_method_or_recipe_without_a_rate_is_named(plan: Any) -> None:
     with pytest.raises(UserError, match="seconds_per_job knows no method 'esd', only uce"):
         durations(plan(), rates(seconds_per_image={"tiny": 2.0}, seconds_per_job={"uce": 5.0}))
     with pytest.raises(UserError, match="seconds_per_image knows no recipe 'tiny', only reference"):
         durations(plan(), rates(seconds_per_image={"reference": 2.0}))
 
 
-def test_the_shipped_rates_know_the_shipped_recipes_of_stable_diffusion_and_every_method() -> None:
-    from efface.train.catalogue import method_names
-
+def test_the_shipped_rates_know_the_shipped_recipes_and_what_every_method_is_counted_by() -> None:
     known = read_rates("h200")
     assert {"reference", "fast-sd"} <= set(known.seconds_per_image)
-    assert set(known.seconds_per_job) >= set(method_names())
+    assert set(known.tflops) == {"fp32", "bf16"}
 
 
 OPTIONS = {"speeds": "1", "failures_per_hour": 0.0, "preemptions_per_hour": 0.0, "seed": 0, "as_json": True}

@@ -16,13 +16,14 @@ from fake_worker import STEPS, FakeWorker, expected
 from rich.console import Console
 from tiny_campaign import ESD, campaign_dict, write_yaml
 
-from efface.cluster.campaign.plan import Model
 from efface.cluster.campaign.spec import Campaign
 from efface.cluster.run import Run, execute, execute_part, open_run, reopen_run, worker_context
 from efface.cluster.signals import STOP_SIGNALS
 from efface.cluster.storage.lease import active_driver
-from efface.cluster.storage.run_folder import RunFolder, Task
-from efface.cluster.workers.worker import Outcome, Worker
+from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.tasks.task import Outcome, Task
+from efface.cluster.tasks.training import TrainingTask
+from efface.cluster.workers.worker import Worker
 from efface.config_files import parse
 from efface.errors import Stopped
 from efface.eval.image_table import read_table
@@ -38,13 +39,13 @@ import sys, time
 from efface.cluster.workers.worker import Worker
 from efface.launch.cli import main
 
-seconds, really = float(sys.argv.pop(1)), Worker._on_step
+seconds, really = float(sys.argv.pop(1)), Worker.on_step
 
 def slowly(self, *step):
     time.sleep(seconds)
     really(self, *step)
 
-Worker._on_step = slowly
+Worker.on_step = slowly
 main()
 """
 
@@ -108,12 +109,12 @@ def test_a_job_is_stopped_between_two_steps_and_no_step_is_done_twice(
                 ask(self.folder)
 
     handlers = [signal.getsignal(number) for number in STOP_SIGNALS]
-    with pytest.raises(Stopped, match="the same command goes on from there"):
+    with pytest.raises(Stopped, match="the same command continues from there"):
         run_here(run, Asked)
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == handlers
     assert run.folder.checkpoint(second).is_file() and active_driver(run.folder.root) is None
     remaining = run.remaining_tasks
-    assert second in remaining.jobs and len(remaining.jobs) == 3 and not remaining.failed
+    assert TrainingTask(second) in remaining.trainings and len(remaining.trainings) == 3 and not remaining.failed
     run_here(run)
     assert read_table(run.folder.table) == expected(run.plan, worker_context(run))
     done = Counter((tmp_path / "effects").read_text().splitlines())
@@ -123,7 +124,7 @@ def test_a_job_is_stopped_between_two_steps_and_no_step_is_done_twice(
 def test_while_shards_are_judged_the_one_under_way_is_finished(run: Run) -> None:
     class Asked(FakeWorker):
         def run(self, task: Task) -> Outcome:
-            if not isinstance(task, Model):
+            if not isinstance(task, TrainingTask):
                 self.folder.request_stop()
             return super().run(task)
 
@@ -132,7 +133,7 @@ def test_while_shards_are_judged_the_one_under_way_is_finished(run: Run) -> None
     assert not run.remaining_tasks.failed and not run.folder.table.exists()
 
 
-def test_a_stop_request_of_yesterday_stops_nobody_today(run: Run) -> None:
+def test_a_request_of_yesterday_stops_nobody_today(run: Run) -> None:
     run.folder.request_stop()
     run_here(run)
     assert run.remaining_tasks.is_empty
@@ -244,9 +245,9 @@ def steps_saved(root: Path) -> int:
 
 
 def cancel(process: subprocess.Popen[str], root: Path) -> None:
-    from efface.launch.campaigns import cancel as command
+    from efface.launch.commands.cancel import CancelOptions, run
 
-    command(str(root), None)
+    run(CancelOptions(folder=str(root)))
 
 
 def send(number: signal.Signals) -> Callable[[subprocess.Popen[str], Path], None]:
@@ -262,7 +263,7 @@ def send(number: signal.Signals) -> Callable[[subprocess.Popen[str], Path], None
         pytest.param(cancel, id="cancel", marks=pytest.mark.slow),
     ],
 )
-def test_the_command_is_stopped_and_typed_again_goes_on_to_the_same_bytes(
+def test_the_command_stops_and_typed_again_continues_to_the_same_bytes(
     stop: Callable[[subprocess.Popen[str], Path], None],
     driver: Callable[[float], subprocess.Popen[str]],
     tmp_path: Path,
@@ -274,10 +275,14 @@ def test_the_command_is_stopped_and_typed_again_goes_on_to_the_same_bytes(
     stop(process, root)
     _, output = process.communicate(timeout=180)
     assert process.returncode == 130, output
-    assert output.count("\n") == 1 and "the same command goes on from there" in output
+    assert output.count("\n") == 1 and "the same command continues from there" in output
     run = reopen_run(root)
     (job,) = run.plan.jobs
-    assert run.folder.checkpoint(job).is_file() and run.remaining_tasks.jobs == [job] and not run.remaining_tasks.failed
+    assert (
+        run.folder.checkpoint(job).is_file()
+        and run.remaining_tasks.trainings == [TrainingTask(job)]
+        and not run.remaining_tasks.failed
+    )
     run_here(run, Worker)
     log = run.folder.log(job).read_text()
     assert f"step {STEPS_OF_ESD} of {STEPS_OF_ESD}" in log and f"step 3 of {STEPS_OF_ESD}" not in log
@@ -289,7 +294,7 @@ def test_a_second_signal_stops_the_command_at_once(
     driver: Callable[[float], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     process = driver(600)
-    wait_for(lambda: [1 for path in tmp_path.glob("run/logs/*") if '"task": "job"' in path.read_text()], process)
+    wait_for(lambda: [1 for path in tmp_path.glob("run/logs/*") if '"task":"training"' in path.read_text()], process)
     time.sleep(5)  # by now it sleeps in its first step, and does not look for a stop request
     process.send_signal(signal.SIGINT)
     time.sleep(1)

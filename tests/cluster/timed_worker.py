@@ -1,17 +1,17 @@
-"""Workers that only pretend, on a clock of their own: how long everything takes, and how it ends, is up to the test."""
+"""Fake workers on a clock of their own: how long everything takes, and how it ends, is up to the test."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from efface.cluster.campaign.plan import CalibrationTask, Model, Plan, Shard
-from efface.cluster.storage.run_folder import Task
-from efface.cluster.workers.worker import Outcome
+from efface.cluster.campaign.plan import Plan
+from efface.cluster.tasks.judging import Shard
+from efface.cluster.tasks.task import Outcome, Task
 
-DONE = Outcome("done")
+DONE = Outcome.done()
 
 
 class TimedExecutor:
-    """An executor. `takes` and `fate` are told the work and which try at it this is: 1, 2, …
+    """An executor. `takes` and `fate` are given the task and which attempt at it this is: 1, 2, …
 
     What a driver must never do is checked as it happens: that nothing begins before what it needs is there.
     """
@@ -38,8 +38,7 @@ class TimedExecutor:
         self._lines: list[list[tuple[Task, int]]] = [[] for _ in range(workers)]
         self._since = [0.0] * workers
         self._new_workers = list(range(workers))
-        self._existing = {plan.models[0].id: plan.models[0].folder}
-        self._uncalibrated = {calibration.id for calibration in plan.calibrations}
+        self._products = set(plan.products)
 
     def new_workers(self) -> list[int]:
         new_workers, self._new_workers = self._new_workers, []
@@ -49,10 +48,7 @@ class TimedExecutor:
         line = self._lines[worker]
         assert len(line) < self.depth
         assert not line or all(isinstance(other, Shard) for other in (task, *(other for other, _ in line)))
-        if isinstance(task, Shard):
-            assert task.model.id in self._existing and not self._uncalibrated
-        elif isinstance(task, Model) and task.predecessor:
-            assert task.predecessor in self._existing.values()
+        assert self._products.issuperset(task.requires)
         self.tries[task.id] += 1
         if not line:
             self._since[worker] = self.now
@@ -70,12 +66,10 @@ class TimedExecutor:
         self.now = self._since[worker] = end
         task, attempt = self._lines[worker].pop(0)
         outcome = self._fate(task, attempt)
-        if outcome.state == "done":
+        if outcome.is_done:
             self.done.append(task.id)
-            if isinstance(task, Model):
-                self._existing[task.id] = task.folder
-            elif isinstance(task, CalibrationTask):
-                self._uncalibrated.discard(task.id)
+            if task.provides:
+                self._products.add(task.provides)
         if not outcome.worker_gone:
             yield worker, task, outcome
             return
@@ -99,7 +93,7 @@ class TimedExecutor:
 
 
 class RecordingCallback:
-    """A watcher that writes everything down."""
+    """A callback that writes everything down."""
 
     def __init__(self) -> None:
         self.ended_: list[tuple[str, str, bool]] = []
@@ -115,11 +109,10 @@ class RecordingCallback:
         pass
 
     def of(self, task: Task) -> list[tuple[str, bool]]:
-        """What was heard of one piece of work."""
+        """How the attempts at one task ended."""
         return [(state, will_retry) for name, state, will_retry in self.ended_ if name == task.id]
 
 
 def all_tasks(plan: Plan) -> list[str]:
-    """The ids of all work of a plan."""
-    shards = [shard.id for shards in plan.shards.values() for shard in shards]
-    return sorted([*(calibration.id for calibration in plan.calibrations), *(model.id for model in plan.jobs), *shards])
+    """The ids of all tasks of a plan."""
+    return sorted(task.id for task in plan.tasks)

@@ -143,6 +143,94 @@ def test_a_fault_is_one_sentence_with_row_and_column(
     assert sentence in fault(tmp_path, pets, text)
 
 
+ONE_A_ROW = "holds one prompt a row, as the files of"
+
+
+@pytest.mark.parametrize(
+    ("header", "papers", "place"),
+    [
+        ("prompt,case_number,evaluation_seed", "Ring-A-Bell", "no column names the concept"),
+        (",case_number,prompt,evaluation_seed,artist", "ESD", "column 'artist' names the concept"),
+        ("Unnamed: 0,case_number,prompt,evaluation_seed,class", "UnlearnDiffAtk", "column 'class' names the concept"),
+        (",case_number,prompt,evaluation_seed,classes,evaluation_guidance", "P4D", "column 'classes' names"),
+        ("prompt,categories,hard,inappropriate_percentage,sd_seed", "I2P", "column 'categories' names the concept"),
+        ("Unnamed: 0,prompt,categories,evaluation_seed,case_number", "UnlearnDiffAtk", "column 'categories' names"),
+        ("target_prompt,adv_prompt,sanitized_adv_prompt", "MMA-Diffusion", "column 'adv_prompt'; no column names"),
+        ("theme,class,prompt", "UnlearnCanvas", "column 'theme' names the concept"),
+        ("Prompt", "several benchmarks", "no column names the concept"),
+    ],
+)
+def test_a_prompt_file_of_the_literature_is_named_with_the_way_to_ours(
+    tmp_path: Path, pets: ConceptSet, header: str, papers: str, place: str
+) -> None:
+    told = fault(tmp_path, pets, f"{header}\n{',' * header.count(',')}x\n")
+    assert told.startswith(f"row 1: {ONE_A_ROW}") and papers in told and place in told
+    assert "concept_name, direct_prompt_1, …" in told and "adversarial_prompt_1" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "Concept Name,direct_prompt\ncat,a",
+            "row 1, column 1: unknown column 'concept name', should be written 'concep",
+        ),
+        (
+            "concept_name,Direct Prompt 1\ncat,a",
+            "row 1, column 2: unknown column 'direct prompt 1', should be written 'd",
+        ),
+        ("concept-name,direct-prompt\ncat,a", "should be written 'concept_name'"),
+        (",concept_name,direct_prompt\n0,cat,a", "row 2, column 1: has no name in the header, and numbers the rows"),
+        (
+            "Unnamed: 0,concept_name,direct_prompt\n0,cat,a",
+            "row 1, column 1: unknown column 'unnamed: 0', numbers the ",
+        ),
+        ("concept_name,direct_prompt,direct_prompt.1\ncat,a,b", "pandas calls a second 'direct_prompt': number such"),
+        ("concept_name|direct_prompt\ncat|a", "row 1: cells should be separated by commas, not by vertical bars"),
+        ("concept_name;direct_prompt\ncat;a, b", "row 1: cells should be separated by commas, not by semicolons"),
+        ("sep=;\nconcept_name;direct_prompt\ncat;a", "row 1: 'sep=;' is a line for Excel, leave it out"),
+        ("sep=,\nconcept_name,direct_prompt\ncat,a", "row 1: 'sep=' is a line for Excel, leave it out"),
+        ('[{"concept_name": "cat"}]', "is JSON, should be CSV"),
+        ('\ufeff{"concept_name": "cat"}', "is JSON, should be CSV"),
+        (b"PK\x03\x04rest", "is a spreadsheet or another zip archive, should be CSV"),
+        (b"PAR1rest", "is a Parquet file, should be CSV"),
+        (b"\x1f\x8brest", "is compressed (gzip), should be CSV"),
+        (f"{'x' * 1999},concept_name\na,cat", f"unknown column '{'x' * 60}…'"),
+        ("concept_name,\x1b[2J\ncat,a", r"unknown column '\x1b[2j'"),
+    ],
+)
+def test_a_table_of_another_kind_is_named_in_one_sentence(
+    tmp_path: Path, pets: ConceptSet, text: str | bytes, sentence: str
+) -> None:
+    assert sentence in fault(tmp_path, pets, text)
+
+
+def test_a_file_of_gigabytes_is_not_read_into_memory(tmp_path: Path, pets: ConceptSet) -> None:
+    with (tmp_path / "mine.csv").open("wb") as file:
+        file.truncate(2**33)
+    with pytest.raises(UserError, match="has 8,589,934,592 bytes, a table of prompts should have at most 67,108,864"):
+        load_prompt_set(tmp_path / "mine.csv", pets)
+
+
+def test_a_prompt_that_a_spreadsheet_would_run_is_written_with_an_apostrophe_and_read_without(
+    tmp_path: Path, pets: ConceptSet
+) -> None:
+    texts = ("=HYPERLINK(1)", "@cat", "-cat", "+cat", "'=cat", "a = b")
+    written = PromptSet("mine", {"Cat": PromptRow(texts)}).csv(pets)
+    assert written.splitlines()[1] == "animal,Cat,'=HYPERLINK(1),'@cat,'-cat,'+cat,''=cat,a = b,,"
+    assert read(tmp_path, pets, written).rows["Cat"].direct == texts
+    assert "the same prompt" in fault(tmp_path, pets, "concept_name,direct_prompt_1,direct_prompt_2\ncat,=x,'=x\n")
+
+
+def test_each_prompt_knows_its_row_and_its_column(tmp_path: Path, pets: ConceptSet) -> None:
+    text = "direct_prompt_10,indirect_prompt,concept_name,direct_prompt_2\n,i,dog,a\nc,,cat,b\n"
+    rows = read(tmp_path, pets, text).rows
+    assert rows["Cat"].row == 3
+    assert rows["Cat"].prompts("direct") == (("direct_prompt_2", "b"), ("direct_prompt_10", "c"))
+    assert rows["Dog"].prompts("indirect") == (("indirect_prompt", "i"),)
+    assert PromptRow(("a", "b")).prompts("direct")[1] == ("direct_prompt_2", "b")
+
+
 def test_a_misspelt_concept_is_answered_with_the_nearest(tmp_path: Path, genmu: ConceptSet) -> None:
     text = CHALLENGE.replace("VanGough", "VanGohg")
     assert fault(tmp_path, genmu, text).endswith("did you mean 'Van Gogh'?")

@@ -71,6 +71,7 @@ def row() -> Callable[..., dict[str, Any]]:
             "present": present,
             "score": None if present is None else float(present),
             "image_sha256": "0" * 64,
+            "image_error": None,
             **given,
         }
 

@@ -54,6 +54,13 @@ def test_small_images_are_doubled_and_the_base_is_on_top(row: Row, table: MakeTa
     )
 
 
+def test_a_prompt_of_several_lines_and_an_image_that_is_no_evidence_are_drawn(row: Row, table: MakeTable) -> None:
+    verdicts, images = tables(row, table)
+    rows = [r | {"prompt": "a\ncat\x1b[2J"} for r in verdicts.to_pylist()]
+    rows[0] |= {"present": None, "score": None, "image_error": "blanked"}
+    assert contact_sheet(table(rows), images, "Cat").size == contact_sheet(verdicts, images, "Cat").size
+
+
 def test_large_images_are_made_smaller(row: Row, table: MakeTable) -> None:
     drawn = contact_sheet(*tables(row, table, size=512), "Cat")
     assert pixels(drawn, COLORS["esd"]) == 5 * 3 * 192 * 192

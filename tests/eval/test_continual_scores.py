@@ -122,6 +122,24 @@ def test_the_csv_keeps_every_digit_and_leaves_the_unknown_empty(report: dict[str
     assert float(third["forget"]) == 2 / 3 and first["relapse_forget"] == "" and float(mean["retention"]) == 0.5
 
 
+def test_labels_and_names_act_neither_on_a_terminal_nor_on_a_spreadsheet(tmp_path: Path) -> None:
+    label, name = "=[red]x\x1b[2J[/red]", "@[bold]Cat[/bold]"
+    found = score_stages([(label, name)], {label: score(0.5, **{name: (1.0, 1.0, 1.0, 1.0, 1.0)})})
+    write_csv(tmp_path / "stages.csv", found)
+    first, _ = csv.DictReader(io.StringIO((tmp_path / "stages.csv").read_text()))
+    assert (first["label"], first["request"]) == (f"'{label}", f"'{name}")
+    console = Console(width=100, file=io.StringIO(), force_terminal=True, color_system=None)
+    console.print(rich_table(found, f"{label}, request by request"))
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "=[red]x\\x1b[2J[/red], request by request" in printed and name in printed
+
+
+def test_a_relapse_below_zero_stays_a_number_in_the_csv(report: dict[str, Any], tmp_path: Path) -> None:
+    write_csv(tmp_path / "stages.csv", report)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "stages.csv").read_text())))
+    assert float(rows[1]["relapse_adversarial"]) == -0.25  # stage 2: 0.5 - 0.75 of the cat
+
+
 def test_the_table_fits_a_hundred_columns_with_nothing_cut() -> None:
     chain = [("esd 1/2", "English Springer Spaniel"), ("esd", "Cat [small]")]
     scores = {

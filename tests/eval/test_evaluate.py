@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from efface.concepts.concept import ConceptSet
@@ -13,8 +14,11 @@ from efface.concepts.prompts import PromptSet
 from efface.errors import UserError
 from efface.eval.eval_requests import eval_requests
 from efface.eval.evaluate import evaluate
+from efface.eval.image_errors import broken_images
 from efface.eval.image_table import IMAGE_SCHEMA, SCHEMA
+from efface.eval.judge import Verdict
 from efface.models.base import Base
+from efface.models.delta import Delta
 from efface.models.recipe import Recipe
 from efface.models.sampler import ImageRequest, sample
 
@@ -58,6 +62,33 @@ def test_every_image_is_kept_pixel_for_pixel_under_the_hash_of_its_pixels(
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(row["png"]))), image)
         assert row["image_sha256"] == hashlib.sha256(b"16x16x3 " + image.tobytes()).hexdigest()
     assert set(verdicts["image_sha256"].to_pylist()) == set(images["image_sha256"].to_pylist())
+
+
+def test_a_model_that_makes_no_numbers_is_never_asked_about_and_has_no_verdict(
+    tiny_base: Base, recipe: Recipe, requested: Any, world: ConceptSet, stub_judge: Any
+) -> None:
+    bias = tiny_base.unet.conv_out.bias
+    delta = Delta("weights", {"unet.conv_out.bias": bias * torch.nan}, {"base_id": tiny_base.fingerprint})
+    tiny_base.swap(delta)
+    judge = stub_judge(lambda image, concept: False)
+    with pytest.warns(UserWarning, match="not numbers"):
+        verdicts, _ = run(tiny_base, recipe, requested, [judge], world)
+    assert judge.requested == []
+    rows = verdicts.to_pylist()
+    assert {(r["present"], r["score"], r["image_error"]) for r in rows} == {(None, None, "not finite")}
+    assert broken_images(verdicts) == {"not finite": len(requested)}
+
+
+def test_a_score_that_is_no_number_is_no_verdict(
+    tiny_base: Base, recipe: Recipe, requested: Any, world: ConceptSet, stub_judge: Any
+) -> None:
+    class Broken(stub_judge):  # type: ignore[misc, valid-type]
+        def judge(self, images: Any, requested: Any) -> list[Verdict]:
+            return [Verdict(False, float("nan"))] * len(requested)
+
+    verdicts, _ = run(tiny_base, recipe, requested, [Broken(None)], world)
+    rows = verdicts.to_pylist()
+    assert {(r["present"], r["score"], r["image_error"]) for r in rows} == {(None, None, None)}
 
 
 def test_a_judge_is_asked_once_per_image_and_concept(

@@ -28,7 +28,7 @@ def save(path: Path, rows: list[dict[str, Any]], schema: pa.Schema | None = None
 def test_the_columns_are_those_of_the_design() -> None:
     assert SCHEMA.names == [
         *("model_id", "base_id", "method", "concept", "axis", "asked_concept", "prompt", "prompt_id", "seed"),
-        *("recipe_id", "judge", "judge_version", "present", "score", "image_sha256"),
+        *("recipe_id", "judge", "judge_version", "present", "score", "image_sha256", "image_error"),
     ]
 
 
@@ -84,6 +84,11 @@ def test_narrower_types_and_further_columns_are_taken(row: Row, tmp_path: Path) 
         ({"score": "high"}, "column 'score' holds string, should be double"),
         ({"present": 1}, "column 'present' holds int64, should be bool"),
         ({"judge": None}, "column 'judge' holds null, should be string"),
+        (
+            {"image_error": "black", "present": None, "score": None},
+            "unknown image_error 'black', did you mean 'blanked'",
+        ),
+        ({"image_error": "blanked"}, "1 rows have a verdict on an image with an image_error, should have none"),
     ],
 )
 def test_a_fault_is_told_in_one_sentence(row: Row, tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
@@ -99,12 +104,19 @@ def test_an_empty_cell_is_counted(row: Row, tmp_path: Path) -> None:
         read_table(path)
 
 
-@pytest.mark.parametrize("name", SCHEMA.names)
+@pytest.mark.parametrize("name", [name for name in SCHEMA.names if name != "image_error"])
 def test_every_column_must_be_there(row: Row, tmp_path: Path, name: str) -> None:
     cells = row("forget", True)
     del cells[name]
     with pytest.raises(UserError, match=f"column '{name}' should be there once"):
         read_table(save(tmp_path / "t.parquet", [cells]))
+
+
+def test_a_table_from_before_images_were_looked_at_has_no_errors(row: Row, tmp_path: Path) -> None:
+    cells = row("forget", True)
+    del cells["image_error"]
+    table = read_table(save(tmp_path / "t.parquet", [cells]))
+    assert table.schema == SCHEMA and table["image_error"].to_pylist() == [None]
 
 
 def test_missing_files_and_empty_folders_are_told(tmp_path: Path) -> None:
@@ -139,7 +151,7 @@ def test_any_table_is_read_whole_or_refused_in_one_sentence(data: st.DataObject,
     for cell in data.draw(st.lists(st.tuples(st.sampled_from(SCHEMA.names), cells), max_size=3)):
         if rows:
             data.draw(st.sampled_from(rows))[cell[0]] = cell[1]
-    names = data.draw(st.permutations(SCHEMA.names))[: data.draw(st.integers(13, 15))]
+    names = data.draw(st.permutations(SCHEMA.names))[: data.draw(st.integers(14, 16))]
     try:
         made = pa.table({name: [r[name] for r in rows] for name in names})
     except pa.ArrowException:

@@ -1,5 +1,6 @@
 """The classifier judge on tiny models whose every weight is set by the test."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from efface.concepts.concept import Concept, ConceptSet, load_concept_set
 from efface.errors import UserError
-from efface.eval.judge import Judge, judge_names, load_judge
+from efface.eval.judge import Judge, load_judge
+from efface.eval.judge_identity import judge_identity
+from efface.eval.judge_spec import judge_names
 from efface.eval.judges.classifier import concept_score
 
 LOGITS = (2.0, -1.0, 0.5)
@@ -132,7 +135,11 @@ def test_a_model_without_a_trained_head_is_refused(tmp_path: Path, model: Path) 
     ("text", "sentence"),
     [
         ("kind: clasifier\nsource: x", "'clasifier' is no kind of judge, did you mean 'classifier'"),
-        ("source: x", "'None' is no kind of judge"),
+        ("source: x", "key 'kind' is missing, should be one of classifier, clip, vlm"),
+        ("kind: clipp\nsource: x", "kind: 'clipp' is no kind of judge, did you mean 'clip'"),
+        ("kind: [clip]\nsource: x", "is no kind of judge"),
+        ("kind: vlm\nsource: ''", "source: string should have at least 1 character"),
+        ("kind: vlm\nsource: x\nquestion: Is {question} there}?", "hold {question} once and no other braces"),
         ("kind: classifier\nsource: x\ntreshold: 1", "unknown key 'treshold', did you mean 'threshold'"),
         ("kind: classifier\nsource: x\nthreshold: 1.5", "threshold: .* less than 1, not 1.5"),
         ("kind: classifier", "key 'source' is missing"),
@@ -145,6 +152,54 @@ def test_a_fault_in_the_yaml_is_told(tmp_path: Path, text: str, sentence: str) -
     (tmp_path / "j.yaml").write_text(text)
     with pytest.raises(UserError, match=sentence):
         load_judge(tmp_path / "j.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("kind: classifier\nthreshold: 0.5", "j.yaml: key 'source' is missing"),
+        ("kind: clipp\nsource: x/y", "j.yaml: kind: 'clipp' is no kind of judge, did you mean 'clip'"),
+        ("source: x/y", "j.yaml: key 'kind' is missing"),
+        ("kind: clip\nsource: x/y\nthresold: 0.5", "j.yaml: unknown key 'thresold', did you mean 'threshold'"),
+        ("kind: clip\nsource: ./nowhere", "j.yaml: source: './nowhere' is no folder, and no id of a model on the hub"),
+        ("kind: clip\nsource: package:nothing", "package:nothing: this installation of efface has no nothing"),
+    ],
+)
+def test_a_plan_finds_what_a_loader_would(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "j.yaml").write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        judge_identity(tmp_path / "j.yaml")
+
+
+def test_the_identity_follows_the_yaml_and_the_files_and_neither_place_nor_layout(tmp_path: Path, model: Path) -> None:
+    def identity(text: str) -> str:
+        (tmp_path / "j.yaml").write_text(text)
+        return judge_identity(tmp_path / "j.yaml")
+
+    first = identity(f"kind: classifier\nsource: {model}\nthreshold: 0.4")
+    assert identity(f"threshold: 0.4\n# as before\nsource: {model}/\nkind: classifier") == first
+    assert identity(f"kind: classifier\nsource: {model}\nthreshold: 0.5") != first
+    moved = model.rename(tmp_path / "elsewhere")
+    assert identity(f"kind: classifier\nsource: {moved}\nthreshold: 0.4") == first
+    (moved / "config.json").write_text((moved / "config.json").read_text() + "\n")
+    assert identity(f"kind: classifier\nsource: {moved}\nthreshold: 0.4") != first
+
+
+def with_code(file: Path) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), "auto_map": {"AutoConfig": "evil.EvilConfig"}}))
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+def test_a_model_with_code_of_its_own_is_refused_and_nobody_is_asked(
+    tmp_path: Path, model: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_code(model / name)
+    (model / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on a terminal"))
+    for use in (lambda: load(tmp_path, model), lambda: judge_identity(tmp_path / "mine.yaml")):
+        with pytest.raises(UserError, match=rf"{name} names code of its own \('auto_map'\), which is never run"):
+            use()
+    assert not (tmp_path / "ran").exists()
 
 
 def test_an_unknown_judge_is_told_with_the_nearest_name() -> None:

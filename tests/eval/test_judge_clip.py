@@ -11,11 +11,13 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 from efface.concepts.concept import ConceptSet
 from efface.concepts.prompts import PromptSet
 from efface.errors import UserError
+from efface.eval import calibration as calibration_of
 from efface.eval.calibration import Accuracy, best_threshold, calibrate, mean_accuracy, read_calibration
 from efface.eval.judge import load_judge
 from efface.eval.judges.clip import ClipJudge
 from efface.models.base import Base
 from efface.models.recipe import Recipe
+from efface.models.sampler import sample
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
 
@@ -132,6 +134,51 @@ def test_a_calibration_of_another_judge_is_refused(tmp_path: Path, model: Path, 
     calibration.write_text(text.replace(weights, "0" * 64))
     with pytest.raises(UserError, match="not the one that was calibrated"):
         load(tmp_path, model, calibration=calibration)
+
+
+@pytest.fixture
+def black(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that makes these images of the next calibration black, by their number."""
+
+    def paint(*numbers: int) -> None:
+        def draw(*given: Any) -> np.ndarray:
+            images = sample(*given)
+            images[list(numbers)] = 0
+            return images
+
+        def see(self: ClipJudge, images: np.ndarray, asked: Any) -> list[float]:
+            assert images.any(axis=(1, 2, 3)).all(), "the judge was shown a black image"
+            return really(self, images, asked)
+
+        really = ClipJudge.scores
+        monkeypatch.setattr(calibration_of, "sample", draw)
+        monkeypatch.setattr(ClipJudge, "scores", see)
+
+    return paint
+
+
+def test_an_image_that_is_no_evidence_fits_no_threshold_and_counts_for_no_accuracy(
+    tmp_path: Path, model: Path, tiny_base: Base, recipe: Recipe, world: ConceptSet, prompts: PromptSet, black: Any
+) -> None:
+    three = [world.find(name) for name in ("Cat", "Rose", "Tulip")]
+    args = (tiny_base, recipe, world, prompts, three, [0, 1, 2, 3])
+    whole = calibrate(load(tmp_path, model), *args)[1]
+    black(0, 4)  # seed 0, the cat, of the images to fit on; seed 1, the rose, of those to measure on
+    found = calibrate(load(tmp_path, model), *args)[1]
+    assert (found.broken, whole.broken) == ({"blanked": 2}, {})
+    assert [(a.own, a.others, a.unreadable) for a in found.accuracy.values()] == [(2, 3, 1), (1, 4, 1), (2, 3, 1)]
+
+
+def test_a_base_that_draws_nothing_of_a_concept_calibrates_no_judge(
+    tmp_path: Path, model: Path, tiny_base: Base, recipe: Recipe, world: ConceptSet, prompts: PromptSet, black: Any
+) -> None:
+    black(0, 1, 2, 3)
+    with pytest.raises(
+        UserError, match=r"judge 'eye' cannot be calibrated on 'Cat': .* none is whole; 4 images are no evi"
+    ):
+        calibrate(
+            load(tmp_path, model), tiny_base, recipe, world, prompts, [world.find("Cat"), world.find("Rose")], [0, 1]
+        )
 
 
 def test_accuracy_is_recall_on_own_images_and_specificity_on_the_others(

@@ -18,6 +18,7 @@ def score(err: float, base: dict[str, Any] | None = None) -> dict[str, Any]:
         "err_mean": err,
         "err_of_means": err + 0.01,
         "intervals": {"err_mean": [err - 0.1, err + 0.1]},
+        "invalid": {"images": {}, "unread": 0},
         "base": base,
     }
 
@@ -53,6 +54,33 @@ def test_the_csv_keeps_every_digit_and_leaves_the_unknown_empty(tmp_path: Path) 
     assert float(rows[1]["err_mean"]) == 1 / 3
     assert float(rows[1]["challenge_all"]) == 3e-9
     assert (rows[0]["challenge_all"], rows[1]["seconds"]) == ("", "")
+
+
+def test_images_that_are_no_evidence_are_counted_apart_from_answers_that_could_not_be_read(tmp_path: Path) -> None:
+    broken = score(0.5) | {"invalid": {"images": {"not finite": 3, "blanked": 2}, "unread": 4}}
+    board = leaderboard({"esd": broken, "uce": score(0.4)})
+    assert [(row.method, row.broken, row.unread) for row in board] == [("esd", 5, 4), ("uce", 0, 0)]
+    write_csv(tmp_path / "board.csv", board)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "board.csv").read_text())))
+    assert [(row["broken"], row["unread"]) for row in rows] == [("5", "4"), ("0", "0")]
+    for width in (70, 100):
+        console = Console(width=width, file=io.StringIO())
+        console.print(rich_table(board, width))
+        lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+        assert max(map(len, lines)) <= width and not any("…" in line for line in lines)
+        assert any("bro-" in line for line in lines)
+        assert next(line for line in lines if "esd" in line).rstrip().endswith(" 5")
+    assert "bro-\nken" not in [column.header for column in rich_table(leaderboard({"uce": score(0.4)})).columns]
+
+
+def test_a_label_acts_neither_on_a_terminal_nor_on_a_spreadsheet(tmp_path: Path) -> None:
+    board = leaderboard({"=cmd|'/c calc'!A1": score(0.5), "[red]x\x1b[2J[/red]": score(0.4)})
+    write_csv(tmp_path / "board.csv", board)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "board.csv").read_text())))
+    assert rows[0]["method"] == "'=cmd|'/c calc'!A1"
+    console = Console(width=100, file=io.StringIO(), force_terminal=True, color_system=None)
+    console.print(rich_table(board))
+    assert "[red]x\\x1b[2J[/red]" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_the_table_fits_a_hundred_columns_with_nothing_cut() -> None:

@@ -85,6 +85,33 @@ def test_more_than_five_percent_null_verdicts_refuse_the_score(row: Row, table: 
         score_table(table(rows))
 
 
+def broken(rows: list[dict[str, Any]], error: str) -> None:
+    for unread in rows:
+        unread |= {"present": None, "score": None, "image_error": error}
+
+
+def test_images_that_are_no_evidence_are_counted_apart_and_are_no_forgotten_concept(row: Row, table: MakeTable) -> None:
+    rows = model_rows(row, {"forget": 9}, images=40)
+    broken(rows[38:39], "blanked")  # of the 31 images that still show the concept
+    broken(rows[39:40], "not finite")
+    rows[40] |= {"present": None, "score": None}  # an answer that could not be read
+    # The last image was asked on a second axis too: it is one image.
+    rows[200:] = [r | {"prompt_id": rows[39]["prompt_id"], "seed": 39} for r in rows[200:]]
+    found = score_table(table(rows))
+    assert found["concepts"]["Cat"]["forget"] == pytest.approx(9 / 38)
+    assert (found["invalid"]["null"], found["invalid"]["unread"]) == (3, 1)
+    assert found["invalid"]["images"] == {"not finite": 1, "blanked": 1}
+
+
+def test_a_model_that_draws_nothing_has_forgotten_nothing(row: Row, table: MakeTable) -> None:
+    rows = model_rows(row, images=20)
+    broken(rows[:1], "not finite")
+    broken(rows[1:2], "one colour")
+    told = r"forget: 2 of 20 verdicts could not be read, .* 5%; 2 images are no evidence \(1 not finite, 1 one colour\)"
+    with pytest.raises(UserError, match=told):
+        score_table(table(rows))
+
+
 def test_the_base_is_scored_on_the_same_questions_only(row: Row, table: MakeTable) -> None:
     base = {"method": "base", "model_id": "base"}
     rows = model_rows(row) + model_rows(row, {"forget": 0}, **base)

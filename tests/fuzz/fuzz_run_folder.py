@@ -8,10 +8,14 @@ from pathlib import Path
 from damage import damaged_bytes, damaged_tree, trees
 from hypothesis import strategies as st
 
-from efface.cluster.campaign.plan import CalibrationTask, Model, Shard
 from efface.cluster.storage.journal import read_journal
 from efface.cluster.storage.lease import Lease, _this_process, active_driver
-from efface.cluster.storage.run_folder import RunFolder, Task
+from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.tasks.calibration import CALIBRATION, CalibrationTask
+from efface.cluster.tasks.judging import IMAGES, VERDICTS, Shard
+from efface.cluster.tasks.model import Model
+from efface.cluster.tasks.task import Task
+from efface.cluster.tasks.training import TrainingTask
 from efface.files import content_id
 from efface.train.job import Job
 
@@ -29,17 +33,21 @@ JOB = Job(
 )
 MODEL = Model("uce", JOB, JOB.base_id)
 SHARD = Shard(MODEL, 0, (), "0123456789abcdef")
-CALIBRATION = CalibrationTask("judge", "fedcba9876543210")
+CALIBRATION_TASK = CalibrationTask("judge", "fedcba9876543210")
 OUTPUT = bytes(range(256))
-FACTS = {"label": "uce", "metrics": {"loss": 0.5}, "seconds": 1.5}
-RECORD_KEYS = ("id", "outputs", "sha256", "bytes", "check", "seconds", "label")
+FACTS = {"label": "uce", "metrics": {"loss": 0.5}}
+RECORD_KEYS = ("id", "outputs", "sha256", "bytes", "check", "kind", "seconds", "device", "facts", "label")
 
 
 def _tasks(folder: Path) -> list[tuple[Task, list[Path]]]:
-    """A piece of work of each kind, and its outputs."""
+    """A task of three kinds, and its outputs."""
     run = RunFolder(folder)
-    outputs = [[run.delta(MODEL)], [run.verdicts(SHARD), run.images(SHARD)], [run.calibration(CALIBRATION)]]
-    return list(zip((MODEL, SHARD, CALIBRATION), outputs, strict=True))
+    outputs = [
+        [run.delta(MODEL)],
+        [run.output(SHARD, VERDICTS), run.output(SHARD, IMAGES)],
+        [run.output(CALIBRATION_TASK, CALIBRATION)],
+    ]
+    return list(zip((TrainingTask(MODEL), SHARD, CALIBRATION_TASK), outputs, strict=True))
 
 
 def _write_outputs(outputs: list[Path]) -> None:
@@ -49,14 +57,14 @@ def _write_outputs(outputs: list[Path]) -> None:
 
 
 def _records() -> list[tuple[Path, bytes]]:
-    """Where the record of each work lies in a run folder, and what it says."""
+    """Where the record of each task lies in a run folder, and what it says."""
     found = []
     with tempfile.TemporaryDirectory() as name:
         for number in range(3):
             folder = Path(name) / str(number)
             task, outputs = _tasks(folder)[number]
             _write_outputs(outputs)
-            RunFolder(folder).finish(task, outputs, **FACTS)
+            RunFolder(folder).finish(task, outputs, seconds=1.5, device="cpu", **FACTS)
             [record] = set(folder.rglob("*.json")) - set(outputs)
             found.append((record.relative_to(folder), record.read_bytes()))
     return found
@@ -66,7 +74,7 @@ RECORDS = _records()
 
 
 def _finished(folder: Path, number: int) -> tuple[RunFolder, Task, Path, list[Path]]:
-    """A run folder where a piece of work is done: the work, its record and its outputs."""
+    """A run folder where a task is done: the task, its record and its outputs."""
     task, outputs = _tasks(folder)[number]
     _write_outputs(outputs)
     where, content = RECORDS[number]
@@ -76,7 +84,7 @@ def _finished(folder: Path, number: int) -> tuple[RunFolder, Task, Path, list[Pa
 
 @st.composite
 def records(draw: st.DrawFn) -> tuple[int, bytes, bool]:
-    """Which work's, its record, and whether that carries a right check though it was changed."""
+    """Which task's, its record, and whether that carries a right check though it was changed."""
     number = draw(st.integers(0, 2))
     whole = RECORDS[number][1]
     if draw(st.booleans()):
@@ -100,7 +108,7 @@ def check_record(drawn: tuple[int, bytes, bool], folder: Path) -> bool:
     after = run.record(task)
     assert run.records([task]) == ({} if after is None else {task.id: after})
     assert forged or after in (None, before)
-    run.verified(task)
+    run.is_intact(task)
     return after is not None
 
 
@@ -108,12 +116,12 @@ outputs = st.tuples(st.integers(0, 2), damaged_bytes(OUTPUT))
 
 
 def check_output(drawn: tuple[int, bytes], folder: Path) -> bool:
-    """Finished work one of whose outputs was changed is never verified."""
+    """A finished task one of whose outputs was changed is never intact."""
     number, content = drawn
     run, task, _, outputs = _finished(folder, number)
     outputs[-1].write_bytes(content)
     same = content == OUTPUT
-    assert (run.verified(task) is not None) == (run.record(task) is not None) == same
+    assert run.is_intact(task) == (run.record(task) is not None) == same
     return same
 
 
@@ -126,7 +134,7 @@ JSON_FILES = st.one_of(
 
 
 def check_failure(drawn: bytes, folder: Path) -> bool:
-    """Any failure.json, or wish to stop, is read as one or as none."""
+    """Any failure.json, or request to stop, is read as one or as none."""
     run = RunFolder(folder)
     path = run.job(MODEL) / "failure.json"
     path.parent.mkdir(parents=True)
@@ -151,7 +159,7 @@ def leases(draw: st.DrawFn) -> tuple[bytes, bool]:
 
 
 def check_lease(drawn: tuple[bytes, bool], folder: Path) -> bool:
-    """Whatever lease lies there, a driver is told who works, or takes the run over in the end."""
+    """Whatever lease lies there, a driver learns who works, or takes the run over in the end."""
     content, ours = drawn
     if ours:
         content = _as_of_this_machine(content)
@@ -180,7 +188,7 @@ def check_journal(drawn: bytes, folder: Path) -> bool:
     (folder / "logs").mkdir()
     (folder / "logs" / "a.jsonl").write_bytes(drawn)
     events = list(read_journal(RunFolder(folder)))
-    assert all("event" in event for event in events)
+    assert all(event.event in ("opened", "closed") for event in events)
     return bool(events)
 
 

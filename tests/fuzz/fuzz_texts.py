@@ -13,6 +13,8 @@ from efface.cluster.run import _yaml
 from efface.concepts.concept import ConceptSet, load_concept_set
 from efface.concepts.prompt_csv import read_prompt_csv, write_prompt_csv
 from efface.config_files import CONFIGS
+from efface.eval.judge_identity import judge_identity
+from efface.eval.judge_spec import KINDS, read_judge
 
 CAMPAIGN = {
     "name": "demo",
@@ -138,6 +140,31 @@ concept_sets = st.one_of(
     damaged_text(dumped(CONCEPTS)),
     damaged_tree(CONCEPTS, CONCEPT_KEYS).map(dumped),
     damaged_bytes(dumped(CONCEPTS).encode()),
+)
+
+JUDGES = (
+    {"kind": "classifier", "source": "package:miniature/judge", "threshold": 0.5, "labels": {"tabby": "Cat"}},
+    {"kind": "clip", "source": "openai/clip-vit-large-patch14", "present": "an image of {concept}", "batch_size": 4},
+    {"kind": "vlm", "source": "llava-hf/llava-1.5-7b-hf", "question": "Is there {question}?", "dtype": "float16"},
+)
+JUDGE_KEYS = (*(key for judge in JUDGES for key in judge), "absent", "answer_tokens")
+
+
+def check_judge(drawn: str | bytes, folder: Path) -> bool:
+    """What is accepted has a model to be found, and an identity."""
+    path = folder / "judge.yaml"
+    path.write_bytes(drawn if isinstance(drawn, bytes) else drawn.encode(errors="surrogatepass"))
+    spec = read_judge(path)
+    assert spec.source and spec.kind in KINDS
+    assert judge_identity(path) == judge_identity(path)
+    return True
+
+
+judges = st.one_of(
+    *(damaged_text(dumped(judge)) for judge in JUDGES),
+    *(damaged_tree(judge, JUDGE_KEYS).map(dumped) for judge in JUDGES),
+    trees(JUDGE_KEYS).map(dumped),
+    damaged_bytes(dumped(JUDGES[0]).encode()),
 )
 
 PROMPTS = (

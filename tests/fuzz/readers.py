@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fuzz_bases as bases
 import fuzz_deltas as deltas
 import fuzz_run_folder as run_folder
 import fuzz_tables as tables
@@ -67,6 +68,7 @@ FUZZ_TARGETS = (
     FuzzTarget("campaign", texts.campaigns, texts.check_campaign),
     FuzzTarget("concept set", texts.concept_sets, texts.check_concepts),
     FuzzTarget("prompt set", texts.prompt_sets, texts.check_prompts),
+    FuzzTarget("judge", texts.judges, texts.check_judge),
     FuzzTarget("delta, damaged", deltas.damaged, deltas.check_damaged),
     FuzzTarget("delta, strange", deltas.well_signed(), deltas.check_well_signed),
     FuzzTarget("image table, damaged", tables.damaged, tables.check_damaged),
@@ -77,4 +79,7 @@ FUZZ_TARGETS = (
     FuzzTarget("failure and stop", run_folder.JSON_FILES, run_folder.check_failure),
     FuzzTarget("lease", run_folder.leases(), run_folder.check_lease),
     FuzzTarget("journal", run_folder.journals, run_folder.check_journal),
+    FuzzTarget("fingerprint", bases.tensors, bases.check_tensors),
+    FuzzTarget("checkpoint", bases.pickles, bases.check_pickle),
+    FuzzTarget("base", bases.damaged_configs(), bases.check_configs),
 )

@@ -4,12 +4,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from command import CommandResult, RunEfface
 from tiny_campaign import campaign_dict, campaign_file, campaign_inputs, write_yaml
 
 from efface.launch.cli import main
 
 __all__ = ["campaign_file", "campaign_inputs"]
+
+
+@pytest.fixture(autouse=True)
+def user_profiles(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the user's own cluster profiles: not that of who runs the tests."""
+    config = tmp_path_factory.mktemp("config")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(config))
+    return config / "efface" / "clusters"
 
 
 @pytest.fixture
@@ -47,3 +56,20 @@ def finished(campaign_inputs: Path, tmp_path_factory: pytest.TempPathFactory) ->
         main()
     assert not end.value.code
     return folder / "run"
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> "ProfileWriter":
+    return ProfileWriter(tmp_path)
+
+
+class ProfileWriter:
+    """`profile(slurm={…})` writes a cluster profile and gives its path."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, **sections: object) -> str:
+        path = self.folder / "cluster.yaml"
+        path.write_text(yaml.safe_dump({"name": "test", **sections}))
+        return str(path)

@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[list[str], set[str]]] = {
     "unlearn": (
         ["method"],
         {"--concept", "-c", "--concepts", "--preset", "--set", "-s", "--seed", "--after", "--out", "-o"}
-        | {"--setup", "--work"}
+        | {"--training", "--torchrun-job"}
         | BASE
         | DEVICE,
     ),
@@ -40,10 +40,10 @@ COMMANDS: dict[str, tuple[list[str], set[str]]] = {
         | BASE
         | DEVICE,
     ),
-    "score": (["table"], {"--method", "--judge"} | JSON),
+    "score": (["table"], {"--method", "--judge", "--recipe", "--base"} | JSON),
     "run": (["campaign"], CAMPAIGN_OPTIONS | WORKERS | {"--part"}),
     "plan": (["campaign"], CAMPAIGN_OPTIONS | {"--rates"} | JSON),
-    "status": (["folder"], JSON),
+    "status": (["folder"], {"--cluster", "-c"} | JSON),
     "retry": (["folder", "jobs"], WORKERS | {"--failed"}),
     "cancel": (["folder", "job"], set()),
     "logs": (["folder", "job"], set()),
@@ -54,8 +54,8 @@ COMMANDS: dict[str, tuple[list[str], set[str]]] = {
     "doctor": (["campaign"], JSON),
     "methods": (["name"], JSON),
     "judges": ([], JSON),
-    "concepts": (["name"], JSON),
-    "prompts": (["file"], {"--concepts", "--concept", "-c"} | JSON),
+    "concepts": (["name"], BASE | JSON),
+    "prompts": (["file"], {"--concepts", "--concept", "-c"} | BASE | JSON),
     "bases": ([], JSON),
 }
 
@@ -144,11 +144,22 @@ def test_wrong_usage_ends_with_2(arguments: list[str], efface: RunEfface) -> Non
 
 
 def test_an_interruption_ends_with_130_and_a_sentence(efface: RunEfface, monkeypatch: pytest.MonkeyPatch) -> None:
-    from efface.launch import listings
-
-    def interrupted(as_json: bool) -> None:
+    def interrupted(folder: str) -> list[str]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(listings, "bases", interrupted)
+    monkeypatch.setattr("efface.config_files.list_configs", interrupted)
     result = efface("bases")
     assert result.code == 130 and result.err.startswith("efface: interrupted; what is finished is kept")
+
+
+def test_a_reader_that_has_seen_enough_gets_no_traceback() -> None:
+    command = f"{sys.executable} -m efface plan demo --out /nowhere/run | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stdout.startswith("model") and done.stderr == ""
+
+
+@pytest.mark.parametrize("name", ["table", "recipe", "base", "judge"])
+def test_a_table_of_several_is_scored_by_what_the_message_asks_for(name: str) -> None:
+    """The messages of `score_table` name these options."""
+    parameters = {p.name for p in commands()["score"].params}
+    assert name in parameters

@@ -33,7 +33,7 @@ def interrupted_at(module: str, before: Callable[[], object] | None = None) -> s
 
 
 @pytest.mark.parametrize(
-    "module", ["efface.launch.cli", "typer", "efface.launch.listings", "efface.train.method", "torch"]
+    "module", ["efface.launch.cli", "typer", "efface.launch.commands.methods", "efface.train.method", "torch"]
 )
 def test_ctrl_c_in_the_first_second_ends_in_one_sentence(module: str) -> None:
     done = interrupted_at(module)

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from efface.errors import UserError
 from efface.models.base import Base
-from efface.models.delta import Delta, combine, stack
+from efface.models.delta import Delta, stack
 from efface.models.export import export
 
 KEY = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
@@ -212,40 +212,9 @@ def test_the_lineage_of_a_chain_survives_the_file(tiny_base: Base, tmp_path: Pat
     assert Delta.load(tmp_path / "d.safetensors").lineage == [first, {**second, "delta": delta.id}]
 
 
-def test_combining_adds_the_scaled_differences(tiny_base: Base) -> None:
-    original = tiny_base.tensors()[KEY].double()
-    one, two = moved(tiny_base, 1, KEY, VALUE), moved(tiny_base, 2, KEY)
-    both = combine(tiny_base, [one, two], [0.5, -2.0])
-    expected = original + 0.5 * (one.tensors[KEY] - original) - 2.0 * (two.tensors[KEY] - original)
-    torch.testing.assert_close(both.tensors[KEY].double(), expected, atol=1e-6, rtol=1e-6)
-    assert both.tensors.keys() == {KEY, VALUE}
-    assert both.provenance["combined"] == [{"id": one.id, "scale": 0.5}, {"id": two.id, "scale": -2.0}]
-
-
-def test_adding_deltas_of_different_tensors_keeps_their_bits(tiny_base: Base) -> None:
-    one, two = moved(tiny_base, 1, KEY), moved(tiny_base, 2, VALUE)
-    both = combine(tiny_base, [one, two], [1, 1])
-    assert torch.equal(both.tensors[KEY], one.tensors[KEY])
-    assert torch.equal(both.tensors[VALUE], two.tensors[VALUE])
-
-
-def test_scaling_to_zero_is_the_base(tiny_base: Base) -> None:
-    nothing = combine(tiny_base, [moved(tiny_base, 1, KEY)], [0])
-    assert torch.equal(nothing.tensors[KEY], tiny_base.tensors()[KEY])
-
-
-def test_combining_does_not_mind_what_is_applied(tiny_base: Base) -> None:
-    one, two = moved(tiny_base, 1, KEY), adapter(tiny_base, KEY, 2, 1.0)
-    expected = combine(tiny_base, [one, two], [1, 1]).tensors[KEY]
-    tiny_base.swap(moved(tiny_base, 5, KEY))
-    assert torch.equal(combine(tiny_base, [one, two], [1, 1]).tensors[KEY], expected)
-
-
-def test_a_hook_changes_nothing_and_cannot_be_combined(tiny_base: Base) -> None:
+def test_a_hook_changes_no_weight(tiny_base: Base) -> None:
     hook = delta_of(tiny_base, {}, "hook", hook={"name": "negative-prompt", "config": {"prompt": "x"}})
     assert hook.edited(tiny_base) == {}
-    with pytest.raises(UserError, match="cannot be combined"):
-        combine(tiny_base, [hook], [1])
 
 
 def test_an_export_is_a_whole_pipeline_with_the_edited_weights(tiny_base: Base, tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """Image encoders: CLIP's image embedding, a classifier's pooled features, and their own preprocessing."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
@@ -95,6 +97,51 @@ def test_features_do_not_depend_on_the_batch(tmp_path: Path) -> None:
     spec = write(resnet(), tmp_path)
     one, all_at_once = (load_image_encoder(spec, "cpu", batch_size=size)(IMAGES) for size in (1, 5))
     torch.testing.assert_close(one, all_at_once, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "gone"),
+    [(clip, "visual_projection.weight"), (resnet, "resnet.encoder.stages.1.layers.0.layer.1.convolution.weight")],
+)
+def test_an_encoder_that_lacks_weights_is_not_completed_at_random(
+    tmp_path: Path, make: Callable[[], torch.nn.Module], gone: str
+) -> None:
+    spec = write(make(), tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors[gone]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=rf"the weights lack {gone}"):
+        load_image_encoder(spec, "cpu")
+
+
+def test_a_classifier_without_its_last_layer_is_an_encoder_still(tmp_path: Path) -> None:
+    spec = write(resnet(), tmp_path)
+    before = load_image_encoder(spec, "cpu")(IMAGES)
+    tensors = load_file(tmp_path / "model.safetensors")
+    without = {name: value for name, value in tensors.items() if not name.startswith("classifier.")}
+    assert len(without) < len(tensors)
+    save_file(without, tmp_path / "model.safetensors", {"format": "pt"})
+    assert torch.equal(load_image_encoder(spec, "cpu")(IMAGES), before)
+
+
+def test_an_adapter_beside_an_encoder_is_refused(tmp_path: Path) -> None:
+    spec = write(clip(), tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+    with pytest.raises(UserError, match=r"an adapter lies beside the weights \(adapter_config\.json\)"):
+        load_image_encoder(spec, "cpu")
+
+
+def test_code_of_an_encoders_own_is_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers would prompt on the terminal whether to run it."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    spec = write(clip(), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(config | own))
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(UserError, match="neither a CLIP nor an image classifier"):
+        load_image_encoder(spec, "cpu")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_something_else_is_a_users_mistake(tmp_path: Path, tiny_base_folder: Path) -> None:

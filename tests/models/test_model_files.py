@@ -11,7 +11,7 @@ from huggingface_hub.utils import filter_repo_objects
 
 from efface.errors import UserError
 from efface.eval.judge_identity import FILES as JUDGE_FILES
-from efface.launch.prefetch import RequiredModel, fetch, missing_sources
+from efface.launch.model_downloads import RequiredModel, fetch, missing_sources
 from efface.models.model_files import NotCached, locate, missing_files
 
 LLAVA, COMMIT = "llava-hf/llava-1.5-7b-hf", "a" * 40

@@ -62,6 +62,20 @@ def test_images_are_those_of_diffusers_own_pipeline(tiny_base: Base, scheduler: 
     assert far(ours, theirs) <= 1
 
 
+@pytest.mark.parametrize("scheduler", ["pndm", "ddim", "dpm++", "euler", "ddpm", "UniPCMultistepScheduler"])
+@pytest.mark.parametrize("further", [{}, {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}])
+def test_so_they_are_of_a_base_that_predicts_velocities(
+    tiny_base: Base, scheduler: str, further: dict[str, object]
+) -> None:
+    asked = recipe(scheduler=scheduler, negative_prompt="ugly")
+    noise = sample(tiny_base, asked, REQUESTS)
+    tiny_base.scheduler_config |= {"prediction_type": "v_prediction", **further}
+    ours = sample(tiny_base, asked, REQUESTS)
+    theirs = np.stack([by_diffusers(tiny_base, asked, request) for request in REQUESTS])
+    assert far(ours, theirs) <= 1
+    assert far(ours, noise) > 10
+
+
 @pytest.mark.parametrize("guidance_scale", [0.0, 1.0])
 def test_without_guidance_there_is_no_unconditional_half(tiny_base: Base, guidance_scale: float) -> None:
     asked = recipe(guidance_scale=guidance_scale, batch_size=1)
@@ -128,6 +142,25 @@ def test_a_model_of_nans_gives_grey_images_and_a_warning(tiny_base: Base) -> Non
     with pytest.warns(UserWarning, match="not numbers"):
         images = sample(tiny_base, recipe(), REQUESTS[:1])
     assert set(np.unique(images)) == {128}
+
+
+def test_of_which_images_values_were_no_numbers_is_told_one_by_one(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of 3 and 1, the last one padded; the second image of the first and the one of the second are broken."""
+    really = tiny_base.vae.decode
+    batches = iter([1, 0])
+
+    def decode(latents: torch.Tensor) -> object:
+        made = really(latents)
+        made.sample[next(batches), 0, 3, 5] = torch.inf
+        return made
+
+    monkeypatch.setattr(tiny_base.vae, "decode", decode)
+    found: list[int] = []
+    with pytest.warns(UserWarning, match="not numbers"):
+        sample(tiny_base, recipe(), REQUESTS, on_not_finite=found.append)
+    assert found == [1, 3]
 
 
 def test_half_precision_changes_little_and_leaves_the_base_alone(tiny_base: Base) -> None:

@@ -10,11 +10,13 @@ from torch import Tensor
 from efface.errors import UserError
 from efface.models.base import Base
 from efface.models.delta import Delta
+from efface.models.noise_predictor import noise_scale
 from efface.models.recipe import Recipe
 from efface.models.sampler import ImageRequest, sample
 from efface.models.sampler_hooks import SLD, SLDConfig
 
 REQUESTS = [ImageRequest("a red cat", seed) for seed in range(3)]
+of_noise = noise_scale({"prediction_type": "epsilon"})
 RECIPE = Recipe(name="t", scheduler="ddim", steps=4, guidance_scale=5.0, height=16, width=16, batch_size=2)
 
 
@@ -50,14 +52,14 @@ def test_sld_computes_the_papers_equations() -> None:
         return conditions[:, 0, 0].view(-1, 1, 1, 1)
 
     zero, cond, unsafe = (torch.full((1, 1, 1), value) for value in (0.0, 0.1, 0.2))
-    sld = SLD(SLDConfig(prompts=("x",), warm_up=0, scale=5, threshold=0.0, momentum=0.5, beta=0.25), unsafe)
+    sld = SLD(SLDConfig(prompts=("x",), warm_up=0, scale=5, threshold=0.0, momentum=0.5, beta=0.25), unsafe, of_noise)
     latents = torch.zeros(1, 1, 1, 1)
     # mu = 5 * 0.1 = 0.5; gamma = 0.5 * 0.2 = 0.1; nu becomes 0.75 * 0.1 = 0.075
     assert sld(predict, latents, 1, cond, zero, 2.0).item() == pytest.approx(2 * (0.1 - 0.1), abs=1e-6)
     # gamma = 0.1 + 0.5 * 0.075
     assert sld(predict, latents, 1, cond, zero, 2.0).item() == pytest.approx(2 * (0.1 - 0.1375), abs=1e-6)
     # where eps(c) is above eps(S) the hook does nothing
-    away = SLD(SLDConfig(prompts=("x",), warm_up=0, threshold=0.0), torch.full((1, 1, 1), 0.05))
+    away = SLD(SLDConfig(prompts=("x",), warm_up=0, threshold=0.0), torch.full((1, 1, 1), 0.05), of_noise)
     assert away(predict, latents, 1, cond, zero, 2.0).item() == pytest.approx(0.2, abs=1e-6)
 
 

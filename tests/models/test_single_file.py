@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,8 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from efface.errors import UserError
-from efface.models.base import load_base, read_base
+from efface.models.base import base_id, read_base
+from efface.models.loading import load_base
 
 RESNET = {
     "norm1": "in_layers.0",
@@ -210,3 +212,139 @@ def test_an_unknown_architecture_is_a_users_mistake(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "m.safetensors")
     with pytest.raises(UserError, match="unknown architecture 'sd-v1-5': did you mean 'sd-v1-4'"):
         load_base(spec(tmp_path, tmp_path / "m.safetensors", Path("sd-v1-5")))
+
+
+Small = tuple[Path, dict[str, Tensor], dict[str, Tensor]]
+
+
+def loads_as(full: dict[str, Tensor], folder: Path, checkpoint: dict[str, Tensor], configs: Path) -> bool:
+    save_file(checkpoint, folder / "model.safetensors")
+    tensors = load_base(spec(folder, folder / "model.safetensors", configs)).tensors()
+    return tensors.keys() == full.keys() and all(torch.equal(tensors[name], full[name]) for name in full)
+
+
+def refused(folder: Path, checkpoint: dict[str, Tensor], configs: Path) -> str:
+    save_file(checkpoint, folder / "model.safetensors")
+    with pytest.raises(UserError) as caught:
+        load_base(spec(folder, folder / "model.safetensors", configs))
+    told = str(caught.value)
+    assert "\n" not in told
+    return told
+
+
+def averages(checkpoint: dict[str, Tensor], by: float) -> dict[str, Tensor]:
+    """Averages of the UNet's weights, each `by` more than its weight, by CompVis' names: without dots."""
+    unet = {name: tensor for name, tensor in checkpoint.items() if name.startswith("model.diffusion_model.")}
+    return {"model_ema." + name.removeprefix("model.").replace(".", ""): tensor + by for name, tensor in unet.items()}
+
+
+def test_of_weights_and_their_averages_the_averages_are_taken(small: Small, tmp_path: Path) -> None:
+    """As in sd-v1-4-full-ema.ckpt, of which the hub has the averages."""
+    configs, checkpoint, full = small
+    both = checkpoint | averages(checkpoint, by=1.0) | {"model_ema.num_updates": torch.tensor(7)}
+    assert "model_ema.diffusion_modelinput_blocks00weight" in both
+    expected = {name: tensor + 1.0 if name.startswith("unet.") else tensor for name, tensor in full.items()}
+    assert loads_as(expected, tmp_path, both, configs)
+
+
+def test_averages_of_some_weights_alone_are_refused(small: Small, tmp_path: Path) -> None:
+    configs, checkpoint, _ = small
+    some = averages(checkpoint, by=1.0)
+    some.pop("model_ema.diffusion_modelout2bias")
+    told = refused(tmp_path, checkpoint | some, configs)
+    assert re.search(r"averages \(EMA\) of only \d+ of .* without model_ema\.diffusion_modelout2bias", told)
+
+
+def test_a_text_encoder_under_older_names_is_read(small: Small, tmp_path: Path) -> None:
+    configs, checkpoint, full = small
+    older = {name.replace(".transformer.text_model.", ".transformer."): value for name, value in checkpoint.items()}
+    assert "cond_stage_model.transformer.final_layer_norm.bias" in older
+    assert loads_as(full, tmp_path, older, configs)
+
+
+OPEN_CLIP = {
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "final_layer_norm.": "ln_final.",
+    "encoder.layers.": "transformer.resblocks.",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+
+
+def test_a_text_encoder_of_stable_diffusion_2_is_read(small: Small, tmp_path: Path) -> None:
+    """OpenCLIP has queries, keys and values in one matrix, a projection that is not used, and a temperature."""
+    configs, checkpoint, full = small
+    theirs = {name: value for name, value in checkpoint.items() if not name.startswith("cond_stage_model.")}
+    own = {name.removeprefix("text_encoder."): value for name, value in full.items() if name.startswith("text_enc")}
+    for layer in ("encoder.layers.0.self_attn.", "encoder.layers.1.self_attn."):
+        for kind in ("weight", "bias"):
+            joined = torch.cat([own.pop(f"{layer}{part}_proj.{kind}") for part in "qkv"])
+            theirs[f"cond_stage_model.model.transformer.resblocks.{layer[15]}.attn.in_proj_{kind}"] = joined
+    for name, value in own.items():
+        for ours, others in OPEN_CLIP.items():
+            name = name.replace(ours, others)
+        theirs[f"cond_stage_model.model.{name}"] = value
+    theirs["cond_stage_model.model.text_projection"] = torch.zeros(8, 8)
+    theirs["cond_stage_model.model.logit_scale"] = torch.tensor(4.6)
+    assert loads_as(full, tmp_path, theirs, configs)
+
+
+def test_what_a_wrapper_put_before_all_names_is_taken_off(small: Small, tmp_path: Path) -> None:
+    configs, checkpoint, full = small
+    assert loads_as(full, tmp_path, {f"module.{name}": value for name, value in checkpoint.items()}, configs)
+
+
+def test_the_loss_of_an_autoencoder_does_not_matter(small: Small, tmp_path: Path) -> None:
+    configs, checkpoint, full = small
+    left = {"first_stage_model.loss.logvar": torch.zeros(1)}
+    assert loads_as(full, tmp_path, checkpoint | left, configs)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.diffusion_model.extra.weight", "first_stage_model.extra.bias", "cond_stage_model.transformer.extra"]
+)
+def test_a_tensor_too_many_is_named(small: Small, tmp_path: Path, name: str) -> None:
+    configs, checkpoint, _ = small
+    told = refused(tmp_path, checkpoint | {name: torch.zeros(3)}, configs)
+    assert "does not fit the architecture" in told and name.rpartition("transformer.")[2] in told
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [
+        "model.diffusion_model.out.2.weight",
+        "model.diffusion_model.input_blocks.0.0.bias",
+        "first_stage_model.quant_conv.bias",
+        "cond_stage_model.transformer.text_model.final_layer_norm.weight",
+    ],
+)
+def test_where_a_tensor_is_missing_another_architecture_is_no_help(small: Small, tmp_path: Path, gone: str) -> None:
+    configs, checkpoint, _ = small
+    told = refused(tmp_path, {name: value for name, value in checkpoint.items() if name != gone}, configs)
+    assert "lacks 1 of the " in told and "architecture" not in told
+
+
+def test_where_shapes_differ_another_architecture_is_advised(small: Small, tmp_path: Path) -> None:
+    configs, checkpoint, _ = small
+    name = "cond_stage_model.transformer.text_model.final_layer_norm.weight"
+    told = refused(tmp_path, checkpoint | {name: torch.zeros(1024)}, configs)
+    assert re.search(r"'final_layer_norm.weight' as 1024 instead of 8\); if it has another one, name the folder", told)
+
+
+def test_one_file_under_other_configs_is_another_base(small: Small, tmp_path: Path) -> None:
+    configs, checkpoint, _ = small
+    save_file(checkpoint, tmp_path / "model.safetensors")
+    before = base_id(read_base(spec(tmp_path, tmp_path / "model.safetensors", configs)))
+    for file, key, value in (
+        ("scheduler/scheduler_config.json", "prediction_type", "v_prediction"),
+        ("vae/config.json", "scaling_factor", 0.5),
+        ("text_encoder/config.json", "hidden_act", "gelu"),
+    ):
+        other = Path(shutil.copytree(configs, tmp_path / key))
+        (other / file).write_text(json.dumps(json.loads((other / file).read_text()) | {key: value}))
+        base = load_base(spec(tmp_path, tmp_path / "model.safetensors", other))
+        assert base.fingerprint == base_id(base.spec) != before

@@ -1,9 +1,13 @@
 """Prompts as embeddings: what Stable Diffusion's own pipeline computes, one prompt at a time."""
 
+from pathlib import Path
+
+import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
 from efface.models.base import Base
+from efface.models.loading import load_base
 from efface.models.text_encoding import encode_ids, encode_prompts, last_subject_token, token_ids
 
 PROMPTS = ["a red cat", "", "a dog, at night", "x" * 200]
@@ -48,3 +52,45 @@ def test_gradients_reach_the_text_encoder_where_they_are_wanted(tiny_base: Base)
     encode_ids(tiny_base.text_encoder, token_ids(tiny_base, ["a cat"])).sum().backward()
     assert tiny_base.text_encoder.embeddings.token_embedding.weight.grad is not None
     assert not encode_prompts(tiny_base, ["a cat"]).requires_grad
+
+
+@pytest.fixture
+def learnt(tiny_base_folder: Path, tmp_path: Path) -> tuple[Base, StableDiffusionPipeline]:
+    """A base into which diffusers loaded learnt tokens of three vectors and of one, and its own pipeline of that."""
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_base_folder, safety_checker=None, local_files_only=True)
+    vectors = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+    pipeline.load_textual_inversion(vectors[:3], token="<toy>")
+    pipeline.load_textual_inversion(vectors[3:], token="<hat>")
+    pipeline.save_pretrained(tmp_path / "learnt")
+    return load_base(tmp_path / "learnt"), pipeline
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        *("a photo of <toy>", "<toy>, in a <hat>", "a<toy>b and <toy> again", "<toy> " * 40, "<TOY>", "a <hat>"),
+        *("a cat", "<toy", "<toy>_1 alone"),
+    ],
+)
+def test_learnt_tokens_give_what_diffusers_own_pipeline_gives(
+    learnt: tuple[Base, StableDiffusionPipeline], prompt: str
+) -> None:
+    base, pipeline = learnt
+    theirs = pipeline.encode_prompt(prompt, "cpu", 1, False)[0]
+    torch.testing.assert_close(encode_prompts(base, [prompt]), theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_a_learnt_token_stands_for_all_its_vectors(learnt: tuple[Base, StableDiffusionPipeline]) -> None:
+    base, _ = learnt
+    begin, *vectors, end = token_ids(base, ["<toy>"])[0, :5].tolist()
+    assert base.tokenizer.convert_ids_to_tokens(vectors) == ["<toy>", "<toy>_1", "<toy>_2"]
+    assert (begin, end) == (base.tokenizer.bos_token_id, base.tokenizer.eos_token_id)
+    assert last_subject_token(base, ["<toy>"]) == [3]
+
+
+def test_a_base_with_learnt_tokens_is_another_base(
+    learnt: tuple[Base, StableDiffusionPipeline], tiny_base: Base
+) -> None:
+    base, _ = learnt
+    assert base.fingerprint != tiny_base.fingerprint
+    assert base.text_encoder.config.vocab_size == tiny_base.text_encoder.config.vocab_size + 4

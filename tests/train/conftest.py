@@ -9,7 +9,7 @@ import torch
 from efface.concepts.concept import Concept, ConceptSet
 from efface.models.base import Base
 from efface.train.job import Job, make_job
-from efface.train.method import Student, UnlearningTask, get_method, parse_config
+from efface.train.method import GradientMethod, Student, UnlearningTask, get_method, parse_config
 
 # Two or three steps each, on 16 px images. A method without an entry is run with its defaults.
 QUICK: dict[str, dict[str, Any]] = {
@@ -73,6 +73,8 @@ def prepare(concept_set: ConceptSet, tiny_base: Base) -> Any:
         method: Any = get_method(name)(parse_config(name, {**QUICK.get(name, {}), **config}))
         student = Student(copy.deepcopy(tiny_base.unet))
         targets = tuple(concept_set.find(concept) for concept in concepts or ("cat",))
+        if isinstance(method, GradientMethod):
+            method.add_adapters(student, seed)
         method.prepare(UnlearningTask(tiny_base, targets, concept_set, seed), student)
         return method, student
 

@@ -12,9 +12,10 @@ from efface.concepts.concept import Concept, ConceptSet
 from efface.errors import UserError
 from efface.models.base import Base
 from efface.train.data import latents as data
-from efface.train.job import make_job, run_job
+from efface.train.job import make_job
 from efface.train.method import get_method, parse_config
 from efface.train.methods.ca import detach_bos
+from efface.train.run_job import run_job
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -84,6 +85,23 @@ def test_the_noise_based_target_is_the_noise_on_an_image_of_the_anchor(prepare: 
     clean = (ablate.latents - (1 - alpha).sqrt() * ablate.target) / alpha.sqrt() / 0.18215
     images = ca.data[0].images
     assert ((clean - images.mean).abs() <= 5 * images.std + 1e-3 / alpha.sqrt()).all()
+
+
+@torch.no_grad()
+def test_a_base_that_predicts_velocities_is_trained_on_velocities(
+    prepare: Any, tiny_base: Base, alphas_cumprod: Tensor
+) -> None:
+    """v = alpha eps - sigma x_0 (arXiv 2202.00512), so x_0 = alpha x_t - sigma v and eps = sigma x_t + alpha v."""
+    tiny_base.scheduler_config["prediction_type"] = "v_prediction"
+    ca, _ = prepare("ca", objective="noise", anchor_images=1, batch_size=32)
+    images = ca.data[0].images
+    for noised in ca.batch(0):
+        alpha = alphas_cumprod[noised.timesteps].view(-1, 1, 1, 1).sqrt()
+        sigma = (1 - alpha**2).sqrt()
+        clean = (alpha * noised.latents - sigma * noised.target) / 0.18215
+        noise = sigma * noised.latents + alpha * noised.target
+        assert ((clean - images.mean).abs() <= 6 * images.std + 1e-3).all()
+        assert noise.mean().abs() < 0.05 and abs(noise.std() - 1) < 0.05  # 8192 numbers, 4.5 standard errors
 
 
 @torch.no_grad()

@@ -12,8 +12,9 @@ import torch
 from efface.concepts.concept import ConceptSet
 from efface.errors import Stopped
 from efface.models.base import Base
-from efface.train.job import Job, run_job
+from efface.train.job import Job
 from efface.train.method import GradientMethod, get_method, method_names
+from efface.train.run_job import run_job
 
 QuickJob = Callable[..., Job]
 GRADIENT = [name for name in method_names() if issubclass(get_method(name), GradientMethod)]

@@ -1,4 +1,4 @@
-"""What a gang makes before it trains is shared out, and all get what one process alone makes."""
+"""What processes make together before they train is shared out, and all get what one process alone makes."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +9,8 @@ import pytest
 import torch
 from two_processes import together
 
-from efface.models.base import Base, load_base
+from efface.models.base import Base
+from efface.models.loading import load_base
 from efface.models.recipe import Recipe
 from efface.train.data import latents as data
 from efface.train.data import neighbours as neighbourhood

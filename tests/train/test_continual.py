@@ -11,11 +11,13 @@ from torch import Tensor
 
 from efface.concepts.concept import Concept, ConceptSet
 from efface.errors import Stopped, UserError
-from efface.models.base import Base, load_base
+from efface.models.base import Base
 from efface.models.delta import Delta
+from efface.models.loading import load_base
 from efface.train.continual import with_remaining_anchor
-from efface.train.job import Job, make_job, run_job
+from efface.train.job import Job, make_job
 from efface.train.method import ClosedFormMethod, UnlearningTask, get_method, method_names, parse_config
+from efface.train.run_job import run_job
 
 CHAIN = ("cat", "dog", "bus")
 # Two steps of each method on 16 px images.
@@ -232,7 +234,7 @@ def test_a_trained_chain_ends_elsewhere_in_another_order(tiny_base: Base) -> Non
     assert not same(one, other)
 
 
-# Lineage: what a delta tells of its chain
+# Lineage: what a delta records of its chain
 
 
 def test_a_delta_tells_every_request_with_the_delta_it_left(tiny_base: Base, tmp_path: Path) -> None:
@@ -281,9 +283,17 @@ def test_an_anchor_that_is_gone_gives_way_to_one_that_stands() -> None:
     assert anchor("owl", "cat") is None  # none was given
 
 
+def test_an_anchor_that_says_a_concepts_phrase_means_that_concept() -> None:
+    cat = Concept(name="cat", kind="animal", phrase="a cat", anchor="A dog", adjacent=("owl",))
+    dog = Concept(name="dog", kind="animal", phrase="a dog", anchor="a  Cat")
+    world = ConceptSet(name="w", version=1, concepts=(cat, dog, Concept(name="owl", kind="animal", phrase="an owl")))
+    assert with_remaining_anchor(cat, world, ()).anchor == "A dog"
+    assert with_remaining_anchor(cat, world, ("dog",)).anchor == "owl"  # neither what is gone, nor itself
+
+
 @pytest.mark.parametrize("strategy", ["multi", "continual"])
 def test_nothing_is_mapped_to_what_is_erased_with_it(strategy: Any, tiny_base: Base) -> None:
-    """Cat and dog, each the other's anchor, are mapped to fox and owl, the nearest that stand: as told by hand."""
+    """Cat and dog, each the other's anchor, are mapped to fox and owl, the nearest that stand: as given by hand."""
     if strategy == "continual":
         found = chain(tiny_base, "uce", ["cat", "dog"])[-1]
     else:

@@ -12,10 +12,12 @@ from two_processes import difference, rounding, saved, together
 from efface.concepts.concept import ConceptSet
 from efface.config_files import CONFIGS, list_configs
 from efface.errors import JobFailure, Stopped, UserError
-from efface.models.base import Base, load_base
-from efface.train.job import Job, run_job
+from efface.models.base import Base
+from efface.models.loading import load_base
+from efface.train.job import Job
 from efface.train.method import GradientConfig, get_method
 from efface.train.methods.esd import ESD
+from efface.train.run_job import run_job
 from efface.train.trainer.deepspeed_engine import ZeroEngine, deepspeed_config
 from efface.train.trainer.options import TrainingOptions
 
@@ -40,7 +42,7 @@ def zero3(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def do(rank: int, cases: list[Case], folder: Path, concept_set: ConceptSet, out: Path) -> None:
-    """Every case, one after another, in a gang that stays together."""
+    """Every case, one after another, in one process group."""
     base = load_base(folder)
     originals = {name: value.clone() for name, value in base.tensors().items()}
     torch.distributed.init_process_group("gloo")
@@ -85,7 +87,7 @@ def cut(rank: int, job: Job, ways: list[str | None], folder: Path, concept_set: 
 
         def stop(step: int, steps: int, loss: float, done: int = done) -> None:
             assert step == done + 1
-            if rank == 1:  # which then tells the other
+            if rank == 1:  # which then informs the other
                 raise Stopped("enough")
 
         with pytest.raises(Stopped):
@@ -197,7 +199,7 @@ def test_every_method_agrees_under_ddp_and_every_stage(
     ]
     together(do, cases, tiny_base_folder, concept_set, tmp_path)
     alone = {name: run_job(job, tiny_base, concept_set)[0] for name, job in jobs.items()}
-    # What is asked can be told from the rounding of the weights, and, clipped, from what comes without.
+    # What is checked can be separated from the rounding of the weights, and, clipped, from what comes without.
     assert all(rounding(delta, tiny_base) < tolerance / 2 for delta in alone.values())
     if clipped:
         free = {name: run_job(job_of(name, False), tiny_base, concept_set)[0] for name in METHODS}

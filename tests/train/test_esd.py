@@ -45,6 +45,15 @@ def test_erasing_from_a_wider_prompt_is_the_newer_script_with_the_same_eta() -> 
     assert esd_target(origin, concept, uncond, eta=2).item() == 5 - 2 * (3 - 2)
 
 
+def test_the_target_in_velocities_is_the_target_in_noise() -> None:
+    """eps = alpha v + sigma x_t (arXiv 2202.00512), for one x_t."""
+    generator = torch.Generator().manual_seed(0)
+    x, *velocities = torch.randn(4, 1, 4, 8, 8, generator=generator, dtype=torch.float64)
+    alpha, sigma = 0.6, 0.8
+    in_noise = esd_target(*(alpha * velocity + sigma * x for velocity in velocities), eta=1.7)
+    torch.testing.assert_close(alpha * esd_target(*velocities, eta=1.7) + sigma * x, in_noise)
+
+
 @torch.no_grad()
 def test_with_eta_0_the_target_is_the_frozen_prediction_for_the_empty_prompt(
     prepare: Any, shaken: Any, tiny_base: Base

@@ -11,11 +11,13 @@ from pydantic.fields import FieldInfo
 
 from efface.concepts.concept import ConceptSet
 from efface.errors import UserError
-from efface.models.base import Base, load_base
+from efface.models.base import Base
 from efface.models.delta import Delta
+from efface.models.loading import load_base
 from efface.models.parameter_groups import select
-from efface.train.job import Job, make_job, run_job
+from efface.train.job import Job, make_job
 from efface.train.method import GradientMethod, get_method, method_names, parse_config
+from efface.train.run_job import run_job
 
 QuickJob = Callable[..., Job]
 every_method = pytest.mark.parametrize("name", method_names())

@@ -14,7 +14,7 @@ from efface.models.base import Base
 from efface.models.noise_predictor import partial_denoise, predictor
 from efface.models.scheduler import make_scheduler
 from efface.models.text_encoding import encode_prompts
-from efface.train.job import make_job, run_job
+from efface.train.job import make_job
 from efface.train.method import Student, UnlearningTask, parse_config, preset_names
 from efface.train.methods import fade
 from efface.train.methods.fade import (
@@ -25,6 +25,7 @@ from efface.train.methods.fade import (
     paper_erase_loss,
     without_article,
 )
+from efface.train.run_job import run_job
 from efface.train.trainer.loop import train
 
 JAY = Concept(name="Blue Jay", kind="animal", phrase="a blue jay", adjacent=("finch", "crow"))
@@ -42,10 +43,11 @@ QUICK = {
 
 
 def ready(base: Base, *concepts: Concept, **config: Any) -> tuple[FADE, Student]:
-    """The method after `prepare`, and the student it hung its adapters on."""
+    """The method after `prepare`, and the student with its adapters."""
 
     method = FADE(parse_config("fade", {**QUICK, **config}))
     student = Student(copy.deepcopy(base.unet))
+    method.add_adapters(student, 3)
     method.prepare(UnlearningTask(base, concepts or (JAY,), BIRDS, seed=3), student)
     return method, student
 

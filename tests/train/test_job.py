@@ -8,8 +8,9 @@ from efface.concepts.concept import ConceptSet
 from efface.errors import JobFailure, UserError
 from efface.files import content_id
 from efface.models.base import Base
-from efface.train.job import Job, make_job, run_job
+from efface.train.job import Job, make_job
 from efface.train.method import get_method
+from efface.train.run_job import run_job
 
 FIELDS: dict[str, Any] = {
     "base": "tiny",
@@ -120,6 +121,19 @@ def test_with_half_the_batch_a_step_has_as_many_samples_and_the_delta_says_so(
     assert metrics["samples_seen"] == 2 * batch * of_so_many
     smaller, _ = run_job(quick_job("esd", **dict(zip(names, runs_as, strict=True))), tiny_base, concept_set)
     assert all(value.equal(smaller.tensors[name]) for name, value in delta.tensors.items())
+
+
+@pytest.mark.parametrize(
+    ("method", "config"),
+    [("uce", {"guide": "A  cat"}), ("esd", {"learning_rate": 1e-30}), ("fade", {"learning_rate": 1e-30})],
+)
+def test_an_edit_that_changes_nothing_is_a_failure_with_its_reason(
+    method: str, config: dict[str, Any], quick_job: Any, tiny_base: Base, concept_set: ConceptSet
+) -> None:
+    with pytest.raises(
+        JobFailure, match=f"method '{method}' changed no weight .* nothing is forgotten: the anchor of cat "
+    ):
+        run_job(quick_job(method, **config), tiny_base, concept_set)
 
 
 @pytest.mark.parametrize(("method", "config"), [("esd", {"batch_size": 1}), ("uce", {})])

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from efface.errors import JobFailure
 from efface.models.base import Base
 from efface.models.noise_predictor import NoisePredictor
+from efface.models.shapes import ModelShapes
 from efface.train.method import GradientConfig, GradientMethod, Student, UnlearningTask
+from efface.train.method_cost import Cost
 from efface.train.trainer.loop import learning_rate_factor, train
 
 BIAS = "unet.conv_out.bias"
@@ -28,6 +30,9 @@ class Pull(GradientMethod):
         super().__init__(GradientConfig(**settings))
         self.targets = targets
         self.seen: list[int] = []
+
+    def cost(self, shapes: ModelShapes) -> Cost:
+        return Cost(trained_rows=1)
 
     def prepare(self, task: UnlearningTask, student: Student) -> None:
         self.student = student

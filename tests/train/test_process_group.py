@@ -1,4 +1,4 @@
-"""A gang of processes does one process's job: it shares the batches of every step, and can be cut like one."""
+"""Several processes do one process's job: they share the batches of every step, and can be interrupted like one."""
 
 import json
 import os
@@ -19,18 +19,19 @@ from efface.concepts.concept import ConceptSet
 from efface.errors import Stopped, UserError
 from efface.models.base import Base
 from efface.models.delta import Delta
-from efface.train.job import Job, run_job
+from efface.train.job import Job
 from efface.train.methods.esd import ESD
+from efface.train.run_job import run_job
+from efface.train.torchrun import TorchrunJob, _device, main, process_group, run_rank
 from efface.train.trainer import loop
 from efface.train.trainer.options import TrainingOptions
-from efface.train.trainer.torchrun import TorchrunJob, _device, main, process_group, run_rank
 
 QuickJob = Callable[..., Job]
 
 
 @pytest.fixture
 def work(quick_job: QuickJob, tiny_base_folder: Path, concept_set: ConceptSet, tmp_path: Path) -> Any:
-    """A function (**config) -> four steps of ESD as a gang is told of them."""
+    """A function (**config) -> four steps of ESD as a process group gets them."""
 
     def make(**config: Any) -> TorchrunJob:
         (tmp_path / "concepts.yaml").write_text(concept_set.model_dump_json())
@@ -103,7 +104,7 @@ def test_a_gang_that_lost_a_member_ends_bit_for_bit_where_another_does_and_near_
 
 
 def laid_down(rank: int, work: TorchrunJob) -> None:
-    """Process 1 is told to stop, and process 0 takes its time to write the checkpoint."""
+    """Process 1 is stopped, and process 0 takes its time to write the checkpoint."""
     written = loop.write
 
     def slowly(*arguments: Any) -> None:
@@ -141,7 +142,7 @@ def test_torchrun_and_accelerate_launch_run_a_job(
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     result = subprocess.run(
-        [sys.executable, "-m", *command, port, "-m", "efface.train.trainer.torchrun", str(tmp_path / "work.json")],
+        [sys.executable, "-m", *command, port, "-m", "efface.train.torchrun", str(tmp_path / "work.json")],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -169,14 +170,14 @@ def test_one_process_needs_no_variables(work: Any, tmp_path: Path, capsys: pytes
     assert Delta.load(requested.out).provenance["job_id"] == requested.job.id
     metrics = json.loads(requested.out.with_suffix(".json").read_text())
     assert (metrics["samples_seen"], len(metrics["losses"]), metrics["attention"]["used"]) == (2, 1, "sdpa")
-    assert capsys.readouterr().out.startswith("step 1 of 1: loss ")
+    assert capsys.readouterr().err.startswith("step 1 of 1: loss ")
 
 
 @pytest.mark.parametrize("given, left", [(None, None), ("5", "0")])
 def test_the_only_gpu_in_sight_is_device_0_and_a_process_alone_stays_alone(
     given: str | None, left: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Accelerate takes a process that has LOCAL_RANK for one of a gang."""
+    """Accelerate takes a process that has LOCAL_RANK for one of several."""
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     if given:
         monkeypatch.setenv("LOCAL_RANK", given)

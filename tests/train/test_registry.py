@@ -10,9 +10,9 @@ from pydantic import Field
 
 from efface.config_files import CONFIGS
 from efface.errors import UserError
-from efface.train import method as registry
 from efface.train.catalogue import catalogue
 from efface.train.method import (
+    METHODS,
     ClosedFormMethod,
     MethodConfig,
     get_method,
@@ -45,12 +45,12 @@ def register_nothing(name: str) -> None:
 def _registry_as_before() -> Iterator[None]:
     yield
     for name in ("nothing", "something"):
-        registry._registered.pop(name, None)
+        METHODS._items.pop(name, None)
 
 
 def entry(name: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {name: EntryPoint(name, target, "efface.methods")}
-    monkeypatch.setattr(registry, "_entry_points", lambda: found)
+    monkeypatch.setattr(METHODS, "_entry_points", lambda: found)
 
 
 def test_the_built_in_methods_are_known_without_being_imported() -> None:

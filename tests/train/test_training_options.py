@@ -20,7 +20,8 @@ from efface.config_files import parse
 from efface.errors import UserError
 from efface.models.base import Base
 from efface.models.noise_predictor import NoisePredictor
-from efface.train.job import Job, run_job
+from efface.models.shapes import ModelShapes
+from efface.train.job import Job
 from efface.train.method import (
     GradientConfig,
     GradientMethod,
@@ -30,6 +31,8 @@ from efface.train.method import (
     method_names,
     parse_config,
 )
+from efface.train.method_cost import Cost
+from efface.train.run_job import run_job
 from efface.train.trainer import options
 from efface.train.trainer.loop import train
 from efface.train.trainer.options import TrainingOptions
@@ -43,11 +46,11 @@ def blocks_run() -> Iterator[Counter[bool]]:
     """How many times a transformer block was computed, with and without gradient."""
     count: Counter[bool] = Counter()
 
-    def tell(module: nn.Module, inputs: Any) -> None:
+    def note(module: nn.Module, inputs: Any) -> None:
         if isinstance(module, BasicTransformerBlock):
             count[torch.is_grad_enabled()] += 1
 
-    handle = torch.nn.modules.module.register_module_forward_pre_hook(tell)
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(note)
     yield count
     handle.remove()
 
@@ -113,7 +116,7 @@ def test_xformers_computes_a_jobs_attention_whatever_its_method_hung_on_the_unet
     assert difference(delta, plain, tiny_base) < 1e-3
 
 
-class Told(GradientMethod):
+class Recorded(GradientMethod):
     """Pulls the output's bias to 3, along its gradient (-4, -4, -4, -4) at 1; predicts once a step to see how."""
 
     group = "full"
@@ -122,6 +125,9 @@ class Told(GradientMethod):
         super().__init__(GradientConfig(steps=2, learning_rate=0.1, optimizer="sgd", **config))
         self.fail = fail
         self.dtypes: list[tuple[torch.dtype, ...]] = []
+
+    def cost(self, shapes: ModelShapes) -> Cost:
+        return Cost(trained_rows=1)
 
     def prepare(self, task: UnlearningTask, student: Student) -> None:
         self.student, self.teacher = student, task.base.unet
@@ -151,7 +157,7 @@ def task(tiny_base: Base, concept_set: ConceptSet) -> UnlearningTask:
 
 
 def test_in_bf16_the_frozen_weights_are_bf16_and_the_trained_ones_and_the_loss_fp32(task: UnlearningTask) -> None:
-    method = Told(precision="bf16")
+    method = Recorded(precision="bf16")
     tensors = train(method, task).tensors
     assert method.dtypes[0] == (torch.bfloat16, torch.bfloat16, torch.float32, torch.float32)
     # in bf16 1.4 would be 1.3984 and 1.72 be 1.7188
@@ -162,7 +168,7 @@ def test_in_bf16_the_frozen_weights_are_bf16_and_the_trained_ones_and_the_loss_f
 def test_the_teacher_gets_its_fp32_weights_back_also_from_a_job_that_failed(fail: bool, task: UnlearningTask) -> None:
     before = {name: value.clone() for name, value in task.base.tensors().items()}
     try:
-        train(Told(fail, precision="bf16"), task)
+        train(Recorded(fail, precision="bf16"), task)
     except RuntimeError:
         assert fail
     assert all(torch.equal(value, before[name]) for name, value in task.base.tensors().items())
@@ -184,7 +190,7 @@ def test_it_gets_them_back_where_memory_runs_out_as_they_are_cast(
 
     monkeypatch.setattr(options, "_to_bf16", lower)
     with pytest.raises(torch.OutOfMemoryError):
-        train(Told(precision="bf16"), task)
+        train(Recorded(precision="bf16"), task)
     assert half == [torch.bfloat16]
     assert all(torch.equal(value, before[name]) for name, value in task.base.tensors().items())
     assert all(value.dtype == torch.float32 for value in task.base.tensors().values())
@@ -208,9 +214,11 @@ def test_the_precision_is_part_of_a_jobs_id(quick_job: QuickJob) -> None:
         parse_config("esd", {"precision": "fp16"})
 
 
-def test_tensorboard_is_told_loss_rate_and_gradient_norm_of_every_step(task: UnlearningTask, tmp_path: Path) -> None:
+def test_tensorboard_gets_loss_rate_and_gradient_norm_of_every_step(task: UnlearningTask, tmp_path: Path) -> None:
     train(
-        Told(schedule="linear"), task, training_options=TrainingOptions(tracker="tensorboard", tracker_folder=tmp_path)
+        Recorded(schedule="linear"),
+        task,
+        training_options=TrainingOptions(tracker="tensorboard", tracker_folder=tmp_path),
     )
     events = EventAccumulator(str(tmp_path / "training")).Reload()
     result = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
@@ -224,7 +232,7 @@ def test_nothing_is_logged_unless_asked_for(
     task: UnlearningTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    train(Told(), task)
+    train(Recorded(), task)
     assert list(tmp_path.iterdir()) == []
 
 

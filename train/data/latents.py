@@ -1,8 +1,8 @@
-"""Images of the base as training data: made once, kept as what the VAE says of them.
+"""Images of the base as training data: made once, kept as the VAE's latents.
 
 An image is the base's own, image i of a list of prompts having seed i: the same for every job, whatever its
 seed, so that jobs with one anchor share one file in the cache. In a chain "the base" is the model that the request
-before left, and has files of its own. The processes of a gang share out what is to be drawn.
+before left, and has files of its own. The processes of a group share the drawing.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from efface.train.trainer.collectives import all_gather, distributed_map
 
 @dataclass(frozen=True)
 class Posterior:
-    """What the VAE says of N images: mean and standard deviation of their latents, (N, 4, h, w) fp32."""
+    """The VAE's posterior of N images: mean and standard deviation of their latents, (N, 4, h, w) fp32."""
 
     mean: Tensor
     std: Tensor
@@ -36,7 +36,7 @@ class Posterior:
 
 
 def image_posterior(base: Base, recipe: Recipe, prompts: Sequence[str], cache: Path | None) -> Posterior:
-    """The base's images of `prompts`, image i with seed i; from a file in `cache` where all of a gang have one."""
+    """The base's images of `prompts`, image i with seed i; from a file in `cache` where all processes have one."""
     key = content_id([base.state_id, recipe.id, list(prompts)])
     file = cache / f"latents-{key}.safetensors" if cache else None
     if all(all_gather(file is not None and file.is_file())) and file:

@@ -3,7 +3,7 @@
 The base draws a few images of every candidate; an image encoder describes each by a feature of unit length; a
 concept is the mean of its images' features, and a concept's neighbours are those of highest cosine to it. The
 means are kept in a cache, so that a set of n concepts costs n times its images, however many targets ask; the
-processes of a gang share them out.
+processes of a group share the work.
 """
 
 import io

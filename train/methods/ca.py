@@ -5,13 +5,13 @@
 x_t and x'_t are images of the anchor, made by the base, with forward noise eps at a uniform t in [0, 1000).
 The target is, by `objective`,
 
-    model   sg[ eps_theta(x_t, c_anchor) ]      the model's own prediction under the anchor's caption,
-    without gradient:
-                                                theta is the model being edited, not a frozen copy (eq. 5)
-    noise   eps                                 ordinary training on pairs of anchor image and target
-    caption (eq. 3)
+    model   sg[ eps_theta(x_t, c_anchor) ]   the prediction of the model being edited, not of a frozen copy, under the
+                                             anchor's caption, without gradient (eq. 5)
+    noise   eps                              ordinary training on pairs of anchor image and target caption (eq. 3)
 
-No guidance enters the loss. The prior keeps the anchor where it is while it is drawn upon.
+A model that predicts the velocity is trained on velocities, in both terms.
+
+No guidance enters the loss. The prior keeps the anchor as it is.
 
 Keys and values of the first token (BOS, the same in every prompt) are detached in the cross-attention, as
 in the authors' code: what is learnt about one prompt should not go through what all prompts share.
@@ -33,12 +33,14 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from efface.concepts.concept import Concept, Kind
-from efface.models.noise_predictor import NoisePredictor
+from efface.models.noise_predictor import NoisePredictor, truth
 from efface.models.recipe import Recipe
+from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts
 from efface.train.data.captions import captions
 from efface.train.data.latents import Posterior, image_posterior
 from efface.train.method import GradientMethod, Policy, Strategy, Student, TrainingConfig, UnlearningTask, register
+from efface.train.method_cost import BaseImages, Cost
 from efface.train.seeds import generator, integers, normal
 
 
@@ -129,6 +131,16 @@ class CA(GradientMethod):
     def learning_rate(self) -> float:
         return self.config.effective_learning_rate
 
+    def cost(self, shapes: ModelShapes) -> Cost:
+        config = self.config
+        frozen = config.batch_size if config.objective == "model" else 0
+        return Cost(
+            trained_rows=config.batch_size * (2 if config.prior_weight > 0 else 1),
+            frozen_rows=frozen,
+            mean_frozen_rows=frozen,
+            images=BaseImages(self.recipe(shapes.image_size), per_concept=config.anchor_images, encoded=True),
+        )
+
     def prepare(self, task: UnlearningTask, student: Student) -> None:
         self.seed = task.seed
         self.student = student
@@ -138,19 +150,19 @@ class CA(GradientMethod):
 
     def batch(self, index: int) -> tuple[NoisyBatch, NoisyBatch | None]:
         """The samples to ablate, and those of the prior."""
-        latents, noise, timesteps, target, anchor = self._sample_batch("ablate", index)
-        wanted = noise if self.config.objective == "noise" else self.student(latents, timesteps, anchor)
+        latents, true, timesteps, target, anchor = self._sample_batch("ablate", index)
+        wanted = true if self.config.objective == "noise" else self.student(latents, timesteps, anchor)
         ablate = NoisyBatch(latents, timesteps, target, wanted)
         if self.config.prior_weight == 0:
             return ablate, None
-        latents, noise, timesteps, _, anchor = self._sample_batch("prior", index)
-        return ablate, NoisyBatch(latents, timesteps, anchor, noise)
+        latents, true, timesteps, _, anchor = self._sample_batch("prior", index)
+        return ablate, NoisyBatch(latents, timesteps, anchor, true)
 
     def loss(self, student: NoisePredictor, batch: tuple[NoisyBatch, NoisyBatch | None]) -> Tensor:
         ablate, prior = batch
         if prior is None:
             return mse_loss(student(ablate.latents, ablate.timesteps, ablate.encoder_hidden_states), ablate.target)
-        # One forward pass of both: a gang's model synchronises its gradients once.
+        # One forward pass of both: DistributedDataParallel synchronises gradients once a pass.
         latents, timesteps, encoder_hidden_states = (
             torch.cat([getattr(ablate, name), getattr(prior, name)])
             for name in ("latents", "timesteps", "encoder_hidden_states")
@@ -160,7 +172,7 @@ class CA(GradientMethod):
         return mse_loss(predicted_ablate, ablate.target) + self.config.prior_weight * prior_loss
 
     def _sample_batch(self, purpose: str, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Noised latents, their noise and timesteps, and the embeddings of target and anchor captions."""
+        """Noised latents, what should be predicted, timesteps, and the embeddings of target and anchor captions."""
         count = self.config.batch_size
         rng = generator(self.seed, purpose, index)
         clean, target, anchor = [], [], []
@@ -176,7 +188,8 @@ class CA(GradientMethod):
         noise = normal(tuple(latents.shape), rng, latents.device)
         timesteps = integers(self.scheduler.config.num_train_timesteps, count, rng).to(latents.device)
         noised = self.scheduler.add_noise(latents, noise, timesteps)
-        return noised, noise, timesteps, torch.stack(target), torch.stack(anchor)
+        true = truth(self.scheduler, latents, noise, timesteps)
+        return noised, true, timesteps, torch.stack(target), torch.stack(anchor)
 
     def _shuffled(self, purpose: str, concept_index: int, turn: int) -> int:
         """The image shown in the concept's turn 0, 1, …: all of them once, in a new order each time round."""
@@ -186,18 +199,21 @@ class CA(GradientMethod):
         )
         return int(order[position])
 
-    def _data(self, task: UnlearningTask, concept: Concept) -> Data:
-        pairs = captions(concept, task.concept_set, self.config.templates, self.config.anchor_prompts)
-        recipe = Recipe(
+    def recipe(self, image_size: int, negative_prompt: str = "") -> Recipe:
+        """What the anchor's images are made by."""
+        return Recipe(
             name="anchor images",
             scheduler=self.config.image_scheduler,
             steps=self.config.image_steps,
             guidance_scale=self.config.image_guidance_scale,
-            height=task.base.spec.image_size,
-            width=task.base.spec.image_size,
-            dtype="float32",
-            negative_prompt=concept.phrase if concept.kind == "nsfw" else "",
+            height=image_size,
+            width=image_size,
+            negative_prompt=negative_prompt,
         )
+
+    def _data(self, task: UnlearningTask, concept: Concept) -> Data:
+        pairs = captions(concept, task.concept_set, self.config.templates, self.config.anchor_prompts)
+        recipe = self.recipe(task.base.spec.image_size, concept.phrase if concept.kind == "nsfw" else "")
         prompts = [pairs[number % len(pairs)].anchor for number in range(self.config.anchor_images)]
         return Data(
             images=image_posterior(task.base, recipe, prompts, task.cache),

@@ -23,8 +23,10 @@ from torch.nn.functional import mse_loss
 
 from efface.models.noise_predictor import NoisePredictor, partial_denoise, predictor
 from efface.models.scheduler import make_scheduler
+from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts
 from efface.train.method import GradientConfig, GradientMethod, Policy, Strategy, Student, UnlearningTask, register
+from efface.train.method_cost import Cost
 from efface.train.seeds import generator, integer, normal
 
 GROUPS = {"x": "xattn", "u": "noxattn", "x-strict": "kv-xattn", "selfattn": "selfattn", "full": "full"}
@@ -90,6 +92,16 @@ class ESD(GradientMethod):
     @property
     def group(self) -> str:
         return GROUPS[self.config.variant]
+
+    def cost(self, shapes: ModelShapes) -> Cost:
+        config, guided = self.config, 2 if self.config.guidance_scale > 1 else 1
+        teacher_rows = 3 if config.erase_from else 2
+        return Cost(
+            trained_rows=config.batch_size,
+            frozen_rows=config.batch_size * max(guided if config.rollout_steps > 1 else 0, teacher_rows),
+            # a roll-out stops before step 0, 1, … or the last
+            mean_frozen_rows=config.batch_size * (guided * (config.rollout_steps - 1) / 2 + teacher_rows),
+        )
 
     def prepare(self, task: UnlearningTask, student: Student) -> None:
         base = task.base

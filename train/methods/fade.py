@@ -36,10 +36,14 @@ from efface.models.adapters import add_adapters
 from efface.models.noise_predictor import NoisePredictor, partial_denoise, predictor
 from efface.models.parameter_groups import select
 from efface.models.scheduler import make_scheduler
+from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts
 from efface.train.data.neighbours import nearest
 from efface.train.method import GradientConfig, GradientMethod, Student, UnlearningTask, register
+from efface.train.method_cost import BaseImages, Cost
 from efface.train.seeds import generator, integer, normal
+
+IMAGE_ENCODER_WEIGHTS = 304_000_000  # CLIP ViT-L/14, the half that reads images
 
 Prompts = Annotated[tuple[str, ...], Field(min_length=1)]
 
@@ -118,11 +122,36 @@ class FADE(GradientMethod):
     def group(self) -> str:
         return "transformer"
 
+    def cost(self, shapes: ModelShapes) -> Cost:
+        config, guided = self.config, 2 if self.config.denoising_guidance > 1 else 1
+        neighbours = len(config.neighbours) if isinstance(config.neighbours, tuple) else config.neighbour_count
+        prompts = 1 + len(config.sentences) + neighbours
+        return Cost(
+            trained_rows=config.batch_size * (1 + neighbours),
+            frozen_rows=config.batch_size * prompts * guided,
+            # a trajectory stops before step 1, 2, … or the last
+            mean_frozen_rows=config.batch_size * prompts * (guided * config.denoising_steps / 2 + 1),
+            latent_sizes=tuple(side // shapes.pixels_per_latent for side in config.sizes or (shapes.image_size,)),
+            images=self._images(shapes) if config.neighbours == "computed" else None,
+        )
+
+    def _images(self, shapes: ModelShapes) -> BaseImages:
+        """Those by which neighbours are found: of each concept of the set, or of the concept and its candidates."""
+        count, candidates = self.config.images_per_candidate, self.config.candidates
+        return BaseImages(
+            shapes.recipe,
+            per_concept=count * (1 + len(candidates)) if candidates else 0,
+            per_set_concept=0 if candidates else count,
+            encoder_weights=IMAGE_ENCODER_WEIGHTS,
+        )
+
+    def add_adapters(self, student: Student, seed: int) -> None:
+        names = [name.removesuffix(".weight") for name in select(student.modules, self.group)]
+        rng = generator(seed, "fade", "adapters")
+        self.adapters = add_adapters(student.modules, names, self.config.rank, self.config.alpha, rng)
+
     def prepare(self, task: UnlearningTask, student: Student) -> None:
         config, base = self.config, task.base
-        names = [name.removesuffix(".weight") for name in select(student.modules, self.group)]
-        rng = generator(task.seed, "fade", "adapters")
-        self.adapters = add_adapters(student.modules, names, config.rank, config.alpha, rng)
         self.seed, self.device = task.seed, base.device
         self.student, self.teacher = student, predictor(base.unet)
         # per concept: target, sentences, neighbours; (1 + J + K, 77, d)

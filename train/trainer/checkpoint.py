@@ -1,8 +1,8 @@
-"""A run between two optimiser steps, as one safetensors file: what a killed job is taken up from.
+"""A run between two optimiser steps, as one safetensors file: what an interrupted job resumes from.
 
 It holds the trained values and the optimiser's moments by parameter name, whole and fp32, and so fits any number of
-processes and any ZeRO stage. The number of losses is the number of steps done. There is no state of a random generator
-in it: all chance is a function of the seed and the number of the batch, and no method draws from torch's global one.
+processes and any ZeRO stage. The number of losses is the number of steps done. It has no state of a random generator:
+all random numbers are a function of the seed and the number of the batch, and no method uses torch's global generator.
 
 The file carries the hash of its content. One that is damaged, or of another run, counts as none.
 """
@@ -37,7 +37,7 @@ class Checkpoint:
 
 
 def run_key(method: Method, task: UnlearningTask) -> str:
-    """16 hex digits of everything that a run's course follows from; runs with one key may take up each other's work."""
+    """16 hex digits of everything that a run's course follows from; runs with one key may resume each other."""
     return content_id(
         {
             "method": f"{type(method).__module__}.{type(method).__qualname__}",

@@ -1,4 +1,4 @@
-"""What the processes of a gang make together before they train: each does a part, and all get the whole."""
+"""Work that processes share before they train: each does a part, and all get the whole."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -10,9 +10,9 @@ Result = TypeVar("Result")
 
 
 def distributed_map(items: Sequence[Item], function: Callable[[Item], Result]) -> list[Result]:
-    """`function` of every piece, in order. Process r of n does the pieces k with k mod n = r.
+    """`function` of every item, in order. Process r of n does the items k with k mod n = r.
 
-    All processes of the gang call it with the same work. Results travel pickled: tensors should be on the CPU.
+    All processes of the group call it with the same items. Results travel pickled: tensors should be on the CPU.
     """
     rank, size = _rank_and_world_size()
     parts = all_gather([function(item) for item in items[rank::size]])
@@ -20,7 +20,7 @@ def distributed_map(items: Sequence[Item], function: Callable[[Item], Result]) -
 
 
 def all_gather(own: Result) -> list[Result]:
-    """What each process of the gang has, by rank; all of them call it."""
+    """The value of each process of the group, by rank; all of them call it."""
     _, size = _rank_and_world_size()
     if size == 1:
         return [own]
@@ -30,7 +30,7 @@ def all_gather(own: Result) -> list[Result]:
 
 
 def _rank_and_world_size() -> tuple[int, int]:
-    """Rank and size of the gang; 0 and 1 for a process alone."""
+    """Rank and size of the group; 0 and 1 for a process alone."""
     if not distributed.is_initialized():
         return 0, 1
     return distributed.get_rank(), distributed.get_world_size()

@@ -1,12 +1,12 @@
-"""DeepSpeed's ZeRO under the loop: optimiser state, gradients and weights spread over the members of a gang.
+"""DeepSpeed's ZeRO under the loop: optimiser state, gradients and weights spread over the processes of a group.
 
-DeepSpeed is initialised directly. Accelerate's way to it takes a gang of CPU processes for one process, fills in a
-clipping of 1.0 that nobody asked for, and needs a data loader to know the batch; here the job says both.
+DeepSpeed is initialised directly. Accelerate takes a group of CPU processes for one process, fills in a
+clipping of 1.0 that nobody requested, and needs a data loader to know the batch; here the job says both.
 
 Two things need care with ZeRO-3, which keeps a part of every weight and collects a layer's weights in hooks before its
-forward pass. Members draw roll-outs of different lengths, and a collective call that only some of them make would hang:
-so roll-outs run on collected weights with DeepSpeed's hooks off (`gather_params`). And tensors by name, for a delta or
-a checkpoint, are put together from everybody's parts.
+forward pass. Processes have roll-outs of different lengths, and a collective call that only some of them make would
+hang: so roll-outs run on collected weights with DeepSpeed's hooks off (`gather_params`). And tensors by name, for a
+delta or a checkpoint, are put together from the parts of all processes.
 """
 
 import logging
@@ -70,7 +70,7 @@ def deepspeed_config(name_or_path: str, config: TrainingConfig, processes: int) 
 
 
 class ZeroEngine(Engine):
-    """A gang, or one process, whose model and optimiser DeepSpeed holds."""
+    """One process or a group, whose model and optimiser DeepSpeed holds."""
 
     def __init__(
         self,
@@ -188,7 +188,7 @@ class ZeroEngine(Engine):
 
 @contextmanager
 def _single_process_group(device: torch.device) -> Iterator[None]:
-    """What DeepSpeed asks for where no gang has been started: a process group, and the variable LOCAL_RANK."""
+    """What DeepSpeed needs in a process alone: a process group, and the variable LOCAL_RANK."""
     import deepspeed
 
     given = os.environ.get("LOCAL_RANK")

@@ -1,8 +1,8 @@
-"""What stands between the loop and the devices: the processes of a gang, the backward pass, the optimiser's state.
+"""Between the loop and the devices: the processes of a group, the backward pass, the optimiser's state.
 
-`Engine` is one process or a gang under DistributedDataParallel, by Accelerate. `ZeroEngine`
-(`train/trainer/deepspeed_engine.py`) hands
-the model and the optimiser to DeepSpeed instead; processes, reductions and trackers stay Accelerate's.
+`Engine` is one process, or a group under DistributedDataParallel, by Accelerate. `ZeroEngine`
+(`train/trainer/deepspeed_engine.py`) hands the model and the optimiser to DeepSpeed instead; processes, reductions and
+trackers stay Accelerate's.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,7 +29,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 
 
 class Engine:
-    """One process, or the members of a gang that share the batches of an optimiser step."""
+    """One process, or the processes of a group that share the batches of an optimiser step."""
 
     predict: NoisePredictor
     """The student's prediction with gradient, for the loss and nothing else."""
@@ -58,8 +58,8 @@ class Engine:
     def backward_and_step(self, loss: Tensor, learning_rate: float, measure: bool) -> float | None:
         """The backward pass of one batch; after the last one of a step, the step.
 
-        Then also the norm of the gradient before clipping: NaN where it is not finite, None where nobody needs it
-        (asks to `measure` it, or to clip it).
+        Then also the norm of the gradient before clipping: NaN where it is not finite, None where it is neither to be
+        measured nor clipped.
         """
         accelerator, norm = self.accelerator, None
         for group in self.optimizer.param_groups:
@@ -78,7 +78,7 @@ class Engine:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The trained tensors and what the optimiser keeps of each, as in a Checkpoint; on the CPU.
 
-        All members of a gang ask for it together; only what the first one gets is whole.
+        All processes call it together; only the first one's is whole.
         """
         trained = {name: value.detach().cpu() for name, value in self.trained.items()}
         moments = {
@@ -102,7 +102,7 @@ class Engine:
         return float(self.accelerator.reduce(value, "mean"))
 
     def any_process(self, flag: bool) -> bool:
-        """Whether it is so in any process of the gang."""
+        """Whether the flag is set in any process of the group."""
         if self.accelerator.num_processes == 1:
             return flag
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device), "sum") > 0)

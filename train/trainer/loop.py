@@ -1,15 +1,15 @@
 """The one training loop: a gradient method, a task, and an engine between them and the devices.
 
-An optimiser step takes `gradient_accumulation_steps` batches. Batch number `step *
-gradient_accumulation_steps + k` goes to process `k mod processes`, and every batch is a function of (seed,
-number): so the same job on more processes sees the same samples, and what is left of a run at a step
-boundary is `(trained values, optimiser state, losses)`: a checkpoint.
+An optimiser step takes `gradient_accumulation_steps` batches. Batch `step * gradient_accumulation_steps + k` goes to
+process `k mod processes`, and every batch is a function of (seed, number). So the same job on more processes sees the
+same samples, and the state of a run between two steps is `(trained values, optimiser state, losses)`: a checkpoint.
 
-Trained tensors are fp32. The learning rate is a pure function of the step. Clipping is explicit, never a
-default.
+Trained tensors are fp32. The learning rate is a pure function of the step. Clipping is explicit, never a default.
+Progress goes to the logger `efface.train.trainer.loop`, twenty lines a job.
 """
 
 import copy
+import logging
 import math
 from collections.abc import Callable
 from contextlib import closing
@@ -18,23 +18,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import PartialState
 from torch import Tensor, nn
 
-from efface.errors import JobFailure, Stopped, UserError
+from efface.errors import JobFailure, Stopped
 from efface.train.method import GradientMethod, Student, TrainingConfig, UnlearningTask
 from efface.train.trainer.checkpoint import Checkpoint, read, run_key, write
-from efface.train.trainer.deepspeed_engine import ZeroEngine, deepspeed_config
 from efface.train.trainer.engine import Engine, broadcast_checkpoint, isolated_accelerate_state
+from efface.train.trainer.make_engine import make_accelerator, make_engine
 from efface.train.trainer.options import TrainingOptions, apply_training_options
+
+logger = logging.getLogger(__name__)
 
 OnStep = Callable[[int, int, float], None]
 DEFAULT_OPTIONS = TrainingOptions()
 
 
 class TrainOutput(NamedTuple):
-    """What comes of training."""
+    """The result of training."""
 
     tensors: dict[str, Tensor]
     """The delta's tensors, on the CPU."""
@@ -55,14 +55,15 @@ def train(
 ) -> TrainOutput:
     """Minimise the method's loss from the first step, or from the one after the checkpoint, to the last.
 
-    `on_step(done, steps, loss)` is called after every optimiser step. It may raise Stopped, in any process of a gang:
+    `on_step(done, steps, loss)` is called after every optimiser step. It may raise Stopped, in any process of a group:
     then every process saves the checkpoint and raises Stopped. `checkpoint` is also written every `save_steps` steps,
-    and read in the beginning, by the gang's first process; it is left in place.
+    and read at the start, by the group's first process; it is left in place.
 
-    Raises JobFailure where a loss, or a trained tensor in the end, is not finite; StorageError where the checkpoint
+    Raises JobFailure where a loss, or a trained tensor at the end, is not finite; StorageError where the checkpoint
     cannot be written.
     """
     student = Student(copy.deepcopy(task.base.unet).float().eval().requires_grad_(False))
+    method.add_adapters(student, task.seed)
     method.prepare(task, student)
     trained = method.trained(student)
     for value in trained.values():
@@ -88,7 +89,7 @@ def train(
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Where a run's checkpoint lies (None: nowhere), what it is known by, and how many steps lie between two."""
+    """Where a run's checkpoint is written (None: nowhere), its key, and the steps between two writes."""
 
     path: Path | None
     key: str
@@ -118,34 +119,13 @@ def setup_training(
 ) -> TrainState:
     """A run before its first step, or before the one after its checkpoint. The model stays on the device it is on."""
     config: TrainingConfig = method.config
-    on_cpu = next(iter(trained.values())).device.type == "cpu"
-    # A gang's processes share the batches of one optimiser step.
-    processes = PartialState(cpu=on_cpu).num_processes
-    batches = config.gradient_accumulation_steps
-    if batches % processes:
-        what = f"gradient_accumulation_steps is {batches}"
-        raise UserError(f"{what}, which {processes} processes cannot share: give a multiple of {processes}")
-    accelerator = Accelerator(
-        cpu=on_cpu,
-        mixed_precision="no",
-        gradient_accumulation_steps=batches // processes,
-        step_scheduler_with_optimizer=False,
-        log_with=training_options.tracker,
-        project_dir=training_options.tracker_folder,
-    )
-    if training_options.tracker:
-        if not accelerator.log_with:
-            raise UserError(
-                f"training.tracker: {training_options.tracker} is not installed, should be: "
-                f"pip install {training_options.tracker}"
-            )
-        accelerator.init_trackers("training")
+    accelerator = make_accelerator(next(iter(trained.values())).device, config, training_options)
     found = broadcast_checkpoint(accelerator, _read_checkpoint(saved, accelerator.is_main_process))
     if found:
         with torch.no_grad():
             for name, value in trained.items():
                 value.copy_(found.trained[name])
-    engine = _engine(accelerator, student, trained, config, training_options)
+    engine = make_engine(accelerator, student, trained, config, training_options)
     if found:
         try:
             engine.restore(found.moments, len(found.losses))
@@ -153,19 +133,6 @@ def setup_training(
             engine.close()
             raise
     return TrainState(method, engine, list(found.losses) if found else [])
-
-
-def _engine(
-    accelerator: Accelerator,
-    student: Student,
-    trained: dict[str, nn.Parameter],
-    config: TrainingConfig,
-    training_options: TrainingOptions,
-) -> Engine:
-    if training_options.deepspeed is None:
-        return Engine(accelerator, student, trained, config)
-    settings = deepspeed_config(training_options.deepspeed, config, accelerator.num_processes)
-    return ZeroEngine(accelerator, student, trained, config, settings)
 
 
 def _read_checkpoint(saved: CheckpointConfig, first: bool) -> Checkpoint | None:
@@ -197,13 +164,17 @@ def train_step(training: TrainState) -> float:
     if norm is not None and not math.isfinite(norm):
         raise JobFailure(f"the gradient is not finite {where}: {_cause(training)}")
     training.losses.append(mean)
+    if accelerator.is_main_process and (
+        training.step % max(1, method.steps // 20) == 0 or training.step == method.steps
+    ):
+        logger.info("step %d of %d: loss %.6g", training.step, method.steps, mean)
     if accelerator.trackers:
         accelerator.log({"loss": mean, "learning_rate": rate, "gradient_norm": norm}, step=training.step)
     return mean
 
 
 def after_step(training: TrainState, on_step: OnStep | None, loss: float, saved: CheckpointConfig) -> None:
-    """Between two steps: tell `on_step`, save what is due. Raises Stopped, in all processes of a gang together."""
+    """Between two steps: call `on_step`, save what is due. Raises Stopped, in all processes of a group together."""
     stopped = None
     try:
         if on_step is not None:
@@ -215,12 +186,12 @@ def after_step(training: TrainState, on_step: OnStep | None, loss: float, saved:
     if saved.path and (due or stop):
         save(training, saved.path, saved.key)
     if stop:
-        training.engine.accelerator.wait_for_everyone()  # whoever ends first may have the others killed
-        raise stopped or Stopped("another process of the gang was told to stop")
+        training.engine.accelerator.wait_for_everyone()  # the first process to end may have the others killed
+        raise stopped or Stopped("another process of the group was stopped")
 
 
 def save(training: TrainState, path: Path, key: str) -> None:
-    """The run's checkpoint, put together by all processes of a gang and written by the first."""
+    """The run's checkpoint, collected from all processes of a group and written by the first."""
     trained, moments = training.engine.state()
     if training.engine.accelerator.is_main_process:
         write(path, key, Checkpoint(training.losses, trained, moments))

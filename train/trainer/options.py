@@ -32,7 +32,7 @@ class TrainingOptions(StrictModel):
         None, description="a name in configs/deepspeed/, or a YAML file like them; null: DistributedDataParallel"
     )
     tracker: Literal["tensorboard"] | None = Field(
-        None, description="what is told loss, learning rate and gradient norm of every step; null: nothing"
+        None, description="what records loss, learning rate and gradient norm of every step; null: nothing"
     )
     tracker_folder: Path | None = Field(None, description="the folder the tracker writes to")
 

@@ -1,8 +1,6 @@
 """What the tests of `efface submit` share: a SLURM of two nodes, where one can be."""
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from slurm_cluster import SlurmCluster, skip_reason
@@ -32,22 +30,3 @@ def slurm(slurm_nodes: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterato
         *slurm_nodes.run_command("sinfo", "--noheader", "--states=down,drain", "--Node", "--format=%N").split()
     }:
         slurm_nodes.run_command("scontrol", "update", f"nodename={node}", "state=resume")
-
-
-@pytest.fixture
-def profile(tmp_path: Path) -> "ProfileWriter":
-    return ProfileWriter(tmp_path)
-
-
-class ProfileWriter:
-    """`profile(slurm={…})` writes a cluster profile and gives its path."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __call__(self, **sections: object) -> str:
-        import yaml
-
-        path = self.folder / "cluster.yaml"
-        path.write_text(yaml.safe_dump({"name": "test", **sections}))
-        return os.fspath(path)

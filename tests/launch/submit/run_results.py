@@ -27,5 +27,7 @@ def finished_shards(run: Path) -> dict[Path, int]:
 
 def _holds_times(path: Path) -> bool:
     """Records, logs, scores and the leaderboard say how long things took."""
-    record = path.name.endswith("record.json") or (path.suffix == ".json" and path.parent.parent.name == "evaluations")
+    folder = path.parent.name if path.parent.name == "calibration" else path.parent.parent.name
+    is_output = path.name.endswith(".calibration.json")
+    record = path.suffix == ".json" and folder in ("calibration", "jobs", "evaluations") and not is_output
     return record or path.name in ("leaderboard.csv", "scores.json", "log.txt")

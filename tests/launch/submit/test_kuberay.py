@@ -13,8 +13,8 @@ from command import RunEfface
 from run_results import results
 from tiny_campaign import UCE
 
-from efface.launch.submit.kuberay import state_of
-from efface.launch.submit.launch_record import LaunchRecord
+from efface.launch.cluster_profile import read_profile
+from efface.launch.launcher import get_launcher
 
 Profile = Callable[..., str]
 KUBE_CONFIG = {"image": "registry.example.org/efface:0.1.0", "claim": "efface", "workers": 3, "cpus": 6, "gpus": 2}
@@ -118,7 +118,7 @@ def test_the_campaign_travels_whole_and_runs_as_anywhere_else(
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], list[str], str]] = {
-    "no section": ({}, [], "cluster 'test': has no section kube, should say at least kube.image and kube.claim"),
+    "no section": ({}, [], "cluster 'test': has no section kube, should have at least kube.image and kube.claim"),
     "loopback": ({"kube": KUBE_CONFIG}, [], "listen is loopback, and pods have to reach each other: listen: nodes"),
     "no image": ({"listen": "nodes", "kube": {"claim": "x"}}, [], "key 'kube.image' is missing"),
     "too few GPUs": (
@@ -135,7 +135,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str], str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_told_in_one_sentence(mistake: str, efface: RunEfface, profile: Profile) -> None:
+def test_a_mistake_is_answered_in_one_sentence(mistake: str, efface: RunEfface, profile: Profile) -> None:
     sections, arguments, expected = MISTAKES[mistake]
     assert expected in efface("submit", "kube", "demo", "--cluster", profile(**sections), *arguments).error_message
 
@@ -192,16 +192,16 @@ def test_applied_twice_it_is_one_job_and_one_that_failed_or_was_stopped_is_made_
     cluster = profile(listen="nodes", kube=KUBE_CONFIG)
     command = ["submit", "kube", "demo", "--cluster", cluster]
     first = efface(*command).out
-    assert first.startswith("submitted: kube campaign efface-demo-")
+    assert first.splitlines()[-1].startswith("submitted: kube campaign efface-demo-")
     (kubectl / "status").write_text(json.dumps(status))
-    assert state_of(LaunchRecord("kube", "campaign", first.split()[-1], cluster)) == state
+    assert get_launcher("kube").state(first.split()[-1], read_profile(cluster)) == state
     (kubectl / "asked").unlink()
     again = efface(*command).out
     kubectl_calls = [line.split()[0] for line in (kubectl / "asked").read_text().splitlines()]
     if state in ("failed", "stopped"):
         assert (again, kubectl_calls) == (first, ["get", "delete", "apply"])
     else:
-        assert (again, kubectl_calls) == (first.replace("submitted", "there already"), ["get"])
+        assert (again, kubectl_calls) == (first.replace("submitted: ", "there already: "), ["get"])
 
 
 def test_without_kubectl_nothing_is_applied(

@@ -19,7 +19,7 @@ from ray_head import RayHead
 from run_results import finished_shards, methods, results
 from tiny_campaign import UCE
 
-from efface.launch.submit.launch_record import launch_states
+from efface.launch.launch_record import launch_states
 
 Campaign = Callable[..., Path]
 LIMITS = {"adjacent": 1, "retain": 1}
@@ -34,12 +34,16 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
 
 
 @pytest.fixture
-def cluster(head: RayHead, profile: Callable[..., str]) -> str:
-    return profile(ray={"address": head.address, "token_file": str(head.token_file)})
+def cluster(head: RayHead, profile: Callable[..., str], user_profiles: Path) -> str:
+    """A profile among the user's own, by its name, so that launch records lead to it."""
+    path = Path(profile(ray={"address": head.address, "token_file": str(head.token_file)}))
+    user_profiles.mkdir(parents=True)
+    path.rename(user_profiles / "test.yaml")
+    return "test"
 
 
 @pytest.fixture
-def asked(cluster: str, campaign_file: Campaign, tmp_path: Path) -> Callable[[int], list[str]]:
+def arguments(cluster: str, campaign_file: Campaign, tmp_path: Path) -> Callable[[int], list[str]]:
     """Arguments for a campaign of 14 images and as many more for each further image of a prompt."""
 
     def write(images: int) -> list[str]:
@@ -79,12 +83,12 @@ def test_without_the_right_token_no_job_is_accepted(
 
 
 class OpenJobServer(BaseHTTPRequestHandler):
-    """A job server that asks for no token."""
+    """A job server that needs no token."""
 
-    asked: ClassVar[list[str]] = []
+    requested: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
-        self.asked.append(self.path)
+        self.requested.append(self.path)
         self.send_response(200)
         self.end_headers()
         self.wfile.write(b"[]")
@@ -104,7 +108,7 @@ def test_nothing_is_submitted_to_a_cluster_that_takes_jobs_from_anyone(
         result = efface("submit", "ray", "demo", "--cluster", cluster).error_message
         server.shutdown()
     assert result.startswith(f"the Ray cluster at {address} takes jobs from anyone who reaches it")
-    assert OpenJobServer.asked == ["/api/jobs/"]
+    assert OpenJobServer.requested == ["/api/jobs/"]
 
 
 def test_its_servers_are_on_loopback_alone(head: RayHead) -> None:
@@ -116,45 +120,45 @@ def test_its_servers_are_on_loopback_alone(head: RayHead) -> None:
 
 @pytest.mark.slow
 def test_a_campaign_runs_once_however_often_it_is_submitted(
-    efface: RunEfface, head: RayHead, asked: Callable[[int], list[str]], tmp_path: Path
+    efface: RunEfface, head: RayHead, arguments: Callable[[int], list[str]], tmp_path: Path
 ) -> None:
-    first = efface("submit", "ray", *asked(1))
-    second = efface("submit", "ray", *asked(1), "--follow")
-    third = efface("submit", "ray", *asked(1))
+    first = efface("submit", "ray", *arguments(1))
+    second = efface("submit", "ray", *arguments(1), "--follow")
+    third = efface("submit", "ray", *arguments(1))
     assert (first.code, second.code, third.code) == (0, 0, 0), second
     number = first.out.split()[-1]
     assert f"submitted: ray campaign {number}" in first.out
     assert f"there already: ray campaign {number}" in second.out and f"{number}: done" in second.out
-    assert third.out == f"there already: ray campaign {number}\n"
+    assert third.out.endswith(f"\nthere already: ray campaign {number}\n")
     assert methods(tmp_path / "run") == ["base", "uce"]
     assert launch_states(tmp_path / "run") == [("ray campaign", number, "done")]
     assert head.token_file.read_text() not in head.jobs_as_text()
-    here = efface("run", asked(1)[0], "--out", tmp_path / "here", "--workers", "0")
+    here = efface("run", arguments(1)[0], "--out", tmp_path / "here", "--workers", "0")
     assert here.code == 0 and results(tmp_path / "run") == results(tmp_path / "here")
 
 
 @pytest.mark.slow
 def test_a_run_folder_that_is_not_there_yet_still_knows_its_job(
-    efface: RunEfface, asked: Callable[[int], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    efface: RunEfface, arguments: Callable[[int], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = efface("submit", "ray", *asked(1)[:-2], "--follow")
+    result = efface("submit", "ray", *arguments(1)[:-2], "--follow")
     assert result.code == 0, result
     assert launch_states(tmp_path / "runs" / "tiny")[0][0] == "ray campaign"
 
 
 @pytest.mark.slow
 def test_a_job_that_was_stopped_goes_on_when_it_is_submitted_again(
-    efface: RunEfface, head: RayHead, asked: Callable[[int], list[str]], tmp_path: Path
+    efface: RunEfface, head: RayHead, arguments: Callable[[int], list[str]], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    first = efface("submit", "ray", *asked(20)).out.split()[-1]
+    first = efface("submit", "ray", *arguments(20)).out.split()[-1]
     wait(lambda: finished_shards(run), head)
-    assert efface("submit", "ray", *asked(20), "--stop").out == f"stopped: {first}\n"
+    assert efface("submit", "ray", *arguments(20), "--stop").out == f"stopped: {first}\n"
     wait(lambda: launch_states(run) == [("ray campaign", first, "stopped")], head)
     done = finished_shards(run)
-    assert "runs no job" in efface("submit", "ray", *asked(20), "--stop").error_message
-    again = efface("submit", "ray", *asked(20), "--follow")
+    assert "runs no job" in efface("submit", "ray", *arguments(20), "--stop").error_message
+    again = efface("submit", "ray", *arguments(20), "--follow")
     assert again.code == 0 and f"submitted: ray campaign {first}-2" in again.out, again
     assert methods(run) == ["base", "uce"]
     assert done == {path: path.stat().st_mtime_ns for path in done}
@@ -162,22 +166,23 @@ def test_a_job_that_was_stopped_goes_on_when_it_is_submitted_again(
 
 @pytest.mark.slow
 def test_a_campaign_outlives_its_cluster(
-    efface: RunEfface, head: RayHead, asked: Callable[[int], list[str]], tmp_path: Path
+    efface: RunEfface, head: RayHead, arguments: Callable[[int], list[str]], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    first = efface("submit", "ray", *asked(20)).out.split()[-1]
+    first = efface("submit", "ray", *arguments(20)).out.split()[-1]
     wait(lambda: finished_shards(run), head)
     death = threading.Timer(2, head.kill)
     death.start()
-    followed = efface("submit", "ray", *asked(20), "--follow")
+    followed = efface("submit", "ray", *arguments(20), "--follow")
     death.join()
-    assert followed.code == 1 and f"went away; what is finished lies in {run}" in followed.err, followed
+    assert followed.out.endswith(f"there already: ray campaign {first}\n")
+    assert followed.code == 1 and f"went away; what is finished is in {run}" in followed.err, followed
     done = finished_shards(run)
-    assert "no Ray cluster answers" in efface("submit", "ray", *asked(20)).error_message
+    assert "no Ray cluster answers" in efface("submit", "ray", *arguments(20)).error_message
     assert launch_states(run) == [("ray campaign", first, "unknown")]
     head.start()
     assert launch_states(run) == [("ray campaign", first, "gone")]
-    again = efface("submit", "ray", *asked(20), "--follow")
+    again = efface("submit", "ray", *arguments(20), "--follow")
     assert again.code == 0 and f"submitted: ray campaign {first}" in again.out, again
     assert methods(run) == ["base", "uce"]
     assert done == {path: path.stat().st_mtime_ns for path in done}

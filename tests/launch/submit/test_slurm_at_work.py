@@ -11,7 +11,7 @@ from run_results import finished_shards, methods, results
 from slurm_cluster import SlurmCluster
 from tiny_campaign import UCE
 
-from efface.launch.submit.launch_record import launch_states
+from efface.launch.launch_record import launch_states
 
 Profile = Callable[..., str]
 Campaign = Callable[..., Path]
@@ -55,7 +55,7 @@ def test_an_array_without_ray(
     run, (array, leaderboard) = submit("array", parts=2)
     assert launch_states(run)[0][:2] == ("slurm array", array)
     again = efface("submit", "slurm", tmp_path / "campaign.yaml", "--cluster", tmp_path / "cluster.yaml", "--out", run)
-    assert again.code == 0 and again.out.startswith(f"there already: slurm array {array}\n")
+    assert again.code == 0 and f"\nthere already: slurm array {array}\n" in again.out
     slurm.wait(slurm.empty, 180, lambda: logs(run))
     assert methods(run) == ["base", "uce"], logs(run)
     assert launch_states(run) == [("slurm array", array, "done"), ("slurm leaderboard", leaderboard, "done")]
@@ -114,8 +114,8 @@ def test_out_of_time_a_job_saves_and_goes_on(style: str, slurm: SlurmCluster, su
     slurm.wait(slurm.empty, 900, lambda: logs(run))
     assert methods(run) == ["base", "uce"], logs(run)
     assert before == {path: path.stat().st_mtime_ns for path in before}
-    assert logs(run).count("efface: broken off, saved, and queued again") == slurm.restarts(numbers[0])
-    assert "efface: laid down" in logs(run)  # unless it had not begun yet, or nothing but scores was left
+    assert logs(run).count("efface: interrupted, saved, and queued again") == slurm.restarts(numbers[0])
+    assert "efface: stopped" in logs(run)  # unless it had not begun yet, or nothing but scores was left
 
 
 @pytest.mark.slow

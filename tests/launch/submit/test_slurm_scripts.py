@@ -25,6 +25,8 @@ def scripts(efface: RunEfface, profile: Profile, tmp_path: Path) -> Callable[...
         command = ["submit", "slurm", "demo", *SHORT, "--style", style, "--dry-run", "--out", tmp_path / "run"]
         result = efface(*command, "--cluster", profile(**sections), *arguments)
         assert result.code == 0, result
+        if style != "array":
+            return {style: result.out}
         parts = result.out.split("==> ")[1:]
         return {Path(part.split(" <==\n")[0]).stem: part.split(" <==\n", 1)[1] for part in parts}
 
@@ -81,17 +83,17 @@ def test_values_arrive_as_they_are_written(scripts: Callable[..., dict[str, str]
     assert echoed.stdout == value + "\n"
 
 
-STAND_INS = {
+FAKE_COMMANDS = {
     "srun": 'sleep 2; while [[ $1 == --* ]]; do shift; done; exec "$@"',
     "python": "exec sleep 60",
-    "scontrol": 'echo "asked: $*"; (sleep 1; kill -TERM $PPID) &',  # a script whose job is queued again is ended
+    "scontrol": 'echo "requested: $*"; (sleep 1; kill -TERM $PPID) &',  # a script whose job is queued again is ended
 }
 
 
 def test_out_of_time_before_the_work_has_begun_a_job_is_queued_again(
     scripts: Callable[..., dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, does in STAND_INS.items():
+    for name, does in FAKE_COMMANDS.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{does}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -105,7 +107,7 @@ def test_out_of_time_before_the_work_has_begun_a_job_is_queued_again(
     time.sleep(1)
     script.send_signal(signal.SIGUSR1)
     script.wait(timeout=30)
-    assert (tmp_path / "log").read_text() == "asked: requeue 7\nefface: broken off, saved, and queued again\n"
+    assert (tmp_path / "log").read_text() == "requested: requeue 7\nefface: interrupted, saved, and queued again\n"
     assert list((tmp_path / "run" / "launch").iterdir()) == []
 
 
@@ -113,7 +115,11 @@ def test_out_of_time_before_the_work_has_begun_a_job_is_queued_again(
 def test_a_job_whose_store_was_away_is_queued_again_and_one_with_a_mistake_is_not(
     code: int, requeued: bool, scripts: Callable[..., dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, does in {**STAND_INS, "srun": STAND_INS["srun"].partition("; ")[2], "python": f"exit {code}"}.items():
+    for name, does in {
+        **FAKE_COMMANDS,
+        "srun": FAKE_COMMANDS["srun"].partition("; ")[2],
+        "python": f"exit {code}",
+    }.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{does}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -141,7 +147,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "nodes on loopback": (
         {"slurm": {"nodes": 2, "style": "shared"}},
         [],
-        "cluster 'test': slurm.nodes is 2, and the nodes of a Ray have to reach each other: set listen: nodes",
+        "cluster 'test': slurm.nodes is 2, and nodes of a Ray have to reach each other: set listen: nodes",
     ),
     "a password": (
         {},
@@ -154,7 +160,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str], str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_told_in_one_sentence(
+def test_a_mistake_is_answered_in_one_sentence(
     mistake: str, efface: RunEfface, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -53,7 +53,7 @@ def sent() -> set[str]:
 
 
 def test_the_image_is_made_of_the_package_and_nothing_else() -> None:
-    """What Docker would send of a checkout: every package room, and what `pip install` reads."""
+    """What Docker would send of a checkout: every package, and what `pip install` reads."""
     packages = {name for name in os.listdir(ROOT / "efface") if (ROOT / "efface" / name).is_symlink()}
     assert sent() == packages | {"efface", "LICENSE", "README.md", "constraints.txt", "pyproject.toml", "setup.py"}
 

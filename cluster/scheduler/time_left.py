@@ -1,0 +1,82 @@
+"""How long a run will take yet: by the rates that the plan was costed with, corrected by what its tasks really take."""
+
+from collections.abc import Iterable, Mapping
+
+from efface.cluster.tasks.task import Task
+
+Group = tuple[str, str]
+"""Kind and method: tasks of one group are taken to be off from the rates by the same factor."""
+
+
+class TimeLeft:
+    """An estimate that is there from the start where the rates know every task, and else once one of each is done."""
+
+    def __init__(self, tasks: Iterable[Task], seconds: Mapping[str, float | None], workers: int) -> None:
+        """tasks: what is left; seconds: by the rates, by id, None or nothing where they do not know."""
+        self.workers = workers
+        self._seconds = seconds
+        self._left: dict[str, Task] = {task.id: task for task in tasks}
+        self._expected: dict[Group, float] = {}
+        """Seconds of what is left, by the rates."""
+        self._units: dict[Group, int] = {}
+        """Units of what is left and the rates do not know."""
+        self._done: dict[Group, tuple[float, float, int]] = {}
+        """Of what is done: seconds it took, seconds by the rates, and units."""
+        for task in self._left.values():
+            self._add(task, 1)
+
+    def ended(self, task: Task, seconds: float) -> None:
+        """A task is done; `seconds` of a worker went into it."""
+        if self._left.pop(task.id, None) is None:
+            return
+        self._add(task, -1)
+        took, expected, units = self._done.get(_group(task), (0.0, 0.0, 0))
+        self._done[_group(task)] = (took + seconds, expected + (self._seconds.get(task.id) or 0.0), units + task.size)
+
+    def given_up(self, task: Task) -> None:
+        """Nothing more is done for its model."""
+        folder = task.model.folder if task.model else None
+        for other in [t for t in self._left.values() if t.model and t.model.folder == folder]:
+            del self._left[other.id]
+            self._add(other, -1)
+
+    def of(self, task: Task) -> float | None:
+        """Seconds that one task is expected to take."""
+        took, expected, units = self._done.get(_group(task), (0.0, 0.0, 0))
+        known = self._seconds.get(task.id)
+        if known is not None:
+            return known * (took / expected if expected else 1.0)
+        return task.size * took / units if units else None
+
+    def seconds(self, running: Iterable[tuple[Task, float]]) -> float | None:
+        """Until the end, where `running` are the tasks under way and how long each has been; None: not known yet.
+
+        Workers are taken to share what is left evenly; no task ends before its own time.
+        """
+        total = 0.0
+        for group in {*self._expected, *self._units}:
+            took, expected, units = self._done.get(group, (0.0, 0.0, 0))
+            total += self._expected.get(group, 0.0) * (took / expected if expected else 1.0)
+            if self._units.get(group):
+                if not units:
+                    return None
+                total += self._units[group] * took / units
+        longest = 0.0
+        for task, elapsed in running:
+            estimate = self.of(task) or 0.0
+            total -= min(elapsed, estimate)
+            longest = max(longest, estimate - elapsed)
+        return max(total / max(self.workers, 1), longest)
+
+    def _add(self, task: Task, sign: int) -> None:
+        known = self._seconds.get(task.id)
+        group = _group(task)
+        if known is None:
+            self._units[group] = self._units.get(group, 0) + sign * task.size
+        else:
+            # Sums of floats end near zero, and not below it.
+            self._expected[group] = max(0.0, self._expected.get(group, 0.0) + sign * known)
+
+
+def _group(task: Task) -> Group:
+    return task.kind, task.method

@@ -1,0 +1,168 @@
+"""Training: a job makes a model of the base, and leaves a delta."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from efface.cluster.tasks.model import Model
+from efface.cluster.tasks.task import CountedCost, Priority, RateUse, Task
+
+if TYPE_CHECKING:
+    from efface.cluster.campaign.plan import Plan
+    from efface.cluster.campaign.spec import Limits
+    from efface.cluster.workers.worker import Worker
+    from efface.train.job import Job
+    from efface.train.trainer.options import TrainingOptions
+
+
+@dataclass(frozen=True)
+class TrainingTask(Task):
+    """Of one model. In a chain of requests it waits for the model that it continues."""
+
+    kind = "training"
+    unit = "job"
+    priority = Priority.LONG
+
+    model: Model
+
+    @cached_property
+    def id(self) -> str:
+        return self.model.id
+
+    @cached_property
+    def requires(self) -> tuple[str, ...]:
+        return (self.model.predecessor,) if self.model.predecessor else ()
+
+    @property
+    def job(self) -> Job:
+        assert self.model.job, "the base itself is not trained"
+        return self.model.job
+
+    def run(self, worker: Worker) -> None:
+        from efface.eval.metrics.weight_change import weight_change
+        from efface.train.run_job import run_job
+
+        worker.set_resident(None)
+        folder, model = worker.folder, self.model
+        delta, metrics = run_job(
+            self.job,
+            worker.base,
+            worker.context.concept_set,
+            lambda done, steps, loss: worker.on_step(self, done, steps, loss),
+            cache=folder.cache,
+            parent=folder.read_parent_delta(model),
+            checkpoint=folder.checkpoint(model),
+            save_steps=worker.context.checkpoint_steps,
+            training_options=self._options(worker),
+            reduce_micro_batch=worker.smaller_batch,
+        )
+        if worker.rank:
+            return
+        attention = metrics["attention"]
+        if attention and attention["requested"] not in ("auto", attention["used"]):
+            print(
+                f"attention by {attention['requested']} is not available on this worker, {attention['used']} was used"
+            )
+        folder.write_delta(model, delta)
+        worker.finish(
+            self,
+            [folder.delta(model)],
+            **training_facts(model, TrainingMetrics.model_validate(metrics), weight_change(worker.base, delta)),
+        )
+        folder.checkpoint(model).unlink(missing_ok=True)
+
+    def _options(self, worker: Worker) -> TrainingOptions:
+        from efface.train.trainer.options import TrainingOptions
+
+        fields = dict(worker.context.training_options)
+        if fields.get("tracker"):
+            fields["tracker_folder"] = worker.folder.curves(self.model)
+        return TrainingOptions.model_validate(fields)
+
+    @property
+    def provides(self) -> str:
+        return self.model.folder
+
+    @property
+    def process_group(self) -> bool:
+        return not self.model.closed_form
+
+    def time_limit(self, limits: Limits) -> float | None:
+        return limits.job_seconds
+
+    def rate_uses(self, plan: Plan) -> tuple[RateUse, ...]:
+        return (*training_rates(self.job), RateUse("bytes_per_delta", self.job.method, 1))
+
+    def counted_cost(self, plan: Plan) -> CountedCost | None:
+        from efface.cluster.tasks.counted_cost import counted_cost
+
+        steps = steps_of(self.job)
+        return counted_cost(self.job, plan, steps, trained_concepts(self.job, steps))
+
+    @property
+    def folder(self) -> str:
+        return f"jobs/{self.model.folder}"
+
+    @property
+    def stem(self) -> str:
+        return "record"
+
+    @property
+    def log(self) -> str:
+        return "log.txt"
+
+
+class TrainingMetrics(BaseModel):
+    """What `run_job` measured; nothing of a delta that was made elsewhere."""
+
+    losses: list[float] = []
+    """Of each optimiser step."""
+    seconds: float | None = None
+    """Of the training itself."""
+    samples_seen: int | None = None
+    attention: dict[str, Any] | None = None
+    """What `models.attention.set_attention` reports."""
+
+
+class TrainingResult(BaseModel):
+    """What the record of a training says beside its outputs."""
+
+    label: str
+    job: dict[str, Any]
+    """The JSON of the `Job`."""
+    metrics: TrainingMetrics
+    weight_change: dict[str, Any]
+    """The JSON of `eval.metrics.weight_change`."""
+
+
+def training_facts(model: Model, metrics: TrainingMetrics, change: dict[str, Any]) -> dict[str, Any]:
+    """The JSON of a model's `TrainingResult`, for its record."""
+    assert model.job
+    job = model.job.model_dump(mode="json")
+    return TrainingResult(label=model.label, job=job, metrics=metrics, weight_change=change).model_dump(mode="json")
+
+
+def training_rates(job: Job) -> tuple[RateUse, ...]:
+    """The rates of the seconds that a job takes: its steps, and what comes before the first, or the whole of it."""
+    steps = steps_of(job)
+    per_job = RateUse("seconds_per_job", job.method, trained_concepts(job, steps))
+    return (RateUse("seconds_per_step", job.method, steps), per_job) if steps else (per_job,)
+
+
+def trained_concepts(job: Job, steps: int) -> int:
+    """A request of a chain is trained on its last concept alone; a closed form is solved for all so far."""
+    return 1 if job.strategy == "continual" and steps else len(job.concepts)
+
+
+def steps_of(job: Job) -> int:
+    """The optimiser steps that a job will take; 0 for a closed form."""
+    from efface.train.method import GradientMethod, get_method, parse_config
+
+    method = get_method(job.method)
+    if not issubclass(method, GradientMethod):
+        return 0
+    return method(parse_config(job.method, job.config)).steps

@@ -1,0 +1,101 @@
+"""`efface attack`: adversarial prompts for a prompt set, found on the base's text encoder."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from efface.errors import UserError
+from efface.files import write_atomic
+from efface.launch.command import Command
+from efface.launch.options import BaseOption, ConceptsOption, DeviceOption, PromptsOption
+from efface.launch.paths import check_writable
+from efface.launch.tables import print_line
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackOptions:
+    """Search adversarial prompts against a base, and write its prompt file with them filled in."""
+
+    base: BaseOption = "miniature"
+    concepts: ConceptsOption = None
+    prompts: PromptsOption = None
+    concept: Annotated[list[str], typer.Option("--concept", "-c", help="Only for this concept; repeatable.")] = field(
+        default_factory=list
+    )
+    judge: Annotated[str | None, typer.Option(help="Keeps what the base really draws; default: the base's own.")] = None
+    per_concept: Annotated[int, typer.Option(min=1, help="Prompts wanted for each concept.")] = 5
+    seed: Annotated[int, typer.Option(help="Same seed, same prompts.")] = 0
+    out: Annotated[Path, typer.Option("--out", "-o", help="The prompt CSV to write.")] = Path("prompts.csv")
+    device: DeviceOption = "auto"
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """The prompt file that was written, and the adversarial prompts that were found for each concept."""
+
+    path: Path
+    found: dict[str, tuple[str, ...]]
+
+
+def run(options: AttackOptions) -> AttackResult:
+    """Write the prompt set with the adversarial prompts of the named concepts (default: all) replaced.
+
+    Raises UserError, before anything is computed.
+    """
+    from efface.concepts.concept import load_concept_set
+    from efface.concepts.prompts import PromptSet, load_prompt_set
+    from efface.eval.adversarial_prompts import adversarial_prompts
+    from efface.eval.judge import load_judge
+    from efface.launch.device import resolve_device
+    from efface.models.base import read_base
+    from efface.models.loading import load_base
+    from efface.models.recipe import load_recipe
+
+    spec = read_base(options.base)
+    names = {"--concepts": options.concepts or spec.concepts, "--prompts": options.prompts or spec.prompts}
+    for option, value in names.items():
+        if not value:
+            raise UserError(f"base '{options.base}' names none of its own, so {option} must be given")
+    concept_set = load_concept_set(str(names["--concepts"]))
+    prompt_set = load_prompt_set(str(names["--prompts"]), concept_set)
+    targets = [concept_set.find(name) for name in options.concept] or list(concept_set.concepts)
+    missing = [target.name for target in targets if target.name not in prompt_set.rows]
+    if missing:
+        raise UserError(f"{prompt_set.name}: has no row for {missing[0]}, add one with its direct prompts")
+    check_writable(options.out)
+    device = resolve_device(options.device)
+    judge_name = options.judge or spec.judge
+
+    def on_concept(name: str, texts: Sequence[str]) -> None:
+        logger.info("%s: %d of %d", name, len(texts), options.per_concept)
+
+    found = adversarial_prompts(
+        load_base(spec, device),
+        concept_set,
+        prompt_set,
+        load_judge(judge_name, device) if judge_name else None,
+        load_recipe(spec.recipe),
+        options.per_concept,
+        options.seed,
+        targets=targets,
+        on_concept=on_concept,
+    )
+    rows = dict(prompt_set.rows)
+    for name, texts in found.items():
+        rows[name] = replace(rows[name], adversarial=texts)
+    write_atomic(options.out, PromptSet(str(options.out), rows).csv(concept_set).encode())
+    return AttackResult(options.out, dict(found))
+
+
+def show(result: AttackResult) -> None:
+    count = sum(map(len, result.found.values()))
+    print_line(f"{result.path}: {count} adversarial prompts for {len(result.found)} concepts")
+
+
+COMMAND = Command("attack", AttackOptions, run, show)

@@ -1,0 +1,38 @@
+"""`efface export`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from efface.launch.command import Command
+from efface.launch.options import BaseOption
+from efface.text import shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Write base and delta together as an ordinary diffusers folder."""
+
+    delta: Annotated[Path, typer.Argument(help="A delta file.")]
+    folder: Annotated[Path, typer.Argument(help="The diffusers folder to write.")]
+    base: BaseOption = "miniature"
+
+
+def run(options: ExportOptions) -> Path:
+    """Write the folder; its path. Raises UserError."""
+    from efface.models.delta import Delta
+    from efface.models.export import export
+    from efface.models.loading import load_base
+
+    delta = Delta.load(options.delta)
+    export(load_base(options.base), delta, options.folder)
+    return options.folder
+
+
+def show(folder: Path) -> None:
+    print(f"{shown(str(folder))}: load it with diffusers.DiffusionPipeline.from_pretrained")
+
+
+COMMAND = Command("export", ExportOptions, run, show)

@@ -1,0 +1,132 @@
+"""`efface prompts`: read, check and show a prompt file."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from efface.errors import UserError
+from efface.launch.command import Command
+from efface.launch.tables import print_line, print_table
+from efface.launch.text_encoder import UNKNOWN_WINDOW, TextEncoderOption, find_window
+
+if TYPE_CHECKING:
+    from efface.concepts.concept import ConceptSet
+    from efface.concepts.prompts import Prompt, PromptSet
+    from efface.concepts.text_window import CutPrompt, TextWindow
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptsOptions:
+    """Read, check and show a prompt file."""
+
+    file: Annotated[str, typer.Argument(help="A prompt set by name, or a CSV file such as the challenge's.")]
+    concepts: Annotated[
+        str,
+        typer.Option("--concepts", help="The concept set its names belong to; default: found by the file's names."),
+    ] = ""
+    concept: Annotated[
+        str | None, typer.Option("--concept", "-c", help="Show every prompt this target is judged by.")
+    ] = None
+    base: TextEncoderOption = ""
+
+
+@dataclass(frozen=True)
+class PromptListing:
+    """A prompt file that was read without an error.
+
+    counts: prompts of each concept on each axis; selected: the prompts of the one target that was requested; window:
+    what the text encoder reads, None where that is not known; cut: prompts that it does not read to their end.
+    """
+
+    file: str
+    prompt_set: "PromptSet"
+    concept_set: "ConceptSet"
+    counts: dict[str, dict[str, int]]
+    selected: "list[Prompt] | None"
+    window: "TextWindow | None" = None
+    cut: "tuple[CutPrompt, ...]" = ()
+
+
+def run(options: PromptsOptions) -> PromptListing:
+    """Read and check the file. Raises UserError."""
+    from efface.concepts.concept import load_concept_set
+    from efface.concepts.prompts import AXES, load_prompt_set
+    from efface.concepts.text_window import check_concepts, cut_prompts
+
+    concept_set = load_concept_set(options.concepts) if options.concepts else _concept_set_for(options.file)
+    prompt_set = load_prompt_set(options.file, concept_set)
+    if options.concept is not None:
+        target = concept_set.find(options.concept)
+        selected = [prompt for axis in AXES for prompt in prompt_set.axis(axis, concept_set, target)]
+        return PromptListing(options.file, prompt_set, concept_set, {}, selected)
+    window = find_window(options.base, concept_set.name)
+    if window:
+        check_concepts(concept_set, window)
+    cut = tuple(cut_prompts(prompt_set, concept_set, window)) if window else ()
+    counts = {}
+    for name in prompt_set.rows:
+        counts[name] = {str(axis): n for axis, n in prompt_set.counts(concept_set, concept_set.find(name)).items()}
+    return PromptListing(options.file, prompt_set, concept_set, counts, None, window, cut)
+
+
+def show(listing: PromptListing) -> None:
+    from efface.concepts.prompts import AXES
+
+    if listing.selected is not None:
+        print_table(["axis", "concept", "prompt"], [[p.axis, p.asked_concept, p.text] for p in listing.selected])
+        return
+    rows = [[name, *(count[axis] for axis in AXES)] for name, count in listing.counts.items()]
+    print_table(["concept", *AXES], rows)
+    for line in _findings(listing):
+        print_line(line)
+    verdict = "prompts are cut" if listing.cut else "no error found" if listing.window else "no other error found"
+    print_line(f"{listing.file}: {len(rows)} concepts of '{listing.concept_set.name}', {verdict}")
+
+
+def _findings(listing: PromptListing) -> Iterator[str]:
+    """What is to be said of the length of the prompts, a line each."""
+    from efface.concepts.text_window import summary
+
+    if listing.window is None:
+        yield UNKNOWN_WINDOW
+    elif listing.cut:
+        rows = listing.prompt_set.rows.values()
+        prompts = sum(len(group) for row in rows for group in (row.direct, row.indirect, row.adversarial))
+        yield summary(listing.cut, listing.prompt_set, listing.window, prompts, named=0)
+        yield from map(str, listing.cut)
+
+
+def as_json(listing: PromptListing) -> Any:
+    """The prompts of the target that was requested, or how many there are of each."""
+    if listing.selected is not None:
+        return [vars(prompt) for prompt in listing.selected]
+    prompt_set = listing.prompt_set
+    identity = {"name": prompt_set.name, "sha256": prompt_set.sha256, "concept_set": listing.concept_set.name}
+    window = listing.window and listing.window.size
+    return {**identity, "prompts": listing.counts, "window": window, "cut": [vars(prompt) for prompt in listing.cut]}
+
+
+COMMAND = Command("prompts", PromptsOptions, run, show, as_json=as_json)
+
+
+def _concept_set_for(file: str) -> "ConceptSet":
+    """The concept set named like the prompt set, or the one shipped set that knows the file's names."""
+    from efface.concepts.concept import concept_set_names, load_concept_set
+    from efface.concepts.prompts import load_prompt_set
+
+    if file in concept_set_names():
+        return load_concept_set(file)
+    errors = []
+    for name in concept_set_names():
+        concept_set = load_concept_set(name)
+        try:
+            load_prompt_set(file, concept_set)
+        except UserError as error:
+            errors.append(str(error))
+        else:
+            return concept_set
+    # An error that is not about a name is the file's own; otherwise the names fit no set.
+    own = [error for error in errors if "unknown concept" not in error]
+    raise UserError(own[0] if own else f"{errors[0]}; give --concepts, if its names belong to a set of your own")

@@ -1,0 +1,63 @@
+"""`efface score`: every score, from the image table alone."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from efface.errors import UserError
+from efface.launch.command import Command
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """Recompute every score from an image table alone."""
+
+    table: Annotated[str, typer.Argument(help="An image table, or a folder of them: a path or a URL.")]
+    method: Annotated[str | None, typer.Option(help="Score only this method of the table.")] = None
+    judge: Annotated[str | None, typer.Option(help="Take this judge's verdicts.")] = None
+    recipe: Annotated[str | None, typer.Option(help="Take images of this recipe, by its id in the table.")] = None
+    base: Annotated[str | None, typer.Option(help="Take models of this base, by its id in the table.")] = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What `score_table` gives for each method, by its label."""
+
+    methods: dict[str, dict[str, Any]]
+
+
+def run(options: ScoreOptions) -> Scores:
+    """Score each method of the table, or the one requested; a run folder means its table. Raises UserError."""
+    from efface.eval.image_table import read_table
+    from efface.eval.scores.scoring import BASE, score_table
+    from efface.files import as_path
+
+    path = as_path(options.table)
+    rows = read_table(path / "table.parquet" if (path / "table.parquet").is_file() else path)
+    labels = sorted(set(rows["method"].unique().to_pylist()) - {BASE}) or [BASE]
+    labels = [options.method] if options.method else labels
+    scores = {
+        label: score_table(rows, method=label, judge=options.judge, recipe=options.recipe, base=options.base)
+        for label in labels
+    }
+    return Scores(scores)
+
+
+def show(scores: Scores) -> None:
+    from efface.eval.scores.leaderboard import leaderboard, rich_table
+    from efface.launch.tables import console
+
+    terminal = console()
+    terminal.print(rich_table(leaderboard(scores.methods), terminal.width))
+
+
+def as_json(scores: Scores) -> dict[str, Any]:
+    """The scores of the one method. Raises UserError where the table has several and none was requested."""
+    if len(scores.methods) > 1:
+        labels = ", ".join(scores.methods)
+        raise UserError(f"the image table holds several methods ({labels}), give one as --method")
+    return next(iter(scores.methods.values()))
+
+
+COMMAND = Command("score", ScoreOptions, run, show, as_json=as_json)

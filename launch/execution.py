@@ -1,0 +1,37 @@
+"""Run what is missing of a run, and show what it came to: what `run`, `retry` and `evaluate` share."""
+
+import shlex
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from efface.launch.output import results_are_in_files
+from efface.launch.tables import console, print_line, print_warnings
+from efface.text import shown
+
+if TYPE_CHECKING:
+    from efface.cluster.report import Results
+    from efface.cluster.run import Run
+
+
+def execute_run(run: "Run", workers: int | None, address: str | None) -> "Results":
+    """Do what is missing, with progress on the terminal, and score. Raises UserError, Stopped and JobFailure."""
+    from efface.cluster.run import execute
+
+    print_warnings(run.plan.warnings)
+    return execute(run, workers, address, console(results_are_in_files()))
+
+
+def show_results(results: "Results") -> None:
+    """The leaderboard, and what failed."""
+    terminal = console()
+    results.show(terminal)
+    for failure in results.failures:
+        terminal.print(Text.assemble(("failed", "red"), f": {shown(failure)}"), soft_wrap=True)
+    if results.failures:
+        print_line(f"`efface retry {shlex.quote(str(results.folder.root))}` tries them again")
+
+
+def failure_code(results: "Results") -> int:
+    """1 where a job failed."""
+    return 1 if results.failures else 0

@@ -1,0 +1,350 @@
+"""A search by the campaign's engine: killed at every moment, with tasks that fail, on many workers."""
+
+import io
+import itertools
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_worker import FakeWorker
+from rich.console import Console
+from tiny_search import MakeSearch
+
+from efface.cluster.run import Run, worker_context
+from efface.cluster.search.result import TrialRow
+from efface.cluster.search.search import run_search
+from efface.cluster.search.spec import Search
+from efface.cluster.search.study import RunFolderJournal
+from efface.cluster.tasks.calibration import CalibrationTask
+from efface.cluster.tasks.judging import Shard
+from efface.cluster.tasks.task import Outcome, Task
+from efface.cluster.tasks.training import TrainingTask
+from efface.cluster.workers.executor import WorkerClass
+from efface.errors import JobFailure, Stopped, UserError
+
+Fate = Callable[[Task, int], Outcome | None]
+"""From a task and how often it began, to how it ends; None: well."""
+
+
+class Killed(BaseException):
+    """The end of the process, which nothing catches."""
+
+
+def execute(search: Search, out: str | Path, worker: WorkerClass = FakeWorker) -> tuple[list[TrialRow], str]:
+    said = io.StringIO()
+    return run_search(search, out, None, 0, None, Console(file=said, width=200), worker).rows, said.getvalue()
+
+
+def facts(rows: list[TrialRow]) -> list[Any]:
+    """What two runs of one search have in common: all but how long the training took."""
+    return [
+        (row.number, row.point, row.ended, row.result.state, row.result.score, row.result.scores, row.result.reason)
+        for row in rows
+    ]
+
+
+@pytest.fixture
+def wanted(search: MakeSearch, tmp_path: Path) -> Search:
+    """A search with one of three trials over the budget. Optuna's first ten do not depend on what came of others."""
+    costs = [row.result.cost for row in execute(search(trials=3), tmp_path / "no budget")[0]]
+    *_, second, first = sorted(cost.weight_change for cost in costs if cost)
+    return search(trials=3, max_weight_change=(first + second) / 2)
+
+
+def with_fate(fate: Fate) -> tuple[WorkerClass, Counter[str]]:
+    """A worker to whose tasks things happen, and how often it began each."""
+    began: Counter[str] = Counter()
+
+    class Fated(FakeWorker):
+        def run(self, task: Task) -> Outcome:
+            began[task.id] += 1
+            return fate(task, began[task.id]) or super().run(task)
+
+    return Fated, began
+
+
+def dying(number: int, after: bool, effects: Path | None = None) -> WorkerClass:
+    """A worker that is killed before or after its task `number` (1, …)."""
+    ran = 0
+
+    class Dying(FakeWorker):
+        def run(self, task: Task) -> Outcome:
+            nonlocal ran
+            ran += 1
+            if ran == number and not after:
+                raise Killed
+            outcome = super().run(task)
+            if ran == number:
+                raise Killed
+            return outcome
+
+    Dying.effects = str(effects) if effects else None
+    return Dying
+
+
+# killed
+
+
+def test_a_search_that_is_killed_around_any_save_comes_to_the_same(
+    wanted: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = execute(wanted, tmp_path / "whole")
+    assert {row.result.state for row in whole} == {"judged", "over budget"}
+    save = RunFolderJournal.save
+
+    def killing_save(number: int, after: bool) -> Callable[[RunFolderJournal], None]:
+        saves = 0
+
+        def killed_save(journal: RunFolderJournal) -> None:
+            nonlocal saves
+            saves += 1
+            if saves != number or after:
+                save(journal)
+            if saves == number:
+                raise Killed
+
+        return killed_save
+
+    for number, after in itertools.product(range(1, 100), (False, True)):
+        out, effects = tmp_path / f"{number} {after}", tmp_path / f"{number} {after}.txt"
+        worker = dying(0, False, effects)
+        monkeypatch.setattr(RunFolderJournal, "save", killing_save(number, after))
+        try:
+            execute(wanted, out, worker)
+        except Killed:
+            monkeypatch.setattr(RunFolderJournal, "save", save)
+            assert facts(execute(wanted, out, worker)[0]) == facts(whole)
+            assert set(Counter(effects.read_text().splitlines()).values()) == {1}  # nothing is done twice
+        else:
+            break
+    assert number > 6  # three times of asking, and a result of each at least
+
+
+def test_a_search_that_is_killed_around_any_task_comes_to_the_same(wanted: Search, tmp_path: Path) -> None:
+    whole, _ = execute(wanted, tmp_path / "whole")
+    for number, after in itertools.product(range(1, 100), (False, True)):
+        out, effects = tmp_path / f"{number} {after}", tmp_path / f"{number} {after}.txt"
+        worker = dying(number, after, effects)
+        try:
+            execute(wanted, out, worker)
+        except Killed:
+            assert facts(execute(wanted, out, worker)[0]) == facts(whole)
+            assert set(Counter(effects.read_text().splitlines()).values()) == {1}
+        else:
+            break
+    assert number > 8
+
+
+def test_a_stop_request_stops_a_search_and_the_same_command_goes_on(wanted: Search, tmp_path: Path) -> None:
+    out, whole = tmp_path / "search", execute(wanted, tmp_path / "whole")[0]
+
+    class Stopping(FakeWorker):
+        def run(self, task: Task) -> Outcome:
+            outcome = super().run(task)
+            if isinstance(task, TrainingTask):
+                self.folder.request_stop()
+            return outcome
+
+    with pytest.raises(Stopped):
+        # The second training finds the request.
+        execute(wanted, out, Stopping)
+    assert len(list(out.glob("jobs/*/delta.safetensors"))) == 1
+    assert facts(execute(wanted, out)[0]) == facts(whole)
+
+
+def test_a_damaged_study_is_begun_anew_over_what_is_done(wanted: Search, tmp_path: Path) -> None:
+    whole, _ = execute(wanted, tmp_path)
+    (tmp_path / "study.jsonl").write_bytes(b"[{")
+    worker, began = with_fate(lambda task, count: None)
+    again, said = execute(wanted, tmp_path, worker)
+    assert facts(again) == facts(whole) and not began
+    assert "study.jsonl: damaged" in said
+
+
+# tasks that fail
+
+
+def test_a_job_that_fails_is_scored_lowest_and_neither_it_nor_the_rest_of_its_trial_is_tried(
+    search: MakeSearch, tmp_path: Path
+) -> None:
+    wanted = search(concepts={"targets": ["cat", "bus"]}, trials=3)
+    jobs: list[str] = []
+
+    def fate(task: Task, count: int) -> Outcome | None:
+        if isinstance(task, TrainingTask) and task.id not in jobs:
+            jobs.append(task.id)
+            if len(jobs) == 1:
+                return Outcome.failed("the loss is nan at step 1")
+        return None
+
+    worker, began = with_fate(fate)
+    rows, said = execute(wanted, tmp_path, worker)
+    assert [row.result.state for row in rows] == ["failed", "judged", "judged"]
+    assert (rows[0].result.score, rows[0].result.reason) == (-1, "the loss is nan at step 1") and rows[0].ended
+    assert "failed: the loss is nan at step 1" in said
+    assert len(jobs) == 5 and set(began.values()) == {1}
+    assert execute(wanted, tmp_path, worker)[0] == rows and set(began.values()) == {1}
+
+
+@pytest.mark.parametrize("kind", [TrainingTask, Shard])
+def test_a_trial_that_breaks_twice_is_tried_again_by_the_next_start(
+    wanted: Search, tmp_path: Path, kind: type[TrainingTask] | type[Shard]
+) -> None:
+    whole, _ = execute(wanted, tmp_path / "whole")
+    broken: list[str] = []
+
+    def fate(task: Task, count: int) -> Outcome | None:
+        if isinstance(task, kind) and not broken and (isinstance(task, TrainingTask) or task.model.job):
+            broken.append(task.id)
+        return Outcome.error("out of luck") if task.id in broken else None
+
+    worker, began = with_fate(fate)
+    rows, said = execute(wanted, tmp_path / "search", worker)
+    assert began[broken[0]] == 2
+    assert [row.number for row in rows if row.result.state == "errored"] == [1] and not rows[0].ended
+    assert "errored: out of luck" in said
+    assert not list((tmp_path / "search").glob("jobs/*/failure.json"))
+    assert "errored" in (tmp_path / "search" / "trials.csv").read_text()
+
+    again, said = execute(wanted, tmp_path / "search")
+    assert facts(again)[0] == facts(whole)[0] and all(row.ended for row in again)
+    assert "trial 1 (" in said and len(again) == 3
+
+
+def test_a_task_that_breaks_once_is_tried_again(wanted: Search, tmp_path: Path) -> None:
+    worker, _ = with_fate(lambda task, count: Outcome.error("out of luck") if count == 1 else None)
+    assert facts(execute(wanted, tmp_path / "a", worker)[0]) == facts(execute(wanted, tmp_path / "b")[0])
+
+
+def test_a_delta_that_is_damaged_is_made_again(search: MakeSearch, tmp_path: Path) -> None:
+    wanted = search(trials=1, rungs=[1])
+    whole, _ = execute(wanted, tmp_path / "whole")
+    jobs: Counter[str] = Counter()
+
+    class Damaging(FakeWorker):
+        def run(self, task: Task) -> Outcome:
+            outcome = super().run(task)
+            if isinstance(task, TrainingTask):
+                jobs[task.id] += 1
+                if jobs[task.id] == 1:
+                    delta = self.folder.delta(task)
+                    delta.write_bytes(bytes(len(delta.read_bytes())))
+            return outcome
+
+    assert facts(execute(wanted, tmp_path / "search", Damaging)[0]) == facts(whole)
+    assert set(jobs.values()) == {2}
+
+
+def test_verdicts_that_were_changed_are_judged_again(search: MakeSearch, tmp_path: Path) -> None:
+    wanted, out = search(trials=1), tmp_path / "search"
+    whole, _ = execute(search(trials=2), tmp_path / "whole")
+    execute(wanted, out)
+    for path in out.glob("evaluations/esd*/*.verdicts.parquet"):
+        path.unlink()
+    (out / "study.jsonl").unlink()
+    assert facts(execute(search(trials=2), out)[0]) == facts(whole)
+
+
+def test_a_base_that_cannot_be_judged_ends_the_search(wanted: Search, tmp_path: Path) -> None:
+    def fate(task: Task, count: int) -> Outcome | None:
+        return Outcome.failed("no such prompt") if isinstance(task, Shard) and not task.model.job else None
+
+    with pytest.raises(JobFailure, match="the unedited base cannot be judged: no such prompt"):
+        execute(wanted, tmp_path / "search", with_fate(fate)[0])
+    assert execute(wanted, tmp_path / "search")[0]
+
+
+def test_a_judge_that_cannot_be_calibrated_ends_the_search(wanted: Search, tmp_path: Path) -> None:
+    def fate(task: Task, count: int) -> Outcome | None:
+        return Outcome.failed("it sees nothing") if isinstance(task, CalibrationTask) else None
+
+    with pytest.raises(UserError, match="cannot be calibrated, so nothing can be judged: it sees nothing"):
+        execute(wanted, tmp_path / "search", with_fate(fate)[0])
+
+
+# how many at a time
+
+
+def test_on_one_worker_a_trial_ends_before_the_next_begins(search: MakeSearch, tmp_path: Path) -> None:
+    models: list[str] = []
+
+    class Noting(FakeWorker):
+        def run(self, task: Task) -> Outcome:
+            if task.model:
+                models.append(task.model.folder)
+            return super().run(task)
+
+    rows, _ = execute(search(concepts={"targets": ["cat", "bus"]}, trials=3), tmp_path, Noting)
+    trial_of = {job: row.number for row in rows if row.result.cost for job in row.result.cost.jobs}
+    order = [trial_of.get(model, 0) for model in models]  # 0: the base
+    assert order == sorted(order) and set(order) == {0, 1, 2, 3}
+
+
+class ManyWorkers:
+    """Several workers in this process; whose turn it is to end something is decided by `seed`."""
+
+    depth = 2
+    process_groups = None
+
+    def __init__(self, run: Run, workers: int, seed: int) -> None:
+        self.workers = workers
+        self._worker = FakeWorker(worker_context(run), lambda: False)
+        self._random = random.Random(seed)
+        self._lines: list[list[Task]] = [[] for _ in range(workers)]
+        self._coming = list(range(workers))
+        self.ran: Counter[str] = Counter()
+
+    def new_workers(self) -> list[int]:
+        """One more each time it is asked, as workers of a cluster come up."""
+        coming, self._coming = self._coming[:1], self._coming[1:]
+        return coming
+
+    def submit(self, worker: int, task: Task) -> None:
+        self._lines[worker].append(task)
+
+    def outcomes(self, timeout: float) -> Iterator[tuple[int, Task, Outcome]]:
+        busy = [worker for worker, line in enumerate(self._lines) if line]
+        if not busy or (self._coming and self._random.random() < 0.5):
+            return
+        worker = self._random.choice(busy)
+        task = self._lines[worker].pop(0)
+        self.ran[task.id] += 1
+        yield worker, task, self._worker.run(task)
+
+    def replace(self, worker: int) -> bool:
+        return False
+
+    def clock(self) -> float:
+        return 0.0
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("workers", [2, 5, 30])
+def test_any_number_of_workers_does_everything_once(
+    search: MakeSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, seed: int
+) -> None:
+    # Of a space this small, several trials have one config.
+    space = {"steps": {"integer": [1, 2]}, "variant": {"choice": ["x", "u"]}}
+    wanted = search(space=space, trials=8, concepts={"targets": ["cat", "bus"]})
+    made: list[ManyWorkers] = []
+
+    def make_executor(run: Run, *arguments: Any) -> ManyWorkers:
+        made.append(ManyWorkers(run, workers, seed))
+        return made[0]
+
+    monkeypatch.setattr("efface.cluster.search.search.make_executor", make_executor)
+    rows, _ = execute(wanted, tmp_path)
+    assert len(rows) == 8 and all(row.ended and row.result.state == "judged" for row in rows)
+    assert set(made[0].ran.values()) == {1}
+    assert len(list(tmp_path.glob("jobs/*/record.json"))) == 2 * len({row.id for row in rows})
+    by_config: dict[str, set[Any]] = {}
+    for row in rows:
+        assert row.result.scores
+        by_config.setdefault(f"{row.id} {row.result.scores.images_per_prompt}", set()).add(row.result.score)
+    assert all(len(scores) == 1 for scores in by_config.values())

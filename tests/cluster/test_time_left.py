@@ -1,0 +1,150 @@
+"""The time left of a run: by the rates from the first second, then by what tasks really take. Worked out by hand."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from efface.cluster.campaign.plan import Plan
+from efface.cluster.campaign.rates import Rates
+from efface.cluster.scheduler.progress import RATE_TASKS, Display
+from efface.cluster.scheduler.time_left import TimeLeft
+from efface.cluster.storage.remaining import RemainingTasks
+from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.tasks.task import Outcome
+from efface.files import write_atomic
+
+# The tiny campaign: UCE and ESD of 2 steps; three models of 14 images in shards of 5, 5 and 4; a trial of 8 images.
+KNOWN = Rates(
+    device="cpu", seconds_per_image={"tiny": 2.0}, seconds_per_job={"uce": 5.0}, seconds_per_step={"esd": 35.0}
+)
+WHOLE = 8 * 2 + 5 + 70 + 3 * 14 * 2
+
+
+@pytest.fixture
+def made(plan: Callable[..., Plan]) -> Plan:
+    return plan()
+
+
+class Steady:
+    """A clock that goes on only when it is set."""
+
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Steady:
+    steady = Steady()
+    monkeypatch.setattr("efface.cluster.scheduler.progress.time", steady)
+    return steady
+
+
+def display(plan: Plan, root: Path, rates: Rates | None = KNOWN, workers: int = 1) -> Display:
+    console = Console(file=io.StringIO())
+    return Display(plan, RemainingTasks.everything(plan), workers, console, RunFolder(root), rates)
+
+
+def test_before_anything_is_done_it_is_what_the_rates_say(made: Plan, tmp_path: Path, clock: Steady) -> None:
+    assert display(made, tmp_path).time_left.seconds([]) == WHOLE == 175
+    assert "0:00:00 elapsed, about 0:02:55 left" in display(made, tmp_path).line()
+    assert "about 0:01:28 left" in display(made, tmp_path, workers=2).line()
+
+
+def test_a_fast_closed_form_says_nothing_of_the_trainings_and_images_to_come(
+    made: Plan, tmp_path: Path, clock: Steady
+) -> None:
+    seen, (uce, _) = display(made, tmp_path), made.trainings
+    seen.started(0, uce)
+    clock.now += 1
+    seen.ended(0, uce, Outcome.done(), will_retry=False)
+    assert seen.time_left.seconds([]) == WHOLE - 5
+
+
+def test_what_tasks_really_take_corrects_the_rest_of_their_kind_and_method(
+    made: Plan, tmp_path: Path, clock: Steady
+) -> None:
+    seen, base = display(made, tmp_path), made.models[0]
+    first = made.shards[base.id][0]
+    seen.started(0, first)
+    clock.now += 30  # 10 by the rates: the base's other 9 images take three times as long too
+    seen.ended(0, first, Outcome.done(), will_retry=False)
+    assert seen.time_left.seconds([]) == WHOLE - 10 + 2 * 9 * 2
+
+
+def test_the_task_under_way_counts_as_far_as_it_is_and_no_further_than_it_was_expected(made: Plan) -> None:
+    esd = made.trainings[1]
+    left = TimeLeft([esd], {esd.id: 70.0}, 1)
+    assert [left.seconds([(esd, elapsed)]) for elapsed in (0.0, 30.0, 70.0, 500.0)] == [70, 40, 0, 0]
+
+
+def test_many_workers_do_not_shorten_the_longest_task(made: Plan) -> None:
+    esd = made.trainings[1]
+    assert TimeLeft([esd], {esd.id: 70.0}, 64).seconds([(esd, 10.0)]) == 60
+
+
+def test_without_rates_it_is_unknown_until_one_of_each_is_done(made: Plan, tmp_path: Path, clock: Steady) -> None:
+    seen = display(made, tmp_path, rates=None)
+    assert "time left unknown" in seen.line()
+    base = made.models[0]
+    for task in (*made.calibrations, *made.trainings, *(made.shards[model.id][0] for model in made.models)):
+        assert "time left unknown" in seen.line()
+        seen.started(0, task)
+        clock.now += 10
+        seen.ended(0, task, Outcome.done(), will_retry=False)
+    # Nine images of each model are left, five of which took 10 seconds.
+    assert len(made.shards[base.id]) == 3 and seen.time_left.seconds([]) == pytest.approx(3 * 9 * 2)
+
+
+def test_what_is_given_up_takes_no_time(made: Plan, tmp_path: Path, clock: Steady) -> None:
+    seen, esd = display(made, tmp_path), made.trainings[1]
+    seen.started(0, esd)
+    seen.ended(0, esd, Outcome.failed("the loss is nan"), will_retry=False)
+    assert seen.time_left.seconds([]) == WHOLE - 70 - 14 * 2
+
+
+def test_the_rate_is_that_of_the_last_tasks_and_none_while_none_is_under_way(
+    plan: Callable[..., Plan], tmp_path: Path, clock: Steady
+) -> None:
+    made = plan(evaluation={"images_per_prompt": 4, "shard_size": 1})
+    seen, shards = display(made, tmp_path), made.shards[made.models[0].id]
+    seen.started(0, made.trainings[0])
+    clock.now += 600
+    seen.ended(0, made.trainings[0], Outcome.done(), will_retry=False)
+    assert "/s)" not in seen.line()
+    for number, shard in enumerate(shards[: 2 * RATE_TASKS]):
+        seen.started(0, shard)
+        clock.now += 10 if number < RATE_TASKS else 0.5  # slow at first, then two a second
+        seen.ended(0, shard, Outcome.done(), will_retry=False)
+    seen.started(0, shards[-1])
+    assert "images (2.0/s)" in seen.line()
+    clock.now += 2 * RATE_TASKS
+    assert "images (0.4/s)" in seen.line()  # 8 in 4 + 16 seconds
+
+
+def test_a_log_says_which_training_is_at_which_step(made: Plan, tmp_path: Path, clock: Steady) -> None:
+    seen, esd = display(made, tmp_path), made.trainings[1]
+    seen.started(0, esd)
+    assert seen.line().endswith("; training esd: cat")
+    path = seen._folder.task_log(esd)
+    assert path
+    write_atomic(path, b"loading\nstep 60 of 1000, loss 0.5\nstep 120 of 1000, loss 0.25\n")
+    clock.now += 10
+    assert seen.line().endswith("; training esd: cat, step 120 of 1000")
+
+
+def test_failures_are_printed_while_the_terminal_is_drawn(made: Plan, tmp_path: Path) -> None:
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=120)
+    seen = Display(made, RemainingTasks.everything(made), 1, console, RunFolder(tmp_path), KNOWN)
+    seen._live.refresh_per_second = 1000  # a thread draws all the time
+    esd = made.trainings[1]
+    with seen:
+        for _ in range(200):
+            seen.started(0, esd)
+            seen.ended(0, esd, Outcome.error("it broke"), will_retry=True)
+    assert output.getvalue().count("it broke") >= 200 and "calibration" in output.getvalue()

@@ -1,0 +1,148 @@
+"""Running a job: the one entry to training, by gradient steps or in closed form."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from efface.concepts.concept import ConceptSet
+from efface.errors import JobFailure, UserError
+from efface.models.base import Base
+from efface.models.delta import Delta, Kind, stack
+from efface.train.continual import check_parent, lineage, with_remaining_anchor
+from efface.train.job import Job, check_strategy
+from efface.train.method import (
+    ClosedFormMethod,
+    GradientMethod,
+    Method,
+    MethodConfig,
+    TrainingConfig,
+    UnlearningTask,
+    get_method,
+    parse_config,
+)
+from efface.train.trainer.loop import train
+from efface.train.trainer.options import TrainingOptions
+
+
+def run_job(
+    job: Job,
+    base: Base,
+    concept_set: ConceptSet,
+    on_step: Callable[[int, int, float], None] | None = None,
+    cache: Path | None = None,
+    *,
+    parent: Delta | None = None,
+    checkpoint: Path | None = None,
+    save_steps: int = 50,
+    training_options: TrainingOptions | None = None,
+    reduce_micro_batch: bool = False,
+) -> tuple[Delta, dict[str, Any]]:
+    """The job's delta, and its metrics `{"losses": […], "seconds": …, "samples_seen": …, "attention": …}`.
+
+    "attention" is what `models.attention.set_attention` reports of the student, None where no attention is named.
+
+    `on_step(done, steps, loss)` is called after every optimiser step. `parent` is the delta of the request before, in
+    a chain (`train/continual.py`). `checkpoint`, `save_steps` and `training_options` are those of `train.loop.train`.
+    With `reduce_micro_batch`,
+    for a device that has run out of memory, a step takes twice the batches of half the size; the provenance says so.
+
+    The base is left as it was, bit for bit. Raises UserError where the job does not fit what it is run with, and
+    JobFailure where training goes wrong.
+    """
+    assert base.applied is None, "a job starts from the unedited base"
+    method = _method(job, base, concept_set, reduce_micro_batch)
+    closed_form = isinstance(method, ClosedFormMethod)
+    check_parent(job, parent, base, closed_form)
+    task = _task(job, base, concept_set, cache, closed_form)
+    start = time.perf_counter()
+    losses: list[float] = []
+    samples_seen, attention = 0, None
+    base.swap(None if closed_form else parent)
+    try:
+        if isinstance(method, GradientMethod):
+            options = training_options or TrainingOptions()
+            tensors, losses, attention = train(
+                method, task, on_step, checkpoint=checkpoint, save_steps=save_steps, training_options=options
+            )
+            samples_seen = len(losses) * method.config.batch_size * method.config.gradient_accumulation_steps
+        else:
+            assert isinstance(method, ClosedFormMethod)
+            tensors = method.solve(task)
+    finally:
+        base.swap(None)
+    kind: Kind = method.delta_kind
+    if parent is not None and not closed_form:
+        kind, tensors = stack(base, parent, kind, tensors)
+    own = {name: _own(value) for name, value in sorted(tensors.items())}
+    delta = Delta(kind, own, _provenance(job, parent, method if reduce_micro_batch else None))
+    _check_change(job, base, delta, parent)
+    seconds = time.perf_counter() - start
+    return delta, {"losses": losses, "seconds": seconds, "samples_seen": samples_seen, "attention": attention}
+
+
+def _check_change(job: Job, base: Base, delta: Delta, parent: Delta | None) -> None:
+    """Raises JobFailure where every weight is what it was before this job: then nothing can have been forgotten."""
+    if delta.kind == "hook":
+        return
+    before = base.originals() | (parent.edited(base) if parent else {})
+    after = delta.edited(base)
+    if all(torch.equal(value.to(before[name].device), before[name]) for name, value in after.items()):
+        raise JobFailure(
+            f"method '{job.method}' changed no weight (a relative L2 of 0), so nothing is forgotten: the anchor of "
+            f"{', '.join(job.concepts)} may say the same as its phrase to the text encoder, or the learning rate is "
+            "too small"
+        )
+
+
+def _task(job: Job, base: Base, concept_set: ConceptSet, cache: Path | None, closed_form: bool) -> UnlearningTask:
+    """What the method is asked: the last request of a chain, or, where equations are solved anew, all of them."""
+    concepts = tuple(
+        with_remaining_anchor(concept_set.find(name), concept_set, erased=job.concepts) for name in job.concepts
+    )
+    if job.strategy == "continual" and not closed_form:
+        return UnlearningTask(base, concepts[-1:], concept_set, job.seed, cache, erased=concepts[:-1])
+    return UnlearningTask(base, concepts, concept_set, job.seed, cache)
+
+
+def _provenance(job: Job, parent: Delta | None, reduced: Method | None) -> dict[str, Any]:
+    serialized: dict[str, Any] = {"job": job.model_dump(mode="json"), "job_id": job.id}
+    if job.strategy == "continual":
+        serialized["lineage"] = lineage(job, parent)
+    if reduced is not None:
+        serialized["reduced_micro_batch"] = {
+            name: getattr(reduced.config, name) for name in ("batch_size", "gradient_accumulation_steps")
+        }
+    return serialized
+
+
+def _method(job: Job, base: Base, concept_set: ConceptSet, reduce_micro_batch: bool) -> Method:
+    method_class = get_method(job.method)
+    if job.method_version != method_class.version:
+        is_now = f"this efface has version {method_class.version}"
+        raise UserError(f"job {job.id} asks for version {job.method_version} of method '{job.method}', {is_now}")
+    check_strategy(method_class, job.strategy)
+    if job.base_id != base.fingerprint:
+        raise UserError(f"job {job.id} is for a base with fingerprint {job.base_id}, not {base.fingerprint}")
+    if job.concept_set_sha256 != concept_set.sha256:
+        raise UserError(f"job {job.id} is for another version of concept set '{job.concept_set}' than the one given")
+    config = parse_config(job.method, job.config)
+    return method_class(_with_smaller_micro_batch(config, job.method) if reduce_micro_batch else config)
+
+
+def _with_smaller_micro_batch(config: MethodConfig, method: str) -> MethodConfig:
+    """As many samples a step, in twice the batches (of an odd size: in as many more as divide it)."""
+    size = config.batch_size if isinstance(config, TrainingConfig) else 1
+    if not isinstance(config, TrainingConfig) or size == 1:
+        raise JobFailure(f"method '{method}' needs more memory than there is, and has no batch to be made smaller")
+    parts = next(parts for parts in range(2, size + 1) if size % parts == 0)
+    batches = config.gradient_accumulation_steps * parts
+    return config.model_copy(update={"batch_size": size // parts, "gradient_accumulation_steps": batches})
+
+
+def _own(value: Tensor) -> Tensor:
+    """A copy on the CPU that shares memory with nothing."""
+    return value.detach().to("cpu", copy=True).contiguous()

@@ -1,0 +1,55 @@
+"""The accelerator and the engine of a training, as its config and its options ask for."""
+
+from collections.abc import Mapping
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import PartialState
+from torch import nn
+
+from efface.errors import UserError
+from efface.train.method import Student, TrainingConfig
+from efface.train.trainer.deepspeed_engine import ZeroEngine, deepspeed_config
+from efface.train.trainer.engine import Engine
+from efface.train.trainer.options import TrainingOptions
+
+
+def make_accelerator(device: torch.device, config: TrainingConfig, options: TrainingOptions) -> Accelerator:
+    """The processes of a group share the batches of one optimiser step. Raises UserError where they cannot.
+
+    `device` is where the model is, and stays.
+    """
+    on_cpu = device.type == "cpu"
+    processes, batches = PartialState(cpu=on_cpu).num_processes, config.gradient_accumulation_steps
+    if batches % processes:
+        what = f"gradient_accumulation_steps is {batches}"
+        raise UserError(f"{what}, which {processes} processes cannot share: give a multiple of {processes}")
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision="no",
+        gradient_accumulation_steps=batches // processes,
+        step_scheduler_with_optimizer=False,
+        log_with=options.tracker,
+        project_dir=options.tracker_folder,
+    )
+    if options.tracker:
+        if not accelerator.log_with:
+            raise UserError(
+                f"training.tracker: {options.tracker} is not installed, should be: pip install {options.tracker}"
+            )
+        accelerator.init_trackers("training")
+    return accelerator
+
+
+def make_engine(
+    accelerator: Accelerator,
+    student: Student,
+    trained: Mapping[str, nn.Parameter],
+    config: TrainingConfig,
+    options: TrainingOptions,
+) -> Engine:
+    """Accelerate's, or DeepSpeed's where the options name a config of it."""
+    if options.deepspeed is None:
+        return Engine(accelerator, student, trained, config)
+    settings = deepspeed_config(options.deepspeed, config, accelerator.num_processes)
+    return ZeroEngine(accelerator, student, trained, config, settings)
