@@ -21,8 +21,7 @@ from pydantic import TypeAdapter
 
 from efface.cluster.search.result import STARTED, TrialResult, TrialRow
 from efface.cluster.search.spec import Point, Search
-from efface.errors import StorageError
-from efface.files import content_id, write_atomic
+from efface.files import content_id, storage_error, write_atomic
 
 RESULT = "result"
 """The user attribute of a trial that holds its `TrialResult`."""
@@ -163,7 +162,7 @@ class RunFolderJournal(BaseJournalBackend):
         try:
             lines = path.read_bytes().splitlines() if path.is_file() else []
         except OSError as error:
-            raise StorageError(f"{path}: cannot be read ({error.strerror or error})") from None
+            raise storage_error(path, "read", error) from None
         self._operations = _intact(lines)
         self.damaged = len(self._operations) < len(lines)
 

@@ -23,7 +23,7 @@ from efface.cluster.storage.records import Json
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.tasks.task import Outcome, Task
 from efface.errors import StorageError
-from efface.files import create_exclusive, is_remote, write_atomic
+from efface.files import create_exclusive, is_remote, storage_error, write_atomic
 
 UPLOAD_INTERVAL = 30.0
 """Seconds between two uploads to an object store: so much of the journal a killed driver can lose there."""
@@ -136,7 +136,7 @@ def read_journal(folder: RunFolder) -> Iterator[Event]:
                 except ValidationError:  # half a line, or one that was changed since
                     continue
     except OSError as error:
-        raise StorageError(f"{folder.logs}: cannot be read ({error.strerror or error})") from None
+        raise storage_error(folder.logs, "read", error) from None
 
 
 def running_tasks(events: Iterator[Event]) -> list[TaskStarted]:

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from efface.cluster.storage.process import describe, is_alive, this_process
-from efface.errors import StorageError, UserError
+from efface.errors import LocationError, StorageError, UserError
 from efface.files import create_exclusive, storage_error, write_json
 from efface.retry import retry_seconds
 
@@ -155,14 +155,14 @@ def held_lease(root: Path) -> str | None:
 
 
 def check_shared(root: Path, lease_id: str | None, timeout: float = SHARING_TIMEOUT) -> None:
-    """Raises UserError where this process, on whatever node, does not see the run folder of the driver that holds
+    """Raises LocationError where this process, on whatever node, does not see the run folder of the driver that holds
     the lease `lease_id`; None: the driver is this process."""
     if lease_id is None:
         return
     deadline = time.monotonic() + timeout
     while (content := _holder(root / "leases").content) is None or content.get("id") != lease_id:
         if time.monotonic() > deadline:
-            raise UserError(
+            raise LocationError(
                 f"{root}: node {os.uname().nodename} does not see the driver's run folder; "
                 "give --out a folder that all nodes share, or the URL of an object store"
             )

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,11 +13,16 @@ def protect_token() -> None:
         return  # the user's own arrangement
     with suppress(OSError, RuntimeError):  # no home: Ray itself says so
         path = Path.home() / ".ray" / "auth_token"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists():
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "w") as file:
-                file.write(secrets.token_hex(32))
+            handle, name = tempfile.mkstemp(dir=path.parent)  # which only its owner can read
+            try:
+                with os.fdopen(handle, "w") as file:
+                    file.write(secrets.token_hex(32))
+                with suppress(FileExistsError):
+                    os.link(name, path)  # never over one that has come to be there
+            finally:
+                os.unlink(name)
         found = path.stat()
         if found.st_uid == os.geteuid() and found.st_mode & 0o077:
             path.chmod(0o600)
