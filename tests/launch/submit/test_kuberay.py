@@ -204,6 +204,15 @@ def test_applied_twice_it_is_one_job_and_one_that_failed_or_was_stopped_is_made_
         assert (again, kubectl_calls) == (first.replace("submitted: ", "there already: "), ["get"])
 
 
+def test_a_job_that_is_stopped_is_suspended(kubectl: Path, efface: RunEfface, profile: Profile) -> None:
+    command = ["submit", "kube", "demo", "--cluster", profile(listen="nodes", kube=KUBE_CONFIG)]
+    assert "runs no RayJob 'efface-demo-" in efface(*command, "--stop").error_message
+    id = efface(*command).out.split()[-1]
+    (kubectl / "asked").unlink()
+    assert efface(*command, "--stop").out == f"stopped: {id}\n"
+    assert [line.split()[0] for line in (kubectl / "asked").read_text().splitlines()] == ["get", "patch"]
+
+
 def test_without_kubectl_nothing_is_applied(
     efface: RunEfface, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -234,3 +234,24 @@ def test_what_a_real_slurm_has_not_is_refused_before_anything_is_written(
     command = ["demo", *SHORT, "--cluster", cluster, "--out", tmp_path / "run", *arguments]
     assert expected in efface("submit", "slurm", *command).error_message
     assert slurm.empty() and not (tmp_path / "run").exists()
+
+
+def test_stopping_takes_every_job_that_waits_or_runs_off_the_queue(
+    efface: RunEfface, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from efface.launch.launch_record import LaunchRecord, append_records
+
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    states = {"squeue": 'case "$*" in *=7) echo COMPLETED ;; *) echo PENDING ;; esac', "scancel": ""}
+    for name, does in states.items():
+        (folder / name).write_text(f'#!/bin/sh\necho "{name} $*" >> {folder}/calls\n{does}\n')
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    run = tmp_path / "run"
+    command = ["submit", "slurm", "demo", "--cluster", profile(), "--out", run, "--stop"]
+    assert efface(*command).error_message == f"{run}: no job of SLURM waits or runs for it"
+    append_records(run, [LaunchRecord("slurm", "array", number, "test") for number in ("7", "8", "9")])
+    assert efface(*command).out == "stopped: 8\nstopped: 9\n"
+    assert (folder / "calls").read_text().splitlines()[-1] == "scancel 8 9"
+    assert (run / "launch" / "stopped").exists()  # what begins nevertheless ends at once
