@@ -5,8 +5,8 @@ clipping of 1.0 that nobody requested, and needs a data loader to know the batch
 
 Two things need care with ZeRO-3, which keeps a part of every weight and collects a layer's weights in hooks before its
 forward pass. Processes have roll-outs of different lengths, and a collective call that only some of them make would
-hang: so roll-outs run on collected weights with DeepSpeed's hooks off (`gather_params`). And tensors by name, for a delta or
-a checkpoint, are put together from the parts of all processes.
+hang: so roll-outs run on collected weights with DeepSpeed's hooks off (`gather_params`). And tensors by name, for a
+delta or a checkpoint, are put together from the parts of all processes.
 """
 
 import logging
