@@ -19,6 +19,7 @@ from pydantic import Field
 from efface.config_files import CONFIGS, StrictModel, find_config, list_configs, read_config
 from efface.errors import UserError, did_you_mean
 from efface.files import content_id
+from efface.models.family import FAMILIES
 from efface.models.fingerprint import fingerprint
 from efface.models.model_files import DIFFUSERS_FILES, locate
 from efface.models.recipe import load_recipe
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
     from efface.models.delta import Delta
+    from efface.models.denoiser import Denoiser
 
 SINGLE_FILE = (".safetensors", ".ckpt")
 RANDOM = "random:"
@@ -44,6 +46,7 @@ class BaseSpec(StrictModel):
         description="a diffusers folder, 'package:FOLDER' shipped with efface, a hub id, one .safetensors "
         "or .ckpt file, or 'random:ARCHITECTURE'"
     )
+    family: str = Field(default="sd1", description="the model family, in `models/families/` or of another package")
     image_size: int = Field(default=512, ge=8, description="pixels; the side of the images the model was trained on")
     recipe: str = Field(default="reference", description="the recipe its images are made by")
     judge: str | None = Field(default=None, description="the judge that knows its concepts")
@@ -73,6 +76,17 @@ class Base:
     @property
     def modules(self) -> dict[str, nn.Module]:
         return {"unet": self.unet, "text_encoder": self.text_encoder, "vae": self.vae}
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The network that predicts noise."""
+        return FAMILIES.get(self.spec.family).denoiser(self)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the latents of an image of the base's own size."""
+        side = self.spec.image_size // 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return self.unet.config.in_channels, side, side
 
     @property
     def state_id(self) -> str:
@@ -151,10 +165,8 @@ def _unknown_base(name: str) -> UserError:
 
 def load_base(name_or_path: str | Path | BaseSpec, device: str | torch.device = "cpu") -> Base:
     """The base in memory on `device`. Raises UserError where its files are missing or do not fit."""
-    from efface.models.loading import load
-
     spec = name_or_path if isinstance(name_or_path, BaseSpec) else read_base(name_or_path)
-    return load(spec, device)
+    return FAMILIES.get(spec.family).load(spec, device)
 
 
 def base_id(spec: BaseSpec, fetch: bool = True) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from efface.config_files import StrictModel, parse
 from efface.errors import UserError, did_you_mean
 from efface.models.base import Base
+from efface.models.conditioning import Conditioning
 from efface.models.noise_predictor import NoisePredictor, classifier_free_guidance
 from efface.models.text_encoding import encode_prompts
 
@@ -26,8 +27,8 @@ class Guidance(Protocol):
         predict: NoisePredictor,
         latents: Tensor,
         timestep: Any,
-        cond: Tensor,
-        uncond: Tensor,
+        cond: Conditioning,
+        uncond: Conditioning,
         guidance_scale: float,
     ) -> Tensor: ...
 
@@ -39,7 +40,7 @@ class NegativePromptConfig(StrictModel):
 class NegativePrompt:
     """The prompts in place of the recipe's negative prompt: the free baseline."""
 
-    def __init__(self, config: NegativePromptConfig, unsafe: Tensor) -> None:
+    def __init__(self, config: NegativePromptConfig, unsafe: Conditioning) -> None:
         self.unsafe = unsafe
 
     def __call__(
@@ -47,8 +48,8 @@ class NegativePrompt:
         predict: NoisePredictor,
         latents: Tensor,
         timestep: Any,
-        cond: Tensor,
-        uncond: Tensor,
+        cond: Conditioning,
+        uncond: Conditioning,
         guidance_scale: float,
     ) -> Tensor:
         return classifier_free_guidance(predict, latents, timestep, cond, self.unsafe, guidance_scale)
@@ -72,7 +73,7 @@ class SLD:
     mu = min(1, |s_S (eps(c) - eps(S))|) where eps(c) - eps(S) < lambda, else 0; nu = beta nu + (1 - beta) gamma.
     """
 
-    def __init__(self, config: SLDConfig, unsafe: Tensor) -> None:
+    def __init__(self, config: SLDConfig, unsafe: Conditioning) -> None:
         self.config, self.unsafe = config, unsafe
         self.step = 0
         self.nu: Tensor | float = 0.0
@@ -82,11 +83,11 @@ class SLD:
         predict: NoisePredictor,
         latents: Tensor,
         timestep: Any,
-        cond: Tensor,
-        uncond: Tensor,
+        cond: Conditioning,
+        uncond: Conditioning,
         guidance_scale: float,
     ) -> Tensor:
-        conditions = torch.cat([one.expand(len(latents), -1, -1) for one in (uncond, cond, self.unsafe)])
+        conditions = Conditioning.cat([one.expand(len(latents)) for one in (uncond, cond, self.unsafe)])
         eps_0, eps_c, eps_s = predict(latents.repeat(3, 1, 1, 1), timestep, conditions).chunk(3)
         config = self.config
         mu = (config.scale * (eps_c - eps_s)).abs().clamp(max=1)
@@ -98,7 +99,7 @@ class SLD:
         return eps_0 + guidance_scale * (eps_c - eps_0 - (gamma if acting else 0.0))
 
 
-HOOKS: dict[str, tuple[type[StrictModel], Callable[[Any, Tensor], Guidance]]] = {
+HOOKS: dict[str, tuple[type[StrictModel], Callable[[Any, Conditioning], Guidance]]] = {
     "negative-prompt": (NegativePromptConfig, NegativePrompt),
     "sld": (SLDConfig, SLD),
 }
@@ -121,5 +122,5 @@ def guidance_for(base: Base) -> Callable[[], Guidance]:
     return lambda: make(config, unsafe)
 
 
-def _unsafe(base: Base, prompts: Sequence[str]) -> Tensor:
+def _unsafe(base: Base, prompts: Sequence[str]) -> Conditioning:
     return encode_prompts(base, [", ".join(prompts)])

@@ -9,16 +9,20 @@ from efface.models.text_encoding import encode_ids, encode_prompts, last_subject
 PROMPTS = ["a red cat", "", "a dog, at night", "x" * 200]
 
 
+def encoded(base: Base, prompts: list[str]) -> torch.Tensor:
+    return encode_prompts(base, prompts).encoder_hidden_states
+
+
 def test_embeddings_are_those_of_diffusers_own_pipeline(tiny_base: Base) -> None:
     pipeline = StableDiffusionPipeline(
         tiny_base.vae, tiny_base.text_encoder, tiny_base.tokenizer, tiny_base.unet, None, None, None, None, False
     )
     theirs = pipeline.encode_prompt(PROMPTS, "cpu", 1, False)[0]
-    torch.testing.assert_close(encode_prompts(tiny_base, PROMPTS), theirs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(encoded(tiny_base, PROMPTS), theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_they_are_the_state_after_the_final_norm(tiny_base: Base) -> None:
-    embeddings = encode_prompts(tiny_base, PROMPTS)
+    embeddings = encoded(tiny_base, PROMPTS)
     assert (embeddings.shape, embeddings.dtype) == ((4, 77, 16), torch.float32)
     norm = tiny_base.text_encoder.final_layer_norm
     plain = (embeddings - norm.bias) / norm.weight
@@ -26,8 +30,8 @@ def test_they_are_the_state_after_the_final_norm(tiny_base: Base) -> None:
 
 
 def test_bits_do_not_depend_on_neighbours(tiny_base: Base) -> None:
-    together = encode_prompts(tiny_base, PROMPTS)
-    assert all(torch.equal(encode_prompts(tiny_base, [p])[0], e) for p, e in zip(PROMPTS, together, strict=True))
+    together = encoded(tiny_base, PROMPTS)
+    assert all(torch.equal(encoded(tiny_base, [p])[0], e) for p, e in zip(PROMPTS, together, strict=True))
 
 
 def test_the_last_subject_token_stands_before_the_first_end(tiny_base: Base) -> None:
@@ -47,4 +51,4 @@ def test_gradients_reach_the_text_encoder_where_they_are_wanted(tiny_base: Base)
     tiny_base.text_encoder.requires_grad_(True)
     encode_ids(tiny_base.text_encoder, token_ids(tiny_base, ["a cat"])).sum().backward()
     assert tiny_base.text_encoder.embeddings.token_embedding.weight.grad is not None
-    assert not encode_prompts(tiny_base, ["a cat"]).requires_grad
+    assert not encoded(tiny_base, ["a cat"]).requires_grad
