@@ -19,8 +19,7 @@ import torch
 from benchmarks.record import write_result
 from efface.concepts.concept import load_concept_set
 from efface.files import slug
-from efface.models.base import read_base
-from efface.models.loading import load_base
+from efface.models.base import load_base, read_base
 from efface.models.shapes import model_shapes
 from efface.train.cost.flops import image_flops, step_flops
 from efface.train.cost.measure import CudaPeak, measured_peak

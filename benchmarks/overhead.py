@@ -25,7 +25,7 @@ from efface.cluster.tasks.model import Model
 from efface.cluster.tasks.task import Outcome, Task
 from efface.cluster.workers.ray_executor import RayExecutor
 from efface.config_files import parse
-from efface.models.loading import load_base
+from efface.models.base import load_base
 from efface.train.run_job import run_job
 
 JOBS = 10

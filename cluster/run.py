@@ -73,7 +73,7 @@ def reopen_run(root: Path) -> Run:
 def open_evaluation(deltas: Sequence[tuple[Path, Delta]], evaluation_config: DeltaEvaluation, out: Path | None) -> Run:
     """The run that judges deltas which exist, in `out` (default `runs/evaluation-ID`). Raises UserError."""
     from efface.eval.metrics.weight_change import weight_change
-    from efface.models.loading import load_base
+    from efface.models.base import load_base
 
     plan = plan_deltas(deltas, evaluation_config)
     folder = RunFolder(out or Path("runs") / f"evaluation-{content_id(sorted(model.id for model in plan.jobs))}")

@@ -18,8 +18,7 @@ from efface.miniature.train_judge import OBJECT_LABELS, STYLE_LABELS, probabilit
 from efface.miniature.train_vae import decode, encode
 from efface.miniature.vocabulary import CONCEPTS, NAMES, Words
 from efface.miniature.world import draw_scene, empty_scene, render
-from efface.models.base import Base
-from efface.models.loading import load_base
+from efface.models.base import Base, load_base
 from efface.models.recipe import Recipe, load_recipe
 from efface.models.sampler import ImageRequest, sample
 

@@ -20,6 +20,7 @@ from efface.errors import UserError, did_you_mean
 from efface.files import content_id
 from efface.models.component_configs import read_json
 from efface.models.component_files import SINGLE_FILE, Parts, file_parts, folder_parts, shape_parts
+from efface.models.family import FAMILIES
 from efface.models.fingerprint import fingerprint
 from efface.models.model_files import DIFFUSERS_FILES, locate
 from efface.models.recipe import load_recipe
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
     from efface.models.delta import Delta
+    from efface.models.denoiser import Denoiser
 
 RANDOM = "random:"
 RANDOM_SEED = 0
@@ -46,6 +48,7 @@ class BaseSpec(StrictModel):
         description="a diffusers folder, 'package:FOLDER' shipped with efface, a hub id, one .safetensors "
         "or .ckpt file, or 'random:ARCHITECTURE'"
     )
+    family: str = Field(default="sd1", description="the model family, in `models/families/` or of another package")
     image_size: int = Field(default=512, ge=8, description="pixels; the side of the images the model was trained on")
     recipe: str = Field(default="reference", description="the recipe its images are made by")
     judge: str | None = Field(default=None, description="the judge that knows its concepts")
@@ -80,6 +83,17 @@ class Base:
     def prediction_type(self) -> str:
         """What its UNet predicts: the noise, "epsilon", or the velocity, "v_prediction"."""
         return str(self.scheduler_config.get("prediction_type", "epsilon"))
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The network that predicts noise."""
+        return FAMILIES.get(self.spec.family).denoiser(self)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the latents of an image of the base's own size."""
+        side = self.spec.image_size // 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return self.unet.config.in_channels, side, side
 
     @property
     def state_id(self) -> str:
@@ -154,6 +168,12 @@ def _unknown_base(name: str) -> UserError:
         f"unknown base '{name}': {did_you_mean(name, list_configs('bases'))}; "
         "a diffusers folder, a .safetensors or .ckpt file, or a hub id would do too"
     )
+
+
+def load_base(name_or_path: str | Path | BaseSpec, device: str | torch.device = "cpu") -> Base:
+    """The base in memory on `device`. Raises UserError where its files are missing or do not fit."""
+    spec = name_or_path if isinstance(name_or_path, BaseSpec) else read_base(name_or_path)
+    return FAMILIES.get(spec.family).load(spec, device)
 
 
 def base_id(spec: BaseSpec, fetch: bool = True) -> str:

@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from efface.config_files import shown
 from efface.errors import UserError
-from efface.models.base import RANDOM, RANDOM_SEED, Base, BaseSpec, architecture, base_id, base_parts, read_base
+from efface.models.base import RANDOM, RANDOM_SEED, Base, BaseSpec, architecture, base_id, base_parts
 from efface.models.component_configs import OF_THE_FILE, read_json
 from efface.models.component_files import Parts, config_files
 from efface.models.safetensors_headers import read_header
@@ -28,13 +28,7 @@ from efface.models.tensor_names import OtherShape, matched, plain
 Components = tuple[UNet2DConditionModel, AutoencoderKL, CLIPTextModel]
 
 
-def load_base(name_or_path: str | Path | BaseSpec, device: str | torch.device = "cpu") -> Base:
-    """The base in memory on `device`. Raises UserError where its files are missing or do not fit."""
-    spec = name_or_path if isinstance(name_or_path, BaseSpec) else read_base(name_or_path)
-    return _load(spec, device)
-
-
-def _load(spec: BaseSpec, device: str | torch.device) -> Base:
+def load(spec: BaseSpec, device: str | torch.device) -> Base:
     """`load_base`, for a spec already read."""
     parts = base_parts(spec)
     scheduler_config = read_json(parts.configs["scheduler"])

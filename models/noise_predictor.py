@@ -1,4 +1,4 @@
-"""The model's prediction, as methods see it, and the states of a trajectory they are needed at.
+"""The model's prediction, as methods see it, and the states of a trajectory at which they need it.
 
 Most models predict the noise eps. Some, Stable Diffusion 2.1 among them, predict the velocity v = alpha eps - sigma x_0
 instead (Salimans and Ho, arXiv 2202.00512), for x_t = alpha x_0 + sigma eps; so eps = alpha v + sigma x_t. Where
@@ -12,44 +12,35 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler, SchedulerMixin, UNet2DConditionModel
+from diffusers import DDPMScheduler, SchedulerMixin
 from torch import Tensor
 
+from efface.models.conditioning import Conditioning
 from efface.models.scheduler import new_scheduler_like
 
 
 class NoisePredictor(Protocol):
-    """eps(x_t, t, c), or v: latents (B, 4, h, w), timestep (int, or (B,)), encoder_hidden_states (B, 77, D)."""
+    """eps(x_t, t, c), or v: latents (B, 4, h, w), timestep (int, or (B,)), conditioning of B rows."""
 
-    def __call__(self, latents: Tensor, timestep: int | Tensor, encoder_hidden_states: Tensor) -> Tensor: ...
-
-
-def predictor(unet: UNet2DConditionModel) -> NoisePredictor:
-    """The UNet's prediction, computed in the UNet's dtype and given back in fp32."""
-
-    def predict(latents: Tensor, timestep: int | Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        dtype = next(unet.parameters()).dtype
-        return unet(latents.to(dtype), timestep, encoder_hidden_states.to(dtype)).sample.float()
-
-    return predict
+    def __call__(self, latents: Tensor, timestep: int | Tensor, conditioning: Conditioning) -> Tensor: ...
 
 
 def classifier_free_guidance(
     predict: NoisePredictor,
     latents: Tensor,
     timestep: Any,
-    cond: Tensor,
-    uncond: Tensor,
+    cond: Conditioning,
+    uncond: Conditioning,
     guidance_scale: float,
 ) -> Tensor:
     """Classifier-free guidance, eps(0) + s (eps(c) - eps(0)), in one forward of 2 B; at s <= 1, eps(c) alone.
 
-    `cond` and `uncond` are (B, 77, D), or (1, 77, D) for all.
+    `cond` and `uncond` have B rows, or one for all.
     """
-    cond = cond.expand(len(latents), -1, -1)
+    cond = cond.expand(len(latents))
     if guidance_scale <= 1:
         return predict(latents, timestep, cond)
-    both = torch.cat([uncond.expand_as(cond), cond])
+    both = Conditioning.cat([uncond.expand(len(latents)), cond])
     eps_uncond, eps_cond = predict(torch.cat([latents, latents]), timestep, both).chunk(2)
     return eps_uncond + guidance_scale * (eps_cond - eps_uncond)
 
@@ -58,14 +49,13 @@ def classifier_free_guidance(
 def partial_denoise(
     predict: NoisePredictor,
     scheduler: SchedulerMixin,
-    cond: Tensor,
-    uncond: Tensor,
+    cond: Conditioning,
+    uncond: Conditioning,
     noise: Tensor,
     guidance_scale: float,
     stop: int,
 ) -> tuple[Tensor, Tensor]:
-    """The state before step `stop`, and its timestep: x_t as the UNet takes it, and t =
-    scheduler.timesteps[stop].
+    """The state before step `stop` and its timestep: x_t as the network takes it, and t = scheduler.timesteps[stop].
 
     `noise` is (B, 4, h, w) of unit variance; stop = 0 gives it back, with the first timestep. So x_t is
     exactly as noisy as t says: the first code of ESD and its heirs stop two steps later than the t they use.

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from efface.models.base import Base
-from efface.models.noise_predictor import NoisePredictor, predictor
+from efface.models.conditioning import Conditioning
+from efface.models.denoiser import Denoiser
+from efface.models.noise_predictor import NoisePredictor
 from efface.models.recipe import Recipe
 from efface.models.sampler_hooks import Guidance, guidance_for
 from efface.models.scheduler import make_scheduler
@@ -44,13 +46,13 @@ def sample(
     """
     embeddings = {prompt: encode_prompts(base, [prompt]) for prompt in dict.fromkeys(r.prompt for r in requests)}
     uncond = encode_prompts(base, [recipe.negative_prompt])
-    predict = predictor(_unet(base, recipe))
+    predict = _denoiser(base, recipe)
     new_guidance = guidance_for(base)
     images = []
     for start in range(0, len(requests), recipe.batch_size):
         batch = requests[start : start + recipe.batch_size]
         padded = [*batch, *[batch[-1]] * (recipe.batch_size - len(batch))]
-        cond = torch.cat([embeddings[request.prompt] for request in padded])
+        cond = Conditioning.cat([embeddings[request.prompt] for request in padded])
         generators = [torch.Generator().manual_seed(request.seed) for request in padded]
         latents = denoise(base, recipe, predict, new_guidance(), cond, uncond, generators)
         decoded, finite = decode(base, latents)
@@ -68,8 +70,8 @@ def denoise(
     recipe: Recipe,
     predict: NoisePredictor,
     guidance: Guidance,
-    cond: Tensor,
-    uncond: Tensor,
+    cond: Conditioning,
+    uncond: Conditioning,
     generators: list[torch.Generator],
 ) -> Tensor:
     """Latents (B, 4, h, w), fp32, of a batch. An image's generator gives its noise, then the scheduler's."""
@@ -104,8 +106,9 @@ def decode(base: Base, latents: Tensor) -> tuple[np.ndarray, list[bool]]:
     return levels.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy(), finite
 
 
-def _unet(base: Base, recipe: Recipe) -> Any:
-    """The UNet in the recipe's dtype; where that is not fp32 it is a copy, as the base keeps its bits."""
+def _denoiser(base: Base, recipe: Recipe) -> Denoiser:
+    """The denoiser in the recipe's dtype; where that is not fp32 it is a copy, as the base keeps its bits."""
+    denoiser = base.denoiser
     if recipe.dtype == "float32":
-        return base.unet
-    return torch.nn.Module.to(copy.deepcopy(base.unet), getattr(torch, recipe.dtype))
+        return denoiser
+    return denoiser.wrapped(torch.nn.Module.to(copy.deepcopy(denoiser.module), getattr(torch, recipe.dtype)))

@@ -14,6 +14,7 @@ from torch import Tensor
 from efface.config_files import StrictModel, parse
 from efface.errors import UserError, did_you_mean
 from efface.models.base import Base
+from efface.models.conditioning import Conditioning
 from efface.models.noise_predictor import NoisePredictor, classifier_free_guidance, noise_scale
 from efface.models.text_encoding import encode_prompts
 
@@ -29,8 +30,8 @@ class Guidance(Protocol):
         predict: NoisePredictor,
         latents: Tensor,
         timestep: Any,
-        cond: Tensor,
-        uncond: Tensor,
+        cond: Conditioning,
+        uncond: Conditioning,
         guidance_scale: float,
     ) -> Tensor: ...
 
@@ -42,7 +43,7 @@ class NegativePromptConfig(StrictModel):
 class NegativePrompt:
     """The prompts in place of the recipe's negative prompt: the free baseline."""
 
-    def __init__(self, config: NegativePromptConfig, unsafe: Tensor, noise_scale: NoiseScale) -> None:
+    def __init__(self, config: NegativePromptConfig, unsafe: Conditioning, noise_scale: NoiseScale) -> None:
         self.unsafe = unsafe
 
     def __call__(
@@ -50,8 +51,8 @@ class NegativePrompt:
         predict: NoisePredictor,
         latents: Tensor,
         timestep: Any,
-        cond: Tensor,
-        uncond: Tensor,
+        cond: Conditioning,
+        uncond: Conditioning,
         guidance_scale: float,
     ) -> Tensor:
         return classifier_free_guidance(predict, latents, timestep, cond, self.unsafe, guidance_scale)
@@ -77,7 +78,7 @@ class SLD:
     All of these are differences of noise; those of a model that predicts velocities are scaled to it.
     """
 
-    def __init__(self, config: SLDConfig, unsafe: Tensor, noise_scale: NoiseScale) -> None:
+    def __init__(self, config: SLDConfig, unsafe: Conditioning, noise_scale: NoiseScale) -> None:
         self.config, self.unsafe, self.noise_scale = config, unsafe, noise_scale
         self.step = 0
         self.nu: Tensor | float = 0.0
@@ -87,11 +88,11 @@ class SLD:
         predict: NoisePredictor,
         latents: Tensor,
         timestep: Any,
-        cond: Tensor,
-        uncond: Tensor,
+        cond: Conditioning,
+        uncond: Conditioning,
         guidance_scale: float,
     ) -> Tensor:
-        conditions = torch.cat([one.expand(len(latents), -1, -1) for one in (uncond, cond, self.unsafe)])
+        conditions = Conditioning.cat([one.expand(len(latents)) for one in (uncond, cond, self.unsafe)])
         pred_0, pred_c, pred_s = predict(latents.repeat(3, 1, 1, 1), timestep, conditions).chunk(3)
         config, scale = self.config, self.noise_scale(timestep)
         unsafe = scale * (pred_c - pred_s)
@@ -104,7 +105,7 @@ class SLD:
         return pred_0 + guidance_scale * (pred_c - pred_0 - (gamma / scale if acting else 0.0))
 
 
-HOOKS: dict[str, tuple[type[StrictModel], Callable[[Any, Tensor, NoiseScale], Guidance]]] = {
+HOOKS: dict[str, tuple[type[StrictModel], Callable[[Any, Conditioning, NoiseScale], Guidance]]] = {
     "negative-prompt": (NegativePromptConfig, NegativePrompt),
     "sld": (SLDConfig, SLD),
 }
@@ -128,5 +129,5 @@ def guidance_for(base: Base) -> Callable[[], Guidance]:
     return lambda: make(config, unsafe, scale)
 
 
-def _unsafe(base: Base, prompts: Sequence[str]) -> Tensor:
+def _unsafe(base: Base, prompts: Sequence[str]) -> Conditioning:
     return encode_prompts(base, [", ".join(prompts)])

@@ -1,23 +1,23 @@
-"""Prompts as the UNet sees them: 77 tokens, encoded by CLIP's text encoder after its last norm."""
+"""Prompts as a network's conditioning; tokens of CLIP, and its text encoder."""
 
 import itertools
 import re
 from collections.abc import Collection, Sequence
 
-import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from efface.models.base import Base
+from efface.models.conditioning import Conditioning
+from efface.models.family import FAMILIES
 
 
-@torch.no_grad()
-def encode_prompts(base: Base, prompts: Sequence[str]) -> Tensor:
-    """(B, 77, D) fp32 on the base's device: `last_hidden_state`, after the final layer norm.
+def encode_prompts(base: Base, prompts: Sequence[str]) -> Conditioning:
+    """What the base's family makes of the prompts, one row each, fp32 on the base's device.
 
     Each prompt is encoded by itself, so that its bits do not depend on its neighbours.
     """
-    return torch.cat([encode_ids(base.text_encoder, ids[None]) for ids in token_ids(base, prompts)])
+    return FAMILIES.get(base.spec.family).encode_prompts(base, prompts)
 
 
 def encode_ids(text_encoder: CLIPTextModel, ids: Tensor) -> Tensor:

@@ -10,8 +10,7 @@ from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from efface.models.base import Base
-from efface.models.loading import load_base
+from efface.models.base import Base, load_base
 
 torch.set_num_threads(1)
 

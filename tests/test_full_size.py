@@ -6,9 +6,8 @@ import pytest
 
 from efface.concepts.concept import load_concept_set
 from efface.eval.metrics.weight_change import weight_change
-from efface.models.base import read_base
+from efface.models.base import load_base, read_base
 from efface.models.delta import Delta
-from efface.models.loading import load_base
 from efface.train.job import make_job
 from efface.train.run_job import run_job
 

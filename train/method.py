@@ -15,9 +15,8 @@ The frozen original is `task.base`, which is also every method's teacher: a meth
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -26,14 +25,12 @@ from efface.concepts.concept import Concept, ConceptSet
 from efface.config_files import CONFIGS, StrictModel, parse, read_yaml
 from efface.errors import UserError, did_you_mean
 from efface.models.base import Base
-from efface.models.noise_predictor import NoisePredictor, predictor
+from efface.models.denoiser import Denoiser
+from efface.models.noise_predictor import NoisePredictor
 from efface.models.parameter_groups import select
 from efface.models.shapes import ModelShapes
 from efface.registry import Registry
 from efface.train.method_cost import Cost
-
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
 
 Strategy = Literal["single", "multi", "continual"]
 """One model per concept; one model for all of them; a chain of requests."""
@@ -102,25 +99,6 @@ class UnlearningTask:
     """What earlier requests of a chain erased, oldest first: nothing to hold still, or to map a concept to."""
 
 
-@dataclass
-class Student:
-    """The deep copy of the base's UNet that is being edited: fp32, in eval mode, itself a noise predictor."""
-
-    unet: "UNet2DConditionModel"
-
-    @cached_property
-    def _predict(self) -> NoisePredictor:
-        return predictor(self.unet)
-
-    @property
-    def modules(self) -> dict[str, nn.Module]:
-        """The edited modules by the first part of their parameters' full names."""
-        return {"unet": self.unet}
-
-    def __call__(self, latents: Tensor, timestep: Tensor | int, encoder_hidden_states: Tensor) -> Tensor:
-        return self._predict(latents, timestep, encoder_hidden_states)
-
-
 class Method(ABC):
     """A config applied to a task."""
 
@@ -161,11 +139,11 @@ class GradientMethod(Method):
     def cost(self, shapes: ModelShapes) -> Cost:
         """What a batch takes and what comes before the first one; memory and hours are estimated from it."""
 
-    def add_adapters(self, student: Student, seed: int) -> None:
+    def add_adapters(self, student: Denoiser, seed: int) -> None:
         """Add the trained modules of an adapter method to the student; other methods have none."""
 
     @abstractmethod
-    def prepare(self, task: UnlearningTask, student: Student) -> None:
+    def prepare(self, task: UnlearningTask, student: Denoiser) -> None:
         """Encode prompts, make data, and register hooks on the student."""
 
     @abstractmethod
@@ -176,11 +154,11 @@ class GradientMethod(Method):
     def loss(self, student: NoisePredictor, batch: Any) -> Tensor:
         """The scalar to be minimised, fp32: a pure function of the student's predictions and the batch."""
 
-    def trained(self, student: Student) -> dict[str, nn.Parameter]:
+    def trained(self, student: Denoiser) -> dict[str, nn.Parameter]:
         """The trained tensors by full name, known after `add_adapters`; an adapter method's are its adapters'."""
         return select(student.modules, self.group)
 
-    def saved(self, student: Student) -> dict[str, Tensor]:
+    def saved(self, student: Denoiser) -> dict[str, Tensor]:
         """The tensors of the delta, asked for once after the last step."""
         return {name: value.detach() for name, value in self.trained(student).items()}
 

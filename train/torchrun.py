@@ -27,8 +27,8 @@ from efface.concepts.concept import load_concept_set
 from efface.config_files import StrictModel, parse
 from efface.errors import JobFailure, Stopped, UserError
 from efface.files import write_json
+from efface.models.base import load_base
 from efface.models.delta import Delta
-from efface.models.loading import load_base
 from efface.train.job import Job
 from efface.train.run_job import run_job
 from efface.train.trainer.loop import OnStep

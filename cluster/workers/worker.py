@@ -82,7 +82,7 @@ class Worker:
         import torch
 
         from efface.models.attention import set_attention
-        from efface.models.loading import load_base
+        from efface.models.base import load_base
 
         torch.set_num_threads(context.cpus)
         self.device = "cuda" if context.gpus and torch.cuda.is_available() else "cpu"

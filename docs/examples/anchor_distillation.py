@@ -8,7 +8,7 @@ eps* is the frozen model; x_t is a step of its own denoising under the concept's
 from pydantic import Field
 from torch.nn.functional import mse_loss
 
-from efface.models.noise_predictor import partial_denoise, predictor
+from efface.models.noise_predictor import partial_denoise
 from efface.models.scheduler import make_scheduler
 from efface.models.text_encoding import encode_prompts
 from efface.train.method import GradientConfig, GradientMethod, register
@@ -34,21 +34,20 @@ class AnchorDistillation(GradientMethod):
 
     def prepare(self, task, student):
         self.seed, (concept,) = task.seed, task.concepts
-        self.teacher = predictor(task.base.unet)
+        self.teacher = task.base.denoiser
         self.concept, self.anchor = (
             encode_prompts(task.base, [text]) for text in (concept.phrase, task.concept_set.anchor_phrase(concept))
         )
         self.scheduler = make_scheduler("ddim", task.base.scheduler_config, self.config.rollout_steps)
-        side = task.base.spec.image_size // 2 ** (len(task.base.vae.config.block_out_channels) - 1)
-        self.shape = (self.config.batch_size, 4, side, side)
+        self.shape = (self.config.batch_size, *task.base.latent_shape)
 
     def batch(self, index):
         rng = generator(self.seed, "anchor-distillation", index)
         stop = integer(self.config.rollout_steps, rng)
         noise = normal(self.shape, rng, self.concept.device)
         latents, timestep = partial_denoise(self.teacher, self.scheduler, self.concept, self.concept, noise, 1.0, stop)
-        return latents, timestep, self.teacher(latents, timestep, self.anchor.expand(len(latents), -1, -1))
+        return latents, timestep, self.teacher(latents, timestep, self.anchor.expand(len(latents)))
 
     def loss(self, student, batch):
         latents, timestep, target = batch
-        return mse_loss(student(latents, timestep, self.concept.expand(len(latents), -1, -1)), target)
+        return mse_loss(student(latents, timestep, self.concept.expand(len(latents))), target)

@@ -53,8 +53,7 @@ def run(options: AttackOptions) -> AttackResult:
     from efface.eval.adversarial_prompts import adversarial_prompts
     from efface.eval.judge import load_judge
     from efface.launch.device import resolve_device
-    from efface.models.base import read_base
-    from efface.models.loading import load_base
+    from efface.models.base import load_base, read_base
     from efface.models.recipe import load_recipe
 
     spec = read_base(options.base)

@@ -22,9 +22,9 @@ class ExportOptions:
 
 def run(options: ExportOptions) -> Path:
     """Write the folder; its path. Raises UserError."""
+    from efface.models.base import load_base
     from efface.models.delta import Delta
     from efface.models.export import export
-    from efface.models.loading import load_base
 
     delta = Delta.load(options.delta)
     export(load_base(options.base), delta, options.folder)

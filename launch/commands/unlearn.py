@@ -193,8 +193,8 @@ def _train(options: UnlearnOptions, request: _Request) -> Unlearned:
     from efface.eval.metrics.weight_change import weight_change
     from efface.launch.device import resolve_device
     from efface.launch.tables import console
+    from efface.models.base import load_base
     from efface.models.fingerprint import cache_folder
-    from efface.models.loading import load_base
     from efface.train.run_job import run_job
 
     base = load_base(request.base, resolve_device(options.device))

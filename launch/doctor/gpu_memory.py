@@ -16,8 +16,7 @@ import torch
 from efface.config_files import parse
 from efface.eval.judge_identity import FILES
 from efface.eval.judge_spec import VlmSpec, read_judge
-from efface.models.base import Base
-from efface.models.loading import load_base
+from efface.models.base import Base, load_base
 from efface.models.model_files import NotCached, locate
 from efface.models.parameter_groups import select
 from efface.models.recipe import Recipe

@@ -31,8 +31,8 @@ from efface.cluster.workers.ray_session import init_ray
 from efface.cluster.workers.worker import Worker
 from efface.config_files import parse
 from efface.errors import UserError
+from efface.models.base import load_base
 from efface.models.delta import Delta
-from efface.models.loading import load_base
 
 STEPS = 60
 METHOD = {

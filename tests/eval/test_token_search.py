@@ -40,7 +40,7 @@ def run(base: Base, goal: SearchObjective, banned: Banned = NOTHING, seed: int =
 
 def test_the_objective_is_the_mean_of_two_centred_cosines(tiny_base: Base, goal: SearchObjective) -> None:
     def parts(text: str) -> list[torch.Tensor]:
-        hidden = encode_prompts(tiny_base, [text])[0]
+        hidden = encode_prompts(tiny_base, [text]).encoder_hidden_states[0]
         end = (token_ids(tiny_base, [text])[0] == tiny_base.tokenizer.eos_token_id).nonzero()[0, 0]
         return [hidden[end], hidden[:24].mean(0)]
 
@@ -75,9 +75,9 @@ def test_the_search_is_a_function_of_its_seed(tiny_base: Base, goal: SearchObjec
 
 
 def test_the_search_leaves_the_text_encoder_as_it_was(tiny_base: Base, goal: SearchObjective) -> None:
-    before = encode_prompts(tiny_base, ["a cat"])
+    before = encode_prompts(tiny_base, ["a cat"]).encoder_hidden_states
     run(tiny_base, goal)
-    assert torch.equal(encode_prompts(tiny_base, ["a cat"]), before)
+    assert torch.equal(encode_prompts(tiny_base, ["a cat"]).encoder_hidden_states, before)
     assert not any(parameter.requires_grad for parameter in tiny_base.text_encoder.parameters())
 
 

@@ -12,7 +12,7 @@ from efface.miniature.build import SMOKE, build, make
 from efface.miniature.train_judge import masked_loss, new_judge
 from efface.miniature.train_vae import new_vae, vae_loss
 from efface.miniature.training import one_cycle, to_model_range, train
-from efface.models.loading import load_base
+from efface.models.base import load_base
 from efface.models.recipe import load_recipe
 from efface.models.sampler import ImageRequest, sample
 

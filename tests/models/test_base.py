@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from efface.errors import UserError
-from efface.models.base import Base, base_id, read_base
+from efface.models.base import Base, base_id, load_base, read_base
 from efface.models.delta import Delta
-from efface.models.loading import load_base
 
 
 def copies(base: Base) -> dict[str, torch.Tensor]:

@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from efface.errors import UserError
-from efface.models.base import base_id, read_base
-from efface.models.loading import load_base
+from efface.models.base import base_id, load_base, read_base
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from efface.errors import UserError
-from efface.models.loading import load_base
+from efface.models.base import load_base
 
 FILES = {
     "unet": "unet/diffusion_pytorch_model.safetensors",

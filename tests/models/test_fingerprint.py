@@ -15,10 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from efface.errors import UserError
 from efface.models import fingerprint as module
-from efface.models.base import base_id, read_base
+from efface.models.base import base_id, load_base, read_base
 from efface.models.component_files import Parts, folder_parts
 from efface.models.fingerprint import fingerprint
-from efface.models.loading import load_base
 
 UNET = Path("unet") / "diffusion_pytorch_model.safetensors"
 

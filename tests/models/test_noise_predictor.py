@@ -5,7 +5,9 @@ import torch
 from torch import Tensor
 
 from efface.models.base import Base
-from efface.models.noise_predictor import classifier_free_guidance, partial_denoise, predictor
+from efface.models.conditioning import Conditioning
+from efface.models.denoiser import Denoiser
+from efface.models.noise_predictor import classifier_free_guidance, partial_denoise
 from efface.models.scheduler import make_scheduler
 
 CONFIG = {
@@ -21,10 +23,10 @@ BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
 ALPHAS = torch.cumprod(1 - BETAS, 0)
 CLEAN = torch.full((2, 4, 8, 8), 0.5, dtype=torch.float64)
 NOISE = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-NOTHING = torch.zeros(1, 77, 16)
+NOTHING = Conditioning(torch.zeros(1, 77, 16))
 
 
-def oracle(latents: Tensor, timestep: int | Tensor, encoder_hidden_states: Tensor) -> Tensor:
+def oracle(latents: Tensor, timestep: int | Tensor, conditioning: Conditioning) -> Tensor:
     """The noise in latents whose clean image is CLEAN, if they are as noisy as `timestep` says."""
     alpha = ALPHAS[int(timestep)]
     return (latents - alpha.sqrt() * CLEAN) / (1 - alpha).sqrt()
@@ -71,11 +73,11 @@ def test_a_used_scheduler_starts_afresh_and_is_left_alone() -> None:
 
 
 def test_guidance_is_the_unconditional_plus_s_times_the_difference(tiny_base: Base) -> None:
-    predict = predictor(tiny_base.unet)
+    predict = tiny_base.denoiser
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 4, 8, 8, generator=generator)
-    cond, uncond = torch.randn(2, 1, 77, 16, generator=generator)
-    both = cond.expand(2, -1, -1), uncond.expand(2, -1, -1)
+    cond, uncond = map(Conditioning, torch.randn(2, 1, 77, 16, generator=generator))
+    both = cond.expand(2), uncond.expand(2)
     on, off = (predict(x, 500, one) for one in both)
     torch.testing.assert_close(
         classifier_free_guidance(predict, x, 500, cond, uncond, 3.0), off + 3 * (on - off), atol=1e-5, rtol=1e-5
@@ -86,10 +88,10 @@ def test_guidance_is_the_unconditional_plus_s_times_the_difference(tiny_base: Ba
 def test_a_partial_denoising_carries_no_gradient(tiny_base: Base) -> None:
     tiny_base.unet.requires_grad_(True)
     scheduler = make_scheduler("ddim", CONFIG, 10)
-    latents, _ = partial_denoise(predictor(tiny_base.unet), scheduler, NOTHING, NOTHING, NOISE.float(), 3.0, 2)
+    latents, _ = partial_denoise(tiny_base.denoiser, scheduler, NOTHING, NOTHING, NOISE.float(), 3.0, 2)
     assert not latents.requires_grad
 
 
 def test_a_prediction_is_fp32_whatever_the_unet_computes_in(tiny_base: Base) -> None:
     half = torch.nn.Module.to(tiny_base.unet, torch.bfloat16)
-    assert predictor(half)(NOISE.float(), torch.tensor([3, 4]), NOTHING.expand(2, -1, -1)).dtype == torch.float32
+    assert Denoiser(half)(NOISE.float(), torch.tensor([3, 4]), NOTHING.expand(2)).dtype == torch.float32

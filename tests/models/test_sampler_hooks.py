@@ -9,6 +9,7 @@ from torch import Tensor
 
 from efface.errors import UserError
 from efface.models.base import Base
+from efface.models.conditioning import Conditioning
 from efface.models.delta import Delta
 from efface.models.noise_predictor import noise_scale
 from efface.models.recipe import Recipe
@@ -48,10 +49,10 @@ def test_sld_without_scale_or_before_its_warm_up_is_plain_guidance(tiny_base: Ba
 def test_sld_computes_the_papers_equations() -> None:
     """One latent pixel, eps(0), eps(c), eps(S) = 0, 0.1, 0.2, worked by hand over two steps."""
 
-    def predict(latents: Tensor, timestep: Any, conditions: Tensor) -> Tensor:
-        return conditions[:, 0, 0].view(-1, 1, 1, 1)
+    def predict(latents: Tensor, timestep: Any, conditions: Conditioning) -> Tensor:
+        return conditions.encoder_hidden_states[:, 0, 0].view(-1, 1, 1, 1)
 
-    zero, cond, unsafe = (torch.full((1, 1, 1), value) for value in (0.0, 0.1, 0.2))
+    zero, cond, unsafe = (Conditioning(torch.full((1, 1, 1), value)) for value in (0.0, 0.1, 0.2))
     sld = SLD(SLDConfig(prompts=("x",), warm_up=0, scale=5, threshold=0.0, momentum=0.5, beta=0.25), unsafe, of_noise)
     latents = torch.zeros(1, 1, 1, 1)
     # mu = 5 * 0.1 = 0.5; gamma = 0.5 * 0.2 = 0.1; nu becomes 0.75 * 0.1 = 0.075
@@ -59,7 +60,8 @@ def test_sld_computes_the_papers_equations() -> None:
     # gamma = 0.1 + 0.5 * 0.075
     assert sld(predict, latents, 1, cond, zero, 2.0).item() == pytest.approx(2 * (0.1 - 0.1375), abs=1e-6)
     # where eps(c) is above eps(S) the hook does nothing
-    away = SLD(SLDConfig(prompts=("x",), warm_up=0, threshold=0.0), torch.full((1, 1, 1), 0.05), of_noise)
+    near = Conditioning(torch.full((1, 1, 1), 0.05))
+    away = SLD(SLDConfig(prompts=("x",), warm_up=0, threshold=0.0), near, of_noise)
     assert away(predict, latents, 1, cond, zero, 2.0).item() == pytest.approx(0.2, abs=1e-6)
 
 

@@ -17,8 +17,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from efface.errors import UserError
-from efface.models.base import base_id, read_base
-from efface.models.loading import load_base
+from efface.models.base import base_id, load_base, read_base
 
 RESNET = {
     "norm1": "in_layers.0",

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from efface.errors import UserError
-from efface.models.base import BaseSpec, read_base
-from efface.models.loading import load_base
+from efface.models.base import BaseSpec, load_base, read_base
 from efface.models.text_encoding import last_subject_token
 from efface.models.tokenizer import text_window
 

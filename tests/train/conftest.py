@@ -1,6 +1,5 @@
 """What the tests of training share: a small concept set, and a quick config for every built-in method."""
 
-import copy
 from typing import Any
 
 import pytest
@@ -8,8 +7,9 @@ import torch
 
 from efface.concepts.concept import Concept, ConceptSet
 from efface.models.base import Base
+from efface.models.denoiser import Denoiser
 from efface.train.job import Job, make_job
-from efface.train.method import GradientMethod, Student, UnlearningTask, get_method, parse_config
+from efface.train.method import GradientMethod, UnlearningTask, get_method, parse_config
 
 # Two or three steps each, on 16 px images. A method without an entry is run with its defaults.
 QUICK: dict[str, dict[str, Any]] = {
@@ -69,9 +69,9 @@ def quick_job(concept_set: ConceptSet, tiny_base: Base) -> Any:
 def prepare(concept_set: ConceptSet, tiny_base: Base) -> Any:
     """A function (method, *concepts, seed=0, **config) -> the method and its student, as before the first step."""
 
-    def make(name: str, *concepts: str, seed: int = 0, **config: Any) -> tuple[Any, Student]:
+    def make(name: str, *concepts: str, seed: int = 0, **config: Any) -> tuple[Any, Denoiser]:
         method: Any = get_method(name)(parse_config(name, {**QUICK.get(name, {}), **config}))
-        student = Student(copy.deepcopy(tiny_base.unet))
+        student = tiny_base.denoiser.copy()
         targets = tuple(concept_set.find(concept) for concept in concepts or ("cat",))
         if isinstance(method, GradientMethod):
             method.add_adapters(student, seed)
@@ -85,10 +85,10 @@ def prepare(concept_set: ConceptSet, tiny_base: Base) -> Any:
 def shaken() -> Any:
     """A function that moves every weight of a student a little, so that it is no longer its teacher."""
 
-    def shake(student: Student) -> None:
+    def shake(student: Denoiser) -> None:
         rng = torch.Generator().manual_seed(5)
         with torch.no_grad():
-            for value in student.unet.parameters():
+            for value in student.module.parameters():
                 value.add_(0.05 * torch.randn(value.shape, generator=rng))
 
     return shake

@@ -8,15 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from efface.models.conditioning import Conditioning
 from efface.models.noise_predictor import NoisePredictor
 from efface.train.methods.ca import NoisyBatch
 from efface.train.methods.esd import Rollout
 from efface.train.methods.fade import FADEBatch
 
 
+def joined(parts: list[Any]) -> Any:
+    return Conditioning.cat(parts) if isinstance(parts[0], Conditioning) else torch.cat(parts)
+
+
 def ca(one: tuple[NoisyBatch, NoisyBatch], other: tuple[NoisyBatch, NoisyBatch]) -> tuple[NoisyBatch, NoisyBatch]:
     ablate, prior = (
-        NoisyBatch(*(torch.cat([getattr(part, name) for part in parts]) for name in NoisyBatch.__annotations__))
+        NoisyBatch(*(joined([getattr(part, name) for part in parts]) for name in NoisyBatch.__annotations__))
         for parts in zip(one, other, strict=True)
     )
     return ablate, prior
@@ -24,10 +29,10 @@ def ca(one: tuple[NoisyBatch, NoisyBatch], other: tuple[NoisyBatch, NoisyBatch])
 
 def esd(one: Rollout, other: Rollout) -> Rollout:
     timesteps = torch.cat([part.timestep.expand(len(part.latents)) for part in (one, other)])
-    latents, encoder_hidden_states, target = (
-        torch.cat([getattr(one, name), getattr(other, name)]) for name in ("latents", "encoder_hidden_states", "target")
+    latents, conditioning, target = (
+        joined([getattr(one, name), getattr(other, name)]) for name in ("latents", "conditioning", "target")
     )
-    return Rollout(latents, timesteps, encoder_hidden_states, target)
+    return Rollout(latents, timesteps, conditioning, target)
 
 
 def fade(one: FADEBatch, other: FADEBatch) -> FADEBatch:
@@ -37,8 +42,8 @@ def fade(one: FADEBatch, other: FADEBatch) -> FADEBatch:
         by_prompt = [rows.unflatten(0, (-1, len(one.null))) for rows in (first, second)]
         return torch.cat(by_prompt, dim=1).flatten(0, 1)
 
-    names = ("latents", "encoder_hidden_states")
-    rows = {name: beside(getattr(one, name), getattr(other, name)) for name in names}
+    prompts = beside(one.conditioning.encoder_hidden_states, other.conditioning.encoder_hidden_states)
+    rows: dict[str, Any] = {"latents": beside(one.latents, other.latents), "conditioning": Conditioning(prompts)}
     timesteps = beside(*(part.timestep.expand(len(part.latents)) for part in (one, other)))
     kept = {name: torch.cat([getattr(one, name), getattr(other, name)], dim=1) for name in ("neighbours", "sentences")}
     return replace(one, **rows, **kept, timestep=timesteps, null=torch.cat([one.null, other.null]))

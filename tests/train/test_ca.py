@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from efface.concepts.concept import Concept, ConceptSet
 from efface.errors import UserError
 from efface.models.base import Base
+from efface.models.conditioning import Conditioning
+from efface.models.denoiser import Denoiser
 from efface.train.data import latents as data
 from efface.train.job import make_job
 from efface.train.method import get_method, parse_config
@@ -28,7 +30,7 @@ def test_the_gradient_of_keys_and_values_gets_nothing_from_the_first_token() -> 
     block: Any = nn.Module()
     block.attn2 = Attention(query_dim=6, cross_attention_dim=5, heads=1, dim_head=4)
     pixels, prompt, weight = (torch.randn(*shape, generator=rng) for shape in ((3, 6), (7, 5), (3, 6)))
-    detach_bos(block)
+    detach_bos(Denoiser(block))
     (block.attn2(pixels[None], prompt[None])[0] * weight).sum().backward()
 
     # The formula, with the first token's key and value made by constants.
@@ -50,7 +52,7 @@ def test_detaching_the_first_token_keeps_every_prediction_bit_for_bit(prepare: A
     rng = torch.Generator().manual_seed(0)
     latents, prompt = torch.randn(2, 4, 8, 8, generator=rng), torch.randn(2, 77, 16, generator=rng)
     stock = tiny_base.unet(latents, 500, encoder_hidden_states=prompt).sample
-    assert torch.equal(student(latents, 500, prompt), stock)
+    assert torch.equal(student(latents, 500, Conditioning(prompt)), stock)
 
 
 @torch.no_grad()
@@ -58,20 +60,20 @@ def test_the_model_based_target_is_the_students_own_prediction_for_the_anchor(pr
     ca, student = prepare("ca", anchor_prompts=1)
     shaken(student)
     ablate, prior = ca.batch(0)
-    anchor = prior.encoder_hidden_states  # with one caption every sample of the prior has the anchor's
+    anchor = prior.conditioning  # with one caption every sample of the prior has the anchor's
     torch.testing.assert_close(ablate.target, student(ablate.latents, ablate.timesteps, anchor))
 
 
 def test_no_gradient_flows_through_the_target(prepare: Any) -> None:
     ca, student = prepare("ca", prior_weight=0)
-    weight = next(value for name, value in student.unet.named_parameters() if name.endswith("attn2.to_v.weight"))
+    weight = next(value for name, value in student.module.named_parameters() if name.endswith("attn2.to_v.weight"))
     weight.requires_grad_(True)
     with torch.no_grad():
         ablate, _ = ca.batch(0)
     (gradient,) = torch.autograd.grad(ca.loss(student, (ablate, None)), weight)
 
     # d/dw mean((f(w) - y)^2) = 2/n (f - y) df/dw, with y a number.
-    predicted = student(ablate.latents, ablate.timesteps, ablate.encoder_hidden_states)
+    predicted = student(ablate.latents, ablate.timesteps, ablate.conditioning)
     pull = 2 / predicted.numel() * (predicted - ablate.target).detach()
     (expected,) = torch.autograd.grad(predicted, weight, grad_outputs=pull)
     torch.testing.assert_close(gradient, expected)
@@ -108,9 +110,7 @@ def test_a_base_that_predicts_velocities_is_trained_on_velocities(
 def test_the_loss_adds_the_weighted_prior(prepare: Any) -> None:
     ca, student = prepare("ca", prior_weight=0.25)
     ablate, prior = ca.batch(0)
-    errors = [
-        ((student(x.latents, x.timesteps, x.encoder_hidden_states) - x.target) ** 2).mean() for x in (ablate, prior)
-    ]
+    errors = [((student(x.latents, x.timesteps, x.conditioning) - x.target) ** 2).mean() for x in (ablate, prior)]
     torch.testing.assert_close(ca.loss(student, (ablate, prior)), errors[0] + 0.25 * errors[1])
     assert prepare("ca", prior_weight=0)[0].batch(0)[1] is None
 
@@ -129,8 +129,9 @@ def test_every_image_is_shown_once_a_round_and_concepts_take_turns(prepare: Any)
     for turns in (range(3), range(3, 6)):
         assert sorted(ca._shuffled("ablate", 0, turn) for turn in turns) == [0, 1, 2]
     ablate, _ = ca.batch(0)
-    assert any(torch.equal(ablate.encoder_hidden_states[0], row) for row in ca.data[0].target)
-    assert any(torch.equal(ablate.encoder_hidden_states[1], row) for row in ca.data[1].target)
+    for row in (0, 1):
+        shown = ablate.conditioning.encoder_hidden_states[row]
+        assert any(torch.equal(shown, target) for target in ca.data[row].target.encoder_hidden_states)
 
 
 def test_steps_follow_from_the_samples_seen() -> None:

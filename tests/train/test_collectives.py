@@ -9,8 +9,7 @@ import pytest
 import torch
 from two_processes import together
 
-from efface.models.base import Base
-from efface.models.loading import load_base
+from efface.models.base import Base, load_base
 from efface.models.recipe import Recipe
 from efface.train.data import latents as data
 from efface.train.data import neighbours as neighbourhood

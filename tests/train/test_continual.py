@@ -11,9 +11,8 @@ from torch import Tensor
 
 from efface.concepts.concept import Concept, ConceptSet
 from efface.errors import Stopped, UserError
-from efface.models.base import Base
+from efface.models.base import Base, load_base
 from efface.models.delta import Delta
-from efface.models.loading import load_base
 from efface.train.continual import with_remaining_anchor
 from efface.train.job import Job, make_job
 from efface.train.method import ClosedFormMethod, UnlearningTask, get_method, method_names, parse_config

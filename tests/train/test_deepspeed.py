@@ -12,8 +12,7 @@ from two_processes import difference, rounding, saved, together
 from efface.concepts.concept import ConceptSet
 from efface.config_files import CONFIGS, list_configs
 from efface.errors import JobFailure, Stopped, UserError
-from efface.models.base import Base
-from efface.models.loading import load_base
+from efface.models.base import Base, load_base
 from efface.train.job import Job
 from efface.train.method import GradientConfig, get_method
 from efface.train.methods.esd import ESD
@@ -63,11 +62,11 @@ def watch(method: Any) -> None:
 
     def noted(self: Any, task: Any, student: Any) -> None:
         prepare(self, task, student)
-        before.update({name: value.detach().clone() for name, value in student.unet.named_parameters()})
+        before.update({name: value.detach().clone() for name, value in student.module.named_parameters()})
 
     def compared(self: Any, student: Any) -> Any:
         trained = {id(value) for value in self.trained(student).values()}
-        now = dict(student.unet.named_parameters())
+        now = dict(student.module.named_parameters())
         same = {name: torch.equal(value, before.pop(name).to(value.dtype)) for name, value in now.items()}
         kept = {name: id(value) not in trained for name, value in now.items()}
         assert not before and len(trained) < len(kept)
@@ -236,7 +235,7 @@ def test_bf16_weights_that_are_not_trained_go_through_it_as_they_are(
 
     def prepared(self: Any, task: Any, student: Any) -> None:
         prepare(self, task, student)
-        self.weights = student.unet.conv_in.weight, student.unet.mid_block.attentions[0].proj_in.weight
+        self.weights = student.module.conv_in.weight, student.module.mid_block.attentions[0].proj_in.weight
 
     def computed(self: Any, student: Any, batch: Any) -> torch.Tensor:
         dtypes.update(weight.dtype for weight in self.weights)

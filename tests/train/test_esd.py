@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from efface.models.base import Base
-from efface.models.noise_predictor import predictor
+from efface.models.conditioning import Conditioning
 from efface.models.parameter_groups import select
 from efface.models.text_encoding import encode_prompts
 from efface.train.method import get_method, parse_config
 from efface.train.methods.esd import esd_target
 
 
-def ddim(predict: Any, cond: Tensor, uncond: Tensor, noise: Tensor, stop: int, alphas: Tensor) -> Tensor:
+def ddim(predict: Any, cond: Conditioning, uncond: Conditioning, noise: Tensor, stop: int, alphas: Tensor) -> Tensor:
     """The state before step `stop` of deterministic DDIM with guidance 3 (Song et al. 2021, eq. 12)."""
     latents = noise
     for here, there in pairwise(TIMESTEPS[: stop + 1]):
@@ -61,7 +61,7 @@ def test_with_eta_0_the_target_is_the_frozen_prediction_for_the_empty_prompt(
     esd, student = prepare("esd", eta=0)
     shaken(student)
     rollout = esd.batch(0)
-    empty = predictor(tiny_base.unet)(rollout.latents, rollout.timestep, encode_prompts(tiny_base, [""]))
+    empty = tiny_base.denoiser(rollout.latents, rollout.timestep, encode_prompts(tiny_base, [""]))
     torch.testing.assert_close(rollout.target, empty)
 
 
@@ -75,7 +75,7 @@ def test_the_trajectory_is_ddim_with_guidance_3_by_the_student_or_by_the_frozen_
     shaken(student)
     index = first_with_stop(esd, TIMESTEPS[stop])
     cond, uncond = encode_prompts(tiny_base, ["a cat"]), encode_prompts(tiny_base, [""])
-    predict = student if on_policy else predictor(tiny_base.unet)
+    predict = student if on_policy else tiny_base.denoiser
     noise = first_latents(esd, index) if stop else esd.batch(index).latents
     expected = ddim(predict, cond, uncond, noise, stop, alphas_cumprod)
     assert abs(noise.std() - 1) < 0.2
@@ -87,9 +87,9 @@ def first_latents(esd: Any, index: int) -> Tensor:
     caught: list[Tensor] = []
     sampler = esd.sampler
 
-    def catch(latents: Tensor, timestep: Any, encoder_hidden_states: Tensor) -> Tensor:
+    def catch(latents: Tensor, timestep: Any, conditioning: Conditioning) -> Tensor:
         caught.append(latents[:1])
-        return sampler(latents, timestep, encoder_hidden_states)
+        return sampler(latents, timestep, conditioning)
 
     esd.sampler = catch
     esd.batch(index)
@@ -103,10 +103,11 @@ def test_the_target_steers_the_frozen_prediction_away_from_the_concept(
 ) -> None:
     esd, student = prepare("esd", eta=3)
     shaken(student)
-    rollout, teacher = esd.batch(0), predictor(tiny_base.unet)
+    rollout, teacher = esd.batch(0), tiny_base.denoiser
     cat, empty = (teacher(rollout.latents, rollout.timestep, encode_prompts(tiny_base, [p])) for p in ("a cat", ""))
     torch.testing.assert_close(rollout.target, 4 * empty - 3 * cat, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(rollout.encoder_hidden_states, encode_prompts(tiny_base, ["a cat"]))
+    cat_prompt = encode_prompts(tiny_base, ["a cat"]).encoder_hidden_states
+    torch.testing.assert_close(rollout.conditioning.encoder_hidden_states, cat_prompt)
 
 
 @torch.no_grad()
@@ -119,15 +120,15 @@ def test_erase_from_conditions_trajectory_and_student_on_the_wider_prompt(
     wide, cat, empty = (encode_prompts(tiny_base, [prompt]) for prompt in ("an animal", "a cat", ""))
     expected = ddim(student, wide, empty, first_latents(esd, index), 2, alphas_cumprod)
     torch.testing.assert_close(rollout.latents, expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(rollout.encoder_hidden_states, wide)
-    eps = [predictor(tiny_base.unet)(rollout.latents, rollout.timestep, c) for c in (wide, cat, empty)]
+    torch.testing.assert_close(rollout.conditioning.encoder_hidden_states, wide.encoder_hidden_states)
+    eps = [tiny_base.denoiser(rollout.latents, rollout.timestep, c) for c in (wide, cat, empty)]
     torch.testing.assert_close(rollout.target, eps[0] - 2 * (eps[1] - eps[2]), rtol=1e-4, atol=1e-5)
 
 
 def test_the_loss_is_the_mean_squared_error_of_the_unguided_student(prepare: Any) -> None:
     esd, student = prepare("esd", batch_size=2)
     rollout = esd.batch(0)
-    error = student(rollout.latents, rollout.timestep, rollout.encoder_hidden_states) - rollout.target
+    error = student(rollout.latents, rollout.timestep, rollout.conditioning) - rollout.target
     torch.testing.assert_close(esd.loss(student, rollout), (error**2).mean())
 
 
@@ -144,8 +145,11 @@ def test_every_step_of_the_trajectory_is_drawn_and_every_concept(prepare: Any, t
     esd, _ = prepare("esd", "cat", "dog")
     batches = [esd.batch(index) for index in range(30)]
     assert {int(rollout.timestep) for rollout in batches} == set(TIMESTEPS)
-    cat, dog = encode_prompts(tiny_base, ["a cat", "a dog"])
-    asked = [[torch.equal(rollout.encoder_hidden_states[0], concept) for rollout in batches] for concept in (cat, dog)]
+    cat, dog = encode_prompts(tiny_base, ["a cat", "a dog"]).encoder_hidden_states
+    asked = [
+        [torch.equal(rollout.conditioning.encoder_hidden_states[0], concept) for rollout in batches]
+        for concept in (cat, dog)
+    ]
     assert any(asked[0]) and any(asked[1]) and all(a != b for a, b in zip(*asked, strict=True))
 
 

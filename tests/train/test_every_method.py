@@ -11,9 +11,8 @@ from pydantic.fields import FieldInfo
 
 from efface.concepts.concept import ConceptSet
 from efface.errors import UserError
-from efface.models.base import Base
+from efface.models.base import Base, load_base
 from efface.models.delta import Delta
-from efface.models.loading import load_base
 from efface.models.parameter_groups import select
 from efface.train.job import Job, make_job
 from efface.train.method import GradientMethod, get_method, method_names, parse_config

@@ -1,6 +1,5 @@
 """FADE: its losses against their formulas in numpy, and what it feeds them: whose latents, whose predictions."""
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,12 @@ from torch import Tensor
 from efface.concepts.concept import Concept, ConceptSet
 from efface.errors import UserError
 from efface.models.base import Base
-from efface.models.noise_predictor import partial_denoise, predictor
+from efface.models.denoiser import Denoiser
+from efface.models.noise_predictor import partial_denoise
 from efface.models.scheduler import make_scheduler
 from efface.models.text_encoding import encode_prompts
 from efface.train.job import make_job
-from efface.train.method import Student, UnlearningTask, parse_config, preset_names
+from efface.train.method import UnlearningTask, parse_config, preset_names
 from efface.train.methods import fade
 from efface.train.methods.fade import (
     FADE,
@@ -42,11 +42,11 @@ QUICK = {
 }
 
 
-def ready(base: Base, *concepts: Concept, **config: Any) -> tuple[FADE, Student]:
+def ready(base: Base, *concepts: Concept, **config: Any) -> tuple[FADE, Denoiser]:
     """The method after `prepare`, and the student with its adapters."""
 
     method = FADE(parse_config("fade", {**QUICK, **config}))
-    student = Student(copy.deepcopy(base.unet))
+    student = base.denoiser.copy()
     method.add_adapters(student, 3)
     method.prepare(UnlearningTask(base, concepts or (JAY,), BIRDS, seed=3), student)
     return method, student
@@ -110,7 +110,7 @@ def test_the_loss_weighs_the_three_terms(tiny_base: Base, mode: str) -> None:
     method, student = ready(tiny_base, mode=mode, **weights)
     batch = method.batch(0)
     wake(method)
-    predicted = student(batch.latents, batch.timestep, batch.encoder_hidden_states)
+    predicted = student(batch.latents, batch.timestep, batch.conditioning)
     target, adjacent = predicted[:2], predicted[2:].reshape(2, 2, 4, 8, 8)
     erase, adjoin = (code_erase_loss, code_adjacent_loss) if mode == "code" else (paper_erase_loss, paper_adjacent_loss)
     expected = (
@@ -124,7 +124,7 @@ def test_the_loss_weighs_the_three_terms(tiny_base: Base, mode: str) -> None:
 def test_every_prompt_has_latents_of_its_own_from_one_noise_denoised_with_guidance_3(tiny_base: Base) -> None:
     method, _ = ready(tiny_base)
     batch = method.batch(0)
-    predict, empty = predictor(tiny_base.unet), encode_prompts(tiny_base, [""])
+    predict, empty = tiny_base.denoiser, encode_prompts(tiny_base, [""])
     scheduler = make_scheduler("ddim", {**tiny_base.scheduler_config, "clip_sample": False}, 4)
     stop = scheduler.timesteps.tolist().index(int(batch.timestep))
     assert stop >= 1
@@ -172,8 +172,8 @@ def test_trajectories_follow_the_adapters_and_targets_are_the_frozen_bases(tiny_
     after = method.batch(0)
     assert not torch.allclose(before.latents, after.latents)
     with torch.no_grad():
-        empty = encode_prompts(tiny_base, [""]).expand(2, -1, -1)
-        null = predictor(tiny_base.unet)(after.latents[:2], after.timestep, empty)
+        empty = encode_prompts(tiny_base, [""]).expand(2)
+        null = tiny_base.denoiser(after.latents[:2], after.timestep, empty)
     torch.testing.assert_close(after.null, null, rtol=1e-4, atol=1e-5)
 
 
@@ -195,7 +195,7 @@ def test_several_concepts_take_turns_and_none_is_a_neighbour_of_another(tiny_bas
     method, _ = ready(tiny_base, JAY, CROW)
     task = UnlearningTask(tiny_base, (JAY, CROW), BIRDS, seed=3)
     assert [method.texts(concept, task)[-1] for concept in (JAY, CROW)] == ["finch", "finch"]
-    asked = [method.batch(index).encoder_hidden_states[0] for index in range(12)]
+    asked = [method.batch(index).conditioning.encoder_hidden_states[0] for index in range(12)]
     jay, crow = (sum(torch.equal(prompts[0], prompt) for prompt in asked) for prompts in method.prompts)
     assert jay > 0 and crow > 0 and jay + crow == 12
 
@@ -255,7 +255,7 @@ def test_the_delta_is_an_adapter_that_merges_into_what_the_student_became(tiny_b
         value.data = delta.tensors[name].clone()
     x, c = torch.randn(2, 4, 8, 8), encode_prompts(tiny_base, ["blue jay", "crow"])
     with torch.no_grad():
-        adapted, base = student(x, 500, c), predictor(tiny_base.unet)(x, 500, c)
+        adapted, base = student(x, 500, c), tiny_base.denoiser(x, 500, c)
         tiny_base.swap(delta)
-        torch.testing.assert_close(predictor(tiny_base.unet)(x, 500, c), adapted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(tiny_base.denoiser(x, 500, c), adapted, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(adapted, base, rtol=1e-3, atol=1e-4)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from efface.errors import JobFailure
 from efface.models.base import Base
+from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor
 from efface.models.shapes import ModelShapes
-from efface.train.method import GradientConfig, GradientMethod, Student, UnlearningTask
+from efface.train.method import GradientConfig, GradientMethod, UnlearningTask
 from efface.train.method_cost import Cost
 from efface.train.trainer.loop import learning_rate_factor, train
 
@@ -34,11 +35,11 @@ class Pull(GradientMethod):
     def cost(self, shapes: ModelShapes) -> Cost:
         return Cost(trained_rows=1)
 
-    def prepare(self, task: UnlearningTask, student: Student) -> None:
+    def prepare(self, task: UnlearningTask, student: Denoiser) -> None:
         self.student = student
 
-    def trained(self, student: Student) -> dict[str, nn.Parameter]:
-        return {BIAS: student.unet.conv_out.bias}
+    def trained(self, student: Denoiser) -> dict[str, nn.Parameter]:
+        return {BIAS: student.module.conv_out.bias}
 
     def batch(self, index: int) -> float:
         assert not torch.is_grad_enabled()
@@ -46,7 +47,7 @@ class Pull(GradientMethod):
         return self.targets[index]
 
     def loss(self, student: NoisePredictor, batch: float) -> Tensor:
-        return ((self.student.unet.conv_out.bias - batch) ** 2).sum()
+        return ((self.student.module.conv_out.bias - batch) ** 2).sum()
 
 
 @pytest.fixture
@@ -115,10 +116,10 @@ def test_weights_that_the_last_step_made_infinite_are_no_result(run: Any) -> Non
 def test_only_the_trained_tensors_need_a_gradient_and_the_base_none(run: Any, tiny_base: Base) -> None:
     method = Pull([3.0], steps=1)
     run(method)
-    wanting = [name for name, value in method.student.unet.named_parameters() if value.requires_grad]
+    wanting = [name for name, value in method.student.module.named_parameters() if value.requires_grad]
     assert wanting == ["conv_out.bias"]
-    assert method.student.unet.conv_out.bias.dtype == torch.float32
-    assert tiny_base.unet.conv_out.bias.data_ptr() != method.student.unet.conv_out.bias.data_ptr()
+    assert method.student.module.conv_out.bias.dtype == torch.float32
+    assert tiny_base.unet.conv_out.bias.data_ptr() != method.student.module.conv_out.bias.data_ptr()
     assert not tiny_base.unet.conv_out.bias.requires_grad
 
 

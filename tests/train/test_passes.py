@@ -31,7 +31,7 @@ def recorded(base: Base, built: Any, student: Any) -> tuple[list[int], list[list
         latent_sizes.update((height, width))
         trained.append(rows) if torch.is_grad_enabled() else frozen[-1].append(rows)
 
-    for unet in (base.unet, student.unet):
+    for unet in (base.unet, student.module):
         unet.register_forward_pre_hook(note)
     for index in range(BATCHES):
         frozen.append([])

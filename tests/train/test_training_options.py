@@ -19,13 +19,14 @@ from efface.concepts.concept import ConceptSet
 from efface.config_files import parse
 from efface.errors import UserError
 from efface.models.base import Base
+from efface.models.conditioning import Conditioning
+from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor
 from efface.models.shapes import ModelShapes
 from efface.train.job import Job
 from efface.train.method import (
     GradientConfig,
     GradientMethod,
-    Student,
     UnlearningTask,
     get_method,
     method_names,
@@ -129,22 +130,22 @@ class Recorded(GradientMethod):
     def cost(self, shapes: ModelShapes) -> Cost:
         return Cost(trained_rows=1)
 
-    def prepare(self, task: UnlearningTask, student: Student) -> None:
+    def prepare(self, task: UnlearningTask, student: Denoiser) -> None:
         self.student, self.teacher = student, task.base.unet
 
-    def trained(self, student: Student) -> dict[str, nn.Parameter]:
-        return {"unet.conv_out.bias": student.unet.conv_out.bias}
+    def trained(self, student: Denoiser) -> dict[str, nn.Parameter]:
+        return {"unet.conv_out.bias": student.module.conv_out.bias}
 
     def batch(self, index: int) -> Tensor:
-        return self.student(torch.zeros(1, 4, 8, 8), 500, torch.zeros(1, 77, 16))
+        return self.student(torch.zeros(1, 4, 8, 8), 500, Conditioning(torch.zeros(1, 77, 16)))
 
     def loss(self, student: NoisePredictor, batch: Tensor) -> Tensor:
         if self.fail:
             raise RuntimeError("on the way")
-        bias = self.student.unet.conv_out.bias
-        prediction = student(torch.zeros(1, 4, 8, 8), 500, torch.zeros(1, 77, 16))
+        bias = self.student.module.conv_out.bias
+        prediction = student(torch.zeros(1, 4, 8, 8), 500, Conditioning(torch.zeros(1, 77, 16)))
         self.dtypes.append(
-            (self.student.unet.conv_in.weight.dtype, self.teacher.conv_in.weight.dtype, bias.dtype, prediction.dtype)
+            (self.student.module.conv_in.weight.dtype, self.teacher.conv_in.weight.dtype, bias.dtype, prediction.dtype)
         )
         return ((bias - 3) ** 2).sum() + 0 * prediction.sum()
 

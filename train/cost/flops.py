@@ -5,28 +5,29 @@ from itertools import combinations_with_replacement
 
 from torch import nn
 
+from efface.models.denoiser import Denoiser
 from efface.models.parameter_groups import select
 from efface.models.scheduler import make_scheduler
 from efface.models.shapes import ModelShapes, cached_unet_pass_cost
-from efface.train.method import GradientMethod, Method, Student
+from efface.train.method import GradientMethod, Method
 from efface.train.method_cost import BaseImages
 
 
-def trained_weights(method: Method, shapes: ModelShapes) -> tuple[Student, dict[str, nn.Parameter]]:
+def trained_weights(method: Method, shapes: ModelShapes) -> tuple[Denoiser, dict[str, nn.Parameter]]:
     """The student on the meta device, with its adapters, and the tensors that the method changes, by full name."""
     if not isinstance(method, GradientMethod):
-        return Student(shapes.unet), select(shapes.modules, method.group)
+        return Denoiser(shapes.unet), select(shapes.modules, method.group)
     if method.delta_kind != "adapter":
-        return Student(shapes.unet), method.trained(Student(shapes.unet))
-    student = Student(copy.deepcopy(shapes.unet))
+        return Denoiser(shapes.unet), method.trained(Denoiser(shapes.unet))
+    student = Denoiser(copy.deepcopy(shapes.unet))
     method.add_adapters(student, seed=0)
     return student, method.trained(student)
 
 
-def trained_names(student: Student, trained: dict[str, nn.Parameter]) -> tuple[str, ...]:
+def trained_names(student: Denoiser, trained: dict[str, nn.Parameter]) -> tuple[str, ...]:
     """The names of the trained tensors within the student's network."""
     chosen = {id(parameter) for parameter in trained.values()}
-    return tuple(name for name, parameter in student.unet.named_parameters() if id(parameter) in chosen)
+    return tuple(name for name, parameter in student.module.named_parameters() if id(parameter) in chosen)
 
 
 def step_flops(method: Method, shapes: ModelShapes, checkpointing: bool = False) -> float:
@@ -38,7 +39,7 @@ def step_flops(method: Method, shapes: ModelShapes, checkpointing: bool = False)
     sides = cost.latent_sizes or (shapes.latent_size,)
     total = 0.0
     for height, width in combinations_with_replacement(sides, 2):
-        one = cached_unet_pass_cost(student.unet, names, 1, height, width, "fp32", checkpointing)
+        one = cached_unet_pass_cost(student.module, names, 1, height, width, "fp32", checkpointing)
         batch = cost.trained_rows * (one.forward_flops + one.backward_flops) + cost.mean_frozen_rows * one.forward_flops
         total += batch * (1 if height == width else 2)  # a latent on its side costs the same
     return float(method.config.gradient_accumulation_steps * total / len(sides) ** 2)

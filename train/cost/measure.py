@@ -5,7 +5,6 @@ DeepSpeed), the precision, the attention, the largest pass without gradient and 
 noise, and the optimiser. So nothing has to be prepared, and a method is measured in seconds.
 """
 
-import copy
 import json
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
@@ -16,10 +15,11 @@ import torch
 from efface.errors import UserError
 from efface.files import content_id, write_json
 from efface.models.base import Base
+from efface.models.conditioning import Conditioning
 from efface.models.fingerprint import cache_folder
-from efface.models.noise_predictor import predictor
 from efface.models.shapes import ModelShapes
-from efface.train.method import GradientMethod, Student
+from efface.models.text_encoding import encode_prompts
+from efface.train.method import GradientMethod
 from efface.train.trainer.engine import isolated_accelerate_state
 from efface.train.trainer.make_engine import make_accelerator, make_engine
 from efface.train.trainer.options import TrainingOptions, apply_training_options
@@ -96,30 +96,31 @@ def measured_peak(
 def _step(method: GradientMethod, base: Base, shapes: ModelShapes, options: TrainingOptions) -> None:
     """One optimiser step on noise; the base is left as it was."""
     cost, side = method.cost(shapes), max(method.cost(shapes).latent_sizes or (shapes.latent_size,))
-    student = Student(copy.deepcopy(base.unet).float().eval().requires_grad_(False))
+    student = base.denoiser.copy()
     method.add_adapters(student, seed=0)
     trained = method.trained(student)
     for value in trained.values():
         value.requires_grad_(True)
 
-    def noise(rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        latents = torch.randn(rows, base.unet.config.in_channels, side, side, device=base.device)
-        prompts = torch.randn(rows, 77, base.unet.config.cross_attention_dim, device=base.device)
-        return latents, torch.full((rows,), 500, device=base.device), prompts
+    prompt = encode_prompts(base, [""])
+
+    def noise(rows: int) -> tuple[torch.Tensor, torch.Tensor, Conditioning]:
+        latents = torch.randn(rows, base.latent_shape[0], side, side, device=base.device)
+        return latents, torch.full((rows,), 500, device=base.device), prompt.expand(rows)
 
     # two batches show what is kept from one to the next
     batches = min(2, method.config.gradient_accumulation_steps)
     config = method.config.model_copy(update={"gradient_accumulation_steps": batches})
     with ExitStack() as stack:
         stack.enter_context(isolated_accelerate_state())
-        applied = apply_training_options(options, config.precision, base.unet, student.unet, list(trained.values()))
+        applied = apply_training_options(options, config.precision, base.denoiser, student, list(trained.values()))
         stack.enter_context(applied)
         accelerator = make_accelerator(base.device, config, options)
         engine = stack.enter_context(closing(make_engine(accelerator, student, trained, config, options)))
         for _ in range(batches):
             if cost.frozen_rows:
                 with torch.no_grad(), engine.gather_params():
-                    predictor(base.unet)(*noise(cost.frozen_rows))
+                    base.denoiser(*noise(cost.frozen_rows))
             with engine.accumulate():
                 loss = engine.predict(*noise(cost.trained_rows)).square().mean()
                 engine.backward_and_step(loss, method.learning_rate, measure=False)

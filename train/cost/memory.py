@@ -60,13 +60,13 @@ def estimate_memory(
     precision: Precision = method.config.precision
     trained_count = sum(parameter.numel() for parameter in trained.values())
     frozen = BF16 if precision == "bf16" else FP32
-    whole, names = _parameters(student.unet), trained_names(student, trained)
+    whole, names = _parameters(student.module), trained_names(student, trained)
     side = max(cost.latent_sizes or (shapes.latent_size,))
     training = cached_unet_pass_cost(
-        student.unet, names, cost.trained_rows, side, side, precision, options.gradient_checkpointing
+        student.module, names, cost.trained_rows, side, side, precision, options.gradient_checkpointing
     )
-    rollout = cached_unet_pass_cost(student.unet, (), max(1, cost.frozen_rows), side, side, precision)
-    states, host = _states(trained_count, _largest_layer(student.unet), options, processes)
+    rollout = cached_unet_pass_cost(student.module, (), max(1, cost.frozen_rows), side, side, precision)
+    states, host = _states(trained_count, _largest_layer(student.module), options, processes)
     return Memory(
         base=base,
         models=FP32 * trained_count

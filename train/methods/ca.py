@@ -27,19 +27,21 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from efface.concepts.concept import Concept, Kind
+from efface.models.conditioning import Conditioning
+from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor, truth
 from efface.models.recipe import Recipe
 from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts
 from efface.train.data.captions import captions
 from efface.train.data.latents import Posterior, image_posterior
-from efface.train.method import GradientMethod, Policy, Strategy, Student, TrainingConfig, UnlearningTask, register
+from efface.train.method import GradientMethod, Policy, Strategy, TrainingConfig, UnlearningTask, register
 from efface.train.method_cost import BaseImages, Cost
 from efface.train.seeds import generator, integers, normal
 
@@ -95,17 +97,17 @@ class NoisyBatch:
 
     latents: Tensor  # (B, 4, h, w)
     timesteps: Tensor  # (B,), int64
-    encoder_hidden_states: Tensor  # (B, 77, D)
+    conditioning: Conditioning  # B rows
     target: Tensor  # (B, 4, h, w)
 
 
 @dataclass(frozen=True)
 class Data:
-    """A concept's training data: images of its anchor, and their captions' embeddings, (captions, 77, D)."""
+    """A concept's training data: images of its anchor, and their captions encoded, one row each."""
 
     images: Posterior
-    anchor: Tensor
-    target: Tensor
+    anchor: Conditioning
+    target: Conditioning
 
 
 @register("ca")
@@ -141,12 +143,12 @@ class CA(GradientMethod):
             images=BaseImages(self.recipe(shapes.image_size), per_concept=config.anchor_images, encoded=True),
         )
 
-    def prepare(self, task: UnlearningTask, student: Student) -> None:
+    def prepare(self, task: UnlearningTask, student: Denoiser) -> None:
         self.seed = task.seed
         self.student = student
         self.scheduler = DDPMScheduler.from_config(task.base.scheduler_config)
         self.data = [self._data(task, concept) for concept in task.concepts]
-        detach_bos(student.unet)
+        detach_bos(student)
 
     def batch(self, index: int) -> tuple[NoisyBatch, NoisyBatch | None]:
         """The samples to ablate, and those of the prior."""
@@ -161,18 +163,18 @@ class CA(GradientMethod):
     def loss(self, student: NoisePredictor, batch: tuple[NoisyBatch, NoisyBatch | None]) -> Tensor:
         ablate, prior = batch
         if prior is None:
-            return mse_loss(student(ablate.latents, ablate.timesteps, ablate.encoder_hidden_states), ablate.target)
+            return mse_loss(student(ablate.latents, ablate.timesteps, ablate.conditioning), ablate.target)
         # One forward pass of both: DistributedDataParallel synchronises gradients once a pass.
-        latents, timesteps, encoder_hidden_states = (
-            torch.cat([getattr(ablate, name), getattr(prior, name)])
-            for name in ("latents", "timesteps", "encoder_hidden_states")
+        latents, timesteps = (
+            torch.cat([getattr(ablate, name), getattr(prior, name)]) for name in ("latents", "timesteps")
         )
-        predicted_ablate, predicted_prior = student(latents, timesteps, encoder_hidden_states).chunk(2)
+        conditioning = Conditioning.cat([ablate.conditioning, prior.conditioning])
+        predicted_ablate, predicted_prior = student(latents, timesteps, conditioning).chunk(2)
         prior_loss = mse_loss(predicted_prior, prior.target)
         return mse_loss(predicted_ablate, ablate.target) + self.config.prior_weight * prior_loss
 
-    def _sample_batch(self, purpose: str, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Noised latents, what should be predicted, timesteps, and the embeddings of target and anchor captions."""
+    def _sample_batch(self, purpose: str, index: int) -> tuple[Tensor, Tensor, Tensor, Conditioning, Conditioning]:
+        """Noised latents, what should be predicted, timesteps, and target and anchor captions encoded."""
         count = self.config.batch_size
         rng = generator(self.seed, purpose, index)
         clean, target, anchor = [], [], []
@@ -189,7 +191,7 @@ class CA(GradientMethod):
         timesteps = integers(self.scheduler.config.num_train_timesteps, count, rng).to(latents.device)
         noised = self.scheduler.add_noise(latents, noise, timesteps)
         true = truth(self.scheduler, latents, noise, timesteps)
-        return noised, true, timesteps, torch.stack(target), torch.stack(anchor)
+        return noised, true, timesteps, Conditioning.cat(target), Conditioning.cat(anchor)
 
     def _shuffled(self, purpose: str, concept_index: int, turn: int) -> int:
         """The image shown in the concept's turn 0, 1, …: all of them once, in a new order each time round."""
@@ -222,14 +224,13 @@ class CA(GradientMethod):
         )
 
 
-def detach_bos(unet: UNet2DConditionModel) -> None:
+def detach_bos(denoiser: Denoiser) -> None:
     """Stop the gradient through keys and values of token 0 in every cross-attention; values keep their bits.
 
     Hooks on `to_k` and `to_v`, so that it holds for every attention backend.
     """
-    for name, module in unet.named_modules():
-        if name.endswith(("attn2.to_k", "attn2.to_v")):
-            module.register_forward_hook(_detach_first_token)
+    for projection in denoiser.cross_attention_projections():
+        projection.register_forward_hook(_detach_first_token)
 
 
 def _detach_first_token(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:

@@ -16,16 +16,17 @@ Several concepts: one of them, drawn uniformly, for each batch. In a chain theta
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from efface.models.noise_predictor import NoisePredictor, partial_denoise, predictor
+from efface.models.conditioning import Conditioning
+from efface.models.denoiser import Denoiser
+from efface.models.noise_predictor import NoisePredictor, partial_denoise
 from efface.models.scheduler import make_scheduler
 from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts
-from efface.train.method import GradientConfig, GradientMethod, Policy, Strategy, Student, UnlearningTask, register
+from efface.train.method import GradientConfig, GradientMethod, Policy, Strategy, UnlearningTask, register
 from efface.train.method_cost import Cost
 from efface.train.seeds import generator, integer, normal
 
@@ -68,7 +69,7 @@ class Rollout:
 
     latents: Tensor  # (B, 4, h, w)
     timestep: Tensor  # scalar, int64
-    encoder_hidden_states: Tensor  # (B, 77, D): of the concept, or of erase_from
+    conditioning: Conditioning  # of the concept, or of erase_from; B rows
     target: Tensor  # (B, 4, h, w)
 
 
@@ -103,39 +104,38 @@ class ESD(GradientMethod):
             mean_frozen_rows=config.batch_size * (guided * (config.rollout_steps - 1) / 2 + teacher_rows),
         )
 
-    def prepare(self, task: UnlearningTask, student: Student) -> None:
+    def prepare(self, task: UnlearningTask, student: Denoiser) -> None:
         base = task.base
         self.seed = task.seed
-        self.teacher = predictor(base.unet)
+        self.teacher = base.denoiser
         self.sampler: NoisePredictor = student if self.config.on_policy else self.teacher
         self.concepts = encode_prompts(base, [concept.phrase for concept in task.concepts])
         self.uncond = encode_prompts(base, [""])
         self.origin = encode_prompts(base, [self.config.erase_from]) if self.config.erase_from else None
         self.scheduler = make_scheduler("ddim", base.scheduler_config, self.config.rollout_steps)
-        side = base.spec.image_size // 2 ** (len(base.vae.config.block_out_channels) - 1)
-        self.shape = (self.config.batch_size, base.unet.config.in_channels, side, side)
+        self.shape = (self.config.batch_size, *base.latent_shape)
 
     def batch(self, index: int) -> Rollout:
         rng = generator(self.seed, "esd", index)
-        concept = self.concepts[integer(len(self.concepts), rng)][None]
-        encoder_hidden_states = concept if self.origin is None else self.origin
+        concept = self.concepts[integer(len(self.concepts), rng)]
+        conditioning = concept if self.origin is None else self.origin
         stop = integer(self.config.rollout_steps, rng)
         noise = normal(self.shape, rng, concept.device)
         latents, timestep = partial_denoise(
-            self.sampler, self.scheduler, encoder_hidden_states, self.uncond, noise, self.config.guidance_scale, stop
+            self.sampler, self.scheduler, conditioning, self.uncond, noise, self.config.guidance_scale, stop
         )
         timestep = timestep.to(concept.device)
         conditions = [concept, self.uncond] if self.origin is None else [concept, self.uncond, self.origin]
         eps_concept, eps_uncond, *eps_origin = self._teacher_predictions(latents, timestep, conditions)
         target = esd_target(eps_origin[0] if eps_origin else eps_uncond, eps_concept, eps_uncond, self.config.eta)
-        return Rollout(latents, timestep, encoder_hidden_states.expand(len(latents), -1, -1), target)
+        return Rollout(latents, timestep, conditioning.expand(len(latents)), target)
 
     def loss(self, student: NoisePredictor, rollout: Rollout) -> Tensor:
-        return mse_loss(student(rollout.latents, rollout.timestep, rollout.encoder_hidden_states), rollout.target)
+        return mse_loss(student(rollout.latents, rollout.timestep, rollout.conditioning), rollout.target)
 
-    def _teacher_predictions(self, latents: Tensor, timestep: Tensor, conditions: list[Tensor]) -> tuple[Tensor, ...]:
-        """The frozen original's predictions under each condition (1, 77, D), in one forward pass."""
-        together = torch.cat(
-            [encoder_hidden_states.expand(len(latents), -1, -1) for encoder_hidden_states in conditions]
-        )
+    def _teacher_predictions(
+        self, latents: Tensor, timestep: Tensor, conditions: list[Conditioning]
+    ) -> tuple[Tensor, ...]:
+        """The frozen original's predictions under each condition of one row, in one forward pass."""
+        together = Conditioning.cat([condition.expand(len(latents)) for condition in conditions])
         return self.teacher(latents.repeat(len(conditions), 1, 1, 1), timestep, together).chunk(len(conditions))

@@ -33,13 +33,15 @@ from torch import Tensor, nn
 from efface.concepts.concept import Concept
 from efface.errors import UserError
 from efface.models.adapters import add_adapters
-from efface.models.noise_predictor import NoisePredictor, partial_denoise, predictor
+from efface.models.conditioning import Conditioning
+from efface.models.denoiser import Denoiser
+from efface.models.noise_predictor import NoisePredictor, partial_denoise
 from efface.models.parameter_groups import select
 from efface.models.scheduler import make_scheduler
 from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts
 from efface.train.data.neighbours import nearest
-from efface.train.method import GradientConfig, GradientMethod, Student, UnlearningTask, register
+from efface.train.method import GradientConfig, GradientMethod, UnlearningTask, register
 from efface.train.method_cost import BaseImages, Cost
 from efface.train.seeds import generator, integer, normal
 
@@ -102,7 +104,7 @@ class FADEBatch:
 
     latents: Tensor  # of the target, then of each neighbour: ((1 + K) n, 4, h, w)
     timestep: Tensor
-    encoder_hidden_states: Tensor  # ((1 + K) n, 77, d)
+    conditioning: Conditioning  # (1 + K) n rows
     null: Tensor  # the base's prediction at the target's latents for the empty prompt: (n, 4, h, w)
     neighbours: Tensor  # the base's predictions at the neighbours' own latents: (K, n, 4, h, w)
     sentences: Tensor  # the base's predictions at the sentences' own latents: (J, n, 4, h, w)
@@ -145,16 +147,16 @@ class FADE(GradientMethod):
             encoder_weights=IMAGE_ENCODER_WEIGHTS,
         )
 
-    def add_adapters(self, student: Student, seed: int) -> None:
+    def add_adapters(self, student: Denoiser, seed: int) -> None:
         names = [name.removesuffix(".weight") for name in select(student.modules, self.group)]
         rng = generator(seed, "fade", "adapters")
         self.adapters = add_adapters(student.modules, names, self.config.rank, self.config.alpha, rng)
 
-    def prepare(self, task: UnlearningTask, student: Student) -> None:
+    def prepare(self, task: UnlearningTask, student: Denoiser) -> None:
         config, base = self.config, task.base
         self.seed, self.device = task.seed, base.device
-        self.student, self.teacher = student, predictor(base.unet)
-        # per concept: target, sentences, neighbours; (1 + J + K, 77, d)
+        self.student, self.teacher = student, base.denoiser
+        # per concept: target, sentences, neighbours; 1 + J + K rows
         self.prompts = [encode_prompts(base, self.texts(concept, task)) for concept in task.concepts]
         self.empty = encode_prompts(base, [""])
         # DDIM would clip the predicted image to [-1, 1], which is no bound for latents
@@ -197,14 +199,11 @@ class FADE(GradientMethod):
         n, count, others = config.batch_size, len(prompts), 1 + len(config.sentences)
         noise = normal((n, 4, height, width), rng, self.device)
 
-        def each(rows: Tensor) -> Tensor:
-            return rows.repeat_interleave(n, dim=0)
-
         # all prompts share noise and step, so all their trajectories are one batch, prompt by prompt
         latents, timestep = partial_denoise(
             self.student,
             self.scheduler,
-            each(prompts),
+            prompts.repeat_interleave(n),
             self.empty,
             noise.repeat(count, 1, 1, 1),
             config.denoising_guidance,
@@ -212,20 +211,20 @@ class FADE(GradientMethod):
         )
         if config.authors_timestep:
             timestep = torch.full_like(timestep, 999 - 1000 * stop // config.denoising_steps)
-        frozen = self.teacher(latents, timestep, each(torch.cat([self.empty, prompts[1:]])))
+        frozen = self.teacher(latents, timestep, Conditioning.cat([self.empty, prompts[1:]]).repeat_interleave(n))
         frozen = frozen.unflatten(0, (count, n))
         trained = [0, *range(others, count)]
         return FADEBatch(
             latents.unflatten(0, (count, n))[trained].flatten(0, 1),
             timestep,
-            each(prompts[trained]),
+            prompts[trained].repeat_interleave(n),
             null=frozen[0],
             neighbours=frozen[others:],
             sentences=frozen[1:others],
         )
 
     def loss(self, student: NoisePredictor, batch: FADEBatch) -> Tensor:
-        predicted = student(batch.latents, batch.timestep, batch.encoder_hidden_states)
+        predicted = student(batch.latents, batch.timestep, batch.conditioning)
         target, *neighbours = predicted.unflatten(0, (-1, len(batch.null)))
         adjacent = torch.stack(neighbours)
         config = self.config
@@ -237,10 +236,10 @@ class FADE(GradientMethod):
             + config.guidance_weight * F.mse_loss(target, batch.null)
         )
 
-    def trained(self, student: Student) -> dict[str, nn.Parameter]:
+    def trained(self, student: Denoiser) -> dict[str, nn.Parameter]:
         return self.adapters.parameters()
 
-    def saved(self, student: Student) -> dict[str, Tensor]:
+    def saved(self, student: Denoiser) -> dict[str, Tensor]:
         return self.adapters.tensors()
 
 

@@ -143,4 +143,5 @@ def _encode(task: UnlearningTask, prompts: list[str]) -> dict[str, tuple[Tensor,
     unique = list(dict.fromkeys(prompts))
     # position 0 is the start-of-text token, which all prompts share: an empty prompt is read at its end, 1
     positions = [max(1, last) for last in last_subject_token(task.base, unique)]
-    return dict(zip(unique, zip(encode_prompts(task.base, unique), positions, strict=True), strict=True))
+    embeddings = encode_prompts(task.base, unique).encoder_hidden_states
+    return dict(zip(unique, zip(embeddings, positions, strict=True), strict=True))

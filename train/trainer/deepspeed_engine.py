@@ -22,8 +22,8 @@ from torch import Tensor, distributed, nn
 
 from efface.config_files import find_config, read_yaml
 from efface.errors import UserError
-from efface.models.noise_predictor import predictor
-from efface.train.method import Student, TrainingConfig
+from efface.models.denoiser import Denoiser
+from efface.train.method import TrainingConfig
 from efface.train.trainer.engine import OPTIMIZER_STATE_KEYS, Engine
 
 JOB_KEYS = (
@@ -75,7 +75,7 @@ class ZeroEngine(Engine):
     def __init__(
         self,
         accelerator: Accelerator,
-        student: Student,
+        student: Denoiser,
         trained: Mapping[str, nn.Parameter],
         config: TrainingConfig,
         settings: dict[str, Any],
@@ -84,7 +84,7 @@ class ZeroEngine(Engine):
         self.partitioned = settings["zero_optimization"]["stage"] == 3
         super().__init__(accelerator, student, trained, config)
 
-    def prepare(self, student: Student) -> None:
+    def prepare(self, student: Denoiser) -> None:
         import deepspeed
 
         deepspeed.utils.logger.setLevel(logging.WARNING)
@@ -93,7 +93,7 @@ class ZeroEngine(Engine):
         self.group = ExitStack()
         if not distributed.is_initialized():
             self.group.enter_context(_single_process_group(self.accelerator.device))
-        self.unet = student.unet
+        self.unet = student.module
         self.module_hooks = {
             module: (module._forward_pre_hooks.copy(), module._forward_hooks.copy()) for module in self.unet.modules()
         }
@@ -104,7 +104,7 @@ class ZeroEngine(Engine):
         except BaseException:
             self.group.close()
             raise
-        self.predict = predictor(self.deepspeed)
+        self.predict = student.wrapped(self.deepspeed)
 
     def gather_params(self) -> AbstractContextManager[None]:
         return self._gather_params() if self.partitioned else nullcontext()

@@ -15,8 +15,9 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor, nn
 
-from efface.models.noise_predictor import NoisePredictor, predictor
-from efface.train.method import Student, TrainingConfig
+from efface.models.denoiser import Denoiser
+from efface.models.noise_predictor import NoisePredictor
+from efface.train.method import TrainingConfig
 from efface.train.trainer.checkpoint import Checkpoint
 
 # The tensors that an optimiser keeps for every trained one, each of the trained one's shape.
@@ -35,17 +36,17 @@ class Engine:
     """The student's prediction with gradient, for the loss and nothing else."""
 
     def __init__(
-        self, accelerator: Accelerator, student: Student, trained: Mapping[str, nn.Parameter], config: TrainingConfig
+        self, accelerator: Accelerator, student: Denoiser, trained: Mapping[str, nn.Parameter], config: TrainingConfig
     ) -> None:
         self.accelerator, self.trained, self.config = accelerator, dict(trained), config
         self.optimizer = make_optimizer(config, list(trained.values()))
         self.prepare(student)
 
-    def prepare(self, student: Student) -> None:
+    def prepare(self, student: Denoiser) -> None:
         self.model, self.accelerated_optimizer = self.accelerator.prepare(
-            student.unet, self.optimizer, device_placement=[False, False]
+            student.module, self.optimizer, device_placement=[False, False]
         )
-        self.predict = predictor(self.model)
+        self.predict = student.wrapped(self.model)
 
     def gather_params(self) -> AbstractContextManager[None]:
         """Within it the student has all its weights in this process, to be used without gradient."""

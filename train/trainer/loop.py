@@ -8,7 +8,6 @@ Trained tensors are fp32. The learning rate is a pure function of the step. Clip
 Progress goes to the logger `efface.train.trainer.loop`, twenty lines a job.
 """
 
-import copy
 import logging
 import math
 from collections.abc import Callable
@@ -21,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from efface.errors import JobFailure, Stopped
-from efface.train.method import GradientMethod, Student, TrainingConfig, UnlearningTask
+from efface.models.denoiser import Denoiser
+from efface.train.method import GradientMethod, TrainingConfig, UnlearningTask
 from efface.train.trainer.checkpoint import Checkpoint, read, run_key, write
 from efface.train.trainer.engine import Engine, broadcast_checkpoint, isolated_accelerate_state
 from efface.train.trainer.make_engine import make_accelerator, make_engine
@@ -62,7 +62,7 @@ def train(
     Raises JobFailure where a loss, or a trained tensor at the end, is not finite; StorageError where the checkpoint
     cannot be written.
     """
-    student = Student(copy.deepcopy(task.base.unet).float().eval().requires_grad_(False))
+    student = task.base.denoiser.copy()
     method.add_adapters(student, task.seed)
     method.prepare(task, student)
     trained = method.trained(student)
@@ -72,7 +72,7 @@ def train(
     with (
         isolated_accelerate_state(),
         apply_training_options(
-            training_options, method.config.precision, task.base.unet, student.unet, list(trained.values())
+            training_options, method.config.precision, task.base.denoiser, student, list(trained.values())
         ) as attention,
     ):
         training = setup_training(method, student, trained, training_options, saved)
@@ -112,7 +112,7 @@ class TrainState:
 
 def setup_training(
     method: GradientMethod,
-    student: Student,
+    student: Denoiser,
     trained: dict[str, nn.Parameter],
     training_options: TrainingOptions,
     saved: CheckpointConfig,

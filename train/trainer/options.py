@@ -6,7 +6,7 @@ So it is no part of a job's id. What does change numbers, such as the precision,
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -14,9 +14,7 @@ from torch import nn
 
 from efface.config_files import StrictModel
 from efface.models.attention import Backend, set_attention
-
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
+from efface.models.denoiser import Denoiser
 
 
 class TrainingOptions(StrictModel):
@@ -47,38 +45,38 @@ class TrainingOptions(StrictModel):
 def apply_training_options(
     training_options: TrainingOptions,
     precision: Literal["fp32", "bf16"],
-    teacher: "UNet2DConditionModel",
-    student: "UNet2DConditionModel",
+    teacher: Denoiser,
+    student: Denoiser,
     trained: list[nn.Parameter],
 ) -> Iterator[dict[str, Any] | None]:
-    """Both UNets as `training_options` and `precision` ask for; the teacher is put back afterwards, bit for bit.
+    """Both networks as `training_options` and `precision` ask for; the teacher is put back afterwards, bit for bit.
 
     Gives what `set_attention` says of the student; None where no attention is asked for.
 
     bf16: all weights but the trained ones are bf16, and so is the arithmetic in the UNets' forward passes. The trained
     ones stay fp32, and so does everything outside of the UNets.
     """
-    processors, report = dict(teacher.attn_processors), None
-    originals = {parameter: parameter.data for parameter in teacher.parameters()}
+    processors, report = dict(teacher.module.attn_processors), None
+    originals = {parameter: parameter.data for parameter in teacher.module.parameters()}
     try:
         if training_options.attention is not None:
             dtype = torch.bfloat16 if precision == "bf16" else None  # some kernels know no fp32
-            report = set_attention(student, training_options.attention, dtype)
-            set_attention(teacher, training_options.attention, dtype)
+            report = set_attention(student.module, training_options.attention, dtype)
+            set_attention(teacher.module, training_options.attention, dtype)
         if training_options.gradient_checkpointing:
-            student.enable_gradient_checkpointing()
+            student.module.enable_gradient_checkpointing()
         if precision == "bf16":
-            for unet in (student, teacher):
-                _to_bf16(unet, trained)
+            for denoiser in (student, teacher):
+                _to_bf16(denoiser.module, trained)
         yield report
     finally:
-        teacher.set_attn_processor(processors)
+        teacher.module.set_attn_processor(processors)
         for parameter, value in originals.items():
             parameter.data = value
-        teacher.__dict__.pop("forward", None)
+        teacher.module.__dict__.pop("forward", None)
 
 
-def _to_bf16(unet: "UNet2DConditionModel", trained: list[nn.Parameter]) -> None:
+def _to_bf16(unet: Any, trained: list[nn.Parameter]) -> None:
     kept = {id(parameter) for parameter in trained}
     for parameter in unet.parameters():
         if id(parameter) not in kept:

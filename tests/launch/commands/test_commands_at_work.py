@@ -10,8 +10,8 @@ from command import RunEfface
 from tiny_campaign import ESD, IMAGES_PER_PROMPT, PROMPTS, UCE
 
 from efface.eval.image_table import read_table
+from efface.models.base import load_base
 from efface.models.delta import Delta
-from efface.models.loading import load_base
 
 IMAGES = PROMPTS * IMAGES_PER_PROMPT
 HOT = {"method": "esd", "label": "hot", "config": {"steps": 4, "learning_rate": 1e30, "rollout_steps": 3}}

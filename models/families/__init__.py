@@ -1,0 +1,1 @@
+"""The model families that efface knows, one file for each."""
