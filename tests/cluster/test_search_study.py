@@ -56,17 +56,27 @@ def test_a_search_that_starts_anew_at_each_trial_proposes_what_one_start_does(
     assert points == try_configs(Study(search(), tmp_path / "other"), 14)
 
 
-def test_a_config_over_the_budget_is_avoided_more_than_one_that_is_merely_poor(search: MakeSearch, file: Path) -> None:
+def test_a_config_over_the_budget_is_avoided_more_than_one_that_was_pruned(search: MakeSearch, file: Path) -> None:
     study = Study(search(space={"variant": {"choice": ["x", "u"]}}), file)
-    tried = []
-    for _ in range(30):
+    tried: list[object] = []
+    for number in range(30):
         trial = study.ask()
         tried.append(study.point(trial)["variant"])
         if tried[-1] == "x":
             study.ended(trial, TrialResult("over budget", -0.1, COST))
-        elif study.judged(trial, 0, judged(0.01)):
-            study.judged(trial, 1, judged(0.01, 3))
+        elif study.judged(trial, 0, judged(0.1 - 0.001 * number)):  # the first goes on, and none that follows
+            study.judged(trial, 1, judged(0.1, 3))
     assert tried[10:].count("u") >= 15  # of the 20 that Optuna makes of what it knows
+
+
+def test_of_configs_over_the_budget_those_nearer_to_it_are_followed(search: MakeSearch, file: Path) -> None:
+    study = Study(search(), file)
+    rates = []
+    for _ in range(30):
+        trial = study.ask()
+        rates.append(float(study.point(trial)["learning_rate"] or 0))
+        study.ended(trial, TrialResult("over budget", 1e-5 / rates[-1] - 1, COST))
+    assert sum(rate < 1e-3 for rate in rates[20:]) >= 9  # of 10, where 1e-3 is the middle of the space
 
 
 # which trials go on
@@ -186,6 +196,17 @@ def test_a_file_cut_anywhere_keeps_what_was_known_by_then(search: MakeSearch, fi
         assert known.damaged == (whole[cut - 1 : cut] not in (b"\n", b""))
         try_configs(known, 1)
         assert Study(wanted, file).rows == known.rows
+
+
+def test_what_follows_a_damaged_line_is_not_used(search: MakeSearch, file: Path) -> None:
+    try_configs(Study(search(), file), 3)
+    rows = Study(search(), file).rows
+    lines = file.read_bytes().splitlines(keepends=True)
+    second = [number for number, line in enumerate(lines) if json.loads(line)["op_code"] == 4][1]
+    lines[second] = b"\0" * len(lines[second])
+    file.write_bytes(b"".join(lines))
+    study = Study(search(), file)
+    assert study.damaged and study.rows == rows[:1]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,10 @@ import pytest
 from command import RunEfface
 from tiny_campaign import LIMITS, write_yaml
 
+from efface.cluster.search.result import TrialResult, TrialRow
+from efface.cluster.search.search import SearchResults
+from efface.cluster.storage.run_folder import RunFolder
+
 
 @pytest.fixture
 def search_file(campaign_inputs: Path, tmp_path: Path) -> Any:
@@ -59,3 +63,14 @@ def test_fewer_trials_than_one_or_workers_than_none_are_refused(
     efface: RunEfface, search_file: Any, option: str, value: str
 ) -> None:
     assert efface("search", search_file(), option, value).code == 2
+
+
+def test_a_trial_that_broke_makes_exit_code_1(
+    efface: RunEfface, search_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = TrialRow(1, "0" * 16, {"ridge": 1.0}, False, TrialResult("errored", reason="out of luck"))
+    found = SearchResults(RunFolder(tmp_path), [row], [], {"err_mean": 0.25})
+    monkeypatch.setattr("efface.cluster.search.search.run_search", lambda *arguments: found)
+    result = efface("search", search_file())
+    assert result.code == 1 and "The same command tries the trials again that broke." in result.out
+    assert "1 trials: 1 errored; the unedited base has ERR 0.250" in result.out
