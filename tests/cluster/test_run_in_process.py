@@ -141,6 +141,20 @@ def test_results_for_people_are_written(done: Run) -> None:
     assert [path.name for path in done.folder.sheets.iterdir()] == ["cat.png"]
 
 
+def test_the_headline_goes_by_the_first_of_two_judges(
+    campaign: MakeCampaign, campaign_inputs: Path, tmp_path: Path
+) -> None:
+    judges = [str(tmp_path / "eye-1.5-large.yaml"), str(campaign_inputs / "judge.yaml")]
+    Path(judges[0]).write_text((campaign_inputs / "judge.yaml").read_text() + "threshold: 0.001\n")
+    evaluation = {"images_per_prompt": 1, "judges": judges, "prompts_per_concept": {"adjacent": 1, "retain": 1}}
+    run = open_run(campaign(methods=[{"method": "uce"}], evaluation=evaluation), tmp_path / "run")
+    results = run_here(run)
+    assert [row.method for row in results.rows] == ["base", "uce"] and results.unscored == []
+    # From a probability of 0.001 on the eye sees everything everywhere: nothing is forgotten, and everything kept.
+    assert [(row.forget, row.retain) for row in results.rows] == [(0, 1), (0, 1)]
+    assert set(read_table(run.folder.table)["judge"].to_pylist()) == {"eye-1.5-large", "judge"}
+
+
 def test_run_again_nothing_is_done_and_no_file_touched(
     done: Run, worked: list[Task], monkeypatch: pytest.MonkeyPatch, campaign: MakeCampaign
 ) -> None:

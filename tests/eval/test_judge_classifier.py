@@ -12,7 +12,7 @@ from efface.concepts.concept import Concept, ConceptSet, load_concept_set
 from efface.errors import UserError
 from efface.eval.judge import Judge, load_judge
 from efface.eval.judge_identity import judge_identity
-from efface.eval.judge_spec import judge_names
+from efface.eval.judge_spec import judge_name, judge_names
 from efface.eval.judges.classifier import concept_score
 
 LOGITS = (2.0, -1.0, 0.5)
@@ -200,6 +200,12 @@ def test_a_model_with_code_of_its_own_is_refused_and_nobody_is_asked(
         with pytest.raises(UserError, match=rf"{name} names code of its own \('auto_map'\), which is never run"):
             use()
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_judge_is_called_by_its_file_also_where_the_name_has_dots(tmp_path: Path) -> None:
+    (tmp_path / "eye-1.5-large.yaml").write_text("")
+    assert judge_name("llava-1.5-7b") == "llava-1.5-7b"
+    assert judge_name(tmp_path / "eye-1.5-large.yaml") == "eye-1.5-large"
 
 
 def test_an_unknown_judge_is_told_with_the_nearest_name() -> None:
