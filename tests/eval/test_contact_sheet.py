@@ -56,9 +56,14 @@ def test_small_images_are_doubled_and_the_base_is_on_top(row: Row, table: MakeTa
 
 def test_a_prompt_of_several_lines_and_an_image_that_is_no_evidence_are_drawn(row: Row, table: MakeTable) -> None:
     verdicts, images = tables(row, table)
-    rows = [r | {"prompt": "a\ncat\x1b[2J"} for r in verdicts.to_pylist()]
-    rows[0] |= {"present": None, "score": None, "image_error": "blanked"}
-    assert contact_sheet(table(rows), images, "Cat").size == contact_sheet(verdicts, images, "Cat").size
+
+    def drawn(prompt: str, **first: Any) -> Image.Image:
+        rows = [r | {"prompt": prompt} for r in verdicts.to_pylist()]
+        return contact_sheet(table([rows[0] | first, *rows[1:]]), images, "Cat")
+
+    assert drawn("a\ncat\x1b[2J").tobytes() == drawn("a\\ncat\\x1b[2J").tobytes()
+    broken = {"present": None, "score": None, "image_error": "blanked"}
+    assert drawn("a cat", **broken).tobytes() != drawn("a cat", **broken | {"image_error": None}).tobytes()
 
 
 def test_large_images_are_made_smaller(row: Row, table: MakeTable) -> None:
