@@ -55,7 +55,9 @@ class Call:
         return self.call
 
 
-@pytest.mark.parametrize("function", [np.load, np.fromfile, np.frombuffer, eval, os.system, getattr], ids=lambda function: function.__name__)
+@pytest.mark.parametrize(
+    "function", [np.load, np.fromfile, np.frombuffer, eval, os.system, getattr], ids=lambda function: function.__name__
+)
 def test_other_functions_are_refused_and_not_run(function: object, tmp_path: Path) -> None:
     file = ckpt(tmp_path, {"x": torch.ones(2), "y": Call(function, "1")})
     with pytest.raises(UserError, match="holds more than tensors, which could run code when read"):
