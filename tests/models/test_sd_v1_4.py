@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
-from efface.models.base import architecture
-from efface.models.loading import empty_components, load_base, random_components
+from efface.models.base import architecture, load_base
+from efface.models.loading import empty_components, random_components
 from efface.models.text_encoding import last_subject_token, token_ids
 
 

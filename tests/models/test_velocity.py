@@ -12,12 +12,12 @@ from torch import Tensor
 
 from efface.errors import UserError
 from efface.models.base import Base
+from efface.models.conditioning import Conditioning
 from efface.models.noise_predictor import (
     NoisePredictor,
     classifier_free_guidance,
     noise_scale,
     partial_denoise,
-    predictor,
     truth,
 )
 from efface.models.recipe import Recipe
@@ -41,26 +41,26 @@ def alpha_sigma(timestep: Any) -> tuple[float, float]:
 def in_velocities(predict: NoisePredictor) -> NoisePredictor:
     """The same model, saying v = (eps - sigma x_t) / alpha: arXiv 2202.00512 with x_0 = (x_t - sigma eps) / alpha."""
 
-    def velocity(latents: Tensor, timestep: int | Tensor, encoder_hidden_states: Tensor) -> Tensor:
+    def velocity(latents: Tensor, timestep: int | Tensor, conditioning: Conditioning) -> Tensor:
         alpha, sigma = alpha_sigma(timestep)
-        return (predict(latents, timestep, encoder_hidden_states) - sigma * latents) / alpha
+        return (predict(latents, timestep, conditioning) - sigma * latents) / alpha
 
     return velocity
 
 
 @pytest.fixture
-def conditions() -> list[Tensor]:
+def conditions() -> list[Conditioning]:
     """Of two prompts, none and an unsafe one: (2, 77, 16), (1, 77, 16), (1, 77, 16)."""
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(count, 77, 16, generator=generator) for count in (2, 1, 1)]
+    return [Conditioning(torch.randn(count, 77, 16, generator=generator)) for count in (2, 1, 1)]
 
 
-def sld(unsafe: Tensor, config: dict[str, Any]) -> SLD:
+def sld(unsafe: Conditioning, config: dict[str, Any]) -> SLD:
     """With a threshold and a scale that part the latents in about two halves."""
     return SLD(SLDConfig(prompts=("x",), warm_up=1, threshold=0.0, scale=5), unsafe, noise_scale(config))
 
 
-def negative(unsafe: Tensor, config: dict[str, Any]) -> NegativePrompt:
+def negative(unsafe: Conditioning, config: dict[str, Any]) -> NegativePrompt:
     return NegativePrompt(NegativePromptConfig(prompts=("x",)), unsafe, noise_scale(config))
 
 
@@ -73,12 +73,12 @@ def negative(unsafe: Tensor, config: dict[str, Any]) -> NegativePrompt:
     [("ddim", {}), ("heun", {}), ("dpm++", {}), ("euler", {}), ("euler", {"timestep_spacing": "linspace"})],
 )
 def test_a_model_makes_the_same_latents_in_either_terms(
-    tiny_base: Base, conditions: list[Tensor], scheduler: str, config: dict[str, Any], hook: Callable[..., Any]
+    tiny_base: Base, conditions: list[Conditioning], scheduler: str, config: dict[str, Any], hook: Callable[..., Any]
 ) -> None:
     """PNDM is left out: it mixes the predictions of several steps as they are, and is another one in velocities."""
     cond, uncond, unsafe = conditions
     recipe = Recipe(name="t", scheduler=scheduler, steps=7, guidance_scale=3, height=16, width=16, batch_size=2)
-    noise, base = predictor(tiny_base.unet), replace(tiny_base, scheduler_config=tiny_base.scheduler_config | config)
+    noise, base = tiny_base.denoiser, replace(tiny_base, scheduler_config=tiny_base.scheduler_config | config)
     other = replace(base, scheduler_config=base.scheduler_config | VELOCITY)
     made = []
     for one, predict in ((base, noise), (other, in_velocities(noise))):
@@ -89,20 +89,20 @@ def test_a_model_makes_the_same_latents_in_either_terms(
 
 
 @torch.no_grad()
-def test_the_hooks_differ_from_plain_guidance(tiny_base: Base, conditions: list[Tensor]) -> None:
+def test_the_hooks_differ_from_plain_guidance(tiny_base: Base, conditions: list[Conditioning]) -> None:
     """Else the test above would say nothing of them."""
     cond, uncond, unsafe = conditions
     recipe = Recipe(name="t", scheduler="ddim", steps=7, guidance_scale=3, height=16, width=16, batch_size=2)
     made = [
-        denoise(tiny_base, recipe, predictor(tiny_base.unet), guidance, cond, uncond, [torch.Generator()] * 2)
+        denoise(tiny_base, recipe, tiny_base.denoiser, guidance, cond, uncond, [torch.Generator()] * 2)
         for guidance in (classifier_free_guidance, negative(unsafe, {}), sld(unsafe, {}))
     ]
     assert all((one - made[0]).abs().max() > 0.1 for one in made[1:])
 
 
 @torch.no_grad()
-def test_a_partial_denoising_ends_at_the_same_state(tiny_base: Base, conditions: list[Tensor]) -> None:
-    noise, predict = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3)), predictor(tiny_base.unet)
+def test_a_partial_denoising_ends_at_the_same_state(tiny_base: Base, conditions: list[Conditioning]) -> None:
+    noise, predict = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3)), tiny_base.denoiser
     states = [
         partial_denoise(
             one, make_scheduler("ddim", tiny_base.scheduler_config | config, 9), *conditions[:2], noise, 3, 6
@@ -136,8 +136,9 @@ def test_where_there_is_noise_alone_no_difference_counts(tiny_base: Base) -> Non
     """The last timestep of a schedule that ends in noise alone, as arXiv 2305.08891 has it."""
     scale = noise_scale(tiny_base.scheduler_config | VELOCITY | {"rescale_betas_zero_snr": True})
     assert scale(999) == 0.0 < scale(998)
-    hook = SLD(SLDConfig(prompts=("x",), warm_up=0), torch.zeros(1, 77, 16), scale)
-    made = hook(lambda *_: torch.ones(3, 4, 8, 8), torch.zeros(1, 4, 8, 8), 999, *torch.zeros(2, 1, 77, 16), 3.0)
+    hook = SLD(SLDConfig(prompts=("x",), warm_up=0), Conditioning(torch.zeros(1, 77, 16)), scale)
+    none = Conditioning(torch.zeros(1, 77, 16))
+    made = hook(lambda *_: torch.ones(3, 4, 8, 8), torch.zeros(1, 4, 8, 8), 999, none, none, 3.0)
     assert made.isfinite().all()
 
 
