@@ -59,7 +59,7 @@ def plan_deltas(deltas: Sequence[tuple[Path, Delta]], evaluation_config: DeltaEv
         job = parse(Job, delta.provenance["job"], str(path))
         if job.base_id != base_id:
             raise UserError(f"{path}: was made from base '{job.base}' ({job.base_id[:16]}), not from '{base.name}'")
-        models.append(Model(job.method, job, base_id))
+        models.append(Model(job.method, job, base_id, delta_id=delta.id))
     named = dict.fromkeys(name for model in models if model.job for name in model.job.concepts)
     targets = tuple(map(concept_set.find, named))
     return make_plan(

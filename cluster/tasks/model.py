@@ -25,15 +25,17 @@ class Model:
     """The folder of the model that this one continues, in a chain of requests."""
     closed_form: bool = False
     """Made in closed form, for which one process is enough."""
+    delta_id: str | None = None
+    """Of a delta that existed before: another of the same job, with other tensors, is another model."""
 
     @cached_property
     def id(self) -> str:
-        return self.job.id if self.job else self.base_id[:16]
+        return self.delta_id or (self.job.id if self.job else self.base_id[:16])
 
     @cached_property
     def folder(self) -> str:
         """Its name in the run folder; also the name of the product that tasks about it require."""
-        return self.job.slug if self.job else f"base-{self.id}"
+        return f"{self.job.slug.removesuffix(self.job.id)}{self.id}" if self.job else f"base-{self.id}"
 
     @property
     def method(self) -> str:

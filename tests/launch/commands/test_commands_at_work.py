@@ -77,12 +77,28 @@ def test_evaluate_judges_a_delta_as_a_campaign_does(
     options = ["--base", base, "--images-per-prompt", 1, "--out", tmp_path / "run", "--workers", 0]
     result = efface("evaluate", the_delta(finished), *options)
     assert result.code == 0 and "uce" in result.out and str(tmp_path / "run" / "table.parquet") in result.out
-    key = ("model_id", "method", "axis", "asked_concept", "prompt", "seed", "present", "image_sha256")
+    key = ("method", "axis", "asked_concept", "prompt", "seed", "present", "image_sha256")
     here, there = (
         {tuple(row[name] for name in key) for row in read_table(folder / "table.parquet").to_pylist()}
         for folder in (tmp_path / "run", finished)
     )
-    assert {row for row in there if row[5] == 0} <= here
+    assert {row for row in there if row[4] == 0} <= here
+
+
+def test_two_deltas_that_claim_one_job_are_two_models(
+    efface: RunEfface, base: str, finished: Path, tmp_path: Path
+) -> None:
+    first = Delta.load(the_delta(finished))
+    other = Delta(first.kind, {name: -value for name, value in first.tensors.items()}, first.provenance)
+    other.save(tmp_path / "other.safetensors")
+    options = ["--base", base, "--images-per-prompt", 1, "--out", tmp_path / "run", "--workers", 0]
+
+    def judged(delta: Path) -> set[str]:
+        assert efface("evaluate", delta, *options).code == 0
+        table = read_table(tmp_path / "run" / "table.parquet").to_pylist()
+        return {row["image_sha256"] for row in table if row["method"] == "uce"}
+
+    assert judged(the_delta(finished)).isdisjoint(judged(tmp_path / "other.safetensors"))
 
 
 def test_score_recomputes_the_scores_of_a_run_from_its_table_alone(efface: RunEfface, finished: Path) -> None:
