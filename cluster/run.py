@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from pydantic import BaseModel
 from rich.console import Console
 
 from efface.cluster.campaign.plan import Plan
@@ -31,7 +29,7 @@ from efface.cluster.workers.executor import Executor, WorkerClass
 from efface.cluster.workers.local_executor import LocalExecutor
 from efface.cluster.workers.ray_executor import RayExecutor
 from efface.cluster.workers.worker import Worker, WorkerContext
-from efface.config_files import read_config
+from efface.config_files import read_config, to_yaml
 from efface.errors import JobFailure, StorageError, UserError
 from efface.files import content_id, is_remote
 from efface.models.delta import Delta
@@ -58,7 +56,7 @@ def open_run(campaign: Campaign, out: Path | None) -> Run:
     """The run of a campaign in `out` (default `runs/NAME`), made ready. Raises UserError."""
     plan = plan_campaign(campaign)
     folder = RunFolder(out or Path("runs") / campaign.name)
-    folder.open(folder.campaign, _yaml(campaign), MUTABLE_KEYS)
+    folder.open(folder.campaign, to_yaml(campaign.model_dump(mode="json")), MUTABLE_KEYS)
     return Run(plan, folder, campaign.limits, campaign.training)
 
 
@@ -77,7 +75,7 @@ def open_evaluation(deltas: Sequence[tuple[Path, Delta]], evaluation_config: Del
 
     plan = plan_deltas(deltas, evaluation_config)
     folder = RunFolder(out or Path("runs") / f"evaluation-{content_id(sorted(model.id for model in plan.jobs))}")
-    folder.open(folder.evaluation, _yaml(evaluation_config), MUTABLE_KEYS)
+    folder.open(folder.evaluation, to_yaml(evaluation_config.model_dump(mode="json")), MUTABLE_KEYS)
     base = None
     for task, (_, delta) in zip(plan.trainings, deltas, strict=True):
         if not folder.record(task):
@@ -179,20 +177,6 @@ def _dispatch(
         metrics = Metrics(run.plan, remaining, executor.workers)
         dispatch(remaining, run.folder, executor, [journal, display, metrics], run.limits, should_stop)
     update_measured_rates(run.plan, run.folder, remaining.tasks)
-
-
-def _yaml(config: BaseModel) -> str:
-    """What was requested as it was understood, every default written out."""
-    return OmegaConf.to_yaml(OmegaConf.create(_escape(config.model_dump(mode="json"))))
-
-
-def _escape(value: Any) -> Any:
-    """`value` with every `${` in it escaped, for it is not to be resolved a second time."""
-    if isinstance(value, str):
-        return value.replace("${", "\\${")
-    if isinstance(value, dict):
-        return {key: _escape(inner) for key, inner in value.items()}
-    return [_escape(inner) for inner in value] if isinstance(value, list) else value
 
 
 def worker_context(run: Run) -> WorkerContext:

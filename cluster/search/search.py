@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.text import Text
 
@@ -32,6 +31,7 @@ from efface.cluster.storage.remaining import RemainingTasks
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.workers.executor import WorkerClass
 from efface.cluster.workers.worker import Worker
+from efface.config_files import to_yaml
 from efface.errors import UserError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def run_search(
     first = Trial(search, folder, {name: dimension.probes[0] for name, dimension in search.space.items()}).plan
     check_axes(first)
     config = search.model_dump(mode="json", exclude={"evaluation": {"images_per_prompt"}})
-    folder.open(folder.root / "search.yaml", OmegaConf.to_yaml(OmegaConf.create(config)), [*MUTABLE_KEYS, "trials"])
+    folder.open(folder.root / "search.yaml", to_yaml(config), [*MUTABLE_KEYS, "trials"])
     trials = trials or search.trials
     base = base_plan(first)
     study_file = folder.root / "study.jsonl"
