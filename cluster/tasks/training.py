@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from efface.cluster.workers.worker import Worker
     from efface.train.job import Job
     from efface.train.trainer.options import TrainingOptions
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,10 @@ class TrainingTask(Task):
             return
         attention = metrics["attention"]
         if attention and attention["requested"] not in ("auto", attention["used"]):
-            print(
-                f"attention by {attention['requested']} is not available on this worker, {attention['used']} was used"
+            logger.warning(
+                "attention by %s is not available on this worker, %s was used",
+                attention["requested"],
+                attention["used"],
             )
         folder.write_delta(model, delta)
         worker.finish(

@@ -5,13 +5,13 @@ driver's own process, or in a test.
 """
 
 import io
+import logging
 import os
 import re
 import socket
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.tasks.calibration import CALIBRATION, CalibrationTask
 from efface.cluster.tasks.model import Model
 from efface.cluster.tasks.task import DamagedInput, Outcome, Task
+from efface.cluster.workers.log_capture import log_to
 from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import PromptSet
 from efface.errors import JobFailure, Stopped, StorageError, UserError
@@ -60,6 +61,8 @@ class WorkerContext:
     lease: str | None = None
     """The id of the driver's lease, by which a worker knows that it sees the same run folder; None: not checked."""
 
+
+logger = logging.getLogger(__name__)
 
 SMALLER_BATCH_NOTE = "out of memory: trying again with a smaller batch"
 
@@ -108,7 +111,7 @@ class Worker:
         self.smaller_batch = False
         """Whether the task under way is to take less memory, for it did not suffice before."""
         self._log = io.StringIO()
-        """What the task under way has printed."""
+        """What the task under way has logged."""
         self._began = False
         """Whether there was anything to do of it."""
         self._start = time.perf_counter()
@@ -135,7 +138,7 @@ class Worker:
                 return Outcome.failed("cancelled")
             if self.folder.record(task):
                 return Outcome.done()  # a worker that went out of reach has finished it all the same
-            with redirect_stdout(log), redirect_stderr(log):
+            with log_to(log):
                 smaller = self._execute(task, smaller_batch)
             return Outcome.done(smaller_batch=smaller, note=self._note)
         except Stopped:
@@ -155,13 +158,13 @@ class Worker:
         """Whether it was only done with a smaller batch, after it had run out of memory."""
         self._began, self._start, self.smaller_batch = True, time.perf_counter(), smaller_batch
         if smaller_batch:
-            print(SMALLER_BATCH_NOTE)
+            logger.warning(SMALLER_BATCH_NOTE)
         try:
             task.run(self)
         except Exception as error:
             if not _out_of_memory(error) or self._in_process_group:
                 raise
-            print(f"{error}\n{SMALLER_BATCH_NOTE}")
+            logger.warning("%s\n%s", error, SMALLER_BATCH_NOTE)
             error.__traceback__ = None  # it holds on to the tensors
             self._start, self.smaller_batch = time.perf_counter(), True
             task.run(self)
@@ -191,14 +194,11 @@ class Worker:
 
     def on_step(self, task: Task, done: int, steps: int, loss: float) -> None:
         """After every optimiser step. Raises Stopped where it is to be interrupted, JobFailure if it was given up."""
-        line = step_line(done, steps, loss)
-        if done % max(1, steps // 20) == 0 or done == steps:
-            print(line)
-            line = ""
         path = self.folder.task_log(task)
         if path and not self.rank and time.monotonic() - self._last_log_flush >= LOG_FLUSH_INTERVAL:
             self._last_log_flush = time.monotonic()
-            write_atomic(path, f"{self._log.getvalue()}{line}".encode(errors="replace"))
+            text = f"{self._log.getvalue()}step {done} of {steps}, loss {loss:.6g}\n"
+            write_atomic(path, text.encode(errors="replace"))
         if time.monotonic() - self._last_poll >= STOP_POLL_INTERVAL:
             self._last_poll = time.monotonic()
             if self._should_stop():
@@ -228,7 +228,7 @@ class Worker:
         return self._judges[calibration.id]
 
     def _save_log(self, task: Task, outcome: Outcome) -> Outcome:
-        """The outcome, once what the task printed is kept, where it is."""
+        """The outcome, once what the task logged is kept, where it is."""
         path = self.folder.task_log(task)
         if path is None:
             return outcome
@@ -238,11 +238,6 @@ class Worker:
         except StorageError as error:
             return Outcome.storage(str(error)) if outcome.is_done else outcome
         return outcome
-
-
-def step_line(done: int, steps: int, loss: float) -> str:
-    """A line of a log; `last_step` finds it."""
-    return f"step {done} of {steps}, loss {loss:.6g}"
 
 
 def last_step(log: str) -> tuple[int, int] | None:

@@ -51,7 +51,7 @@ def run(options: CancelOptions) -> CancelledRun | CancelledJob:
     tasks = [task for task in opened.plan.tasks if task.model == model]
     if len(opened.folder.records(tasks)) == len(tasks):
         raise UserError(f"{options.folder}: job {model.folder} is finished already")
-    opened.folder.fail(model, "cancelled", "cancelled on request")
+    opened.folder.fail(model, "training", "cancelled")
     return CancelledJob(model.folder, model.id, options.folder)
 
 

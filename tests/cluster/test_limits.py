@@ -253,7 +253,7 @@ def tasks(plan: Callable[..., Plan]) -> Plan:
 def test_a_training_that_runs_out_of_memory_is_done_with_a_smaller_micro_batch(
     error: Exception, worker: Worker, tasks: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from efface.train import job as jobs
+    from efface.train import run_job as jobs
 
     really = jobs.run_job
 
@@ -273,7 +273,7 @@ def test_a_training_that_runs_out_of_memory_is_done_with_a_smaller_micro_batch(
 @pytest.fixture
 def tries(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """The memory never suffices for a training; whether each attempt was with a smaller batch."""
-    from efface.train import job as jobs
+    from efface.train import run_job as jobs
 
     smaller_batch = []
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -283,7 +284,7 @@ def test_an_error_in_one_shard_fails_its_model_and_no_other(
 
     def judge(self: Shard, worker: Worker) -> None:
         if self.id == bad.id:
-            print("what the worker printed before")
+            logging.getLogger("efface.eval").info("what the worker logged before")
             raise ZeroDivisionError("broken")
         really(self, worker)
 
@@ -291,5 +292,5 @@ def test_an_error_in_one_shard_fails_its_model_and_no_other(
     results = run_here(run)
     assert results.failures == [f"{bad.model.folder} (judging, shard 1): ZeroDivisionError: broken"]
     details = run.folder.failure(bad.model)
-    assert details and "what the worker printed before" in details.details and "Traceback" in details.details
+    assert details and "what the worker logged before" in details.details and "Traceback" in details.details
     assert [row.method for row in results.rows] == ["base", "esd"]

@@ -132,7 +132,7 @@ def test_every_prompt_has_latents_of_its_own_from_one_noise_denoised_with_guidan
     def alone(prompt: str) -> tuple[Tensor, Tensor]:
         cond = encode_prompts(tiny_base, [prompt])
         latents, timestep = partial_denoise(predict, scheduler, cond, empty, noise, 3.0, stop)
-        return latents, predict(latents, timestep, cond.expand(2, -1, -1))
+        return latents, predict(latents, timestep, cond.expand(2))
 
     noise = _noise(method)
     with torch.no_grad():
@@ -140,7 +140,7 @@ def test_every_prompt_has_latents_of_its_own_from_one_noise_denoised_with_guidan
         finch, eps_finch = alone("finch")
         crow, eps_crow = alone("crow")
         sentences = [alone(f"A photo of {many} blue jay")[1] for many in ("a", "many", "more than two")]
-        null = predict(target, batch.timestep, empty.expand(2, -1, -1))
+        null = predict(target, batch.timestep, empty.expand(2))
     close = {"rtol": 1e-4, "atol": 1e-5}
     torch.testing.assert_close(batch.latents, torch.cat([target, finch, crow]), **close)
     torch.testing.assert_close(batch.neighbours, torch.stack([eps_finch, eps_crow]), **close)
@@ -196,7 +196,9 @@ def test_several_concepts_take_turns_and_none_is_a_neighbour_of_another(tiny_bas
     task = UnlearningTask(tiny_base, (JAY, CROW), BIRDS, seed=3)
     assert [method.texts(concept, task)[-1] for concept in (JAY, CROW)] == ["finch", "finch"]
     asked = [method.batch(index).conditioning.encoder_hidden_states[0] for index in range(12)]
-    jay, crow = (sum(torch.equal(prompts[0], prompt) for prompt in asked) for prompts in method.prompts)
+    jay, crow = (
+        sum(torch.equal(prompts.encoder_hidden_states[0], prompt) for prompt in asked) for prompts in method.prompts
+    )
     assert jay > 0 and crow > 0 and jay + crow == 12
 
 

@@ -167,7 +167,7 @@ def train_step(training: TrainState) -> float:
     if accelerator.is_main_process and (
         training.step % max(1, method.steps // 20) == 0 or training.step == method.steps
     ):
-        logger.info("step %d of %d: loss %.6g", training.step, method.steps, mean)
+        logger.info("step %d of %d, loss %.6g", training.step, method.steps, mean)
     if accelerator.trackers:
         accelerator.log({"loss": mean, "learning_rate": rate, "gradient_norm": norm}, step=training.step)
     return mean
