@@ -51,7 +51,7 @@ def run(options: AttackOptions) -> AttackResult:
     from efface.concepts.concept import load_concept_set
     from efface.concepts.prompts import PromptSet, load_prompt_set
     from efface.eval.adversarial_prompts import adversarial_prompts
-    from efface.eval.judge import load_judge
+    from efface.eval.judge_spec import load_judge
     from efface.launch.device import resolve_device
     from efface.models.base import read_base
     from efface.models.loading import load_base

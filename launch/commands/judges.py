@@ -16,7 +16,7 @@ def run(options: JudgesOptions) -> list[dict[str, Any]]:
     """The file of each judge that is known by name, and its name."""
     from efface.eval.judge_spec import judge_names, read_judge
 
-    return [{"name": name, **read_judge(name).model_dump(exclude_unset=True)} for name in judge_names()]
+    return [{"name": name, **read_judge(name).as_json()} for name in judge_names()]
 
 
 def show(judges: list[dict[str, Any]]) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from command import RunEfface
-from efface.launch.gpu_needs import estimate_gpu_memory
 from tiny_campaign import campaign_dict, write_yaml
 
+from efface.launch.doctor.gpu_memory import estimate_gpu_memory
 from efface.train.method import METHODS
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "anchor_distillation.py"

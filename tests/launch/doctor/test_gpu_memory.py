@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.planner import plan_campaign
 from efface.cluster.campaign.spec import Campaign, read_campaign
-from efface.launch import gpu_needs
+from efface.launch.doctor import gpu_memory
 from efface.launch.doctor.gpu_memory import GpuMemoryEstimate, estimate_gpu_memory, judge_bytes, judging_bytes
 from efface.models.base import read_base
 from efface.models.recipe import Recipe, load_recipe
@@ -176,6 +176,6 @@ def test_a_step_that_runs_out_of_memory_is_reported(
     def full(*arguments: Any) -> int:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(gpu_needs, "measured_peak", full)
+    monkeypatch.setattr(gpu_memory, "measured_peak", full)
     found = estimate_gpu_memory(*tiny(campaign_file), FakePeak())
     assert (found.measured, found.out_of_memory) == ((), ("esd",)) and found.training["esd"] > 0
