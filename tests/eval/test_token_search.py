@@ -86,7 +86,7 @@ def test_the_gradient_is_how_the_objective_moves_along_an_embedding(tiny_base: B
     tokens = torch.tensor([300, 310, 320])
     gains = _token_gains(tiny_base, goal, tokens)
     table = tiny_base.text_encoder.get_input_embeddings().weight
-    # A one-hot step of size h towards token v adds h e_v to the embedding at that position, and token 310 is only there.
+    # A one-hot step of size h towards token v adds h e_v to the embedding there, and nowhere else is token 310.
     h, v = 1e-2, 333
     ends = []
     for sign in (1, -1):

@@ -57,7 +57,7 @@ def test_one_kind_of_judge_with_all_its_keys(efface: RunEfface) -> None:
     [
         (["attacks", "token-serch"], "unknown attack 'token-serch': did you mean 'token-search'?"),
         (["judges", "clipp"], "unknown kind of judge 'clipp': did you mean 'clip'?"),
-        (["attack", "--attack", "tokens"], "unknown attack 'tokens': known are"),
+        (["attack", "--attack", "tokens"], "unknown attack 'tokens': did you mean 'token-search'?"),
         (["attack", "--set", "stepps=3"], "unknown key 'stepps', did you mean 'steps'?"),
         (["attack", "--set", "steps"], "--set 'steps' should be KEY=VALUE"),
     ],
