@@ -22,7 +22,7 @@ CHECK_SEEDS = (0, 1, 2, 3)
 MIN_DETECTION_RATE = 0.5
 """Share of the check's images that must show the concept."""
 CANDIDATES = 6
-"""Prompts that an attack is asked for in each round."""
+"""Prompts that are taken from an attack in each round."""
 ROUNDS = 4
 
 

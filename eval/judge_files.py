@@ -21,7 +21,7 @@ from efface.models.untrusted_models import check_model_files
 def load_model(auto_class: Any, source: str, device: str | torch.device, **options: Any) -> Any:
     """The model at `source` (package:FOLDER, a folder, or a hub id) in eval mode; safetensors only.
 
-    Raises UserError where it cannot be loaded, or where its file lacks weights that would then be drawn at
+    Raises UserError where it cannot be loaded, or where its file lacks weights, which would then be
     random.
     """
     folder = _checked(source)

@@ -189,9 +189,9 @@ def _random_prompt(
 def _candidates(tokens: Tensor, choices: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Different prompts with one token of `tokens` (n,) exchanged for one of its position's `choices` (n, k)."""
     positions, ranks = choices.shape
-    drawn = torch.randperm(positions * ranks, generator=generator)[:count]
-    tried = tokens.repeat(len(drawn), 1)
-    tried[torch.arange(len(drawn)), drawn // ranks] = choices.flatten()[drawn]
+    sampled = torch.randperm(positions * ranks, generator=generator)[:count]
+    tried = tokens.repeat(len(sampled), 1)
+    tried[torch.arange(len(sampled)), sampled // ranks] = choices.flatten()[sampled]
     return tried
 
 

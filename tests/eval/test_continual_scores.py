@@ -158,7 +158,7 @@ def test_the_table_fits_a_hundred_columns_with_nothing_cut() -> None:
     ("chain", "message"),
     [
         ([], "a chain without a request"),
-        ([*CHAIN, ("esd", "Cat")], "'Cat' is asked for twice"),
+        ([*CHAIN, ("esd", "Cat")], "'Cat' is requested twice"),
         ([("ca", "Cat")], "stage 1 of the chain, 'ca', has no scores"),
         ([("esd 1/3", "Cat"), ("another method", "Tulip")], "stage 2 .*'another method', is not scored on Tulip"),
     ],

@@ -113,7 +113,7 @@ def test_a_label_the_model_lacks_is_refused(tmp_path: Path, model: Path) -> None
         load(tmp_path, model, "labels: {taby: Cat}")
 
 
-def test_the_version_follows_weights_threshold_and_labels_but_not_the_place(tmp_path: Path, model: Path) -> None:
+def test_the_version_follows_weights_threshold_and_labels_but_not_the_path(tmp_path: Path, model: Path) -> None:
     plain = load(tmp_path, model).version
     assert load(tmp_path, model, "threshold: 0.4").version != plain
     assert load(tmp_path, model, "labels: {tabby: Cat}").version != plain
@@ -150,7 +150,7 @@ def test_a_model_without_a_trained_head_is_refused(tmp_path: Path, model: Path) 
         ("kind: vlm\nsource: x\nquestion: Is it {concept}?", "hold {question} once"),
     ],
 )
-def test_a_fault_in_the_yaml_is_told(tmp_path: Path, text: str, sentence: str) -> None:
+def test_an_error_in_the_yaml_is_described(tmp_path: Path, text: str, sentence: str) -> None:
     (tmp_path / "j.yaml").write_text(text)
     with pytest.raises(UserError, match=sentence):
         load_judge(tmp_path / "j.yaml")
@@ -202,25 +202,25 @@ def with_code(file: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
-def test_a_model_with_code_of_its_own_is_refused_and_nobody_is_asked(
+def test_a_model_with_code_of_its_own_is_refused_and_nobody_is_prompted(
     tmp_path: Path, model: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_code(model / name)
     (model / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on a terminal"))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("prompted on a terminal"))
     for use in (lambda: load(tmp_path, model), lambda: judge_identity(tmp_path / "mine.yaml")):
         with pytest.raises(UserError, match=rf"{name} names code of its own \('auto_map'\), which is never run"):
             use()
     assert not (tmp_path / "ran").exists()
 
 
-def test_an_unknown_judge_is_told_with_the_nearest_name() -> None:
+def test_an_unknown_judge_is_refused_with_the_nearest_name() -> None:
     assert {"miniature", "clip-vit-large", "llava-1.5-7b"} <= set(judge_names())
     with pytest.raises(UserError, match="unknown judge 'miniatur': did you mean 'miniature'"):
         load_judge("miniatur")
 
 
-def test_a_folder_that_holds_no_model_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="not a model this judge can load"):
         load(tmp_path, tmp_path / "empty")
