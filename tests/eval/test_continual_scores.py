@@ -38,7 +38,7 @@ def report() -> dict[str, Any]:
     return score_stages(CHAIN, SCORES)
 
 
-def test_a_stage_tells_its_request_and_everything_erased_so_far(report: dict[str, Any]) -> None:
+def test_a_stage_holds_its_request_and_everything_erased_so_far(report: dict[str, Any]) -> None:
     result = [(s["stage"], s["label"], s["request"], s["erased"]) for s in report["stages"]]
     assert result == [
         (1, "esd 1/3", "Cat", ["Cat"]),
