@@ -1,13 +1,12 @@
-"""A judge before its verdicts count: what it says of images of the unedited base, where the right answer is
-known.
+"""A judge before its verdicts count: what it says of images of the unedited base, where the right answer is known.
 
-Every concept is drawn from its direct prompts, and the judge is asked about every concept on every image. It
-should find a concept on the concept's own images (recall) and not on those of the others (specificity). For
-CLIP a threshold per concept is fitted first, on every other seed; the accuracy is always measured on the
-seeds between them.
+Images of every concept are made from its direct prompts, and the judge looks for every concept in every image. It
+should find a concept in the concept's own images (recall) and not in those of the others (specificity). For a judge
+that needs thresholds (CLIP), one per concept is fitted first, on every other seed; the accuracy is always measured on
+the seeds between them.
 
-An image may rightly show another concept too (a wedding at sunset), which counts against the specificity:
-the prompts should not ask for two concepts of the set at once.
+An image may rightly show another concept too (a wedding at sunset), which counts against the specificity: the prompts
+should not name two concepts of the set at once.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +21,7 @@ from efface.concepts.prompts import PromptSet, prompt_of
 from efface.config_files import StrictModel, read_config
 from efface.errors import UserError
 from efface.eval.image_errors import IMAGE_ERRORS, ImageError, counted, image_errors, verdicts
-from efface.eval.judge import Judge
-from efface.eval.judges.clip import ClipJudge
+from efface.eval.judge import Judge, ThresholdJudge
 from efface.files import as_path, write_json
 from efface.models.base import Base
 from efface.models.recipe import Recipe
@@ -81,7 +79,7 @@ def calibrate(
             f"judge '{judge.name}' cannot be calibrated on {len(concepts)} concepts and {len(set(seeds))} seeds, "
             "should be at least two of each"
         )
-    if not isinstance(judge, ClipJudge):
+    if not isinstance(judge, ThresholdJudge):
         judge.check(concepts)
     rows = [
         (c, seed, text)
@@ -97,7 +95,7 @@ def calibrate(
     order = {seed: i for i, seed in enumerate(dict.fromkeys(seeds))}
     fitting = np.array([order[seed] % 2 == 0 for _, seed, _ in rows])
     thresholds: dict[str, float] = {}
-    if isinstance(judge, ClipJudge):
+    if isinstance(judge, ThresholdJudge):
         fitted = fitting & sound
         _check_whole(judge, owner[fitted], concepts, errors)
         scores = np.array([judge.scores(images[fitted], [concept] * int(fitted.sum())) for concept in concepts])
@@ -136,7 +134,7 @@ def _check_whole(
 
 
 def _own_prompts(prompt_set: PromptSet, concept_set: ConceptSet, concept: Concept) -> list[str]:
-    """The direct prompts of a concept; a neighbour without a row of its own has the one it is asked for by."""
+    """The direct prompts of a concept; a neighbour without a row of its own has the one that names it."""
     own = [prompt.text for prompt in prompt_set.axis("forget", concept_set, concept)]
     return own or [prompt_of(concept.phrase)]
 
@@ -172,7 +170,7 @@ def calibrated(judge: Judge, calibration: Calibration) -> Judge:
             f"judge '{judge.name}' is not the one that was calibrated ('{calibration.judge}', weights "
             f"{calibration.weights[:12]}), calibrate it again"
         )
-    if isinstance(judge, ClipJudge):
+    if isinstance(judge, ThresholdJudge):
         judge = judge.calibrated(calibration.thresholds)
     if judge.version != calibration.judge_version:
         raise UserError(f"judge '{judge.name}' has other settings than when it was calibrated, calibrate it again")

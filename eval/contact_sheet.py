@@ -1,6 +1,6 @@
 """Contact sheets: one picture per concept, the base and every method below it on the same prompts and seeds.
 
-A frame says what the judge saw (blue: the asked concept is there; grey: it is not; none: the answer could
+A frame shows what the judge saw (blue: the requested concept is there; grey: it is not; none: the answer could
 not be read), the number below is its score.
 """
 
@@ -25,7 +25,7 @@ TITLE, HEAD, CAPTION, FOOT = 34, 58, 18, 26
 LABEL_CHARACTERS = 22
 TEXT_COLOR, MUTED_COLOR, PRESENT_COLOR, ABSENT_COLOR, BACKGROUND = "#1b1b1b", "#6b6b6b", "#1f6fd6", "#b9b9b9", "#ffffff"
 
-Column = tuple[Axis, str, str, int]  # axis, asked concept, prompt, seed
+Column = tuple[Axis, str, str, int]  # axis, requested concept, prompt, seed
 
 
 Finder = Callable[[Sequence[str]], pa.Table]
@@ -80,7 +80,7 @@ def _pick(axis: Axis, shown: dict[str, dict[Column, dict[str, Any]]], count: int
     by_concept: dict[str, list[str]] = {}
     for asked_concept, prompt in sorted({(asked_concept, prompt) for _, asked_concept, prompt, _ in known}):
         by_concept.setdefault(asked_concept, []).append(prompt)
-    # One prompt of every asked concept comes before the second of any.
+    # One prompt of every requested concept comes before the second of any.
     turns = [
         (turn, asked_concept, prompt)
         for asked_concept, texts in by_concept.items()
@@ -126,7 +126,7 @@ def _draw(
                 _draw_cell(sheet, draw, (x, y), side, cells.get(column), pictures, fonts[12])
             x += step
         x += BLOCK_GAP
-    foot = f"judge {harmless(judge)}; blue frame: the asked concept is there, grey: it is not; number: its score"
+    foot = f"judge {harmless(judge)}; blue frame: the requested concept is there, grey: it is not; number: its score"
     draw.text((GAP, sheet.height - FOOT + 4), _fit(foot, fonts[12], width - 2 * GAP), MUTED_COLOR, fonts[12])
     return sheet
 
@@ -140,7 +140,7 @@ def _draw_cell(
     pictures: dict[str, Image.Image],
     font: Any,
 ) -> None:
-    """One image with its frame and score; nothing where the model was not asked, or the image was not kept."""
+    """One image with its frame and score; nothing where the model has no such row, or the image was not kept."""
     x, y = corner
     if row is None:
         return

@@ -1,4 +1,4 @@
-"""What is asked of a model: every image once, with all the concepts that are looked for in it."""
+"""What a model is evaluated on: every image once, with all the concepts that are looked for in it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from efface.concepts.prompts import Axis, PromptSet
 
 @dataclass(frozen=True)
 class Ask:
-    """One thing asked of an image: for which target, on which axis, which concept is looked for (names)."""
+    """One question about an image: for which target, on which axis, which concept is looked for (names)."""
 
     concept: str
     axis: Axis
@@ -19,7 +19,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class EvalRequest:
-    """One image, made from a prompt and a seed, and everything asked of it."""
+    """One image, made from a prompt and a seed, and every question about it."""
 
     prompt: str
     seed: int
@@ -36,7 +36,7 @@ def eval_requests(
     """Each (prompt text, seed) once: prompts in the order they first come up target by target, the seeds
     inside.
 
-    limits: at most that many prompts per asked concept on an axis. Raises UserError as
+    limits: at most that many prompts per requested concept on an axis. Raises UserError as
     `PromptSet.for_target` does.
     """
     asks: dict[str, list[Ask]] = {}

@@ -36,16 +36,16 @@ def image_errors(images: np.ndarray, not_finite: Collection[int] = ()) -> list[I
 
 
 def verdicts(
-    judge: Judge, images: np.ndarray, asked: Sequence[Concept], errors: Sequence[ImageError | None]
+    judge: Judge, images: np.ndarray, concepts: Sequence[Concept], errors: Sequence[ImageError | None]
 ) -> list[Verdict]:
-    """One verdict an image, unreadable for those with an error, of which the judge is not asked.
+    """One verdict an image, unreadable for those with an error, which the judge does not see.
 
     So is a verdict whose score is no number. images: uint8 (N, H, W, 3).
     """
     sound = [i for i, error in enumerate(errors) if error is None]
     found = [UNREADABLE] * len(errors)
     if sound:
-        for i, verdict in zip(sound, judge.judge(images[sound], [asked[i] for i in sound]), strict=True):
+        for i, verdict in zip(sound, judge.judge(images[sound], [concepts[i] for i in sound]), strict=True):
             found[i] = verdict if np.isfinite(verdict.score) else UNREADABLE
     return found
 

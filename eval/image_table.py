@@ -1,4 +1,4 @@
-"""The image table: one row per image, judge and thing asked of the image. Every published number is a query
+"""The image table: one row per image, judge and question. Every published number is a query
 over it.
 
 It is kept as Parquet, checked once on reading. The images themselves lie in a table of their own, found by
@@ -64,7 +64,7 @@ KEY = (
 def read_table(path: str | Path) -> pa.Table:
     """The image table in a Parquet file, or in all Parquet files below a folder, in the order of `SCHEMA`.
 
-    Raises UserError with the file and the fault: not Parquet, a missing column, a wrong type, a null, a
+    Raises UserError with the file and the error: not Parquet, a missing column, a wrong type, a null, a
     score outside [0, 1], an unknown axis, a duplicate.
     """
     parts = [_read(file, SCHEMA) for file in _files(as_path(path))]

@@ -1,22 +1,28 @@
-"""A judge says of an image whether the asked concept is there. Judges are YAML in `configs/judges/`, found
-by name.
+"""What a judge is: it says of an image whether a concept is in it. A kind of judge is a config and a class to load.
 
-kind: classifier   an image classification model whose labels are concepts        (classifier.py)
-kind: clip         CLIP, zero-shot, calibrated on images of the base               (clip.py)
-kind: vlm          a vision-language model asked a yes/no question                 (vlm.py)
+    @JUDGES.register("clip")
+    class ClipJudge:
+        Config = ClipConfig
+
+        @classmethod
+        def load(cls, name: str, config: ClipConfig, device: str | torch.device) -> "ClipJudge": ...
+
+One file each in `eval/judges/`, or an entry point of the group `efface.judges`. A judge itself is a YAML file, of ours
+in `configs/judges/`: its `kind`, and the fields of that kind's config (`judge_spec.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
+from pydantic import StringConstraints
 
 from efface.concepts.concept import Concept
-from efface.eval.judge_spec import ClassifierSpec, ClipSpec, judge_name, read_judge
+from efface.config_files import StrictModel
+from efface.registry import Registry
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +32,7 @@ if TYPE_CHECKING:
 class Verdict:
     """`present` is None, and `score` NaN, where the judge's answer could not be read.
 
-    score: probability in [0, 1] that the asked concept is in the image.
+    score: probability in [0, 1] that the requested concept is in the image.
     """
 
     present: bool | None
@@ -46,35 +52,56 @@ class Judge(Protocol):
         """Raises UserError naming the concepts it cannot judge."""
 
     def judge(self, images: np.ndarray, concepts: Sequence[Concept]) -> list[Verdict]:
-        """One verdict per image: is `asked[i]` in `images[i]`? images: uint8, (N, H, W, 3)."""
+        """One verdict per image: is `concepts[i]` in `images[i]`? images: uint8, (N, H, W, 3)."""
 
 
-def load_judge(
-    name_or_path: str | Path, device: str | torch.device = "cpu", calibration: str | Path | None = None
-) -> Judge:
-    """The judge of a YAML file, in memory on `device`; `calibration` is a file that `calibration.calibrate`
-    made.
+@runtime_checkable
+class ThresholdJudge(Judge, Protocol):
+    """A judge that can judge a concept only once a threshold was fitted on images of the base (`calibration.py`)."""
 
-    Raises UserError where the YAML is wrong, the model cannot be loaded, or the calibration is another
-    judge's.
-    """
-    spec, name = read_judge(name_or_path), judge_name(name_or_path)
-    # Each kind brings its own part of transformers.
-    judge: Judge
-    if isinstance(spec, ClassifierSpec):
-        from efface.eval.judges.classifier import load_classifier
+    def scores(self, images: np.ndarray, concepts: Sequence[Concept]) -> list[float]:
+        """The score of each image for its concept, which needs no threshold."""
 
-        judge = load_classifier(name, spec, device)
-    elif isinstance(spec, ClipSpec):
-        from efface.eval.judges.clip import load_clip
+    def calibrated(self, thresholds: Mapping[str, float]) -> Judge:
+        """The same judge with a threshold for each concept name, and another version."""
 
-        judge = load_clip(name, spec, device)
-    else:
-        from efface.eval.judges.vlm import load_vlm
 
-        judge = load_vlm(name, spec, device)
-    if calibration is None:
-        return judge
-    from efface.eval.calibration import calibrated, read_calibration
+Source = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
-    return calibrated(judge, read_calibration(calibration))
+
+@dataclass(frozen=True)
+class JudgeWeights:
+    """A judge's model: where it lies (package:FOLDER, a folder, or a hub id), and the torch dtype it is loaded in."""
+
+    source: str
+    dtype: str = "float32"
+
+
+class JudgeConfig(StrictModel):
+    """What a judge's YAML says beside its `kind`. Every field has a description."""
+
+    @property
+    def weights(self) -> JudgeWeights | None:
+        """The model to be there before anything is judged; None: the judge has none."""
+        return None
+
+
+class JudgeKind(Protocol):
+    """A class of judges; importing it, which a plan does, loads no library of models."""
+
+    Config: type[JudgeConfig]
+
+    def load(self, name: str, config: Any, device: str | torch.device) -> Judge:
+        """The judge called `name`, in memory. Raises UserError where its model cannot be loaded."""
+
+
+JUDGES: Registry[JudgeKind] = Registry("kind of judge", "efface.judges", package="efface.eval.judges")
+"""Kinds of judges, one file each."""
+
+
+def check_template(text: str, name: str) -> str:
+    """The text, which holds {name} once and no other braces. Raises ValueError."""
+    rest = text.replace(f"{{{name}}}", "", 1)
+    if rest == text or "{" in rest or "}" in rest:
+        raise ValueError(f"the text should hold {{{name}}} once and no other braces")
+    return text

@@ -1,4 +1,4 @@
-"""The files of a judge: found, loaded whole, and hashed, so that a verdict can name exactly who gave it."""
+"""The model of a judge: its files found, loaded whole, and hashed, so that a verdict can name exactly who gave it."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -11,7 +11,9 @@ from safetensors import SafetensorError
 from torch import nn
 
 from efface.errors import UserError
+from efface.eval.judge import JudgeConfig
 from efface.eval.judge_identity import FILES
+from efface.files import content_id
 from efface.models.model_files import locate
 from efface.models.untrusted_models import check_model_files
 
@@ -19,7 +21,7 @@ from efface.models.untrusted_models import check_model_files
 def load_model(auto_class: Any, source: str, device: str | torch.device, **options: Any) -> Any:
     """The model at `source` (package:FOLDER, a folder, or a hub id) in eval mode; safetensors only.
 
-    Raises UserError where it cannot be loaded, or where its file lacks weights that would then be drawn at
+    Raises UserError where it cannot be loaded, or where its file lacks weights, which would then be
     random.
     """
     folder = _checked(source)
@@ -57,6 +59,12 @@ def weights_sha256(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def judge_version(kind: str, config: JudgeConfig, weights: str, **more: Any) -> str:
+    """`Judge.version`: 16 hex digits over all that decides a verdict. weights: their SHA-256; more: JSON values."""
+    settings = config.model_dump(exclude={"source", "batch_size"})
+    return content_id({"weights": weights, "spec": {"kind": kind, **settings}, **more})
 
 
 def batches(count: int, size: int) -> Sequence[slice]:

@@ -1,4 +1,4 @@
-"""What a judge is, without loading it: the id that a plan needs before any weights are in memory."""
+"""The identity of a judge that is not loaded: what a plan needs before any weights are in memory."""
 
 import re
 from pathlib import Path
@@ -16,13 +16,15 @@ HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
 def judge_identity(name_or_path: str | Path) -> str:
-    """16 hex digits over the judge's YAML; where its model lies on this machine, over the model's files, not its place.
+    """16 hex digits over the judge's YAML; of a model on this machine, over its files, and not where they lie.
 
     Raises UserError for an unknown judge, whatever is wrong in its YAML, and a model on this machine that is none.
     """
     spec = read_judge(name_or_path)
-    data = spec.model_dump(mode="json", exclude_unset=True)
-    source = spec.source
+    data, weights = spec.as_json(), spec.config.weights
+    if weights is None:
+        return content_id([data, {}])
+    source = weights.source
     local = source.startswith(PACKAGE) or Path(source).expanduser().is_dir()
     if not local and not HUB_ID.fullmatch(source):
         raise UserError(f"{name_or_path}: source: '{source}' is no folder, and no id of a model on the hub")
@@ -33,6 +35,6 @@ def judge_identity(name_or_path: str | Path) -> str:
     check_model_files(folder, source)
     if not local:
         return content_id([data, {}])
-    del data["source"]
+    data.pop("source", None)
     files = sorted(path for pattern in FILES for path in folder.glob(pattern))
     return content_id([data, {path.name: sha256_file(path) for path in files}])

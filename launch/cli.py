@@ -22,7 +22,7 @@ PANELS = {
     "Erase": ("unlearn", "export"),
     "Judge": ("evaluate", "score", "attack"),
     "Campaigns": ("run", "plan", "status", "retry", "cancel", "logs", "gc", "search", "submit", "prefetch"),
-    "Look up": ("doctor", "methods", "judges", "concepts", "prompts", "bases"),
+    "Look up": ("doctor", "methods", "judges", "attacks", "concepts", "prompts", "bases"),
 }
 """The commands by their heading in the help; each is a module of `launch/commands/`."""
 INTERRUPTED = "interrupted; what is finished is kept, the same command goes on from there"

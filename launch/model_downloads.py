@@ -87,7 +87,8 @@ def _models_of_base(base: "BaseSpec", judges: Sequence[str]) -> Iterator[Require
     if not base.source.startswith(RANDOM):
         yield RequiredModel("base", base.source, DIFFUSERS_FILES)
     for judge in judges or ((base.judge,) if base.judge else ()):
-        yield RequiredModel("judge", read_judge(judge).source, JUDGE_FILES)
+        if weights := read_judge(judge).config.weights:
+            yield RequiredModel("judge", weights.source, JUDGE_FILES)
     if base.image_encoder:
         yield RequiredModel("image encoder", base.image_encoder, ENCODER_FILES)
 

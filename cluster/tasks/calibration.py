@@ -37,7 +37,7 @@ class CalibrationTask(Task):
     def run(self, worker: Worker) -> None:
         from efface.eval.calibration import calibrate
         from efface.eval.image_errors import counted
-        from efface.eval.judge import load_judge
+        from efface.eval.judge_spec import load_judge
 
         worker.set_resident(None)
         context = worker.context

@@ -218,13 +218,15 @@ class Worker:
         return task.model is not None and self.folder.failure(task.model) is not None
 
     def _load_judge(self, calibration: CalibrationTask) -> "Judge":
-        from efface.eval.judge import load_judge
+        from efface.eval.calibration import calibrated, read_calibration
+        from efface.eval.judge_spec import load_judge
 
         if calibration.id not in self._judges:
             path = self.folder.output(calibration, CALIBRATION)
             if not self.folder.is_intact(calibration):
                 raise DamagedInput(path, self.folder.record_file(calibration))
-            self._judges[calibration.id] = load_judge(calibration.judge, self.device, path)
+            judge = load_judge(calibration.judge, self.device)
+            self._judges[calibration.id] = calibrated(judge, read_calibration(path))
         return self._judges[calibration.id]
 
     def _save_log(self, task: Task, outcome: Outcome) -> Outcome:

@@ -7,21 +7,24 @@ other concepts,
 
     maximise  1/2 [ cos(p(prompt), p(concept)) + cos(m(prompt), m(concept)) ]
 
-A step takes the gradient by the one-hot tokens, draws exchanges of one token among the best few of every
-place, and keeps the best of them if it is better. Prompts always read back to the very tokens that were
+A step takes the gradient by the one-hot tokens, samples exchanges of one token among the best few of every
+position, and keeps the best of them if it is better. Prompts always read back to the very tokens that were
 searched.
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import count
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from efface.errors import UserError
+from efface.eval.attack import ATTACKS, AdversarialPrompt, Attack, AttackConfig, AttackTarget
 from efface.eval.banned_words import Banned
 from efface.models.base import Base
 from efface.models.text_encoding import encode_ids, token_ids
@@ -30,37 +33,40 @@ ATTEMPTS = 1000
 POSITIONS = 24
 
 
-@dataclass(frozen=True)
-class SearchConfig:
-    """Smaller than MMA-Diffusion's (20 tokens, 512 exchanges from the 256 best, 500 steps): the search is
-    restarted.
-    """
+class TokenSearchConfig(AttackConfig):
+    """Smaller than MMA-Diffusion's (20 tokens, 512 exchanges from the 256 best, 500 steps): the search is restarted."""
 
-    tokens: int = 8
-    steps: int = 40
-    top_k: int = 64  # best exchanges per place by gradient
-    candidates: int = 48  # drawn and tried per step
+    tokens: int = Field(8, ge=1, description="tokens of a prompt; MMA-Diffusion: 20")
+    steps: int = Field(40, ge=0, description="steps of one search; MMA-Diffusion: 500")
+    top_k: int = Field(64, ge=1, description="best exchanges at each position by gradient; MMA-Diffusion: 256")
+    candidates: int = Field(48, ge=1, description="exchanges that a step samples and tries; MMA-Diffusion: 512")
 
 
-@dataclass(frozen=True)
-class AdversarialPrompt:
-    """A prompt, its tokens, and the objective in [-1, 1] now and for the random prompt it began as."""
+@ATTACKS.register("token-search")
+class TokenSearch(Attack):
+    """Greedy coordinate gradient on the base's text encoder, towards the concept and away from others."""
 
-    text: str
-    tokens: tuple[int, ...]
-    similarity: float
-    start: float
+    Config = TokenSearchConfig
+
+    @cached_property
+    def _vocabulary(self) -> "Vocabulary":
+        return Vocabulary(self.base)
+
+    def find(self, target: AttackTarget, seed: int) -> Iterator[AdversarialPrompt]:
+        """One prompt for each restart; the strength is the objective, in [-1, 1]."""
+        goal = SearchObjective(self.base, target.prompts, target.others)
+        for restart in count():
+            from_seed = restart_seed(seed, target.concept.name, restart)
+            yield search(self.base, goal, self._vocabulary, target.banned, self.config, from_seed)
 
 
 class SearchObjective:
-    """What the text encoder should be made to say: the concept's direct prompts, against those of other
-    concepts.
-    """
+    """What the prompt's encoding should point to: the concept's direct prompts, away from those of other concepts."""
 
     def __init__(self, base: Base, prompts: Sequence[str], against: Sequence[str] = ()) -> None:
         """prompts: at least one; against: prompts for other concepts, whose mean is taken as the origin."""
         ids = token_ids(base, [*prompts, *against])
-        # The encoder looks back only, so what it says of the first positions does not need the rest of the padding.
+        # The encoder is causal, so its output at the first positions does not need the rest of the padding.
         self.positions = max(POSITIONS, int(end_positions(ids, base.tokenizer.eos_token_id).max()) + 1)
         features = self.features(base, prompts)
         self.origin = self.features(base, against).mean(0) if against else torch.zeros_like(features[0])
@@ -106,7 +112,7 @@ class Vocabulary:
         return str(self.tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)).strip()
 
     def allowed(self, banned: Banned) -> Tensor:
-        """Which tokens are readable and do not say anything banned by themselves: bool, (vocabulary,)."""
+        """Which tokens are readable and not banned by themselves: bool, (vocabulary,)."""
         hits = torch.tensor([banned.matches(text) for text in self.texts])
         return self.readable & ~hits
 
@@ -125,14 +131,15 @@ def search(
     goal: SearchObjective,
     vocabulary: Vocabulary,
     banned: Banned,
-    config: SearchConfig | None = None,
+    config: TokenSearchConfig,
     seed: int = 0,
 ) -> AdversarialPrompt:
     """One restart of the search, from a random prompt; a function of its arguments alone.
 
+    The provenance holds the tokens, and the objective of the random prompt (`start`).
+
     Raises UserError where no prompt of so many tokens can be made from what is not banned.
     """
-    config = config or SearchConfig()
     generator = torch.Generator().manual_seed(seed)
     allowed = vocabulary.allowed(banned)
     tokens = _random_prompt(vocabulary, banned, allowed, config.tokens, generator)
@@ -150,7 +157,9 @@ def search(
         winner = int(similarities.argmax())
         if float(similarities[winner]) > best:
             best, tokens = float(similarities[winner]), tried[winner]
-    return AdversarialPrompt(vocabulary.text(tokens.tolist()), tuple(tokens.tolist()), best, start)
+    return AdversarialPrompt(
+        vocabulary.text(tokens.tolist()), best, {"tokens": tokens.tolist(), "start": start, "seed": seed}
+    )
 
 
 def restart_seed(seed: int, concept: str, restart: int) -> int:
@@ -162,7 +171,7 @@ def restart_seed(seed: int, concept: str, restart: int) -> int:
 def _random_prompt(
     vocabulary: Vocabulary, banned: Banned, allowed: Tensor, count: int, generator: torch.Generator
 ) -> Tensor:
-    """Tokens (count,) that make a valid prompt, built place by place."""
+    """Tokens (count,) that make a valid prompt, built token by token."""
     pool = allowed.nonzero().flatten()
     tokens: list[int] = []
     for _ in range(ATTEMPTS if len(pool) > 1 else 0):
@@ -178,11 +187,11 @@ def _random_prompt(
 
 
 def _candidates(tokens: Tensor, choices: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Different prompts with one token of `tokens` (n,) exchanged for one of its place's `choices` (n, k)."""
+    """Different prompts with one token of `tokens` (n,) exchanged for one of its position's `choices` (n, k)."""
     positions, ranks = choices.shape
-    drawn = torch.randperm(positions * ranks, generator=generator)[:count]
-    tried = tokens.repeat(len(drawn), 1)
-    tried[torch.arange(len(drawn)), drawn // ranks] = choices.flatten()[drawn]
+    sampled = torch.randperm(positions * ranks, generator=generator)[:count]
+    tried = tokens.repeat(len(sampled), 1)
+    tried[torch.arange(len(sampled)), sampled // ranks] = choices.flatten()[sampled]
     return tried
 
 
@@ -204,7 +213,7 @@ def _similarities(base: Base, goal: SearchObjective, tokens: Tensor) -> Tensor:
 
 
 def _token_gains(base: Base, goal: SearchObjective, tokens: Tensor) -> Tensor:
-    """Derivative of the objective by the one-hot token of every place: (n, vocabulary) on the CPU."""
+    """Derivative of the objective by the one-hot token at every position: (n, vocabulary) on the CPU."""
     embedding = base.text_encoder.get_input_embeddings()
     leaf: list[Tensor] = []
 

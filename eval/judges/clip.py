@@ -1,5 +1,4 @@
-"""The CLIP judge: zero-shot, by how much more an image is like "an image of X" than like "an image without
-X".
+"""Kind `clip`: zero-shot, by how much more an image is like "an image of X" than like "an image without X".
 
     score = softmax(logit_scale * [cos(image, with X), cos(image, without X)])[0]
 
@@ -13,37 +12,65 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from efface.concepts.concept import Concept
 from efface.errors import UserError
-from efface.eval.judge import Verdict
-from efface.eval.judge_files import batches, load_model, load_processor, padded, weights_sha256
-from efface.eval.judge_spec import ClipSpec
-from efface.files import content_id
+from efface.eval.judge import JUDGES, JudgeConfig, JudgeWeights, Source, Verdict, check_template
+from efface.eval.judge_files import batches, judge_version, load_model, load_processor, padded, weights_sha256
 
 
+class ClipConfig(JudgeConfig):
+    """The settings of a CLIP judge."""
+
+    source: Source = Field(description="a CLIP model: package:FOLDER, a folder, or a hub id")
+    threshold: float | None = Field(None, gt=0, lt=1, description="for all concepts, instead of a calibration")
+    present: str = Field("an image of {concept}", description="the text for an image that shows {concept}")
+    absent: str = Field("an image without {concept}", description="the text for one that does not")
+    batch_size: int = Field(32, ge=1, description="images per forward pass")
+
+    @field_validator("present", "absent")
+    @classmethod
+    def _names_the_concept(cls, text: str) -> str:
+        return check_template(text, "concept")
+
+    @property
+    def weights(self) -> JudgeWeights:
+        return JudgeWeights(self.source)
+
+
+@JUDGES.register("clip")
 class ClipJudge:
     """Judges every concept it has a threshold for. `thresholds`: concept name -> probability in [0, 1]."""
+
+    Config = ClipConfig
 
     def __init__(
         self,
         name: str,
-        spec: ClipSpec,
+        config: ClipConfig,
         model: Any,
         processor: Any,
         thresholds: Mapping[str, float] | None = None,
     ) -> None:
         self.name = name
-        self.spec = spec
+        self.config = config
         self.model = model
         self.processor = processor
         self.thresholds = dict(thresholds or {})
         self.weights = weights_sha256(model)
         self.version = self._version()
         self._text_embeds: dict[str, Tensor] = {}
-        """What the texts of a concept come to, by what stands for it in them."""
+        """Embeddings of a concept's two texts, by its words in them."""
+
+    @classmethod
+    def load(cls, name: str, config: ClipConfig, device: str | torch.device) -> "ClipJudge":
+        from transformers import CLIPModel, CLIPProcessor
+
+        model = load_model(CLIPModel, config.source, device)
+        return cls(name, config, model, load_processor(CLIPProcessor, config.source))
 
     def calibrated(self, thresholds: Mapping[str, float]) -> "ClipJudge":
         """The same judge with these thresholds, and another version."""
@@ -70,12 +97,10 @@ class ClipJudge:
 
     @torch.inference_mode()
     def scores(self, images: np.ndarray, concepts: Sequence[Concept]) -> list[float]:
-        """Probability of "with" against "without" for each image and the concept asked of it; needs no
-        threshold.
-        """
+        """Probability of "with" against "without" for each image and its concept; needs no threshold."""
         found: list[float] = []
         scale = self.model.logit_scale.float().exp()
-        for rows in batches(len(images), self.spec.batch_size):
+        for rows in batches(len(images), self.config.batch_size):
             seen = self._encode_images(images[rows])
             found += [
                 float((scale * (self._encode_text(concept.question) @ image)).softmax(dim=0)[0])
@@ -85,29 +110,21 @@ class ClipJudge:
 
     def _encode_images(self, images: np.ndarray) -> Tensor:
         """Unit vectors (batch size, D) of a batch of images, the last one repeated until it is full."""
-        pixels = self.processor.image_processor(list(padded(images, self.spec.batch_size)), return_tensors="pt")
+        pixels = self.processor.image_processor(list(padded(images, self.config.batch_size)), return_tensors="pt")
         output = self.model.vision_model(pixels["pixel_values"].to(self.model.device))
         return normalize(self.model.visual_projection(output.pooler_output).float())
 
     def _encode_text(self, concept: str) -> Tensor:
         """Unit vectors (2, D): the text with the concept, and the one without."""
         if concept not in self._text_embeds:
-            texts = [text.format(concept=concept) for text in (self.spec.present, self.spec.absent)]
+            texts = [text.format(concept=concept) for text in (self.config.present, self.config.absent)]
             tokens = self.processor.tokenizer(texts, return_tensors="pt", padding=True, truncation=True)
             output = self.model.text_model(**tokens.to(self.model.device))
             self._text_embeds[concept] = normalize(self.model.text_projection(output.pooler_output).float())
         return self._text_embeds[concept]
 
     def _threshold(self, concept: Concept) -> float | None:
-        return self.thresholds.get(concept.name, self.spec.threshold)
+        return self.thresholds.get(concept.name, self.config.threshold)
 
     def _version(self) -> str:
-        spec = self.spec.model_dump(exclude={"source", "batch_size"})
-        return content_id({"weights": self.weights, "spec": spec, "thresholds": self.thresholds})
-
-
-def load_clip(name: str, spec: ClipSpec, device: str | torch.device) -> ClipJudge:
-    from transformers import CLIPModel, CLIPProcessor
-
-    model = load_model(CLIPModel, spec.source, device)
-    return ClipJudge(name, spec, model, load_processor(CLIPProcessor, spec.source))
+        return judge_version("clip", self.config, self.weights, thresholds=self.thresholds)

@@ -1,6 +1,6 @@
 """A chain of requests, judged after each of them: what the newest erased, what it cost, and what came back.
 
-After stage k the model has been asked to forget the targets 1 … k. With A_k(c, axis) the score of target c on an axis
+After stage k the model has erased the targets 1 … k. With A_k(c, axis) the score of target c on an axis
 after stage k (the share of images without it, on the axes forget, indirect and adversarial)
 
     relapse_k(j, axis)  =  A_j(j, axis) - A_k(j, axis)            for j < k, in [-1, 1], 0 is best
@@ -10,7 +10,7 @@ images in which it is seen. Below 0 it is more thoroughly gone than before. The 
 
     retention_k  =  ( adjacent_k + retain_k ) / 2
 
-is over all targets so far, whose neighbours and retained concepts they are; those erased meanwhile are not asked for.
+is over all targets so far, whose neighbours and retained concepts they are; those erased meanwhile are left out.
 The mean over stages of a number is the area under its curve, divided by the number of stages.
 
 Sources: relapse of the first target over a chain, D_k - D_1, and utility collapse after a few requests: CUIG (ICLR
@@ -42,7 +42,7 @@ COLUMNS = (
 
 
 def score_stages(chain: Sequence[tuple[str, str]], scores: Scores) -> dict[str, Any]:
-    """The stages of one chain, from the labels of its models and the concept each was asked to forget, in order.
+    """The stages of one chain, from the labels of its models and the concept that each was to forget, in order.
 
         {"stages": [{"stage": k, "label": …, "request": NAME, "erased": [NAME, …], "err_mean": …, "axes": {axis: …},
                      "retention": …,
@@ -140,7 +140,7 @@ def _check(chain: Sequence[tuple[str, str]], scores: Scores) -> None:
     names = [name for _, name in chain]
     doubled = next((name for name in names if names.count(name) > 1), None)
     if doubled:
-        raise UserError(f"'{doubled}' is asked for twice in one chain, should be erased once")
+        raise UserError(f"'{doubled}' is requested twice in one chain, should be erased once")
     for k, (label, _) in enumerate(chain):
         if label not in scores:
             raise UserError(f"stage {k + 1} of the chain, '{label}', has no scores, should be judged like the others")

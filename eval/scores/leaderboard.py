@@ -52,7 +52,7 @@ def leaderboard(
 ) -> list[LeaderboardRow]:
     """Rows from what `score_table` gave for each label: the base first, then by `err_mean`, the best first.
 
-    weight_changes: label -> `mean_weight_change`; seconds: label -> seconds. Where methods were asked
+    weight_changes: label -> `mean_weight_change`; seconds: label -> seconds. Where methods have
     different questions there is one base row for each different score of the base.
     """
     weight_changes, seconds = weight_changes or {}, seconds or {}

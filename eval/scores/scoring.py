@@ -120,14 +120,14 @@ def _check_models(table: pa.Table, name: str) -> None:
 
 
 def _same_questions(of_base: pa.Table, edited: pa.Table) -> pa.Table:
-    """The base's rows for just the questions asked of the edited models, each once."""
+    """The base's rows for just the questions of the edited models, each once."""
     keys = ["concept", "axis", "asked_concept", "prompt_id", "seed"]
     wanted = edited.select(keys).group_by(keys).aggregate([])
     found = wanted.join(of_base, keys, join_type="inner")
     answered = found.select(keys).group_by(keys).aggregate([]).num_rows
     if answered < wanted.num_rows:
         raise UserError(
-            f"the base has no rows for {wanted.num_rows - answered} of the {wanted.num_rows} questions asked "
+            f"the base has no rows for {wanted.num_rows - answered} of the {wanted.num_rows} questions "
             "of the edited model, should be evaluated on the same ones (or left out of the table)"
         )
     return found
@@ -233,7 +233,7 @@ def _bootstrap(clustered: Sequence[Sequence[_ClusteredScores]], seeds: int) -> A
 
 
 def _summary(concepts: Sequence[str], axes: Array, statistic: Callable[[Array], Any]) -> dict[str, Any]:
-    """The four numbers of scores (samples, concepts, 5), each told from its samples (samples,)."""
+    """The four numbers of scores (samples, concepts, 5), each from its samples (samples,)."""
     err = harmonic_mean(axes)
     return {
         "concepts": {

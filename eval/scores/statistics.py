@@ -31,7 +31,7 @@ def err_of_means(axes: Array) -> Array:
 
 
 def resample_counts(size: int, draws: int, rng: np.random.Generator) -> Array:
-    """How often each of `size` things comes up when `size` are drawn with replacement: (draws, size)."""
+    """How often each of `size` things comes up in a sample of `size` with replacement: (draws, size)."""
     return rng.multinomial(size, np.full(size, 1.0 / size), size=draws).astype(np.float64)
 
 

@@ -1,10 +1,10 @@
-"""`efface attack`: adversarial prompts for a prompt set, found on the base's text encoder."""
+"""`efface attack`: adversarial prompts for a prompt set, found against the base."""
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from efface.launch.command import Command
 from efface.launch.options import BaseOption, ConceptsOption, DeviceOption, PromptsOption
 from efface.launch.paths import check_writable
 from efface.launch.tables import print_line
+
+if TYPE_CHECKING:
+    from efface.eval.adversarial_prompts import KeptPrompt
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +31,16 @@ class AttackOptions:
     concept: Annotated[list[str], typer.Option("--concept", "-c", help="Only for this concept; repeatable.")] = field(
         default_factory=list
     )
-    judge: Annotated[str | None, typer.Option(help="Keeps what the base really draws; default: the base's own.")] = None
-    per_concept: Annotated[int, typer.Option(min=1, help="Prompts wanted for each concept.")] = 5
+    attack: Annotated[str, typer.Option(help="An attack of `efface attacks`.")] = "token-search"
+    settings: Annotated[
+        list[str],
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="A field of the attack's config; repeatable."),
+    ] = field(default_factory=list)
+    judge: Annotated[
+        str | None,
+        typer.Option(help="Keeps what shows the concept in the base's images; default: the base's own."),
+    ] = None
+    per_concept: Annotated[int, typer.Option(min=1, help="Prompts for each concept, at most.")] = 5
     seed: Annotated[int, typer.Option(help="Same seed, same prompts.")] = 0
     out: Annotated[Path, typer.Option("--out", "-o", help="The prompt CSV to write.")] = Path("prompts.csv")
     device: DeviceOption = "auto"
@@ -40,7 +51,7 @@ class AttackResult:
     """The prompt file that was written, and the adversarial prompts that were found for each concept."""
 
     path: Path
-    found: dict[str, tuple[str, ...]]
+    found: dict[str, tuple["KeptPrompt", ...]]
 
 
 def run(options: AttackOptions) -> AttackResult:
@@ -50,12 +61,15 @@ def run(options: AttackOptions) -> AttackResult:
     """
     from efface.concepts.concept import load_concept_set
     from efface.concepts.prompts import PromptSet, load_prompt_set
-    from efface.eval.adversarial_prompts import adversarial_prompts
-    from efface.eval.judge import load_judge
+    from efface.eval.adversarial_prompts import PromptCheck, adversarial_prompts
+    from efface.eval.attack import ATTACKS, parse_attack_config
+    from efface.eval.judge_spec import load_judge
+    from efface.launch.commands.unlearn import parse_key_values
     from efface.launch.device import resolve_device
     from efface.models.base import load_base, read_base
     from efface.models.recipe import load_recipe
 
+    config = parse_attack_config(options.attack, parse_key_values(options.settings))
     spec = read_base(options.base)
     names = {"--concepts": options.concepts or spec.concepts, "--prompts": options.prompts or spec.prompts}
     for option, value in names.items():
@@ -71,25 +85,25 @@ def run(options: AttackOptions) -> AttackResult:
     device = resolve_device(options.device)
     judge_name = options.judge or spec.judge
 
-    def on_concept(name: str, texts: Sequence[str]) -> None:
-        logger.info("%s: %d of %d", name, len(texts), options.per_concept)
+    def on_concept(name: str, kept: Sequence["KeptPrompt"]) -> None:
+        logger.info("%s: %d of %d", name, len(kept), options.per_concept)
 
+    base = load_base(spec, device)
     found = adversarial_prompts(
-        load_base(spec, device),
+        ATTACKS.get(options.attack)(base, config),
         concept_set,
         prompt_set,
-        load_judge(judge_name, device) if judge_name else None,
-        load_recipe(spec.recipe),
+        PromptCheck(base, load_recipe(spec.recipe), load_judge(judge_name, device)) if judge_name else None,
         options.per_concept,
         options.seed,
         targets=targets,
         on_concept=on_concept,
     )
     rows = dict(prompt_set.rows)
-    for name, texts in found.items():
-        rows[name] = replace(rows[name], adversarial=texts)
+    for name, kept in found.items():
+        rows[name] = replace(rows[name], adversarial=tuple(each.prompt.text for each in kept))
     write_atomic(options.out, PromptSet(str(options.out), rows).csv(concept_set).encode())
-    return AttackResult(options.out, dict(found))
+    return AttackResult(options.out, found)
 
 
 def show(result: AttackResult) -> None:

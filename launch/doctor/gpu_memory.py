@@ -15,7 +15,7 @@ import torch
 
 from efface.config_files import parse
 from efface.eval.judge_identity import FILES
-from efface.eval.judge_spec import VlmSpec, read_judge
+from efface.eval.judge_spec import read_judge
 from efface.models.base import Base, load_base
 from efface.models.model_files import NotCached, locate
 from efface.models.parameter_groups import select
@@ -108,15 +108,16 @@ def judging_bytes(shapes: ModelShapes, recipe: Recipe, edited_by: Sequence[Metho
 
 def judge_bytes(judge: str) -> int | None:
     """Bytes of a judge's weights in memory, from the shapes in its files; None where they are not on this machine."""
-    spec = read_judge(judge)
-    dtype = spec.dtype if isinstance(spec, VlmSpec) else "float32"
+    weights = read_judge(judge).config.weights
+    if weights is None:
+        return 0
     try:
-        folder = locate(spec.source, FILES, fetch=False)
+        folder = locate(weights.source, FILES, fetch=False)
     except NotCached:
         return None
     whole = folder / "model.safetensors"
     files = [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
-    return getattr(torch, dtype).itemsize * sum(map(_parameter_count, files)) if files else None
+    return getattr(torch, weights.dtype).itemsize * sum(map(_parameter_count, files)) if files else None
 
 
 @lru_cache

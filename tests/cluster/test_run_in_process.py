@@ -23,7 +23,7 @@ from efface.cluster.tasks.task import Outcome, Task
 from efface.cluster.workers.local_executor import LocalExecutor
 from efface.cluster.workers.worker import Worker
 from efface.eval.image_table import read_images, read_table
-from efface.eval.judge import load_judge
+from efface.eval.judge_spec import load_judge
 from efface.models.base import load_base
 from efface.models.delta import Delta
 from efface.models.sampler import ImageRequest, sample

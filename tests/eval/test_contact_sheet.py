@@ -107,6 +107,6 @@ def test_an_unreadable_verdict_and_a_lost_image_are_no_fault(row: Row, table: Ma
     contact_sheet(verdicts, tables(row, table)[1], "Cat")
 
 
-def test_a_concept_without_rows_is_told(row: Row, table: MakeTable) -> None:
+def test_a_concept_without_rows_is_refused(row: Row, table: MakeTable) -> None:
     with pytest.raises(UserError, match="no rows for concept 'Dog'"):
         contact_sheet(*tables(row, table), "Dog")

@@ -38,7 +38,7 @@ def report() -> dict[str, Any]:
     return score_stages(CHAIN, SCORES)
 
 
-def test_a_stage_tells_its_request_and_everything_erased_so_far(report: dict[str, Any]) -> None:
+def test_a_stage_holds_its_request_and_everything_erased_so_far(report: dict[str, Any]) -> None:
     result = [(s["stage"], s["label"], s["request"], s["erased"]) for s in report["stages"]]
     assert result == [
         (1, "esd 1/3", "Cat", ["Cat"]),
@@ -158,7 +158,7 @@ def test_the_table_fits_a_hundred_columns_with_nothing_cut() -> None:
     ("chain", "message"),
     [
         ([], "a chain without a request"),
-        ([*CHAIN, ("esd", "Cat")], "'Cat' is asked for twice"),
+        ([*CHAIN, ("esd", "Cat")], "'Cat' is requested twice"),
         ([("ca", "Cat")], "stage 1 of the chain, 'ca', has no scores"),
         ([("esd 1/3", "Cat"), ("another method", "Tulip")], "stage 2 .*'another method', is not scored on Tulip"),
     ],

@@ -52,7 +52,7 @@ def test_a_judge_sees_whole_images_alone_and_verdicts_stay_in_their_order(world:
     asked = [world.find(name) for name in ("Dog", "Cat", "Cat", "Dog")]
     found = verdicts(judge, images, asked, image_errors(images))
     assert [verdict.present for verdict in found] == [False, None, True, None]
-    assert [name for name, _ in judge.asked] == ["Dog", "Cat"]
+    assert [name for name, _ in judge.requested] == ["Dog", "Cat"]
 
 
 def test_an_image_that_much_is_asked_of_is_counted_once(

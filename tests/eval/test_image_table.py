@@ -91,7 +91,7 @@ def test_narrower_types_and_further_columns_are_taken(row: Row, tmp_path: Path) 
         ({"image_error": "blanked"}, "1 rows have a verdict on an image with an image_error, should have none"),
     ],
 )
-def test_a_fault_is_told_in_one_sentence(row: Row, tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
+def test_an_error_is_described_in_one_sentence(row: Row, tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
     path = save(tmp_path / "t.parquet", [row("forget", True) | change])
     with pytest.raises(UserError, match=sentence) as error:
         read_table(path)
@@ -119,7 +119,7 @@ def test_a_table_from_before_images_were_looked_at_has_no_errors(row: Row, tmp_p
     assert table.schema == SCHEMA and table["image_error"].to_pylist() == [None]
 
 
-def test_missing_files_and_empty_folders_are_told(tmp_path: Path) -> None:
+def test_missing_files_and_empty_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file or folder"):
         read_table(tmp_path / "nowhere.parquet")
     with pytest.raises(UserError, match="holds no Parquet file"):

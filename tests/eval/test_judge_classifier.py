@@ -1,6 +1,8 @@
 """The classifier judge on tiny models whose every weight is set by the test."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,9 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from efface.concepts.concept import Concept, ConceptSet, load_concept_set
 from efface.errors import UserError
-from efface.eval.judge import Judge, load_judge
+from efface.eval.judge import Judge
 from efface.eval.judge_identity import judge_identity
-from efface.eval.judge_spec import judge_name, judge_names
+from efface.eval.judge_spec import judge_name, judge_names, load_judge
 from efface.eval.judges.classifier import concept_score
 
 LOGITS = (2.0, -1.0, 0.5)
@@ -111,7 +113,7 @@ def test_a_label_the_model_lacks_is_refused(tmp_path: Path, model: Path) -> None
         load(tmp_path, model, "labels: {taby: Cat}")
 
 
-def test_the_version_follows_weights_threshold_and_labels_but_not_the_place(tmp_path: Path, model: Path) -> None:
+def test_the_version_follows_weights_threshold_and_labels_but_not_the_path(tmp_path: Path, model: Path) -> None:
     plain = load(tmp_path, model).version
     assert load(tmp_path, model, "threshold: 0.4").version != plain
     assert load(tmp_path, model, "labels: {tabby: Cat}").version != plain
@@ -134,10 +136,10 @@ def test_a_model_without_a_trained_head_is_refused(tmp_path: Path, model: Path) 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("kind: clasifier\nsource: x", "'clasifier' is no kind of judge, did you mean 'classifier'"),
+        ("kind: clasifier\nsource: x", "j.yaml: kind: unknown kind of judge 'clasifier': did you mean 'classifier'"),
         ("source: x", "key 'kind' is missing, should be one of classifier, clip, vlm"),
-        ("kind: clipp\nsource: x", "kind: 'clipp' is no kind of judge, did you mean 'clip'"),
-        ("kind: [clip]\nsource: x", "is no kind of judge"),
+        ("kind: clipp\nsource: x", "kind: unknown kind of judge 'clipp': did you mean 'clip'"),
+        ("kind: [clip]\nsource: x", "unknown kind of judge"),
         ("kind: vlm\nsource: ''", "source: string should have at least 1 character"),
         ("kind: vlm\nsource: x\nquestion: Is {question} there}?", "hold {question} once and no other braces"),
         ("kind: classifier\nsource: x\ntreshold: 1", "unknown key 'treshold', did you mean 'threshold'"),
@@ -148,7 +150,7 @@ def test_a_model_without_a_trained_head_is_refused(tmp_path: Path, model: Path) 
         ("kind: vlm\nsource: x\nquestion: Is it {concept}?", "hold {question} once"),
     ],
 )
-def test_a_fault_in_the_yaml_is_told(tmp_path: Path, text: str, sentence: str) -> None:
+def test_an_error_in_the_yaml_is_described(tmp_path: Path, text: str, sentence: str) -> None:
     (tmp_path / "j.yaml").write_text(text)
     with pytest.raises(UserError, match=sentence):
         load_judge(tmp_path / "j.yaml")
@@ -158,7 +160,7 @@ def test_a_fault_in_the_yaml_is_told(tmp_path: Path, text: str, sentence: str) -
     ("text", "sentence"),
     [
         ("kind: classifier\nthreshold: 0.5", "j.yaml: key 'source' is missing"),
-        ("kind: clipp\nsource: x/y", "j.yaml: kind: 'clipp' is no kind of judge, did you mean 'clip'"),
+        ("kind: clipp\nsource: x/y", "j.yaml: kind: unknown kind of judge 'clipp': did you mean 'clip'"),
         ("source: x/y", "j.yaml: key 'kind' is missing"),
         ("kind: clip\nsource: x/y\nthresold: 0.5", "j.yaml: unknown key 'thresold', did you mean 'threshold'"),
         ("kind: clip\nsource: ./nowhere", "j.yaml: source: './nowhere' is no folder, and no id of a model on the hub"),
@@ -169,6 +171,16 @@ def test_a_plan_finds_what_a_loader_would(tmp_path: Path, text: str, sentence: s
     (tmp_path / "j.yaml").write_text(text)
     with pytest.raises(UserError, match=sentence):
         judge_identity(tmp_path / "j.yaml")
+
+
+def test_a_plan_reads_judges_without_a_library_of_models() -> None:
+    code = (
+        "import sys\nfrom efface.eval.judge_identity import judge_identity\n"
+        "from efface.eval.judge_spec import judge_names\n"
+        "[judge_identity(name) for name in judge_names()]\nprint('transformers' in sys.modules)"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed == "False\n"
 
 
 def test_the_identity_follows_the_yaml_and_the_files_and_neither_place_nor_layout(tmp_path: Path, model: Path) -> None:
@@ -190,12 +202,12 @@ def with_code(file: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
-def test_a_model_with_code_of_its_own_is_refused_and_nobody_is_asked(
+def test_a_model_with_code_of_its_own_is_refused_and_nobody_is_prompted(
     tmp_path: Path, model: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_code(model / name)
     (model / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on a terminal"))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("prompted on a terminal"))
     for use in (lambda: load(tmp_path, model), lambda: judge_identity(tmp_path / "mine.yaml")):
         with pytest.raises(UserError, match=rf"{name} names code of its own \('auto_map'\), which is never run"):
             use()
@@ -208,13 +220,13 @@ def test_a_judge_is_called_by_its_file_also_where_the_name_has_dots(tmp_path: Pa
     assert judge_name(tmp_path / "eye-1.5-large.yaml") == "eye-1.5-large"
 
 
-def test_an_unknown_judge_is_told_with_the_nearest_name() -> None:
+def test_an_unknown_judge_is_refused_with_the_nearest_name() -> None:
     assert {"miniature", "clip-vit-large", "llava-1.5-7b"} <= set(judge_names())
     with pytest.raises(UserError, match="unknown judge 'miniatur': did you mean 'miniature'"):
         load_judge("miniatur")
 
 
-def test_a_folder_that_holds_no_model_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="not a model this judge can load"):
         load(tmp_path, tmp_path / "empty")

@@ -12,8 +12,8 @@ from efface.concepts.concept import ConceptSet
 from efface.concepts.prompts import PromptSet
 from efface.errors import UserError
 from efface.eval import calibration as calibration_of
-from efface.eval.calibration import Accuracy, best_threshold, calibrate, mean_accuracy, read_calibration
-from efface.eval.judge import load_judge
+from efface.eval.calibration import Accuracy, best_threshold, calibrate, calibrated, mean_accuracy, read_calibration
+from efface.eval.judge_spec import load_judge
 from efface.eval.judges.clip import ClipJudge
 from efface.models.base import Base
 from efface.models.recipe import Recipe
@@ -43,7 +43,9 @@ def model(tmp_path_factory: pytest.TempPathFactory, write_tokenizer: Any) -> Pat
 
 def load(tmp_path: Path, model: Path, more: str = "", calibration: Path | None = None) -> ClipJudge:
     (tmp_path / "eye.yaml").write_text(f"kind: clip\nsource: {model}\nbatch_size: 2\n{more}")
-    judge = load_judge(tmp_path / "eye.yaml", calibration=calibration)
+    judge = load_judge(tmp_path / "eye.yaml")
+    if calibration:
+        judge = calibrated(judge, read_calibration(calibration))
     assert isinstance(judge, ClipJudge)
     return judge
 

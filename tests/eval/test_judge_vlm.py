@@ -19,7 +19,7 @@ from transformers import (
 
 from efface.concepts.concept import ConceptSet
 from efface.errors import UserError
-from efface.eval.judge import load_judge
+from efface.eval.judge_spec import load_judge
 from efface.eval.judges.vlm import VlmJudge, first_tokens, read_answer, yes_probability
 
 WORDS = (

@@ -107,8 +107,10 @@ def test_a_model_that_draws_nothing_has_forgotten_nothing(row: Row, table: MakeT
     rows = model_rows(row, images=20)
     broken(rows[:1], "not finite")
     broken(rows[1:2], "one colour")
-    told = r"forget: 2 of 20 verdicts could not be read, .* 5%; 2 images are no evidence \(1 not finite, 1 one colour\)"
-    with pytest.raises(UserError, match=told):
+    sentence = (
+        r"forget: 2 of 20 verdicts could not be read, .* 5%; 2 images are no evidence \(1 not finite, 1 one colour\)"
+    )
+    with pytest.raises(UserError, match=sentence):
         score_table(table(rows))
 
 

@@ -1,5 +1,7 @@
 """The token search on the tiny base, whose tokens are single bytes."""
 
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -9,11 +11,12 @@ from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import PromptSet
 from efface.errors import UserError
 from efface.eval import adversarial_prompts as whole
-from efface.eval.adversarial_prompts import adversarial_prompts
+from efface.eval.adversarial_prompts import KeptPrompt, PromptCheck, adversarial_prompts
+from efface.eval.attack import AdversarialPrompt, Attack, AttackConfig, AttackTarget
 from efface.eval.attacks.token_search import (
-    AdversarialPrompt,
-    SearchConfig,
     SearchObjective,
+    TokenSearch,
+    TokenSearchConfig,
     Vocabulary,
     _similarities,
     _token_gains,
@@ -25,7 +28,7 @@ from efface.models.base import Base
 from efface.models.recipe import Recipe
 from efface.models.text_encoding import encode_prompts, token_ids
 
-CONFIG = SearchConfig(tokens=4, steps=6, top_k=16, candidates=24)
+CONFIG = TokenSearchConfig(tokens=4, steps=6, top_k=16, candidates=24)
 NOTHING = Banned(frozenset(), frozenset())
 
 
@@ -56,16 +59,14 @@ def test_the_objective_is_the_mean_of_two_centred_cosines(tiny_base: Base, goal:
 
 def test_the_search_improves_the_objective_it_reports(tiny_base: Base, goal: SearchObjective) -> None:
     found = run(tiny_base, goal)
-    assert found.similarity > found.start + 0.1
-    assert float(goal.similarity(goal.features(tiny_base, [found.text]))[0]) == pytest.approx(
-        found.similarity, abs=1e-5
-    )
+    assert found.strength > found.provenance["start"] + 0.1
+    assert float(goal.similarity(goal.features(tiny_base, [found.text]))[0]) == pytest.approx(found.strength, abs=1e-5)
 
 
 def test_the_prompt_reads_back_to_its_tokens(tiny_base: Base, goal: SearchObjective) -> None:
     for seed in range(3):
         found = run(tiny_base, goal, seed=seed)
-        assert tiny_base.tokenizer(found.text, add_special_tokens=False).input_ids == list(found.tokens)
+        assert tiny_base.tokenizer(found.text, add_special_tokens=False).input_ids == found.provenance["tokens"]
         assert found.text.isprintable()
 
 
@@ -81,11 +82,11 @@ def test_the_search_leaves_the_text_encoder_as_it_was(tiny_base: Base, goal: Sea
     assert not any(parameter.requires_grad for parameter in tiny_base.text_encoder.parameters())
 
 
-def test_the_gradient_tells_how_the_objective_moves_along_an_embedding(tiny_base: Base, goal: SearchObjective) -> None:
+def test_the_gradient_is_how_the_objective_moves_along_an_embedding(tiny_base: Base, goal: SearchObjective) -> None:
     tokens = torch.tensor([300, 310, 320])
     gains = _token_gains(tiny_base, goal, tokens)
     table = tiny_base.text_encoder.get_input_embeddings().weight
-    # A one-hot step of size h towards token v adds h e_v to the embedding at that place, and token 310 is only there.
+    # A one-hot step of size h towards token v adds h e_v to the embedding there, and nowhere else is token 310.
     h, v = 1e-2, 333
     ends = []
     for sign in (1, -1):
@@ -120,7 +121,7 @@ def test_camel_case_names_are_several_words() -> None:
     assert banned.matches("jay")
 
 
-def test_a_vocabulary_with_everything_banned_is_told(tiny_base: Base, goal: SearchObjective) -> None:
+def test_a_vocabulary_with_everything_banned_is_refused(tiny_base: Base, goal: SearchObjective) -> None:
     with pytest.raises(UserError, match="no prompt of 4 tokens"):
         run(tiny_base, goal, Banned(frozenset({""}), frozenset()))
 
@@ -131,7 +132,7 @@ def test_restarts_and_concepts_have_seeds_of_their_own() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_only_prompts_the_base_draws_are_kept(
+def test_only_prompts_from_which_the_base_makes_the_concept_are_kept(
     tiny_base: Base,
     recipe: Recipe,
     world: ConceptSet,
@@ -139,13 +140,51 @@ def test_only_prompts_the_base_draws_are_kept(
     stub_judge: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(whole, "RESTARTS", 2)
+    monkeypatch.setattr(whole, "CANDIDATES", 2)
     monkeypatch.setattr(whole, "ROUNDS", 2)
     judge = stub_judge(lambda image, concept: concept.name == "Cat")
-    quick = SearchConfig(tokens=2, steps=1, top_k=4, candidates=4)
-    found = adversarial_prompts(tiny_base, world, prompts, judge, recipe, per_concept=1, config=quick)
+    quick = TokenSearch(tiny_base, TokenSearchConfig(tokens=2, steps=1, top_k=4, candidates=4))
+    found = adversarial_prompts(quick, world, prompts, PromptCheck(tiny_base, recipe, judge), per_concept=1)
     assert set(found) == {"Cat", "Tulip", "Van Gogh"}
     assert len(found["Cat"]) == 1
     assert found["Tulip"] == found["Van Gogh"] == ()
-    unchecked = adversarial_prompts(tiny_base, world, prompts, None, recipe, per_concept=2, config=quick)
-    assert [len(texts) for texts in unchecked.values()] == [2, 2, 2]
+    assert found["Cat"][0].detection_rate == 1.0
+    unchecked = adversarial_prompts(quick, world, prompts, None, per_concept=2)
+    assert [len(kept) for kept in unchecked.values()] == [2, 2, 2]
+
+
+class Blurts(Attack):
+    """Says one text for ever, or until it has said all of several."""
+
+    Config = AttackConfig
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.texts = texts
+
+    def find(self, target: AttackTarget, seed: int) -> Iterator[AdversarialPrompt]:
+        return (AdversarialPrompt(text, float(strength)) for strength, text in enumerate(self.texts))
+
+
+def texts(found: Iterable[KeptPrompt]) -> list[str]:
+    return [kept.prompt.text for kept in found]
+
+
+def test_whatever_an_attack_finds_no_prompt_with_the_name_is_kept(world: ConceptSet, prompts: PromptSet) -> None:
+    found = adversarial_prompts(
+        Blurts(["a cat", "fog", "a k-i-t-t-y"]), world, prompts, None, targets=[world.find("Cat")]
+    )
+    assert texts(found["Cat"]) == ["fog"]
+
+
+def test_an_attack_that_only_repeats_itself_ends(
+    tiny_base: Base, recipe: Recipe, world: ConceptSet, prompts: PromptSet, stub_judge: Any
+) -> None:
+    check = PromptCheck(tiny_base, recipe, stub_judge(lambda image, concept: True))
+    found = adversarial_prompts(Blurts(itertools.repeat("fog")), world, prompts, check, targets=[world.find("Cat")])
+    assert texts(found["Cat"]) == ["fog"]
+
+
+def test_of_prompts_detected_as_often_the_strongest_come_first(world: ConceptSet, prompts: PromptSet) -> None:
+    cat = [world.find("Cat")]
+    found = adversarial_prompts(Blurts(["fog", "mist", "haze"]), world, prompts, None, per_concept=2, targets=cat)
+    assert texts(found["Cat"]) == ["haze", "mist"]

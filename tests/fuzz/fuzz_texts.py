@@ -14,7 +14,7 @@ from efface.concepts.concept import ConceptSet, load_concept_set
 from efface.concepts.prompt_csv import read_prompt_csv, write_prompt_csv
 from efface.config_files import CONFIGS
 from efface.eval.judge_identity import judge_identity
-from efface.eval.judge_spec import KINDS, read_judge
+from efface.eval.judge_spec import read_judge
 
 CAMPAIGN = {
     "name": "demo",
@@ -155,7 +155,7 @@ def check_judge(drawn: str | bytes, folder: Path) -> bool:
     path = folder / "judge.yaml"
     path.write_bytes(drawn if isinstance(drawn, bytes) else drawn.encode(errors="surrogatepass"))
     spec = read_judge(path)
-    assert spec.source and spec.kind in KINDS
+    assert spec.config.weights and spec.config.weights.source and spec.kind in {judge["kind"] for judge in JUDGES}
     assert judge_identity(path) == judge_identity(path)
     return True
 

@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[list[str], set[str]]] = {
     "attack": (
         [],
         {"--concepts", "--prompts", "--concept", "-c", "--judge", "--per-concept", "--seed", "--out", "-o"}
+        | {"--attack", "--set", "-s"}
         | BASE
         | DEVICE,
     ),
@@ -53,7 +54,8 @@ COMMANDS: dict[str, tuple[list[str], set[str]]] = {
     "prefetch": (["names"], set()),
     "doctor": (["campaign"], JSON),
     "methods": (["name"], JSON),
-    "judges": ([], JSON),
+    "judges": (["kind"], JSON),
+    "attacks": (["name"], JSON),
     "concepts": (["name"], BASE | JSON),
     "prompts": (["file"], {"--concepts", "--concept", "-c"} | BASE | JSON),
     "bases": ([], JSON),

@@ -37,6 +37,36 @@ def test_one_method_with_all_its_fields(efface: RunEfface) -> None:
     assert result.code == 0 and all(field["name"] in result.out for field in found["fields"])
 
 
+def test_one_attack_with_all_its_fields(efface: RunEfface) -> None:
+    (found,) = parsed(efface, "attacks", "token-search")
+    assert [field["name"] for field in found["fields"]] == ["tokens", "steps", "top_k", "candidates"]
+    assert all(field["description"] and field["default"] for field in found["fields"])
+    result = efface("attacks", "token-search")
+    assert result.code == 0 and all(field["name"] in result.out for field in found["fields"])
+
+
+def test_one_kind_of_judge_with_all_its_keys(efface: RunEfface) -> None:
+    (found,) = parsed(efface, "judges", "clip")
+    assert {"source", "threshold", "present", "absent"} < {field["name"] for field in found["fields"]}
+    result = efface("judges", "clip")
+    assert result.code == 0 and all(field["name"] in result.out for field in found["fields"])
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        (["attacks", "token-serch"], "unknown attack 'token-serch': did you mean 'token-search'?"),
+        (["judges", "clipp"], "unknown kind of judge 'clipp': did you mean 'clip'?"),
+        (["attack", "--attack", "tokens"], "unknown attack 'tokens': did you mean 'token-search'?"),
+        (["attack", "--set", "stepps=3"], "unknown key 'stepps', did you mean 'steps'?"),
+        (["attack", "--set", "steps"], "--set 'steps' should be KEY=VALUE"),
+    ],
+)
+def test_what_is_not_in_a_registry_is_refused(command: list[str], sentence: str, efface: RunEfface) -> None:
+    result = efface(*command)
+    assert result.code == 2 and sentence in result.err
+
+
 def test_judges_bases_and_concept_sets(efface: RunEfface) -> None:
     assert names(parsed(efface, "judges")) == list_configs("judges")
     assert names(parsed(efface, "bases")) == list_configs("bases")
@@ -63,7 +93,7 @@ def test_the_prompts_of_one_target(efface: RunEfface) -> None:
     assert {prompt["axis"] for prompt in found} >= {"forget", "indirect", "adjacent", "retain"}
 
 
-@pytest.mark.parametrize("command", ["methods", "judges", "concepts", "bases"])
+@pytest.mark.parametrize("command", ["methods", "judges", "attacks", "concepts", "bases"])
 def test_tables_for_people_name_everything(command: str, efface: RunEfface) -> None:
     result = efface(command)
     assert result.code == 0 and all(name in result.out for name in names(parsed(efface, command)))

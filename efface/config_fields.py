@@ -1,0 +1,42 @@
+"""Items of a registry and the fields of their configs as data, for people and for programs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from efface.config_files import StrictModel
+
+LIMITS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+
+
+def describe(name: str, item: Any) -> dict[str, Any]:
+    """`name`, `summary` (of the docstring) and `fields` of an item with a strict `Config`."""
+    return {
+        "name": name,
+        "summary": (item.__doc__ or "").strip().partition("\n")[0],
+        "fields": describe_fields(item.Config),
+    }
+
+
+def describe_fields(config: type[StrictModel]) -> list[dict[str, Any]]:
+    """The fields of a config in their order: `name, type, default, description`.
+
+    `type` is for people ("integer >= 1", "'x' | 'u'"), `default` is absent where a value must be given.
+    """
+    return [_field(name, schema) for name, schema in config.model_json_schema().get("properties", {}).items()]
+
+
+def _field(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    field = {"name": name, "type": _type(schema), "description": schema.get("description", "")}
+    return {**field, "default": schema["default"]} if "default" in schema else field
+
+
+def _type(schema: Mapping[str, Any]) -> str:
+    if "anyOf" in schema:
+        return " | ".join(dict.fromkeys(map(_type, schema["anyOf"])))
+    if "enum" in schema or "const" in schema:
+        return " | ".join(repr(choice) for choice in schema.get("enum", [schema.get("const")]))
+    limits = [f"{sign} {schema[key]}" for key, sign in LIMITS.items() if key in schema]
+    kind = schema.get("type", "mapping")
+    if kind == "array":
+        return f"list of {_type(schema.get('items', {}))}"
+    return " ".join([{"object": "mapping"}.get(kind, kind), *limits])

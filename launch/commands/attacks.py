@@ -1,0 +1,31 @@
+"""`efface attacks`: what searches adversarial prompts, or every field of one attack."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from efface.launch.command import Command
+from efface.launch.listing import Listing
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttacksOptions:
+    """The attacks that search adversarial prompts, and their settings."""
+
+    name: Annotated[str | None, typer.Argument(help="One attack, with every field of its config.")] = None
+
+
+def run(options: AttacksOptions) -> Listing:
+    """All attacks, or the one called `name`. Raises UserError where there is none."""
+    from efface.config_fields import describe
+    from efface.eval.attack import ATTACKS
+
+    return Listing([describe(name, ATTACKS.get(name)) for name in ATTACKS.names()]).only(options.name, ATTACKS)
+
+
+def show(listing: Listing) -> None:
+    listing.show({"attack": "name", "": "summary"})
+
+
+COMMAND = Command("attacks", AttacksOptions, run, show, as_json=lambda listing: listing.entries)

@@ -1,0 +1,99 @@
+"""A kind of judge, an attack and a metric of somebody else's package, one file each, found by entry points."""
+
+import csv
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from command import RunEfface
+from tiny_campaign import CONCEPTS, write_yaml
+
+from efface.eval.attack import ATTACKS
+from efface.eval.judge import JUDGES
+from efface.eval.metric import METRICS
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+OURS = (
+    ("judges", JUDGES, "colour", "judge"),
+    ("attacks", ATTACKS, "shuffle", "attack"),
+    ("metrics", METRICS, "changed-share", "metric"),
+)
+
+
+@pytest.fixture(autouse=True)
+def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The examples as pip would install them: modules, and the metadata that holds their entry points."""
+    site = tmp_path / "site-packages"
+    metadata = site / "outside-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    for _, _, _, module in OURS:
+        shutil.copy(EXAMPLES / f"{module}.py", site / f"outside_{module}.py")
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
+    entries = [f"[efface.{group}]\n{name} = outside_{module}\n" for group, _, name, module in OURS]
+    (metadata / "entry_points.txt").write_text("".join(entries))
+    monkeypatch.syspath_prepend(str(site))
+    yield
+    for _, registry, name, module in OURS:
+        registry._items.pop(name, None)  # type: ignore[attr-defined]
+        sys.modules.pop(f"outside_{module}", None)
+
+
+@pytest.fixture
+def judge(tmp_path: Path) -> str:
+    """A YAML file of the outside kind, which finds every concept in grey images."""
+    colours = {name: [128, 128, 128] for name in CONCEPTS}
+    return write_yaml(tmp_path / "by-colour.yaml", {"kind": "colour", "colours": colours})
+
+
+def test_they_are_listed_with_their_fields(efface: RunEfface) -> None:
+    for command, name, fields in (("judges", "colour", ["colours", "share"]), ("attacks", "shuffle", ["words"])):
+        assert name in efface(command).out
+        (found,) = json.loads(efface(command, name, "--json").out)
+        assert found["summary"] and [field["name"] for field in found["fields"]] == fields
+
+
+def test_a_campaign_ends_with_scores_by_the_judge_and_numbers_of_the_metric(
+    efface: RunEfface, campaign_file: Callable[..., Path], judge: str, tmp_path: Path
+) -> None:
+    evaluation = {
+        "images_per_prompt": 1,
+        "prompts_per_concept": {"adjacent": 1, "retain": 1},
+        "judges": [judge],
+        "metrics": ["changed-share"],
+    }
+    file = campaign_file(methods=[{"method": "uce"}], evaluation=evaluation)
+    assert efface("plan", file).code == 0
+    result = efface("run", file, "--workers", "0", "--out", tmp_path / "run")
+    assert result.code == 0, result
+    rows = list(csv.DictReader((tmp_path / "run" / "leaderboard.csv").open()))
+    assert [row["method"] for row in rows] == ["base", "uce"]
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert list(scores["judges"]) == [judge]
+    assert 0 < scores["metrics"]["uce"]["changed-share"]["share"] < 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [({}, "key 'colours' is missing"), ({"colours": {}, "shar": 0.5}, "unknown key 'shar', did you mean 'share'?")],
+)
+def test_the_yaml_of_the_judge_is_strict_when_a_campaign_is_planned(
+    efface: RunEfface, campaign_file: Callable[..., Path], tmp_path: Path, settings: dict[str, object], sentence: str
+) -> None:
+    judge = write_yaml(tmp_path / "by-colour.yaml", {"kind": "colour", **settings})
+    result = efface("plan", campaign_file(evaluation={"judges": [judge]}))
+    assert result.code == 2 and f"by-colour.yaml: {sentence}" in result.err
+
+
+def test_the_attack_fills_a_prompt_file(efface: RunEfface, campaign_inputs: Path, tmp_path: Path) -> None:
+    data = {"kind": "colour", "colours": {name: [128] * 3 for name in CONCEPTS}, "share": 1e-9}
+    write_yaml(tmp_path / "everywhere.yaml", data)
+    command = ["attack", "--attack", "shuffle", "--set", "words=2", "--base", campaign_inputs / "base.yaml"]
+    more = ["--judge", tmp_path / "everywhere.yaml", "-c", "cat", "--per-concept", "1", "--out", tmp_path / "p.csv"]
+    result = efface(*command, *more)
+    assert result.code == 0, result
+    (cat,) = [row for row in csv.DictReader((tmp_path / "p.csv").open()) if row["concept_name"] == "cat"]
+    prompt = next(text for column, text in cat.items() if column.startswith("adversarial_prompt"))
+    assert len(prompt.split()) == 2 and "cat" not in prompt
