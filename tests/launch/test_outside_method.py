@@ -59,7 +59,7 @@ def test_it_is_listed_with_its_fields(efface: RunEfface) -> None:
 def test_it_is_planned_with_hours(efface: RunEfface, campaign: Callable[..., str], tmp_path: Path) -> None:
     rates = {"device": "cpu", "seconds_per_image": {"tiny": 1.0}, "tflops": {"fp32": 1e-6}}
     result = efface("plan", campaign(), "--rates", write_yaml(tmp_path / "rates.yaml", rates), "--json")
-    assert result.code == 0 and json.loads(result.out)["estimate"]["training"][NAME] > 0
+    assert result.code == 0 and json.loads(result.out)["estimate"]["by_kind"]["training"][NAME] > 0
 
 
 def test_doctor_estimates_its_memory(campaign: Callable[..., str]) -> None:
