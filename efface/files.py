@@ -9,7 +9,9 @@ import hashlib
 import json
 import os
 import re
+import stat
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -149,6 +151,18 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
+def open_to_readers(folder: Path) -> None:
+    """Give the files in `folder`, and in the folders in it, the mode that the umask gives new files.
+
+    Some libraries write files that nobody but their owner can read, whatever the umask.
+    """
+    with _temporary_file(folder / "mode", b"") as name:
+        mode = stat.S_IMODE(os.stat(name).st_mode)
+        for path in folder.rglob("*"):
+            if path.is_file():
+                path.chmod(mode)
+
+
 @contextmanager
 def local_copy(path: Path) -> Iterator[Path]:
     """A local file with the content of `path`, for readers that know local files alone; itself where it is local."""
@@ -171,16 +185,16 @@ def is_temporary(name: str) -> bool:
 def _temporary_file(path: Path, data: bytes) -> Iterator[str]:
     """A file beside `path` with `data` on the disk; gone afterwards if it is still there."""
     _make_folder(path.parent)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}{TEMPORARY_MARK}")
+    name = path.with_name(f".{path.name[:60]}{TEMPORARY_MARK}{uuid.uuid4().hex[:8]}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        # Not one of `tempfile`: those are readable by their owner alone, whatever the umask.
+        with name.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        yield name
+        yield str(name)
     finally:
-        Path(name).unlink(missing_ok=True)
+        name.unlink(missing_ok=True)
 
 
 def _make_folder(folder: Path) -> None:

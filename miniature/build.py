@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, ModelMixin, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
 from transformers import CLIPTextModel, PreTrainedModel, ResNetForImageClassification
 
-from efface.files import write_atomic, write_json
+from efface.files import open_to_readers, write_atomic, write_json
 from efface.miniature.card import card
 from efface.miniature.measure import measure
 from efface.miniature.pool import empty_scenes, label_table, load_pool, pool_scenes
@@ -29,6 +29,7 @@ from efface.miniature.tokenizer import build_tokenizer
 from efface.miniature.train_judge import new_processor, train_judge, training_set
 from efface.miniature.train_unet import new_scheduler, train_unet
 from efface.miniature.train_vae import encode, train_vae
+from efface.models.export import write_pipeline
 
 
 @dataclass(frozen=True)
@@ -123,21 +124,17 @@ def save(
     tokenizer = build_tokenizer(out / "model" / "tokenizer")
     for module in (vae, unet):
         module.register_to_config(_name_or_path="miniature")  # else the work folder's path
-    pipeline = StableDiffusionPipeline(
+    write_pipeline(
+        out / "model",
         vae=vae.half(),
         text_encoder=text_encoder.half(),
         tokenizer=tokenizer,
         unet=unet.half(),
         scheduler=new_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
     )
-    pipeline.save_pretrained(out / "model")
     judge.half().save_pretrained(out / "judge")
     new_processor().save_pretrained(out / "judge")
-    for file in out.glob("**/*.safetensors"):
-        file.chmod(0o644)
+    open_to_readers(out / "judge")
 
 
 @contextmanager

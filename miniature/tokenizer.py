@@ -10,7 +10,6 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-from efface.files import write_atomic, write_json
 from efface.miniature.captions import corpus
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -50,6 +49,5 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
     special = {"unk_token": END, "bos_token": START, "eos_token": END, "pad_token": END}
     tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_LENGTH, **special)
     tokenizer.save_pretrained(folder)
-    write_json(folder / "vocab.json", vocabulary)
-    write_atomic(folder / "merges.txt", "\n".join(["#version: 0.2", *(f"{a} {b}" for a, b in merges), ""]).encode())
+    tokenizer.backend_tokenizer.model.save(str(folder))
     return CLIPTokenizer.from_pretrained(folder)

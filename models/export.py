@@ -1,13 +1,21 @@
-"""An edited model as a full diffusers folder, for everybody who knows nothing of deltas."""
+"""An edited model as a full diffusers folder, for everybody who knows nothing of deltas.
 
+Folders are written so that old loaders read them as well as new ones: diffusers from 0.31 and transformers from 4,
+which papers' own code pins.
+"""
+
+import json
 import shutil
-import tempfile
+import uuid
 from pathlib import Path
 
 import diffusers
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from efface.errors import UserError
+from efface.files import open_to_readers
 from efface.models.base import Base
 from efface.models.delta import Delta
 
@@ -16,31 +24,28 @@ def export(base: Base, delta: Delta | None, folder: str | Path) -> None:
     """Write `base` with `delta` merged to a new `folder`, which `DiffusionPipeline.from_pretrained` loads.
 
     The folder appears whole or not at all; `base` is left as it was. Raises UserError where `folder` is taken
-    or cannot be written, and for a delta that acts at sampling time only.
+    or cannot be written, for a delta that acts at sampling time only, and for a scheduler that diffusers does not know.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise UserError(f"{folder}: exists already; name a new folder")
+    check_new_folder(folder)
     if delta and delta.kind == "hook":
         raise UserError(f"delta {delta.id} acts at sampling time and changes no weight: there is nothing to export")
-    scheduler = getattr(diffusers, base.scheduler_config["_class_name"]).from_config(base.scheduler_config)
+    scheduler = _scheduler(base)
     applied = base.applied
     base.swap(delta)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        # Not one of `tempfile`, which nobody but its owner could read.
+        unfinished = folder.parent / f".{folder.name[:60]}.{uuid.uuid4().hex[:8]}"
+        unfinished.mkdir(parents=True)
         try:
-            StableDiffusionPipeline(
+            write_pipeline(
+                unfinished,
                 vae=base.vae,
                 text_encoder=base.text_encoder,
                 tokenizer=base.tokenizer,
                 unet=base.unet,
                 scheduler=scheduler,
-                safety_checker=None,
-                feature_extractor=None,
-                requires_safety_checker=False,
-            ).save_pretrained(unfinished)
-            unfinished.chmod(0o755)
+            )
             unfinished.rename(folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -48,3 +53,64 @@ def export(base: Base, delta: Delta | None, folder: str | Path) -> None:
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
     finally:
         base.swap(applied, force=True)
+
+
+def check_new_folder(folder: Path) -> None:
+    """Raises UserError where there is something already, were it empty."""
+    if folder.exists() or folder.is_symlink():
+        raise UserError(f"{folder}: exists already; name a new folder")
+
+
+def write_pipeline(
+    folder: Path,
+    *,
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    unet: UNet2DConditionModel,
+    scheduler: SchedulerMixin,
+) -> None:
+    """The parts as a diffusers folder that `from_pretrained` loads without any argument, in releases old and new."""
+    StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    _name_text_encoder_as_ever(folder / "text_encoder")
+    # Before release 5, transformers' CLIPTokenizer reads these two and no tokenizer.json.
+    tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
+    open_to_readers(folder)
+
+
+def _name_text_encoder_as_ever(folder: Path) -> None:
+    """`text_model.` before the names of all tensors, and fp32 as the dtype to load them in.
+
+    transformers from 5.6 writes the names without, where older releases find nothing by them and go on with random
+    weights; and it loads in the dtype of the config, while diffusers loads the UNet and the VAE in fp32.
+    """
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    tensors = load_file(weights)
+    named = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in tensors.items()}
+    save_file(named, weights, metadata={"format": "pt"})
+    told = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps({**told, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+
+
+def _scheduler(base: Base) -> SchedulerMixin:
+    """The scheduler that the base's own config describes."""
+    name = base.scheduler_config.get("_class_name")
+    known = getattr(diffusers, name, None) if isinstance(name, str) and name.endswith("Scheduler") else None
+    where = f"base '{base.spec.name}': scheduler_config.json"
+    if "_class_name" not in base.scheduler_config:
+        raise UserError(f"{where} has no _class_name, should name the base's scheduler, such as PNDMScheduler")
+    if known is None:
+        raise UserError(f"{where} names the scheduler {name!r}, which diffusers {diffusers.__version__} does not have")
+    try:
+        return known.from_config(base.scheduler_config)
+    except Exception as error:  # whatever a class says of a package that it lacks, or of values it cannot use
+        raise UserError(f"{where}: no {name} can be made of it ({' '.join(str(error).split())})") from None

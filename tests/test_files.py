@@ -22,6 +22,7 @@ from efface.files import (
     create_exclusive,
     is_remote,
     local_copy,
+    open_to_readers,
     sha256_file,
     slug,
     write_atomic,
@@ -103,6 +104,20 @@ def test_a_local_copy_of_what_is_not_there_is_a_place_to_write_it(folder: Path) 
     folder.mkdir(parents=True)
     with local_copy(folder / "none") as copy:
         assert not copy.exists() and copy.parent.is_dir()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077], ids=oct)
+def test_who_may_read_a_file_is_the_umask_s_to_say(umask: int, tmp_path: Path) -> None:
+    (tmp_path / "by another library").touch(0o600)
+    before = os.umask(umask)
+    try:
+        write_atomic(tmp_path / "written", b"")
+        create_exclusive(tmp_path / "created", b"")
+        open_to_readers(tmp_path)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == dict.fromkeys(["by another library", "written", "created"], 0o666 & ~umask)
 
 
 def test_a_file_that_holds_these_bytes_is_not_touched(tmp_path: Path) -> None:

@@ -229,9 +229,3 @@ def test_an_export_is_a_whole_pipeline_with_the_edited_weights(tiny_base: Base, 
     assert isinstance(pipeline.scheduler, PNDMScheduler)
     assert pipeline.safety_checker is None
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_an_export_never_writes_over_something(tiny_base: Base, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match="out: exists already"):
-        export(tiny_base, None, tmp_path / "out")
