@@ -76,7 +76,7 @@ def run_all(groups: list[Group], seed: int) -> dict[str, list[Report]]:
 
 def summed(reports: list[Report]) -> dict[str, Any]:
     """Counts over all runs, by disturbance where that tells more."""
-    counts = ("starts", "rows", "wrong_rows", "losses", "shards_again", "steps_again", "refusals")
+    counts = ("starts", "rows", "wrong_rows", "losses", "shards_again", "steps_again", "half_trained", "refusals")
     total: dict[str, Any] = {"runs": len(reports), "wrong": sum(bool(report.wrong) for report in reports)}
     for name in counts:
         counted = [value for report in reports if (value := getattr(report, name)) is not None]

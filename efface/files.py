@@ -198,8 +198,14 @@ def _temporary_file(path: Path, data: bytes) -> Iterator[str]:
 
 
 def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where there is none, so that they outlast a loss of power."""
+    if folder.is_dir():
+        return
+    missing = [above for above in (folder, *folder.parents) if not above.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for made in missing:
+            _sync_folder(made.parent)
     except FileExistsError:  # a file, or a link to nothing: never to be taken for the file that is to be created
         raise NotADirectoryError(errno.ENOTDIR, f"{folder} is not a folder") from None
 

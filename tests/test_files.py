@@ -249,6 +249,19 @@ def test_content_is_on_the_disk_before_its_name_and_its_name_before_the_call_ret
     assert calls == ["fsync file", named, "fsync folder"]
 
 
+def test_the_names_of_new_folders_are_on_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    really = os.fsync
+
+    def fsync(handle: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{handle}"))
+        really(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_atomic(tmp_path / "new" / "deep" / "file", b"content")
+    assert {str(tmp_path), str(tmp_path / "new"), str(tmp_path / "new" / "deep")} <= set(synced)
+
+
 @pytest.mark.parametrize(
     ("code", "kind", "exit_code"),
     [

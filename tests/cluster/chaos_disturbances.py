@@ -8,16 +8,22 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 from chaos_driver import Driver
 from chaos_scene import DISK, Scene, remount, used
+from fake_worker import STEPS
 
 from efface.cluster.storage.journal import TaskEnded, read_journal
 from efface.cluster.storage.run_folder import RunFolder
 
-KILLED, BY_TERM, STOPPED, REFUSED = -signal.SIGKILL, -signal.SIGTERM, 130, 2
+KILLED, STOPPED, REFUSED, TRY_AGAIN = -signal.SIGKILL, 130, 2, 75
+TOO_EARLY = (-signal.SIGTERM, -signal.SIGHUP)
+"""Of signals before the driver listens to them, or after it has done everything."""
+
+HEARTBEAT_TIMEOUT = 1.0
+"""Seconds, for drivers that cannot look each other up."""
 
 PAGE = 4096
 """Bytes of the smallest disk; a size of 0 would be no limit at all."""
@@ -66,17 +72,50 @@ class KillDriverBetweenWrites(Disturbance):
         return {"kill_at_write": scene.generator.randint(1, scene.undisturbed.writes)}
 
 
-class AskToStop(Disturbance):
-    """SIGTERM or SIGINT: what runs is stopped, and nothing of it is lost."""
+class PowerLoss(Disturbance):
+    """The power goes at any write: what was not synced is lost, or torn."""
 
-    codes = (0, STOPPED, BY_TERM)
+    codes = (0, KILLED)
+
+    def before(self, scene: Scene) -> dict[str, Any]:
+        scene.losses += scene.workers
+        write = scene.generator.randint(1, scene.undisturbed.writes)
+        return {"kill_at_write": write, "power_loss": scene.generator.getrandbits(32)}
+
+
+class KillTraining(Disturbance):
+    """SIGKILL, or a request to stop, while a job is half trained."""
+
+    codes = (0, KILLED, STOPPED)
+
+    def during(self, scene: Scene, driver: Driver) -> None:
+        until = time.monotonic() + 300
+        known = {path: path.stat().st_mtime_ns for path in self._checkpoints(scene)}
+        wanted = scene.generator.randint(1, 3)  # checkpoints that are written before
+        while driver.running and wanted and time.monotonic() < until:
+            now = {path: path.stat().st_mtime_ns for path in self._checkpoints(scene)}
+            wanted -= now != known and bool(now)
+            known = now
+            time.sleep(0.002)
+        time.sleep(scene.generator.uniform(0, 0.02))
+        driver.signal(scene.generator.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
+        scene.losses += scene.workers
+
+    def _checkpoints(self, scene: Scene) -> list[Path]:
+        return [path for path in scene.root.glob("jobs/*/checkpoint.safetensors") if path.exists()]
+
+
+class AskToStop(Disturbance):
+    """SIGTERM, SIGINT or SIGHUP: what runs is stopped, and nothing of it is lost."""
+
+    codes = (0, STOPPED, *TOO_EARLY)
 
     def during(self, scene: Scene, driver: Driver) -> None:
         scene.moment(driver)
-        driver.signal(scene.generator.choice([signal.SIGTERM, signal.SIGINT]))
+        driver.signal(scene.generator.choice([signal.SIGTERM, signal.SIGINT, signal.SIGHUP]))
 
     def after(self, scene: Scene, code: int) -> None:
-        if code == BY_TERM:  # it came before the driver could hear it, or after it had done everything
+        if code in TOO_EARLY:
             scene.losses += scene.workers
 
 
@@ -104,7 +143,7 @@ class Cancel(Disturbance):
 class FullDisk(Disturbance):
     """The disk has less room than is needed, from the start."""
 
-    codes = (0, REFUSED)
+    codes = (0, TRY_AGAIN)
 
     def before(self, scene: Scene) -> dict[str, Any]:
         self._leave(scene, 2 ** scene.generator.uniform(12, 21))
@@ -136,7 +175,7 @@ class DiskFillsUp(FullDisk):
 class ReadOnly(Disturbance):
     """The whole disk, from the start."""
 
-    codes = (0, REFUSED)
+    codes = (0, TRY_AGAIN)
     of_what_is_there = True
 
     def before(self, scene: Scene) -> dict[str, Any]:
@@ -150,7 +189,7 @@ class ReadOnly(Disturbance):
 class BecomesReadOnly(Disturbance):
     """Nothing can be made or removed in any folder from some moment on."""
 
-    codes = (0, REFUSED)
+    codes = (0, REFUSED, TRY_AGAIN)
 
     def during(self, scene: Scene, driver: Driver) -> None:
         scene.moment(driver)
@@ -163,16 +202,25 @@ class BecomesReadOnly(Disturbance):
 
 
 class Damage(Disturbance):
-    """Up to three files of the run folder are cut, emptied, changed in a bit or gone; some look as old as before."""
+    """Up to three files of the run folder are cut, emptied, changed in a bit or gone; some look as old as before.
+
+    Each kind of file is as likely as any other, however many there are of it.
+    """
 
     of_what_is_there = True
 
     def before(self, scene: Scene) -> dict[str, Any]:
         for _ in range(scene.generator.randint(1, 3)):
-            files = scene.files()
-            if files:
-                self._spoil(scene, scene.generator.choice(files))
+            kinds: dict[str, list[Path]] = {}
+            for path in scene.files():
+                kinds.setdefault(self._kind(scene, path), []).append(path)
+            if kinds:
+                self._spoil(scene, scene.generator.choice(kinds[scene.generator.choice(sorted(kinds))]))
         return {}
+
+    def _kind(self, scene: Scene, path: Path) -> str:
+        """Where it lies, and the end of its name: `evaluations *.images.parquet`."""
+        return f"{path.relative_to(scene.root).parts[0]} {path.name.partition('.')[2] or path.name}"
 
     def _spoil(self, scene: Scene, path: Path) -> None:
         was, data = path.stat(), path.read_bytes()
@@ -209,12 +257,14 @@ class TwoDrivers(Disturbance):
     """Of two that start together one works; the other says so and leaves."""
 
     codes = (0, REFUSED)
+    of_the_second: ClassVar[dict[str, Any]] = {}
+    """How its config differs."""
 
     def during(self, scene: Scene, driver: Driver) -> None:
         output = scene.folder / "second.txt"
         output.unlink(missing_ok=True)
         time.sleep(scene.generator.choice([0, 0, 0.1]))
-        self._second = Driver(replace(driver.config, output=output))
+        self._second = Driver(replace(driver.config, output=output, **self.of_the_second))
         self._output = output
 
     def after(self, scene: Scene, code: int) -> None:
@@ -222,6 +272,39 @@ class TwoDrivers(Disturbance):
         assert (code, second) in {(0, REFUSED), (REFUSED, 0), (0, 0)}, f"two drivers ended with {code} and {second}"
         if second == REFUSED:
             assert "is at work on this run" in self._output.read_text()
+
+
+class TwoContainers(TwoDrivers):
+    """The same of drivers that cannot look each other up: only the heartbeat says that the first one lives."""
+
+    of_the_second: ClassVar[dict[str, Any]] = {"namespaces": "pid:[2]"}
+
+    def before(self, scene: Scene) -> dict[str, Any]:
+        at_work = 3 * HEARTBEAT_TIMEOUT  # a job takes longer than the second driver waits for a heartbeat
+        return {"namespaces": "pid:[1]", "heartbeat_timeout": HEARTBEAT_TIMEOUT, "job_seconds": at_work}
+
+
+class Stall(Disturbance):
+    """A driver stands still for longer than its lease lasts; another takes over, and then the first one wakes up."""
+
+    codes = (0, TRY_AGAIN)
+
+    def before(self, scene: Scene) -> dict[str, Any]:
+        return {"namespaces": "pid:[1]", "heartbeat_timeout": HEARTBEAT_TIMEOUT}
+
+    def during(self, scene: Scene, driver: Driver) -> None:
+        scene.moment(driver)
+        driver.signal(signal.SIGSTOP)
+        scene.losses += STEPS  # it ends what it was doing, which the other one does too
+        other = Driver(replace(driver.config, namespaces="pid:[2]", output=scene.folder / "second.txt"))
+        until = time.monotonic() + scene.generator.uniform(1, 3) * HEARTBEAT_TIMEOUT
+        while other.running and time.monotonic() < until:
+            time.sleep(0.01)
+        driver.signal(signal.SIGCONT)
+        self._other = other.wait(600)
+
+    def after(self, scene: Scene, code: int) -> None:
+        assert self._other in (0, REFUSED), f"the driver that took over ended with {self._other}"
 
 
 class KillWorker(Disturbance):
@@ -274,6 +357,9 @@ class RpcFailures(Disturbance):
 IN_PROCESS: dict[type[Disturbance], int] = {
     KillDriver: 4,
     KillDriverBetweenWrites: 6,
+    PowerLoss: 6,
+    KillTraining: 2,
+    Stall: 2,
     AskToStop: 3,
     AskTwice: 1,
     Cancel: 1,
@@ -284,8 +370,18 @@ IN_PROCESS: dict[type[Disturbance], int] = {
     Damage: 6,
     WildTimes: 2,
     TwoDrivers: 2,
+    TwoContainers: 1,
 }
 """How often each is sampled, in relation to the others."""
+
+REAL: dict[type[Disturbance], int] = {
+    KillTraining: 8,
+    PowerLoss: 3,
+    KillDriver: 2,
+    AskToStop: 2,
+    Damage: 3,
+}
+"""The same of real trainings, most of whose time is in the middle of a job."""
 
 ON_RAY: dict[type[Disturbance], int] = {
     KillWorker: 5,
@@ -300,9 +396,9 @@ ON_RAY: dict[type[Disturbance], int] = {
 }
 
 
-def sample_disturbances(generator: random.Random, workers: int) -> list[Disturbance]:
+def sample_disturbances(generator: random.Random, workers: int, real: bool = False) -> list[Disturbance]:
     """One to three; before those that meddle with what a run has left there is one that leaves something."""
-    weights = ON_RAY if workers else IN_PROCESS
+    weights = REAL if real else ON_RAY if workers else IN_PROCESS
     kinds = generator.choices(list(weights), list(weights.values()), k=generator.choice([1, 1, 1, 2, 2, 3]))
     if kinds[0].of_what_is_there:
         kinds.insert(0, generator.choice([KillDriver, Disturbance]))

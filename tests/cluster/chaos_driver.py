@@ -5,6 +5,7 @@ The code that is tried is not changed for it. Only the worker is another class w
 
 import multiprocessing
 import os
+import signal
 import sys
 import traceback
 from contextlib import suppress
@@ -14,13 +15,19 @@ from typing import Any
 
 import psutil
 from chaos_cluster import path_of_workers
-from chaos_within import jumping_clock, kill_at_write
+from chaos_within import VolatileDisk, jumping_clock, kill_at_write
 from fake_worker import FakeWorker
 
+import efface.__main__ as entry
 import efface.cluster.run as running
+from efface.cluster.storage import process as processes
+from efface.cluster.storage.lease import Lease
 from efface.cluster.workers.local_executor import LocalExecutor
 from efface.cluster.workers.ray_executor import RayExecutor
-from efface.launch import cli  # imported here so that no fork has to
+from efface.launch import cli
+from efface.launch.commands import run
+
+assert cli and run  # imported here so that no fork has to
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,12 @@ class DriverConfig:
     """Seed of a clock that jumps by years, back and forth."""
     writes: Path | None = None
     """Where it is noted how many writes were made."""
+    power_loss: int | None = None
+    """Seed of a loss of power that comes with the kill: what was not synced is lost."""
+    namespaces: str | None = None
+    """In place of the process's own: as in a container, whose processes others cannot look up."""
+    heartbeat_timeout: float | None = None
+    """Seconds; None: the usual ones."""
 
 
 class Driver:
@@ -55,7 +68,11 @@ class Driver:
     def __init__(self, config: DriverConfig) -> None:
         self.config = config
         self._process = multiprocessing.get_context("fork").Process(target=_drive, args=(config,))
-        self._process.start()
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until the child is where `efface` itself begins
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         self._below: dict[int, psutil.Process] = {}
 
     @property
@@ -104,15 +121,25 @@ def _drive(config: DriverConfig) -> None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else Ray looks for a cluster on loopback elsewhere
     if config.effects:
         _use_fake_worker(config)
-    count = kill_at_write(config.kill_at_write)
+    if config.namespaces:
+        processes._namespaces = lambda: str(config.namespaces)
+    if config.heartbeat_timeout:
+        Lease.__init__.__defaults__ = (config.heartbeat_timeout / 10, config.heartbeat_timeout)
+    lose_power = None
+    if config.power_loss is not None:
+        backups = config.root.parent / "backups" / str(os.getpid())
+        lose_power = VolatileDisk(config.root, backups, config.power_loss).lose_power
+    count = kill_at_write(config.kill_at_write, before=lose_power or (lambda: None))
     if config.clock is not None:
         jumping_clock(config.clock)
     workers = ["--workers", str(config.workers), *(["--address", config.address] if config.address else [])]
     sets = [word for override in config.overrides for word in ("--set", override)]
     sys.argv = ["efface", "run", config.campaign, "--out", str(config.root), *workers, *sets]
     code = 70
+    signal.signal(signal.SIGINT, entry.leave)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     try:
-        cli.main()
+        entry.main()
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)

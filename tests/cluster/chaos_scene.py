@@ -74,8 +74,9 @@ class Scene:
                 time.sleep(0.002)
 
     def files(self) -> list[Path]:
-        """All files of the run folder but the campaign."""
-        return sorted(path for path in self.root.rglob("*") if path.is_file() and path.name != "campaign.yaml")
+        """All files of the run folder but the campaign, and the sign of a run: without it the folder is no one's."""
+        kept = ("campaign.yaml", "run.json")
+        return sorted(path for path in self.root.rglob("*") if path.is_file() and path.name not in kept)
 
 
 @contextmanager

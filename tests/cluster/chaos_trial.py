@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from chaos_cluster import NodesOnLoopback
-from chaos_disturbances import REFUSED, Disturbance, sample_disturbances
+from chaos_disturbances import REFUSED, TRY_AGAIN, Disturbance, sample_disturbances
 from chaos_driver import Driver, DriverConfig
 from chaos_scene import Scene, Undisturbed, count_lines, disk, results
 from fake_worker import STEPS, expected
@@ -95,6 +95,8 @@ class Report:
     shards_again: int | None = None
     """None: not counted, for the real worker leaves no line of each step."""
     steps_again: int | None = None
+    half_trained: int = 0
+    """Starts that left a training half done."""
     refusals: int = 0
     starts: int = 0
     seconds: float = 0.0
@@ -136,7 +138,7 @@ class ChaosRuns:
         generator = random.Random(f"{self._seed} {number} {workers}")
         sampled_campaign, undisturbed = self._campaign(generator.randrange(self._campaigns))
         if disturbances is None:
-            disturbances = sample_disturbances(generator, workers)
+            disturbances = sample_disturbances(generator, workers, self._real)
         report = Report(number, [type(disturbance).__name__ for disturbance in disturbances], workers)
         start = time.monotonic()
         with self._scene(f"{number}-{workers}", generator, sampled_campaign, undisturbed, workers) as scene:
@@ -234,7 +236,10 @@ def attempt(scene: Scene, disturbance: Disturbance, report: Report) -> int | Non
         report.wrong.append(f"exit code {code} under {name}: {output.strip()[-300:]}")
     if "Traceback" in output:
         report.wrong.append(f"a traceback under {name}: {output.strip()[-300:]}")
-    if code == REFUSED:
+    report.half_trained += any(
+        not (path.parent / "record.json").exists() for path in scene.root.glob("jobs/*/checkpoint.safetensors")
+    )
+    if code in (REFUSED, TRY_AGAIN):
         report.refusals += 1
         if sum(line.startswith("efface: ") for line in output.splitlines()) != 1:
             report.wrong.append(f"no single sentence under {name}: {output.strip()[-300:]}")

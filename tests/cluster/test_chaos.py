@@ -16,8 +16,12 @@ from chaos_disturbances import (
     KillDriver,
     KillDriverBetweenWrites,
     KillNode,
+    KillTraining,
     KillWorker,
+    PowerLoss,
     ReadOnly,
+    Stall,
+    TwoContainers,
     TwoDrivers,
     WildTimes,
 )
@@ -31,6 +35,10 @@ ANYWHERE: list[Sequence[type[Disturbance]]] = [
     (Cancel, WildTimes),
     (KillDriver, Damage, Damage),
     (TwoDrivers,),
+    (TwoContainers,),
+    (Stall, Stall),
+    (PowerLoss, PowerLoss, PowerLoss),
+    (KillTraining, PowerLoss, KillTraining),
 ]
 ON_A_DISK: list[Sequence[type[Disturbance]]] = [
     (FullDisk, DiskFillsUp),

@@ -9,10 +9,9 @@ from damage import SCALARS, WORDS, damaged_bytes, damaged_text, damaged_tree, tr
 from hypothesis import strategies as st
 
 from efface.cluster.campaign.spec import Campaign, read_campaign
-from efface.cluster.run import _yaml
 from efface.concepts.concept import ConceptSet, load_concept_set
 from efface.concepts.prompt_csv import read_prompt_csv, write_prompt_csv
-from efface.config_files import CONFIGS
+from efface.config_files import CONFIGS, to_yaml
 from efface.eval.judge_identity import judge_identity
 from efface.eval.judge_spec import read_judge
 
@@ -76,7 +75,7 @@ def check_campaign(drawn: tuple[str | bytes, list[str]], folder: Path) -> bool:
     path = folder / "campaign.yaml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode(errors="surrogatepass"))
     campaign = read_campaign(path, overrides)
-    path.write_text(_yaml(campaign), encoding="utf-8")
+    path.write_text(to_yaml(campaign.model_dump(mode="json")), encoding="utf-8")
     assert read_campaign(path) == campaign
     return True
 
