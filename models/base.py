@@ -18,11 +18,12 @@ from pydantic import Field
 from efface.config_files import CONFIGS, StrictModel, find_config, list_configs, read_config, shown
 from efface.errors import UserError, did_you_mean
 from efface.files import content_id
+from efface.models.base_kinds import check_folder
 from efface.models.component_configs import read_json
-from efface.models.component_files import SINGLE_FILE, Parts, file_parts, folder_parts, shape_parts
+from efface.models.component_files import SINGLE_FILE, Parts, config_files, file_parts, folder_parts, shape_parts
 from efface.models.family import FAMILIES
 from efface.models.fingerprint import fingerprint
-from efface.models.model_files import DIFFUSERS_FILES, locate
+from efface.models.model_files import CONFIG_FILES, DIFFUSERS_FILES, NotCached, locate
 from efface.models.recipe import load_recipe
 
 if TYPE_CHECKING:
@@ -192,10 +193,22 @@ def base_parts(spec: BaseSpec, fetch: bool = True) -> Parts:
     with _readable(spec.source):
         if spec.source.startswith(RANDOM):
             return shape_parts(architecture(spec.source.removeprefix(RANDOM)))
-        path = locate(spec.source, DIFFUSERS_FILES, fetch)
+        path = _located(spec.source, fetch)
         if path.is_dir():
             return folder_parts(path)
         return file_parts(path, architecture(spec.architecture or DEFAULT_ARCHITECTURE))
+
+
+def _located(source: str, fetch: bool) -> Path:
+    try:
+        return locate(source, DIFFUSERS_FILES, fetch=False)
+    except NotCached:
+        if not fetch:
+            raise
+    configs = locate(source, CONFIG_FILES)
+    check_folder(configs)
+    config_files(configs)
+    return locate(source, DIFFUSERS_FILES)
 
 
 @contextmanager

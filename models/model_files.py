@@ -20,6 +20,8 @@ DIFFUSERS_FILES = (
     "tokenizer/*",
     "scheduler/scheduler_config.json",
 )
+CONFIG_FILES = tuple(file for file in DIFFUSERS_FILES if file.endswith(".json"))
+"""A few kilobytes, which say whether the rest is worth fetching."""
 PACKAGE = "package:"
 INDEX = ".safetensors.index.json"
 """Ends the name of the file that says which part of sharded weights holds which tensor."""

@@ -27,7 +27,7 @@ from efface.errors import UserError
 from efface.eval.attack import ATTACKS, AdversarialPrompt, Attack, AttackConfig, AttackTarget
 from efface.eval.banned_words import Banned
 from efface.models.base import Base
-from efface.models.text_encoding import encode_ids, token_ids
+from efface.models.text_encoding import encode_ids, token_ids, with_all_vectors
 
 ATTEMPTS = 1000
 POSITIONS = 24
@@ -119,7 +119,8 @@ class Vocabulary:
     def valid(self, prompts: Sequence[Sequence[int]], banned: Banned) -> list[bool]:
         """For each prompt: does its text read back to the same tokens, and say nothing banned?"""
         texts = [self.text(tokens) for tokens in prompts]
-        again = self.tokenizer(texts, add_special_tokens=False).input_ids
+        spelled_out = [with_all_vectors(self.tokenizer, text) for text in texts]
+        again = self.tokenizer(spelled_out, add_special_tokens=False).input_ids
         return [
             list(tokens) == list(back) and not banned.matches(text)
             for tokens, back, text in zip(prompts, again, texts, strict=True)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,27 @@ from safetensors.torch import load_file, save_file
 
 from efface.errors import UserError
 from efface.models.base import base_id, load_base, read_base
+
+
+@dataclass
+class Hub:
+    """A repository of the hub, and what of it was fetched."""
+
+    there: Path
+    here: Path
+
+    def snapshot_download(self, repository: str, *, allow_patterns: list[str], local_files_only: bool = False) -> str:
+        if local_files_only and not self.here.is_dir():
+            raise FileNotFoundError(repository)
+        for file in () if local_files_only else self.there.rglob("*"):
+            name = file.relative_to(self.there)
+            if file.is_file() and any(name.match(pattern) for pattern in allow_patterns):
+                (self.here / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, self.here / name)
+        return str(self.here)
+
+    def fetched(self) -> set[str]:
+        return {file.relative_to(self.here).as_posix() for file in self.here.rglob("*") if file.is_file()}
 
 
 @pytest.fixture
@@ -215,3 +237,22 @@ def test_the_unet_of_an_inpainting_model_is_no_way_around(folder: Path) -> None:
     save_file(tensors | {"conv_in.weight": torch.zeros(16, 9, 3, 3)}, file)
     with pytest.raises(UserError, match=r"'conv_in\.weight' as 16 x 9 x 3 x 3 instead of 16 x 4 x 3 x 3"):
         load_base(folder)
+
+
+@pytest.fixture
+def hub(tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    made = Hub(Path(shutil.copytree(tiny_base_folder, tmp_path / "there")), tmp_path / "here")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", made.snapshot_download)
+    return made
+
+
+def test_a_model_of_the_hub_is_refused_before_its_weights_are_fetched(hub: Hub) -> None:
+    change(hub.there / "model_index.json", _class_name="StableDiffusionXLPipeline")
+    with pytest.raises(UserError, match="which has two text encoders"):
+        base_id(read_base("somebody/xl"))
+    assert hub.fetched() and not any(name.endswith(".safetensors") for name in hub.fetched())
+
+
+def test_a_model_of_the_hub_is_fetched_whole(hub: Hub, tiny_base_folder: Path) -> None:
+    assert base_id(read_base("somebody/good")) == base_id(read_base(tiny_base_folder))
+    assert hub.fetched() == {file.relative_to(hub.there).as_posix() for file in hub.there.rglob("*") if file.is_file()}
