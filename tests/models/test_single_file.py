@@ -251,7 +251,7 @@ def test_averages_of_some_weights_alone_are_refused(small: Small, tmp_path: Path
     some = averages(checkpoint, by=1.0)
     some.pop("model_ema.diffusion_modelout2bias")
     told = refused(tmp_path, checkpoint | some, configs)
-    assert re.search(r"averages \(EMA\) of only \d+ of .* without model_ema\.diffusion_modelout2bias", told)
+    assert re.search(r"averages \(EMA\) of only \d+ of .* without 'model_ema\.diffusion_modelout2bias'", told)
 
 
 def test_a_text_encoder_under_older_names_is_read(small: Small, tmp_path: Path) -> None:
