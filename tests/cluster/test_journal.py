@@ -76,7 +76,14 @@ def test_what_happens_to_a_task_is_written_with_its_kind_description_state_and_s
     opened, started, ended, closed = read_journal(folder)
     about = {"worker": 3, "task": "training", "id": job.id, "model": job.id, "description": "training uce: cat"}
     assert started.model_dump(exclude={"time"}) == {"event": "started", **about}
-    recorded = {"state": "error", "seconds": 2.5, "will_retry": True, "reason": ERROR.reason, "details": ERROR.details}
+    recorded = {
+        "state": "error",
+        "seconds": 2.5,
+        "note": "",
+        "will_retry": True,
+        "reason": ERROR.reason,
+        "details": ERROR.details,
+    }
     assert ended.model_dump(exclude={"time"}) == {"event": "ended", **about, **recorded}
     assert isinstance(opened, DriverOpened) and opened.process == os.getpid() and isinstance(closed, DriverClosed)
 

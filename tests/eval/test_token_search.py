@@ -191,7 +191,7 @@ def test_of_prompts_detected_as_often_the_strongest_come_first(world: ConceptSet
 
 
 def test_a_learnt_token_that_a_prompt_would_spell_out_is_no_token_of_the_search(tiny_base: Base) -> None:
-    """`<toy>` in a prompt is three vectors (models/text_encoding.py), and one is what the search would have measured."""
+    """In a prompt `<toy>` is three vectors (models/text_encoding.py); the search would have measured one."""
     tiny_base.tokenizer.add_tokens(["<toy>", "<toy>_1", "<toy>_2", "<hat>"])
     tiny_base.text_encoder.resize_token_embeddings(len(tiny_base.tokenizer))
     several, one = tiny_base.tokenizer.convert_tokens_to_ids(["<toy>", "<hat>"])

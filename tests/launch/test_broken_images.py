@@ -55,7 +55,7 @@ def test_they_are_told_while_it_runs_in_its_status_and_in_its_log(
     for arguments in ([], [job]):
         assert "; 1 image is no evidence (1 blanked)" in efface("logs", folder, *arguments).out
     records = [json.loads(path.read_text()) for path in sorted((folder / "evaluations" / job).glob("*.json"))]
-    assert [record["broken"] for record in records] == [{"not finite": 1}, {"not finite": 1}, {"blanked": 1}]
+    assert [record["facts"]["broken"] for record in records] == [{"not finite": 1}, {"not finite": 1}, {"blanked": 1}]
     assert json.loads((folder / "scores.json").read_text())["broken"] == {"uce": {"not finite": 2, "blanked": 1}}
 
 

@@ -127,7 +127,7 @@ def test_a_classifier_without_its_last_layer_is_an_encoder_still(tmp_path: Path)
 def test_an_adapter_beside_an_encoder_is_refused(tmp_path: Path) -> None:
     spec = write(clip(), tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
-    with pytest.raises(UserError, match=r"an adapter lies beside the weights \(adapter_config\.json\)"):
+    with pytest.raises(UserError, match="is an adapter of another model"):
         load_image_encoder(spec, "cpu")
 
 
@@ -139,7 +139,7 @@ def test_code_of_an_encoders_own_is_not_asked_for(tmp_path: Path, monkeypatch: p
     own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}}
     (tmp_path / "config.json").write_text(json.dumps(config | own))
     (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    with pytest.raises(UserError, match="neither a CLIP nor an image classifier"):
+    with pytest.raises(UserError, match="names code of its own"):
         load_image_encoder(spec, "cpu")
     assert not (tmp_path / "ran").exists()
 
