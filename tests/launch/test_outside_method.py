@@ -15,7 +15,7 @@ from tiny_campaign import campaign_dict, write_yaml
 from efface.launch.doctor.gpu_memory import estimate_gpu_memory
 from efface.train.method import METHODS
 
-EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "anchor_distillation.py"
+EXAMPLE = Path(__file__).parents[1] / "examples" / "method.py"
 NAME = "anchor-distillation"
 CONFIG = {"steps": 2, "learning_rate": 1e-3, "rollout_steps": 3}
 
@@ -26,7 +26,7 @@ def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     site = tmp_path / "site-packages"
     metadata = site / "anchor_distillation-1.0.dist-info"
     metadata.mkdir(parents=True)
-    shutil.copy(EXAMPLE, site)
+    shutil.copy(EXAMPLE, site / "anchor_distillation.py")
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: anchor-distillation\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text(f"[efface.methods]\n{NAME} = anchor_distillation\n")
     monkeypatch.syspath_prepend(str(site))
@@ -59,7 +59,7 @@ def test_it_is_listed_with_its_fields(efface: RunEfface) -> None:
 def test_it_is_planned_with_hours(efface: RunEfface, campaign: Callable[..., str], tmp_path: Path) -> None:
     rates = {"device": "cpu", "seconds_per_image": {"tiny": 1.0}, "tflops": {"fp32": 1e-6}}
     result = efface("plan", campaign(), "--rates", write_yaml(tmp_path / "rates.yaml", rates), "--json")
-    assert result.code == 0 and json.loads(result.out)["estimate"]["training"][NAME] > 0
+    assert result.code == 0 and json.loads(result.out)["estimate"]["by_kind"]["training"][NAME] > 0
 
 
 def test_doctor_estimates_its_memory(campaign: Callable[..., str]) -> None:
