@@ -3,16 +3,16 @@
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from examples.task import SizeTask, with_sizes
 from fake_worker import FakeWorker
 from rich.console import Console
 
 from efface.cluster import run as running
 from efface.cluster.campaign.cost import estimate
-from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.rates import Rates
 from efface.cluster.campaign.spec import Campaign
 from efface.cluster.measured_rates import measure_rates
@@ -25,42 +25,14 @@ from efface.cluster.storage.records import Failure
 from efface.cluster.storage.remaining import RemainingTasks
 from efface.cluster.summary import KindSummary, summarize
 from efface.cluster.tasks.metric import MetricTask
-from efface.cluster.tasks.model import Model
 from efface.cluster.tasks.task import Outcome, Task
 from efface.cluster.workers.worker import Worker
 from efface.errors import JobFailure, UserError
 from efface.eval.metric import METRICS
-from efface.files import content_id, write_json
 from efface.models.base import Base
 from efface.models.delta import Delta
 
 MakeCampaign = Callable[..., Campaign]
-
-
-# One file of somebody else would hold this.
-
-
-@dataclass(frozen=True)
-class SizeTask(Task):
-    """How large the delta of a model is."""
-
-    kind = "size"
-
-    model: Model
-    id: str
-    requires: tuple[str, ...]
-
-    def run(self, worker: Worker) -> None:
-        size = worker.folder.intact_delta(self.model).stat().st_size
-        path = worker.folder.output(self, "size.json")
-        write_json(path, {"bytes": size})
-        worker.finish(self, [path], bytes=size)
-
-
-def with_sizes(plan: Plan) -> Plan:
-    """A plan in which the delta of every model is measured too."""
-    sizes = [SizeTask(model, content_id([model.id, "size"]), (model.folder,)) for model in plan.jobs]
-    return replace(plan, tasks=(*plan.tasks, *sizes))
 
 
 def sizes(run: Run) -> list[SizeTask]:

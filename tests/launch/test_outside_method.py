@@ -15,7 +15,7 @@ from tiny_campaign import campaign_dict, write_yaml
 from efface.launch.doctor.gpu_memory import estimate_gpu_memory
 from efface.train.method import METHODS
 
-EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "anchor_distillation.py"
+EXAMPLE = Path(__file__).parents[1] / "examples" / "method.py"
 NAME = "anchor-distillation"
 CONFIG = {"steps": 2, "learning_rate": 1e-3, "rollout_steps": 3}
 
@@ -26,7 +26,7 @@ def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     site = tmp_path / "site-packages"
     metadata = site / "anchor_distillation-1.0.dist-info"
     metadata.mkdir(parents=True)
-    shutil.copy(EXAMPLE, site)
+    shutil.copy(EXAMPLE, site / "anchor_distillation.py")
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: anchor-distillation\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text(f"[efface.methods]\n{NAME} = anchor_distillation\n")
     monkeypatch.syspath_prepend(str(site))

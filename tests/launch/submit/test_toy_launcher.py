@@ -1,5 +1,6 @@
 """A launcher of somebody else's: one file in a package of its own, and `efface submit toy campaign` works."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,58 +11,7 @@ from command import RunEfface
 from efface.launch.launch_record import launch_states
 from efface.launch.launcher import LAUNCHERS
 
-TOY = '''
-"""Jobs that a folder holds as files."""
-
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
-
-import typer
-from pydantic import Field
-
-from efface.config_files import StrictModel
-from efface.errors import UserError
-from efface.launch.launch_record import LaunchRecord, append_records
-from efface.launch.launcher import LAUNCHERS, Launcher, Submission, SubmitOptions
-
-
-class ToySettings(StrictModel):
-    folder: str = Field(description="where jobs are files")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ToyOptions(SubmitOptions):
-    """Put a campaign into the toy box."""
-
-    colour: Annotated[str, typer.Option(help="Of the job.")] = "red"
-
-
-@LAUNCHERS.register("toy")
-class Toy(Launcher[ToySettings, ToyOptions]):
-    name = "toy"
-    id_pattern = r"toy-[0-9]+"
-    settings = ToySettings
-    options = ToyOptions
-
-    def render(self, launch):
-        command = " ".join(launch.spec.command("campaign.yaml"))
-        return {"toy.txt": f"{launch.options.colour}: {command}\\n"}
-
-    def submit(self, launch, texts):
-        box = Path(launch.settings.folder)
-        id = f"toy-{len(list(box.iterdir()))}"
-        (box / id).write_text(texts["toy.txt"])
-        job = LaunchRecord(self.name, "campaign", id, launch.profile.name)
-        append_records(launch.spec.folder, [job])
-        return Submission([job], new=True)
-
-    def state(self, id, profile):
-        return "running" if profile and (Path(self.section(profile).folder) / id).exists() else "unknown"
-
-    def stop(self, launch):
-        raise UserError("toys do not stop")
-'''
+EXAMPLE = Path(__file__).parents[2] / "examples" / "launcher.py"
 
 
 @pytest.fixture
@@ -70,7 +20,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user_profiles: Path) ->
     site = tmp_path / "site"
     info = site / "toys-1.0.dist-info"
     info.mkdir(parents=True)
-    (site / "toybox.py").write_text(TOY)
+    shutil.copy(EXAMPLE, site / "toybox.py")
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toys\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[efface.launchers]\ntoy = toybox\n")
     monkeypatch.syspath_prepend(str(site))
@@ -87,8 +37,6 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user_profiles: Path) ->
 def test_it_submits_a_campaign_and_status_knows_the_job(
     toy: Path, efface: RunEfface, finished: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     shutil.copytree(finished, tmp_path / "run")
     command = ["submit", "toy", "demo", "--cluster", "nursery", "--out", tmp_path / "run", "--colour", "blue"]
     shown = efface(*command, "--dry-run")
