@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from efface.eval.attack import ATTACKS
+from efface.eval.judge import JUDGES
 from efface.eval.metric import METRICS
 from efface.launch.launcher import LAUNCHERS
 from efface.models.base import base_id, read_base
@@ -39,7 +41,7 @@ def test_every_code_block_in_python_or_of_a_base_is_a_file() -> None:
 
 
 def test_entry_points_are_of_groups_that_a_registry_reads() -> None:
-    groups = {registry.group for registry in (METHODS, METRICS, LAUNCHERS, FAMILIES)}
+    groups = {registry.group for registry in (METHODS, JUDGES, ATTACKS, METRICS, LAUNCHERS, FAMILIES)}
     (shown,) = [tomllib.loads(text) for language, text in BLOCKS if language == "toml"]
     for group, entries in shown["project"]["entry-points"].items():
         assert group in groups
