@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-ROOMS := train eval launch cluster models concepts miniature efface tests benchmarks setup.py
+PACKAGES := train eval launch cluster models concepts miniature efface tests benchmarks setup.py
 MEMORY_KB := $(shell awk '/MemAvailable/ {print $$2}' /proc/meminfo 2>/dev/null || echo 0)
 
 .PHONY: demo test venv lint slow clean
@@ -18,8 +18,8 @@ slow: venv
 	else echo "slow tests left out: less than 16 GiB of memory is free"; fi
 
 lint: venv
-	$(BIN)/ruff check $(ROOMS)
-	$(BIN)/ruff format --check $(ROOMS)
+	$(BIN)/ruff check $(PACKAGES)
+	$(BIN)/ruff format --check $(PACKAGES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

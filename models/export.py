@@ -97,8 +97,8 @@ def _name_text_encoder_as_ever(folder: Path) -> None:
     tensors = load_file(weights)
     named = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in tensors.items()}
     save_file(named, weights, metadata={"format": "pt"})
-    told = json.loads(config.read_text(encoding="utf-8"))
-    config.write_text(json.dumps({**told, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+    config_data = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps({**config_data, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
 
 
 def _scheduler(base: Base) -> SchedulerMixin:

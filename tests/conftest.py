@@ -1,4 +1,4 @@
-"""What the tests of every room share: one thread, and a tiny Stable Diffusion as a diffusers folder."""
+"""What the tests of every package share: one thread, and a tiny Stable Diffusion as a diffusers folder."""
 
 import json
 from collections.abc import Callable

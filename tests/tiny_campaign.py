@@ -1,6 +1,6 @@
 """A world small enough to run whole campaigns in: four concepts, their prompts, a judge, a recipe and a base.
 
-The weights are drawn at random, so the verdicts mean nothing; what is tested is that they are there, once each. Rooms
+The weights are drawn at random, so the verdicts mean nothing; what is tested is that they are there, once each. Packages
 that need it import the fixtures into their conftest.
 """
 

@@ -1,4 +1,4 @@
-"""Concept sets: how a concept is found, what lies beside it, and what a faulty file is told."""
+"""Concept sets: how a concept is found, what lies beside it, and which mistakes in a file are reported."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Prompt sets: the challenge's CSV and ours, what they ask on each axis, and what a faulty file is told."""
+"""Prompt sets: the challenge's CSV and ours, what they ask on each axis, and what which mistakes in a file are reported."""
 
 import codecs
 import hashlib
@@ -163,9 +163,9 @@ ONE_A_ROW = "holds one prompt a row, as the files of"
 def test_a_prompt_file_of_the_literature_is_named_with_the_way_to_ours(
     tmp_path: Path, pets: ConceptSet, header: str, papers: str, place: str
 ) -> None:
-    told = fault(tmp_path, pets, f"{header}\n{',' * header.count(',')}x\n")
-    assert told.startswith(f"row 1: {ONE_A_ROW}") and papers in told and place in told
-    assert "concept_name, direct_prompt_1, …" in told and "adversarial_prompt_1" in told
+    message = fault(tmp_path, pets, f"{header}\n{',' * header.count(',')}x\n")
+    assert message.startswith(f"row 1: {ONE_A_ROW}") and papers in message and place in message
+    assert "concept_name, direct_prompt_1, …" in message and "adversarial_prompt_1" in message
 
 
 @pytest.mark.parametrize(

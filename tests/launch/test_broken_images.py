@@ -18,7 +18,7 @@ from efface.eval.scores import scoring as score
 from efface.models.sampler import sample
 
 CampaignFile = Callable[..., Path]
-TOLD = "3 images are no evidence (2 not finite, 1 blanked)"
+NOTE = "3 images are no evidence (2 not finite, 1 blanked)"
 
 
 @pytest.fixture(autouse=True)
@@ -48,9 +48,9 @@ def test_they_are_told_while_it_runs_in_its_status_and_in_its_log(
     folder = tmp_path / "run"
     out = run(efface, campaign_file, folder)
     assert "judging uce: cat, shard 0: 1 image is no evidence (1 not finite)" in out
-    assert f"uce: {TOLD}" in out
+    assert f"uce: {NOTE}" in out
     (job,) = [path.name for path in (folder / "jobs").iterdir()]
-    assert f"  {job}: {TOLD}\n" in efface("status", folder).out
+    assert f"  {job}: {NOTE}\n" in efface("status", folder).out
     assert json.loads(efface("status", folder, "--json").out)["broken"] == {job: {"not finite": 2, "blanked": 1}}
     for arguments in ([], [job]):
         assert "; 1 image is no evidence (1 blanked)" in efface("logs", folder, *arguments).out

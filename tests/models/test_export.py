@@ -105,10 +105,10 @@ def test_an_odd_scheduler_is_told_in_a_sentence_and_nothing_is_written(
     config: dict[str, Any], sentence: str, tiny_base: Base, tmp_path: Path
 ) -> None:
     tiny_base.scheduler_config = config
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as message:
         export(tiny_base, None, tmp_path / "out")
-    assert str(told.value).startswith(f"base 'model': scheduler_config.json{sentence}")
-    assert "\n" not in str(told.value) and not list(tmp_path.iterdir())
+    assert str(message.value).startswith(f"base 'model': scheduler_config.json{sentence}")
+    assert "\n" not in str(message.value) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("there", ["a file", "a folder", "a link to nothing"])

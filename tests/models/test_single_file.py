@@ -226,9 +226,9 @@ def refused(folder: Path, checkpoint: dict[str, Tensor], configs: Path) -> str:
     save_file(checkpoint, folder / "model.safetensors")
     with pytest.raises(UserError) as caught:
         load_base(spec(folder, folder / "model.safetensors", configs))
-    told = str(caught.value)
-    assert "\n" not in told
-    return told
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
 
 
 def averages(checkpoint: dict[str, Tensor], by: float) -> dict[str, Tensor]:
@@ -250,8 +250,8 @@ def test_averages_of_some_weights_alone_are_refused(small: Small, tmp_path: Path
     configs, checkpoint, _ = small
     some = averages(checkpoint, by=1.0)
     some.pop("model_ema.diffusion_modelout2bias")
-    told = refused(tmp_path, checkpoint | some, configs)
-    assert re.search(r"averages \(EMA\) of only \d+ of .* without 'model_ema\.diffusion_modelout2bias'", told)
+    message = refused(tmp_path, checkpoint | some, configs)
+    assert re.search(r"averages \(EMA\) of only \d+ of .* without 'model_ema\.diffusion_modelout2bias'", message)
 
 
 def test_a_text_encoder_under_older_names_is_read(small: Small, tmp_path: Path) -> None:
@@ -308,8 +308,8 @@ def test_the_loss_of_an_autoencoder_does_not_matter(small: Small, tmp_path: Path
 )
 def test_a_tensor_too_many_is_named(small: Small, tmp_path: Path, name: str) -> None:
     configs, checkpoint, _ = small
-    told = refused(tmp_path, checkpoint | {name: torch.zeros(3)}, configs)
-    assert "does not fit the architecture" in told and name.rpartition("transformer.")[2] in told
+    message = refused(tmp_path, checkpoint | {name: torch.zeros(3)}, configs)
+    assert "does not fit the architecture" in message and name.rpartition("transformer.")[2] in message
 
 
 @pytest.mark.parametrize(
@@ -323,15 +323,17 @@ def test_a_tensor_too_many_is_named(small: Small, tmp_path: Path, name: str) -> 
 )
 def test_where_a_tensor_is_missing_another_architecture_is_no_help(small: Small, tmp_path: Path, gone: str) -> None:
     configs, checkpoint, _ = small
-    told = refused(tmp_path, {name: value for name, value in checkpoint.items() if name != gone}, configs)
-    assert "lacks 1 of the " in told and "architecture" not in told
+    message = refused(tmp_path, {name: value for name, value in checkpoint.items() if name != gone}, configs)
+    assert "lacks 1 of the " in message and "architecture" not in message
 
 
 def test_where_shapes_differ_another_architecture_is_advised(small: Small, tmp_path: Path) -> None:
     configs, checkpoint, _ = small
     name = "cond_stage_model.transformer.text_model.final_layer_norm.weight"
-    told = refused(tmp_path, checkpoint | {name: torch.zeros(1024)}, configs)
-    assert re.search(r"'final_layer_norm.weight' as 1024 instead of 8\); if it has another one, name the folder", told)
+    message = refused(tmp_path, checkpoint | {name: torch.zeros(1024)}, configs)
+    assert re.search(
+        r"'final_layer_norm.weight' as 1024 instead of 8\); if it has another one, name the folder", message
+    )
 
 
 def test_one_file_under_other_configs_is_another_base(small: Small, tmp_path: Path) -> None:

@@ -63,8 +63,8 @@ def test_a_whole_model_is_fine(folder: Path) -> None:
 )
 def test_code_outside_transformers_is_never_run(folder: Path, file: str, key: str, value: Any) -> None:
     add(folder / file, **{key: value})
-    told = refusal(folder)
-    assert told.startswith(f"theirs: {file} names code of its own ('") and "never run" in told
+    message = refusal(folder)
+    assert message.startswith(f"theirs: {file} names code of its own ('") and "never run" in message
 
 
 def test_attention_by_a_name_of_transformers_is_no_code(folder: Path) -> None:

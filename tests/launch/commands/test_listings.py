@@ -111,9 +111,9 @@ def test_prompts_that_the_text_encoder_cuts_are_named_with_row_and_column(efface
     assert result.code == 0 and "no fault found" not in result.out
     lines = result.out.splitlines()
     assert "2 of 6 prompts are longer than the 75 tokens that the text encoder of base 'miniature' reads" in lines[-4]
-    told = "(76 tokens, and what asks for '{}' stands behind them)"
-    assert lines[-3] == f"row 2, column direct_prompt {told.format('cat')}"
-    assert lines[-2] == f"row 3, column indirect_prompt_1 {told.format('dog')}"
+    message = "(76 tokens, and what asks for '{}' stands behind them)"
+    assert lines[-3] == f"row 2, column direct_prompt {message.format('cat')}"
+    assert lines[-2] == f"row 3, column indirect_prompt_1 {message.format('dog')}"
     assert lines[-1].endswith("prompts are cut")
     found = parsed(efface, "prompts", file, "--concepts", "miniature")
     assert found["window"] == 75

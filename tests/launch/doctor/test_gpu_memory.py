@@ -133,9 +133,9 @@ def test_all_judges_stay_beside_judging_and_beside_training(tmp_path: Path, sd: 
 def test_a_gang_trains_without_judges_and_a_closed_form_takes_no_gang(tmp_path: Path, sd: ModelShapes) -> None:
     judges = [judge(tmp_path / "one", "clip", {"model.safetensors": 10**6})]
     alone = estimate(campaign(tmp_path, judges)).training
-    gang = estimate(campaign(tmp_path, judges, resources={"gpus": 1, "processes": 2})).training
-    assert gang["uce"] == alone["uce"]
-    assert gang["u"] == estimate_memory(ESD_U, sd, processes=2).peak
+    together = estimate(campaign(tmp_path, judges, resources={"gpus": 1, "processes": 2})).training
+    assert together["uce"] == alone["uce"]
+    assert together["u"] == estimate_memory(ESD_U, sd, processes=2).peak
 
 
 class FakePeak:
