@@ -74,7 +74,9 @@ def open_evaluation(deltas: Sequence[tuple[Path, Delta]], evaluation_config: Del
     from efface.models.base import load_base
 
     plan = plan_deltas(deltas, evaluation_config)
-    folder = RunFolder(out or Path("runs") / f"evaluation-{content_id(sorted(model.id for model in plan.jobs))}")
+    settings = evaluation_config.model_dump(mode="json", exclude=set(MUTABLE_KEYS))
+    id = content_id([sorted(model.id for model in plan.jobs), settings])
+    folder = RunFolder(out or Path("runs") / f"evaluation-{id}")
     folder.open(folder.evaluation, to_yaml(evaluation_config.model_dump(mode="json")), MUTABLE_KEYS)
     base = None
     for task, (_, delta) in zip(plan.trainings, deltas, strict=True):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from efface.errors import UserError, did_you_mean
+from efface.files import local_path
 
 DATA = Path(__file__).parent / "data"
 
@@ -18,8 +19,8 @@ def find_data(what: str, name_or_path: str | Path, suffix: str) -> Path:
     Raises UserError that says which `what` ("concept set", "prompt set") is unknown, and what was meant.
     """
     try:
-        if Path(name_or_path).is_file():
-            return Path(name_or_path)
+        if local_path(name_or_path).is_file():
+            return local_path(name_or_path)
     except OSError:
         pass  # a name too long for the file system is no file, and no shipped name either
     if str(name_or_path) in data_names(suffix):

@@ -12,15 +12,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from yaml import YAMLError
 
 from efface.errors import UserError, did_you_mean
+from efface.files import local_path
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -38,6 +39,9 @@ class StrictModel(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
+
+LocalPath = Annotated[Path, AfterValidator(local_path)]
+"""A path on this machine, in which `~` is the home folder."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -197,7 +201,7 @@ def list_configs(folder: str) -> list[str]:
 def find_config(folder: str, name: str | Path) -> Path:
     """The YAML file meant by `name`: a path that exists, or a name shipped in `configs/<folder>/`."""
     try:
-        for path in (Path(name), CONFIGS / folder / f"{name}.yaml"):
+        for path in (local_path(name), CONFIGS / folder / f"{name}.yaml"):
             if path.is_file():
                 return path
     except OSError:

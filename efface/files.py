@@ -13,13 +13,15 @@ import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from efface.errors import LocationError, NoSpaceError, StorageError
+from efface.errors import LocationError, NoSpaceError, StorageError, UserError
 from efface.retry import first_line, is_transient_in_store, is_transient_on_disk, retry
+
+URL = re.compile("[A-Za-z][A-Za-z0-9+.-]*://")
 
 MAX_COMPARE_BYTES = 2**26
 """Bytes up to which a file is compared with what is to be written: checkpoints and deltas of whole models are not."""
@@ -41,11 +43,11 @@ NO_FOLDER_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, err
 
 
 def as_path(location: str | Path) -> Path:
-    """A local path, or a URL such as `s3://bucket/folder` with the same methods. Raises LocationError."""
+    """A local path, or a URL such as `s3://bucket/folder` with the same methods. Raises UserError, LocationError."""
     if not isinstance(location, str):
-        return location
-    if not re.match("[A-Za-z][A-Za-z0-9+.-]*://", location):
-        return Path(location)
+        return local_path(location) if str(location).startswith("~") else location
+    if not URL.match(location):
+        return local_path(location)
     from efface.object_store import StorePath
 
     try:
@@ -58,6 +60,23 @@ def as_path(location: str | Path) -> Path:
     if path.protocol != "memory" and not urlsplit(location).netloc:
         raise LocationError(f"{location}: names no bucket, should be like {path.protocol}://bucket/folder")
     return cast(Path, path)
+
+
+def local_path(text: str | Path) -> Path:
+    """A path on this machine. `~` and `~user` at its beginning are home folders, also where no shell replaced them.
+
+    Raises UserError where it begins with `~` and no home folder is known.
+    """
+    written = str(text)
+    if not written.startswith("~"):
+        return Path(text)
+    with suppress(ValueError):  # of a user's name with a null character
+        path = os.path.expanduser(written)
+        if path != written:
+            return Path(path)
+    if written.partition("/")[0] == "~":
+        raise UserError(f"{written}: no home folder is known here; set HOME, or write the path out")
+    return Path(written)  # no such user: a file may be called so
 
 
 def is_remote(path: Path) -> bool:
@@ -82,6 +101,15 @@ def sha256_file(path: Path) -> str:
 def slug(text: str) -> str:
     """`text` as part of a file name: lower case, letters, digits and single hyphens, at most 40 characters."""
     return re.sub(r"[^a-z0-9]+", "-", text.casefold()).strip("-")[:40].strip("-") or "x"
+
+
+def file_stem(name: str) -> str:
+    """A file name for `name` alone: its slug, and a hash of it behind that where the slug leaves something out.
+
+    Names that differ in nothing but case, and in spaces, hyphens and underscores, still share one.
+    """
+    plain = slug(name)
+    return plain if plain == re.sub("[ _-]", "-", name.casefold()) else f"{plain}-{content_id(name)[:8]}"
 
 
 def write_atomic(path: Path, data: bytes) -> None:

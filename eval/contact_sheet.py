@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from efface.concepts.prompts import AXES, TARGET_AXES, Axis
 from efface.errors import UserError
 from efface.eval.scores.scoring import BASE
-from efface.files import as_path, slug, write_atomic
+from efface.files import as_path, file_stem, write_atomic
 from efface.text import shown as harmless
 
 SMALL, LARGE = 128, 192  # pixels of a cell; images up to 128 px are enlarged without smoothing
@@ -40,7 +40,7 @@ def write_sheets(folder: str | Path, verdicts: pa.Table, images: "pa.Table | Fin
     for concept in sorted(verdicts["concept"].unique().to_pylist()):
         buffer = io.BytesIO()
         contact_sheet(verdicts, images, concept, columns).save(buffer, format="PNG")
-        paths.append(as_path(folder) / f"{slug(concept)}.png")
+        paths.append(as_path(folder) / f"{file_stem(concept)}.png")
         write_atomic(paths[-1], buffer.getvalue())
     return paths
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from efface.errors import UserError
 from efface.eval.judge_spec import read_judge
-from efface.files import content_id, sha256_file
+from efface.files import content_id, local_path, sha256_file
 from efface.models.model_files import PACKAGE, NotCached, locate
 from efface.models.untrusted_models import check_model_files
 
@@ -25,7 +25,7 @@ def judge_identity(name_or_path: str | Path) -> str:
     if weights is None:
         return content_id([data, {}])
     source = weights.source
-    local = source.startswith(PACKAGE) or Path(source).expanduser().is_dir()
+    local = source.startswith(PACKAGE) or local_path(source).is_dir()
     if not local and not HUB_ID.fullmatch(source):
         raise UserError(f"{name_or_path}: source: '{source}' is no folder, and no id of a model on the hub")
     try:

@@ -15,6 +15,7 @@ into scripts, logs and manifests that others may read, so none of them may be a 
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ from pydantic import Field, create_model, model_validator
 
 from efface.config_files import CONFIGS, StrictModel, find_config, list_configs, parse, read_yaml
 from efface.errors import UserError, did_you_mean
+from efface.files import local_path
 
 if TYPE_CHECKING:
     from efface.cluster.campaign.spec import Campaign
@@ -81,8 +83,13 @@ def profile_by_name(name: str) -> ClusterProfile | None:
 
 
 def user_profiles_folder() -> Path:
-    """Where the user keeps profiles: `$XDG_CONFIG_HOME/efface/clusters`, mostly `~/.config/efface/clusters`."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "efface" / "clusters"
+    """Where the user keeps profiles: `$XDG_CONFIG_HOME/efface/clusters`, mostly `~/.config/efface/clusters`.
+
+    Where no home folder is known, it is one in which nothing can be found.
+    """
+    with suppress(UserError):
+        return local_path(os.environ.get("XDG_CONFIG_HOME") or "~/.config") / "efface" / "clusters"
+    return Path(os.devnull) / "efface" / "clusters"
 
 
 def _known_profiles() -> dict[str, Path]:

@@ -36,6 +36,12 @@ class LaunchRecord(NamedTuple):
     cluster: str = ""
 
 
+def check_record_file(folder: Path) -> None:
+    """Raises UserError where a file that efface did not write has the name of the one that `append_records` writes."""
+    if (folder / FILE_NAME).exists() and not read_records(folder):
+        raise UserError(f"{folder / FILE_NAME}: exists already and records no launch; give --out another folder")
+
+
 def append_records(folder: Path, jobs: list[LaunchRecord]) -> None:
     """Add what has been launched now to what was launched before. Raises StorageError."""
     kept = [job for job in read_records(folder) if job not in jobs]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from efface.errors import UserError
-from efface.files import slug
+from efface.files import local_path, slug
 
 if TYPE_CHECKING:
     from efface.models.base import BaseSpec
@@ -71,7 +71,7 @@ def _is_campaign(name: str) -> bool:
     """Whether `name` is a campaign and not a base: both may be YAML files, and names of shipped ones."""
     from efface.config_files import list_configs, read_yaml
 
-    path = Path(name)
+    path = local_path(name)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return "source" not in read_yaml(path)
     return name in list_configs("campaigns")

@@ -1,8 +1,13 @@
 """Options that several commands share, as typer takes them."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from efface.launch.paths import output
+
+LOCAL: dict[str, Any] = {"parser": output, "metavar": "PATH"}
+"""Of an option or argument that is a path on this machine."""
 
 BaseOption = Annotated[
     str,
@@ -18,6 +23,7 @@ ConceptsOption = Annotated[
 PromptsOption = Annotated[
     str | None, typer.Option("--prompts", help="Prompt set by name or CSV file; default: the base's own.")
 ]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace a file that exists, whatever it is.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 …; auto takes a GPU if there is one.")]
 
 CampaignArgument = Annotated[str, typer.Argument(help="A campaign YAML, or the name of a shipped one.")]

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from efface.config_files import CONFIGS, StrictModel, find_config, list_configs, read_config, shown
 from efface.errors import UserError, did_you_mean
-from efface.files import content_id
+from efface.files import content_id, local_path
 from efface.models.base_kinds import check_folder
 from efface.models.component_configs import read_json
 from efface.models.component_files import SINGLE_FILE, Parts, config_files, file_parts, folder_parts, shape_parts
@@ -146,7 +146,7 @@ def read_base(name_or_path: str | Path) -> BaseSpec:
     """
     name = str(name_or_path)
     try:
-        return _read_base(name, Path(name))
+        return _read_base(name, local_path(name))
     except OSError:  # a name too long for the file system, a folder that may not be looked into
         raise _unknown_base(name) from None
 
@@ -222,7 +222,7 @@ def _readable(source: str) -> Iterator[None]:
 def architecture(name_or_path: str) -> Path:
     """The folder of component configs (and a tokenizer) named by `BaseSpec.architecture`."""
     known = sorted(path.parent.name for path in (CONFIGS / "bases").glob("*/model_index.json"))
-    for folder in (Path(name_or_path), CONFIGS / "bases" / name_or_path):
+    for folder in (local_path(name_or_path), CONFIGS / "bases" / name_or_path):
         if (folder / "unet" / "config.json").is_file():
             return folder
     raise UserError(f"unknown architecture '{name_or_path}': {did_you_mean(name_or_path, known)}")

@@ -7,9 +7,12 @@ which papers' own code pins.
 import json
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import diffusers
+import transformers
 from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -71,7 +74,7 @@ def write_pipeline(
     scheduler: SchedulerMixin,
 ) -> None:
     """The parts as a diffusers folder that `from_pretrained` loads without any argument, in releases old and new."""
-    StableDiffusionPipeline(
+    pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
@@ -80,11 +83,27 @@ def write_pipeline(
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    ).save_pretrained(folder)
+    )
+    with _no_progress_bars():
+        pipeline.save_pretrained(folder)
     _name_text_encoder_as_ever(folder / "text_encoder")
     # Before release 5, transformers' CLIPTokenizer reads these two and no tokenizer.json.
     tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
     open_to_readers(folder)
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Saving in silence; afterwards the bars of transformers and diffusers are as they were."""
+    libraries = (transformers.utils.logging, diffusers.utils.logging)
+    enabled = [library for library in libraries if library.is_progress_bar_enabled()]
+    for library in enabled:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in enabled:
+            library.enable_progress_bar()
 
 
 def _name_text_encoder_as_ever(folder: Path) -> None:

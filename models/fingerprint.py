@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from efface.errors import UserError
-from efface.files import content_id, sha256_file, write_json
+from efface.files import content_id, local_path, sha256_file, write_json
 from efface.models.component_configs import canonical, read_json
 from efface.models.component_files import Parts
 from efface.models.safetensors_headers import read_header
@@ -49,8 +49,13 @@ def fingerprint(parts: Parts, seed: int | None = None) -> str:
 
 
 def cache_folder() -> Path:
-    """Where efface keeps what it can compute again: $EFFACE_CACHE, or ~/.cache/efface."""
-    return Path(os.environ.get("EFFACE_CACHE") or Path.home() / ".cache" / "efface")
+    """Where efface keeps what it can compute again: $EFFACE_CACHE, or ~/.cache/efface.
+
+    Where no home folder is known, it is one in which nothing can be found or kept.
+    """
+    with suppress(UserError):
+        return local_path(os.environ.get("EFFACE_CACHE") or "~/.cache/efface")
+    return Path(os.devnull) / "efface"
 
 
 def _stat(file: Path) -> list[Any]:

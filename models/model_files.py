@@ -8,6 +8,7 @@ from pathlib import Path
 
 from efface.config_files import CONFIGS
 from efface.errors import UserError
+from efface.files import local_path
 
 DIFFUSERS_FILES = (
     "model_index.json",
@@ -44,7 +45,7 @@ def locate(source: str, files: Sequence[str], fetch: bool = True) -> Path:
         if not path.exists():
             raise UserError(f"{source}: this installation of efface has no {source.removeprefix(PACKAGE)}")
         return path
-    path = Path(source).expanduser()
+    path = local_path(source)
     return path if path.exists() else _from_hub(source, files, fetch)
 
 

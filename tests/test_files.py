@@ -5,6 +5,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import stat
 import uuid
 from collections.abc import Callable
@@ -20,14 +21,18 @@ from efface.files import (
     as_path,
     content_id,
     create_exclusive,
+    file_stem,
     is_remote,
     local_copy,
+    local_path,
     open_to_readers,
     sha256_file,
     slug,
     write_atomic,
     write_json,
 )
+
+HASH = "[0-9a-f]{8}"
 
 
 @pytest.fixture(autouse=True)
@@ -361,3 +366,33 @@ def test_a_temporary_file_is_hidden_so_that_what_lists_a_folder_passes_it_over(
     monkeypatch.setattr(files.os, "replace", lambda old, new: (seen.extend(os.listdir(tmp_path)), really(old, new))[-1])
     write_atomic(tmp_path / "file", b"")
     assert len(seen) == 1 and seen[0].startswith(".file.")
+
+
+@pytest.mark.parametrize(
+    ("names", "stems"),
+    [
+        (["cat", "Van Gogh", "Blue_Jay"], ["cat", "van-gogh", "blue-jay"]),
+        (["C", "C++", "C#", "+C"], ["c", f"c-{HASH}", f"c-{HASH}", f"c-{HASH}"]),
+        (["猫", "犬", "🐱"], [f"x-{HASH}"] * 3),
+        (["caf", "cafe", "café"], ["caf", "cafe", f"caf-{HASH}"]),
+        (["x" * 40, "x" * 41, "x" * 42], ["x" * 40, f"x{{40}}-{HASH}", f"x{{40}}-{HASH}"]),
+    ],
+)
+def test_names_that_differ_have_files_of_their_own(names: list[str], stems: list[str]) -> None:
+    found = [file_stem(name) for name in names]
+    assert len(set(found)) == len(names)
+    assert all(re.fullmatch(stem, own) for stem, own in zip(stems, found, strict=True))
+
+
+@pytest.mark.parametrize("path", ["~", "~/runs/a", Path("~/runs/a")])
+def test_a_path_in_the_home_folder_is_found_without_a_shell(
+    path: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert local_path(path) == as_path(path) == tmp_path / str(path)[2:]
+
+
+def test_a_name_that_only_begins_like_one_is_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    for name in ("~nobody-of-this-name/x", "a~", "a/~/b", "~\0"):
+        assert str(local_path(name)) == name

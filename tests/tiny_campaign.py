@@ -1,7 +1,7 @@
 """A world small enough to run whole campaigns in: four concepts, their prompts, a judge, a recipe and a base.
 
-The weights are drawn at random, so the verdicts mean nothing; what is tested is that they are there, once each. Packages
-that need it import the fixtures into their conftest.
+The weights are drawn at random, so the verdicts mean nothing; what is tested is that they are there, once each.
+Packages that need it import the fixtures into their conftest.
 """
 
 from collections.abc import Callable

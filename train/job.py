@@ -4,6 +4,7 @@ The same job gives the same delta, byte for byte: it depends neither on the time
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -12,6 +13,7 @@ from efface.concepts.concept import ConceptSet
 from efface.config_files import StrictModel, parse
 from efface.errors import UserError
 from efface.files import content_id, slug
+from efface.models.delta import Delta
 from efface.train.method import Method, Strategy, get_method, parse_config
 
 
@@ -97,6 +99,14 @@ def make_job(
         "parent": parent,
     }
     return parse(Job, fields, f"job of method '{method}'")
+
+
+def is_result(path: Path, job: Job) -> bool:
+    """Whether a file is the delta that this very job leaves."""
+    try:
+        return Delta.load(path).provenance.get("job_id") == job.id
+    except UserError:
+        return False
 
 
 def check_strategy(method: type[Method], strategy: Strategy) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from efface.concepts.concept import Concept, ConceptSet
 from efface.config_files import CONFIGS, StrictModel, parse, read_yaml
 from efface.errors import UserError, did_you_mean
+from efface.files import local_path
 from efface.models.base import Base
 from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor
@@ -216,7 +217,7 @@ def preset_names(method_name: str) -> list[str]:
 def _preset_file(method_name: str, preset: str) -> Path:
     if preset in preset_names(method_name):
         return CONFIGS / "methods" / method_name / f"{preset}.yaml"
-    if Path(preset).is_file():
-        return Path(preset)
+    if local_path(preset).is_file():
+        return local_path(preset)
     known = did_you_mean(preset, preset_names(method_name))
     raise UserError(f"unknown preset '{preset}' of method '{method_name}': {known}")

@@ -24,12 +24,12 @@ from pydantic import Field
 from torch import distributed
 
 from efface.concepts.concept import load_concept_set
-from efface.config_files import StrictModel, parse
+from efface.config_files import LocalPath, StrictModel, parse
 from efface.errors import JobFailure, Stopped, UserError
-from efface.files import write_json
+from efface.files import local_path, write_json
 from efface.models.base import load_base
 from efface.models.delta import Delta
-from efface.train.job import Job
+from efface.train.job import Job, is_result
 from efface.train.run_job import run_job
 from efface.train.trainer.loop import OnStep
 from efface.train.trainer.options import TrainingOptions
@@ -47,15 +47,16 @@ class TorchrunJob(StrictModel):
     job: Job
     base: str = Field(description="name or path of the base; its fingerprint has to be the job's")
     concept_set: str = Field(description="name or path of the concept set; its hash has to be the job's")
-    out: Path = Field(description="where the first process saves the delta, and beside it, as .json, the job's metrics")
-    parent: Path | None = Field(None, description="delta of the request before, in a chain")
-    cache: Path | None = Field(None, description="folder of costly data, for instance anchor images")
-    checkpoint: Path | None = Field(None, description="written by the first process alone; gone when the job is done")
+    out: LocalPath = Field(description="where the first process saves the delta, and beside it, as .json, its metrics")
+    parent: LocalPath | None = Field(None, description="delta of the request before, in a chain")
+    cache: LocalPath | None = Field(None, description="folder of costly data, for instance anchor images")
+    checkpoint: LocalPath | None = Field(None, description="written by the first process; gone when the job is done")
     save_steps: int = Field(50, ge=1, description="optimiser steps between two checkpoints")
     training_options: TrainingOptions = TrainingOptions()
     reduce_micro_batch: bool = Field(
         False, description="as many samples a step in twice the batches, after an out-of-memory"
     )
+    force: bool = Field(False, description="replace files of the results' names, whatever they are")
 
 
 def run_rank(work: TorchrunJob, on_step: OnStep | None = None) -> dict[str, Any]:
@@ -154,7 +155,9 @@ def _run(arguments: list[str]) -> int:
     try:
         if len(arguments) != 1:
             raise UserError(f"efface.train.torchrun takes one file, work.json, not {len(arguments)}")
-        run_rank(_read(Path(arguments[0])), on_step)
+        work = _read(local_path(arguments[0]))
+        check_results(work)
+        run_rank(work, on_step)
     except (UserError, JobFailure, Stopped) as error:
         if _rank() == 0:
             logger.error("%s", error)
@@ -162,6 +165,26 @@ def _run(arguments: list[str]) -> int:
             logger.error("process %d: %s", _rank(), error)
         return {UserError: 2, JobFailure: 1, Stopped: 130}.get(type(error), 2)
     return 0
+
+
+def check_results(work: TorchrunJob) -> None:
+    """Raises UserError where the results would replace files that are none of this job's."""
+    if work.force or is_result(work.out, work.job):
+        return
+    for path in (work.out, work.out.with_suffix(".json")):
+        if path.exists() or path.is_symlink():
+            raise UserError(
+                f"{path}: exists already and is not the result of this job; move it away, or have `efface unlearn` "
+                "write the job for another --out, or with --force"
+            )
+
+
+def is_torchrun_job(path: Path, job: Job) -> bool:
+    """Whether a file describes this very job for torchrun."""
+    try:
+        return _read(path).job.id == job.id
+    except UserError:
+        return False
 
 
 def _read(path: Path) -> TorchrunJob:

@@ -17,7 +17,7 @@ from efface.cluster.campaign.plan import Plan
 from efface.cluster.tasks.task import RateUse, Task
 from efface.config_files import StrictModel, find_config, list_configs, read_config
 from efface.errors import UserError
-from efface.files import slug
+from efface.files import file_stem
 from efface.models.fingerprint import cache_folder
 
 Precision = Literal["fp32", "bf16"]
@@ -82,7 +82,7 @@ def find_rates(device: str, base: str) -> Rates | None:
 
 def measured_file(device: str, base: str) -> Path:
     """Where the rates measured for a base on a device are kept on this machine."""
-    return cache_folder() / "rates" / f"{slug(device)}-{slug(base)}.json"
+    return cache_folder() / "rates" / f"{file_stem(device)}-{file_stem(base)}.json"
 
 
 def this_device(gpus: float) -> str | None:

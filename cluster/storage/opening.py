@@ -16,6 +16,12 @@ FORMAT = 2
 CONFIG_FILES = ("campaign.yaml", "evaluation.yaml", "search.yaml")
 """What a folder of format 1 is known by."""
 
+RESULTS = (
+    *("table.parquet", "scores.json", "leaderboard.csv", "sheets", "stages"),
+    *("trials.csv", "pareto.csv", "pareto.json"),
+)
+"""What a run, or a search, writes for people."""
+
 TASK_FOLDERS = ("calibration", "jobs", "evaluations")
 
 
@@ -27,8 +33,7 @@ def open_folder(paths: RunPaths, config_file: Path, text: str, mutable_keys: Ite
             raise UserError(f"{root}: is a file, should be a folder for the run")
         if is_remote(root) and str(root).startswith("memory:"):
             raise UserError(f"{root}: ends with this process; give --out a path or the URL of an object store")
-        if not check_format(paths) and config_file.is_file():
-            raise UserError(f"{config_file}: was not written by a run; give --out another folder")
+        _check_nothing_is_lost(paths, config_file)
         before = config_file.read_text(encoding="utf-8", errors="replace") if config_file.is_file() else text
     except OSError as error:
         raise storage_error(config_file, "read", error) from None
@@ -60,6 +65,17 @@ def check_format(paths: RunPaths) -> bool:
     if sign.get("format") != FORMAT:
         raise _other_format(paths, sign.get("format"))
     return True
+
+
+def _check_nothing_is_lost(paths: RunPaths, config_file: Path) -> None:
+    """Raises UserError where the run would replace files that no run wrote, or the results of another kind of run."""
+    if not check_format(paths):
+        found = next((path for name in (config_file.name, *RESULTS) if (path := paths.root / name).exists()), None)
+        if found:
+            raise UserError(f"{found}: was not written by a run; give --out another folder")
+    other = next((name for name in CONFIG_FILES if name != config_file.name and (paths.root / name).is_file()), None)
+    if other:
+        raise UserError(f"{paths.root / other}: the folder holds another run; give --out another folder")
 
 
 def _other_format(paths: RunPaths, found: object) -> UserError:

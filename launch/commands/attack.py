@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from efface.errors import UserError
-from efface.files import write_atomic
+from efface.files import content_id, slug, write_atomic
 from efface.launch.command import Command
-from efface.launch.options import BaseOption, ConceptsOption, DeviceOption, PromptsOption
-from efface.launch.paths import check_writable
+from efface.launch.options import LOCAL, BaseOption, ConceptsOption, DeviceOption, ForceOption, PromptsOption
+from efface.launch.paths import check_output
 from efface.launch.tables import print_line
 
 if TYPE_CHECKING:
@@ -42,7 +42,11 @@ class AttackOptions:
     ] = None
     per_concept: Annotated[int, typer.Option(min=1, help="Prompts for each concept, at most.")] = 5
     seed: Annotated[int, typer.Option(help="Same seed, same prompts.")] = 0
-    out: Annotated[Path, typer.Option("--out", "-o", help="The prompt CSV to write.")] = Path("prompts.csv")
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The prompt CSV to write; default: adversarial-BASE-ID.csv.", **LOCAL),
+    ] = None
+    force: ForceOption = False
     device: DeviceOption = "auto"
 
 
@@ -66,7 +70,7 @@ def run(options: AttackOptions) -> AttackResult:
     from efface.eval.judge_spec import load_judge
     from efface.launch.commands.unlearn import parse_key_values
     from efface.launch.device import resolve_device
-    from efface.models.base import load_base, read_base
+    from efface.models.base import base_id, load_base, read_base
     from efface.models.recipe import load_recipe
 
     config = parse_attack_config(options.attack, parse_key_values(options.settings))
@@ -81,9 +85,19 @@ def run(options: AttackOptions) -> AttackResult:
     missing = [target.name for target in targets if target.name not in prompt_set.rows]
     if missing:
         raise UserError(f"{prompt_set.name}: has no row for {missing[0]}, add one with its direct prompts")
-    check_writable(options.out)
-    device = resolve_device(options.device)
     judge_name = options.judge or spec.judge
+    target_names = [target.name for target in targets]
+    search = [options.attack, config.model_dump(mode="json"), judge_name, options.per_concept, options.seed]
+    id = content_id([base_id(spec), concept_set.sha256, prompt_set.sha256, target_names, *search])
+    out = options.out or Path(f"adversarial-{slug(spec.name)}-{id}.csv")
+    inputs = {
+        "the base": spec.source,
+        "the base's YAML": options.base,
+        "the prompt set": names["--prompts"],
+        "the concept set": names["--concepts"],
+    }
+    check_output(out, inputs=inputs, force=options.force)
+    device = resolve_device(options.device)
 
     def on_concept(name: str, kept: Sequence["KeptPrompt"]) -> None:
         logger.info("%s: %d of %d", name, len(kept), options.per_concept)
@@ -102,8 +116,8 @@ def run(options: AttackOptions) -> AttackResult:
     rows = dict(prompt_set.rows)
     for name, kept in found.items():
         rows[name] = replace(rows[name], adversarial=tuple(each.prompt.text for each in kept))
-    write_atomic(options.out, PromptSet(str(options.out), rows).csv(concept_set).encode())
-    return AttackResult(options.out, found)
+    write_atomic(out, PromptSet(str(out), rows).csv(concept_set).encode())
+    return AttackResult(out, found)
 
 
 def show(result: AttackResult) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from efface.launch.command import Command
 from efface.launch.execution import execute_run, failure_code, show_results
-from efface.launch.options import BaseOption, ConceptsOption, DeviceOption, PromptsOption, WorkersOption
+from efface.launch.options import LOCAL, BaseOption, ConceptsOption, DeviceOption, PromptsOption, WorkersOption
 
 if TYPE_CHECKING:
     from efface.cluster.report import Results
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class EvaluateOptions:
     """Make images with edited models and the base, judge them, and write table, scores and contact sheets."""
 
-    deltas: Annotated[list[Path], typer.Argument(help="Delta files of one method.")]
+    deltas: Annotated[list[Path], typer.Argument(help="Delta files of one method.", **LOCAL)]
     base: BaseOption = "miniature"
     concepts: ConceptsOption = None
     prompts: PromptsOption = None
@@ -29,7 +29,7 @@ class EvaluateOptions:
     ] = field(default_factory=list)
     images_per_prompt: Annotated[int, typer.Option(min=1, help="Images of each prompt.")] = 4
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The run folder to write; default: runs/evaluation-ID.")
+        Path | None, typer.Option("--out", "-o", help="The run folder to write; default: runs/evaluation-ID.", **LOCAL)
     ] = None
     workers: WorkersOption = None
     device: DeviceOption = "auto"

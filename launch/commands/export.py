@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from efface.launch.command import Command
-from efface.launch.options import BaseOption
+from efface.launch.options import LOCAL, BaseOption
 from efface.text import shown
 
 
@@ -15,8 +15,8 @@ from efface.text import shown
 class ExportOptions:
     """Write base and delta together as an ordinary diffusers folder."""
 
-    delta: Annotated[Path, typer.Argument(help="A delta file.")]
-    folder: Annotated[Path, typer.Argument(help="The diffusers folder to write.")]
+    delta: Annotated[Path, typer.Argument(help="A delta file.", **LOCAL)]
+    folder: Annotated[Path, typer.Argument(help="The diffusers folder to write.", **LOCAL)]
     base: BaseOption = "miniature"
 
 
@@ -24,8 +24,9 @@ def run(options: ExportOptions) -> Path:
     """Write the folder; its path. Raises UserError."""
     from efface.models.base import load_base
     from efface.models.delta import Delta
-    from efface.models.export import export
+    from efface.models.export import check_new_folder, export
 
+    check_new_folder(options.folder)
     delta = Delta.load(options.delta)
     export(load_base(options.base), delta, options.folder)
     return options.folder

@@ -50,6 +50,7 @@ def run(
     on_submitted: gets the submission and the run folder before a job is followed to its end.
     """
     from efface.launch.cluster_profile import read_profile
+    from efface.launch.launch_record import check_record_file
     from efface.launch.launch_spec import read_launch_spec
 
     profile = read_profile(options.cluster)
@@ -61,6 +62,8 @@ def run(
     texts = launcher.render(launch)
     if options.dry_run:
         return DryRun(texts)
+    if spec.run_folder_is_shared:
+        check_record_file(spec.folder)
     launcher.check(launch, texts)
     submission = launcher.submit(launch, texts)
     _log_where_profiles_are_found(profile)

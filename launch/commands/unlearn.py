@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from efface.errors import UserError
-from efface.files import slug, write_json
+from efface.files import local_path, slug, write_json
 from efface.launch.command import Command
-from efface.launch.options import BaseOption, ConceptsOption, DeviceOption
-from efface.launch.paths import check_writable
+from efface.launch.options import LOCAL, BaseOption, ConceptsOption, DeviceOption, ForceOption
+from efface.launch.paths import check_output
 from efface.text import shown
 
 if TYPE_CHECKING:
@@ -46,12 +46,15 @@ class UnlearnOptions:
     seed: Annotated[int, typer.Option(help="Same seed, same delta.")] = 0
     after: Annotated[
         Path | None,
-        typer.Option(help="Continue from this delta: what it erased stays erased, and the concept is erased too."),
+        typer.Option(
+            help="Continue from this delta: what it erased stays erased, and the concept is erased too.", **LOCAL
+        ),
     ] = None
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="The delta to write; default: METHOD-CONCEPT.safetensors."),
+        typer.Option("--out", "-o", help="The delta to write; default: METHOD-CONCEPT-JOB.safetensors.", **LOCAL),
     ] = None
+    force: ForceOption = False
     device: DeviceOption = "auto"
     training: Annotated[
         list[str],
@@ -63,7 +66,7 @@ class UnlearnOptions:
     torchrun_job: Annotated[
         Path | None,
         typer.Option(
-            help="Train nothing: write the job to this file, for torchrun on several GPUs (docs/multi-gpu.md)."
+            help="Train nothing: write the job to this file, for torchrun on several GPUs (docs/multi-gpu.md).", **LOCAL
         ),
     ] = None
 
@@ -108,6 +111,7 @@ class _Request:
     erased: tuple[str, ...]
     training_options: "TrainingOptions"
     out: Path
+    inputs: dict[str, str | Path | None]
 
     @property
     def new(self) -> tuple[str, ...]:
@@ -118,6 +122,7 @@ class _Request:
 def run(options: UnlearnOptions) -> Unlearned | TorchrunJobFile:
     """Train the job and write its delta. With `after` it is the next request of a chain.
 
+    Files that exist, and are not the results of this very job, are replaced only with `force`.
     With `torchrun_job` nothing is trained: the job is written to that file as a `TorchrunJob`, for
     `efface.train.torchrun`. Raises UserError, before anything is computed.
     """
@@ -152,7 +157,7 @@ def _read(options: UnlearnOptions) -> _Request:
     from efface.config_files import find_config, parse
     from efface.models.base import base_id, read_base
     from efface.models.delta import Delta
-    from efface.train.job import make_job
+    from efface.train.job import is_result, make_job
     from efface.train.method import preset_names
     from efface.train.trainer.options import TrainingOptions
 
@@ -180,11 +185,17 @@ def _read(options: UnlearnOptions) -> _Request:
         seed=options.seed,
         parent=parent.provenance["job_id"] if parent else None,
     )
-    out = options.out or Path(_file_name(options.method, job.concepts[len(erased) :], parent))
-    check_writable(out)
-    if options.after and out.exists() and out.samefile(options.after):
-        raise UserError(f"--out {out}: is the delta given by --after, should be another file")
-    return _Request(job, base, concept_set, concepts, preset, parent, erased, training_options, out)
+    out = options.out or Path(_file_name(options.method, job.concepts[len(erased) :], job.id))
+    inputs: dict[str, str | Path | None] = {
+        "the delta given by --after": options.after,
+        "the base": base.source,
+        "the base's YAML": options.base,
+        "the concept set": concepts,
+        "the preset": preset,
+        "the DeepSpeed config": training_options.deepspeed,
+    }
+    check_output(out, inputs=inputs, is_result=lambda path: is_result(path, job), force=options.force)
+    return _Request(job, base, concept_set, concepts, preset, parent, erased, training_options, out, inputs)
 
 
 def _train(options: UnlearnOptions, request: _Request) -> Unlearned:
@@ -238,11 +249,17 @@ def _train(options: UnlearnOptions, request: _Request) -> Unlearned:
 
 def _write_torchrun_job(options: UnlearnOptions, request: _Request) -> TorchrunJobFile:
     from efface.models.fingerprint import cache_folder
-    from efface.train.torchrun import TorchrunJob
+    from efface.train.torchrun import TorchrunJob, check_results, is_torchrun_job
 
     assert options.torchrun_job
     file, out, training_options = options.torchrun_job, request.out, request.training_options
-    check_writable(file, "--torchrun-job")
+    check_output(
+        file,
+        "--torchrun-job",
+        inputs=request.inputs,
+        is_result=lambda path: is_torchrun_job(path, request.job),
+        force=options.force,
+    )
     if out.with_suffix(".json").absolute() == file.absolute():
         raise UserError(f"--torchrun-job {file}: is where the metrics of {out} go, should be another file")
     job = TorchrunJob(
@@ -256,14 +273,17 @@ def _write_torchrun_job(options: UnlearnOptions, request: _Request) -> TorchrunJ
         training_options=training_options.model_copy(
             update={"deepspeed": training_options.deepspeed and _absolute_if_path(training_options.deepspeed)}
         ),
+        force=options.force,
     )
+    check_results(job)
     write_json(file, job.model_dump(mode="json"))
     return TorchrunJobFile(file, request.job.id)
 
 
 def _absolute_if_path(name: str) -> str:
     """A name as it is, a path from the root."""
-    return str(Path(name).absolute()) if Path(name).exists() else name
+    path = local_path(name)
+    return str(path.absolute()) if path.exists() else name
 
 
 def _previously_erased(
@@ -283,9 +303,9 @@ def _previously_erased(
     return erased
 
 
-def _file_name(method: str, request: tuple[str, ...], parent: "Delta | None") -> str:
-    """`esd-dog.safetensors`; of a chain also which delta it comes after, so that none overwrites another."""
-    return slug(" ".join((method, *request))) + (f"-after-{parent.id[:8]}" if parent else "") + ".safetensors"
+def _file_name(method: str, request: tuple[str, ...], job_id: str) -> str:
+    """`esd-dog-0123456789abcdef.safetensors`: no two jobs share it, whatever their concepts are called."""
+    return f"{slug(' '.join((method, *request)))}-{job_id}.safetensors"
 
 
 def parse_key_values(settings: Sequence[str], option: str = "--set") -> dict[str, Any]:

@@ -143,7 +143,7 @@ def token_files() -> dict[str, int]:
 def _ray_token_files() -> list[Path]:
     """Where Ray looks for a token."""
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return [*([Path(named)] if named else []), Path.home() / ".ray" / "auth_token"]
+    return [*([Path(named)] if named else []), Path(os.path.expanduser("~/.ray/auth_token"))]
 
 
 def ray_processes() -> list[int]:

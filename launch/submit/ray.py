@@ -22,6 +22,7 @@ from pydantic import Field
 
 from efface.config_files import StrictModel
 from efface.errors import JobFailure, UserError
+from efface.files import local_path
 from efface.launch.cluster_profile import KEY_MATERIAL, ClusterProfile
 from efface.launch.launch_record import LaunchRecord, append_records
 from efface.launch.launch_spec import LaunchSpec
@@ -200,7 +201,7 @@ def _client(config: RaySettings) -> Iterator[Any]:
 
 def _token_file(config: RaySettings) -> Path:
     """The profile's file, otherwise the one that Ray looks for."""
-    return Path(config.token_file or os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    return local_path(config.token_file or os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token")
 
 
 def _token(config: RaySettings) -> str:

@@ -31,6 +31,9 @@ from efface.launch.launcher import LAUNCHERS, Launch, Launcher, State, Submissio
 TEMPLATES = Path(__file__).parent / "templates" / "slurm"
 Style = Literal["array", "shared", "exclusive"]
 
+OURS = "#SBATCH --job-name=efface-"
+"""A line of every script that is written here."""
+
 STATES: dict[str, State] = {
     "PENDING": "pending",
     "CONFIGURING": "pending",
@@ -129,6 +132,7 @@ class Slurm(Launcher[SlurmSettings, SlurmOptions]):
         return {f"{folder / name}.sh": text for name, text in _scripts(launch, style, folder).items()}
 
     def check(self, launch: SlurmLaunch, texts: Mapping[str, str]) -> None:
+        _check_scripts(launch_folder(launch.spec), texts)
         _check(launch.spec, launch.profile, launch.settings, texts)
 
     def submit(self, launch: SlurmLaunch, texts: Mapping[str, str]) -> Submission:
@@ -267,12 +271,21 @@ def _check(spec: LaunchSpec, profile: ClusterProfile, config: SlurmSettings, tex
                 raise UserError(f"{where}.account {account}, and {target} takes no such job; {yours}") from None
 
 
+def _check_scripts(folder: Path, texts: Mapping[str, str]) -> None:
+    """Raises UserError where files that this module did not write would be replaced."""
+    if any(OURS in path.read_text(encoding="utf-8", errors="replace") for path in folder.glob("*.sh")):
+        return
+    for path in (folder / "campaign.yaml", *map(Path, texts)):
+        if path.exists():
+            raise UserError(f"{path}: exists already and was not written by a launch; give --out another folder")
+
+
 def _accounts() -> list[str]:
     """Of this user; none where the cluster keeps no accounts."""
-    mine = ("show", "assoc", f"user={getpass.getuser()}", "format=account")
     try:
+        mine = ("show", "assoc", f"user={getpass.getuser()}", "format=account")
         lines = _run_slurm("sacctmgr", "--noheader", "--parsable2", *mine).splitlines()
-    except UserError:
+    except (UserError, KeyError, OSError):  # the last two: a user without a name
         return []
     return sorted({line.strip() for line in lines if line.strip()})
 

@@ -184,6 +184,10 @@ def test_what_a_run_took_is_kept_and_found_again(plan: MakePlan, cache: Path) ->
     assert rates_for(made) == found
 
 
+def test_bases_whose_names_look_alike_have_rates_of_their_own(cache: Path) -> None:
+    assert len({measured_file("cpu", base) for base in ("模型", "猫", "sd", "sd+", "sd#")}) == 5
+
+
 def test_a_run_in_which_nothing_was_left_teaches_nothing(plan: MakePlan, cache: Path) -> None:
     made = plan()
     done = folder({job.id: record(8.0) for job in made.jobs})

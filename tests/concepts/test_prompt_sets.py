@@ -1,4 +1,4 @@
-"""Prompt sets: the challenge's CSV and ours, what they ask on each axis, and what which mistakes in a file are reported."""
+"""Prompt sets: the challenge's CSV and ours, what they ask on each axis, and which mistakes are reported."""
 
 import codecs
 import hashlib

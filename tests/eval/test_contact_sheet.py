@@ -102,6 +102,14 @@ def test_there_is_one_file_per_concept(row: Row, table: MakeTable, tmp_path: Pat
         Image.open(path).verify()
 
 
+def test_concepts_whose_names_look_alike_have_a_file_each(row: Row, table: MakeTable, tmp_path: Path) -> None:
+    names = ["猫", "犬", "C++", "C#", "C"]
+    verdicts = table([row("forget", False, concept=name, image_sha256="esd") for name in names])
+    paths = write_sheets(tmp_path, verdicts, tables(row, table)[1])
+    assert len(paths) == len(set(paths)) == len(list(tmp_path.iterdir())) == len(names)
+    assert tmp_path / "c.png" in paths
+
+
 def test_an_unreadable_verdict_and_a_lost_image_are_no_fault(row: Row, table: MakeTable) -> None:
     verdicts = table([row("forget", None, image_sha256="gone"), row("retain", True, image_sha256="esd")])
     contact_sheet(verdicts, tables(row, table)[1], "Cat")

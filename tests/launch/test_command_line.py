@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[list[str], set[str]]] = {
     "unlearn": (
         ["method"],
         {"--concept", "-c", "--concepts", "--preset", "--set", "-s", "--seed", "--after", "--out", "-o"}
-        | {"--training", "--torchrun-job"}
+        | {"--training", "--torchrun-job", "--force"}
         | BASE
         | DEVICE,
     ),
@@ -37,7 +37,7 @@ COMMANDS: dict[str, tuple[list[str], set[str]]] = {
     "attack": (
         [],
         {"--concepts", "--prompts", "--concept", "-c", "--judge", "--per-concept", "--seed", "--out", "-o"}
-        | {"--attack", "--set", "-s"}
+        | {"--attack", "--set", "-s", "--force"}
         | BASE
         | DEVICE,
     ),

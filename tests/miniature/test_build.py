@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoImageProcessor
 
+from efface.miniature import MODEL
 from efface.miniature.build import SMOKE, build, make
 from efface.miniature.train_judge import masked_loss, new_judge
 from efface.miniature.train_vae import new_vae, vae_loss
@@ -31,6 +33,17 @@ def test_a_build_leaves_a_base_that_samples_and_a_judge_that_reads(built: tuple[
     base, recipe = load_base(out / "model"), load_recipe("miniature").model_copy(update={"steps": 2})
     assert sample(base, recipe, [ImageRequest("a cat", 0)]).shape == (1, 64, 64, 3)
     assert list(AutoImageProcessor.from_pretrained(out / "judge").image_mean) == [0.5, 0.5, 0.5]
+
+
+def test_a_build_has_the_files_and_names_that_are_shipped(built: tuple[Path, Path, dict]) -> None:
+    def content(folder: Path) -> dict[str, list[str]]:
+        weights = {path.name: path for path in folder.rglob("*.safetensors")}
+        files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        return {"files": files, **{name: sorted(load_file(path)) for name, path in weights.items()}}
+
+    assert content(built[0] / "model") == content(MODEL)
+    for model in (built[0] / "model", MODEL):
+        assert json.loads((model / "text_encoder" / "config.json").read_text())["dtype"] == "float32"
 
 
 def test_a_build_writes_its_quality_and_a_card_that_shows_it(built: tuple[Path, Path, dict]) -> None:

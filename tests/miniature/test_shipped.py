@@ -51,6 +51,18 @@ def test_the_folder_loads_with_diffusers_and_makes_a_picture(pipeline: StableDif
     assert pipeline.safety_checker is None and pipeline.feature_extractor is None
 
 
+def test_it_does_so_without_any_argument() -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(MODEL)
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline("a cat", num_inference_steps=1, output_type="np").images.shape == (1, 64, 64, 3)
+    assert {part.dtype for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder)} == {torch.float32}
+
+
+def test_the_text_encoder_s_tensors_are_named_as_in_stable_diffusion() -> None:
+    with safe_open(MODEL / "text_encoder" / "model.safetensors", "pt") as file:
+        assert all(name.startswith("text_model.") for name in file.keys())  # noqa: SIM118 (safe_open is no mapping)
+
+
 def test_parameter_names_are_stable_diffusions(pipeline: StableDiffusionPipeline) -> None:
     names = set(pipeline.unet.state_dict())
     block = "transformer_blocks.0"

@@ -6,6 +6,7 @@ before left, and has files of its own. The processes of a group share the drawin
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from efface.errors import StorageError
 from efface.files import content_id, write_atomic
 from efface.models.base import Base
 from efface.models.recipe import Recipe
@@ -44,7 +46,8 @@ def image_posterior(base: Base, recipe: Recipe, prompts: Sequence[str], cache: P
     else:
         found = _make(base, recipe, [ImageRequest(prompt, seed) for seed, prompt in enumerate(prompts)])
         if file:
-            write_atomic(file, safetensors.torch.save(found))
+            with suppress(StorageError):  # a cache that cannot be written costs time only
+                write_atomic(file, safetensors.torch.save(found))
     mean, std = (found[name].to(base.device) for name in ("mean", "std"))
     return Posterior(mean, std, base.vae.config.scaling_factor)
 

@@ -8,6 +8,7 @@ processes of a group share the work.
 
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from efface.errors import UserError
+from efface.errors import StorageError, UserError
 from efface.files import content_id, write_atomic
 from efface.models.base import Base
 from efface.models.image_encoders import load_image_encoder
@@ -90,4 +91,5 @@ def _save_feature(file: Path | None, feature: Tensor) -> None:
     if file:
         data = io.BytesIO()
         np.save(data, feature.numpy())
-        write_atomic(file, data.getvalue())
+        with suppress(StorageError):  # a cache that cannot be written costs time only
+            write_atomic(file, data.getvalue())

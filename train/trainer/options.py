@@ -5,14 +5,13 @@ So it is no part of a job's id. What does change numbers, such as the precision,
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from efface.config_files import StrictModel
+from efface.config_files import LocalPath, StrictModel
 from efface.models.attention import Backend, set_attention
 from efface.models.denoiser import Denoiser
 
@@ -32,7 +31,7 @@ class TrainingOptions(StrictModel):
     tracker: Literal["tensorboard"] | None = Field(
         None, description="what records loss, learning rate and gradient norm of every step; null: nothing"
     )
-    tracker_folder: Path | None = Field(None, description="the folder the tracker writes to")
+    tracker_folder: LocalPath | None = Field(None, description="the folder the tracker writes to")
 
     @model_validator(mode="after")
     def _a_tracker_has_a_folder(self) -> "TrainingOptions":

@@ -34,13 +34,15 @@ def test_unlearn_writes_the_delta_that_a_campaign_makes(
     assert (tmp_path / "d.safetensors").read_bytes() == the_delta(finished).read_bytes()
 
 
-def test_unlearn_names_its_file_by_method_and_concept(
+def test_unlearn_names_its_file_by_method_concepts_and_job(
     efface: RunEfface, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert efface("unlearn", "uce", "-c", "Cat", "-c", "dog", "--base", base).code == 0
-    job = Delta.load("uce-cat-dog.safetensors").provenance["job"]
-    assert (job["concepts"], job["strategy"]) == (["cat", "dog"], "multi")
+    (file,) = tmp_path.iterdir()
+    provenance = Delta.load(file).provenance
+    assert file.name == f"uce-cat-dog-{provenance['job_id']}.safetensors"
+    assert (provenance["job"]["concepts"], provenance["job"]["strategy"]) == (["cat", "dog"], "multi")
 
 
 def test_settings_are_laid_over_the_defaults(efface: RunEfface, base: str, tmp_path: Path) -> None:

@@ -255,3 +255,25 @@ def test_stopping_takes_every_job_that_waits_or_runs_off_the_queue(
     assert efface(*command).out == "stopped: 8\nstopped: 9\n"
     assert (folder / "calls").read_text().splitlines()[-1] == "scancel 8 9"
     assert (run / "launch" / "stopped").exists()  # what begins nevertheless ends at once
+
+
+@pytest.mark.parametrize("name", ["launch/array.sh", "launch/leaderboard.sh", "launch/campaign.yaml", "launch.json"])
+def test_what_is_no_launch_of_a_campaign_is_not_replaced(
+    name: str, efface: RunEfface, profile: Profile, tmp_path: Path
+) -> None:
+    (tmp_path / "run" / "launch").mkdir(parents=True)
+    (tmp_path / "run" / name).write_text("mine")
+    result = efface("submit", "slurm", "demo", *SHORT, "--cluster", profile(), "--out", tmp_path / "run")
+    assert result.error_message.startswith(f"{tmp_path / 'run' / name}: exists already and ")
+    assert result.error_message.endswith("; give --out another folder")
+    assert (tmp_path / "run" / name).read_text() == "mine" and not (tmp_path / "run" / "campaign.yaml").exists()
+
+
+@pytest.mark.parametrize("launcher", ["ray", "kube"])
+def test_nor_by_the_other_launchers(launcher: str, efface: RunEfface, profile: Profile, tmp_path: Path) -> None:
+    key = {"image": "efface", "claim": "runs", "mount": str(tmp_path)}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "launch.json").write_text("mine")
+    cluster = profile(listen="nodes", kube=key)
+    result = efface("submit", launcher, "demo", *SHORT, "--cluster", cluster, "--out", tmp_path / "run")
+    assert result.error_message.startswith(f"{tmp_path / 'run' / 'launch.json'}: exists already and records no launch")
