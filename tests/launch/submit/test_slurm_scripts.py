@@ -129,7 +129,7 @@ def test_a_job_whose_store_was_away_is_queued_again_and_one_with_a_mistake_is_no
     (tmp_path / "array.sh").write_text(scripts("array", slurm={"container": "image"})["array"])
     with (tmp_path / "log").open("w") as log:
         done = subprocess.run(["bash", tmp_path / "array.sh"], stdout=log, timeout=30)
-    assert ("asked: requeue 7" in (tmp_path / "log").read_text()) is requeued
+    assert ("requested: requeue 7" in (tmp_path / "log").read_text()) is requeued
     assert requeued or done.returncode == code
 
 
