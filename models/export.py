@@ -59,8 +59,12 @@ def export(base: Base, delta: Delta | None, folder: str | Path) -> None:
 
 
 def check_new_folder(folder: Path) -> None:
-    """Raises UserError where there is something already, were it empty."""
-    if folder.exists() or folder.is_symlink():
+    """Raises UserError where there is something already, even an empty folder, or there cannot be a folder."""
+    try:
+        exists = folder.exists() or folder.is_symlink()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
+    if exists:
         raise UserError(f"{folder}: exists already; name a new folder")
 
 

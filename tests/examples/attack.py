@@ -24,8 +24,8 @@ class Shuffle(Attack):
         words = [word for prompt in (*target.prompts, *target.others) for word in prompt.split()]
         allowed = sorted({word for word in words if not target.banned.matches(word)})
         generator = random.Random(f"{seed} {target.concept.name}")
-        goal = encode_prompts(self.base, target.prompts[:1]).flatten()
+        goal = encode_prompts(self.base, target.prompts[:1]).encoder_hidden_states.flatten()
         while allowed:
             text = " ".join(generator.choices(allowed, k=self.config.words))
-            found = encode_prompts(self.base, [text]).flatten()
+            found = encode_prompts(self.base, [text]).encoder_hidden_states.flatten()
             yield AdversarialPrompt(text, float(torch.cosine_similarity(found, goal, dim=0)), {"seed": seed})
