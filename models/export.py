@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from efface.errors import UserError
-from efface.files import open_to_readers
+from efface.files import local_path, open_to_readers
 from efface.models.base import Base
 from efface.models.delta import Delta
 
@@ -29,7 +29,7 @@ def export(base: Base, delta: Delta | None, folder: str | Path) -> None:
     The folder appears whole or not at all; `base` is left as it was. Raises UserError where `folder` is taken
     or cannot be written, for a delta that acts at sampling time only, and for a scheduler that diffusers does not know.
     """
-    folder = Path(folder)
+    folder = local_path(folder)
     check_new_folder(folder)
     if delta and delta.kind == "hook":
         raise UserError(f"delta {delta.id} acts at sampling time and changes no weight: there is nothing to export")

@@ -21,6 +21,12 @@ SHORT = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _the_wheel_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other efface is found by what runs in an environment of its own."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")

@@ -111,6 +111,18 @@ def test_an_odd_scheduler_is_told_in_a_sentence_and_nothing_is_written(
     assert "\n" not in str(message.value) and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("folder", ["/dev/null/out", "/proc/none/out", f"/tmp/{'x' * 300}"])
+def test_a_folder_that_cannot_be_is_answered_in_a_sentence(folder: str, tiny_base: Base) -> None:
+    with pytest.raises(UserError, match=f"{folder}: cannot be written"):
+        export(tiny_base, None, folder)
+
+
+def test_it_may_lie_in_the_home_folder(tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    export(tiny_base, None, "~/out")
+    assert (tmp_path / "out" / "model_index.json").is_file()
+
+
 @pytest.mark.parametrize("there", ["a file", "a folder", "a link to nothing"])
 def test_an_export_never_writes_over_something(there: str, tiny_base: Base, tmp_path: Path) -> None:
     make: dict[str, Callable[[Path], object]] = {
