@@ -108,6 +108,19 @@ def test_a_token_kept_elsewhere_is_left_to_its_owner(home: Path, monkeypatch: py
     assert not (home / ".ray").exists()
 
 
+@pytest.mark.parametrize("where", ["/dev/null", "/proc/none"])
+def test_without_a_home_it_is_a_new_secret_of_this_process(
+    where: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", where)
+    found = []
+    for _ in range(2):
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "")  # so that what is set is taken back afterwards
+        protect_token()
+        found.append(os.environ["RAY_AUTH_TOKEN"])
+    assert [len(token) for token in found] == [64, 64] and found[0] != found[1]
+
+
 # a Ray to join
 
 
