@@ -136,6 +136,7 @@ def _drive(config: DriverConfig) -> None:
     sets = [word for override in config.overrides for word in ("--set", override)]
     sys.argv = ["efface", "run", config.campaign, "--out", str(config.root), *workers, *sets]
     code = 70
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under `nohup`
     signal.signal(signal.SIGINT, entry.leave)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     try:

@@ -64,6 +64,14 @@ def contents(root: Path) -> dict[str, bytes]:
 # with fake workers
 
 
+@pytest.fixture(autouse=True)
+def _terminal() -> Iterator[None]:
+    """A terminal that may be closed, also where the tests run under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture
 def run(campaign: Callable[..., Campaign], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr("efface.cluster.scheduler.dispatch.POLL_INTERVAL", 0.0)
