@@ -80,10 +80,10 @@ MUTANTS = (
     ),
     Mutant(
         "a store that is away is not tried again",
-        "efface/retry.py",
+        "efface/storage_retry.py",
         "if not is_transient(error) or time.monotonic() + delay > deadline:",
         "if True:",
-        "tests/test_retry.py",
+        "tests/test_storage_retry.py",
     ),
     Mutant(
         "an error that may pass says it stays",
@@ -237,7 +237,7 @@ MUTANTS = (
     ),
     Mutant(
         "a run fails with its output",
-        "launch/output.py",
+        "launch/output_streams.py",
         "            self.error = self.error or error\n",
         "            raise\n",
         "tests/launch/test_entry.py -k 'does_not_depend'",

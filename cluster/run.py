@@ -16,8 +16,8 @@ from efface.cluster.campaign.spec import MUTABLE_KEYS, Campaign, DeltaEvaluation
 from efface.cluster.measured_rates import update_measured_rates
 from efface.cluster.report import DamagedOutputs, Results, collect_results
 from efface.cluster.scheduler.dispatch import dispatch
-from efface.cluster.scheduler.metrics import Metrics
 from efface.cluster.scheduler.progress import Display
+from efface.cluster.scheduler.prometheus import PrometheusMetrics
 from efface.cluster.signals import stop_signals
 from efface.cluster.storage.journal import Journal
 from efface.cluster.storage.lease import Lease, held_lease
@@ -176,7 +176,7 @@ def _dispatch(
         journal = closing.enter_context(contextlib.closing(Journal(run.folder)))
         rates = rates_for(run.plan)
         display = closing.enter_context(Display(run.plan, remaining, executor.workers, console, run.folder, rates))
-        metrics = Metrics(run.plan, remaining, executor.workers)
+        metrics = PrometheusMetrics(run.plan, remaining, executor.workers)
         dispatch(remaining, run.folder, executor, [journal, display, metrics], run.limits, should_stop)
     update_measured_rates(run.plan, run.folder, remaining.tasks)
 

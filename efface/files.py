@@ -19,7 +19,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from efface.errors import LocationError, NoSpaceError, StorageError, UserError
-from efface.retry import first_line, is_transient_in_store, is_transient_on_disk, retry
+from efface.storage_retry import first_line, is_transient_in_store, is_transient_on_disk, retry
 
 URL = re.compile("[A-Za-z][A-Za-z0-9+.-]*://")
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from efface.launch.output import results_are_in_files
+from efface.launch.output_streams import results_are_in_files
 from efface.launch.tables import console, print_line, print_warnings
 from efface.text import shown
 

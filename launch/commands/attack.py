@@ -11,8 +11,9 @@ import typer
 from efface.errors import UserError
 from efface.files import content_id, slug, write_atomic
 from efface.launch.command import Command
+from efface.launch.key_values import parse_key_values
 from efface.launch.options import LOCAL, BaseOption, ConceptsOption, DeviceOption, ForceOption, PromptsOption
-from efface.launch.paths import check_output
+from efface.launch.output_files import check_output
 from efface.launch.tables import print_line
 
 if TYPE_CHECKING:
@@ -68,7 +69,6 @@ def run(options: AttackOptions) -> AttackResult:
     from efface.eval.adversarial_prompts import PromptCheck, adversarial_prompts
     from efface.eval.attack import ATTACKS, parse_attack_config
     from efface.eval.judge_spec import load_judge
-    from efface.launch.commands.unlearn import parse_key_values
     from efface.launch.device import resolve_device
     from efface.models.base import base_id, load_base, read_base
     from efface.models.recipe import load_recipe

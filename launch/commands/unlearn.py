@@ -1,7 +1,6 @@
 """`efface unlearn`: one job in this process, or written to a file for torchrun."""
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,8 +10,9 @@ import typer
 from efface.errors import UserError
 from efface.files import local_path, slug, write_json
 from efface.launch.command import Command
+from efface.launch.key_values import parse_key_values
 from efface.launch.options import LOCAL, BaseOption, ConceptsOption, DeviceOption, ForceOption
-from efface.launch.paths import check_output
+from efface.launch.output_files import check_output
 from efface.text import shown
 
 if TYPE_CHECKING:
@@ -306,22 +306,6 @@ def _previously_erased(
 def _file_name(method: str, request: tuple[str, ...], job_id: str) -> str:
     """`esd-dog-0123456789abcdef.safetensors`: no two jobs share it, whatever their concepts are called."""
     return f"{slug(' '.join((method, *request)))}-{job_id}.safetensors"
-
-
-def parse_key_values(settings: Sequence[str], option: str = "--set") -> dict[str, Any]:
-    """`["eta=2", "variant=u"]` as a dict, values read as YAML. Raises UserError for one without '='."""
-    import yaml
-
-    pairs = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals or not key:
-            raise UserError(f"{option} '{setting}' should be KEY=VALUE")
-        try:
-            pairs[key] = yaml.safe_load(value)
-        except (yaml.YAMLError, RecursionError):
-            raise UserError(f"{option} '{setting}': the value is not valid YAML") from None
-    return pairs
 
 
 def _no_concepts(base: str) -> str:

@@ -21,7 +21,7 @@ from efface.cluster.storage.journal import (
     read_journal,
 )
 from efface.cluster.storage.run_folder import RunFolder
-from efface.cluster.tasks.task import Outcome
+from efface.cluster.tasks.retry_rules import Outcome
 from efface.errors import StorageError
 
 DONE, ERROR = Outcome.done(), Outcome.error("OSError: no route", "Traceback …")

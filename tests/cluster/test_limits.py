@@ -17,7 +17,8 @@ from efface.cluster.scheduler.dispatch import POLL_INTERVAL, STRAGGLER_FACTOR, d
 from efface.cluster.storage.remaining import remaining_tasks
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.tasks.judging import Shard
-from efface.cluster.tasks.task import MAX_ATTEMPTS, MAX_WORKER_LOSSES, Outcome, Task
+from efface.cluster.tasks.retry_rules import MAX_ATTEMPTS, MAX_WORKER_LOSSES, Outcome
+from efface.cluster.tasks.task import Task
 from efface.cluster.tasks.training import TrainingTask
 from efface.cluster.workers.worker import Worker
 from efface.errors import Stopped, StorageError

@@ -23,7 +23,8 @@ from efface.cluster.storage.lease import Lease
 from efface.cluster.storage.remaining import remaining_tasks
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.tasks.judging import IMAGES, VERDICTS, Shard
-from efface.cluster.tasks.task import Outcome, Task
+from efface.cluster.tasks.retry_rules import Outcome
+from efface.cluster.tasks.task import Task
 from efface.errors import Stopped, StorageError, UserError
 from efface.eval.image_table import read_table
 from efface.files import as_path, create_exclusive, local_copy, write_atomic
@@ -37,7 +38,7 @@ MakeCampaign = Callable[..., Campaign]
 
 @pytest.fixture(autouse=True)
 def _no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("efface.retry.RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("efface.storage_retry.RETRY_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")

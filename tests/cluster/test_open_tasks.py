@@ -17,15 +17,16 @@ from efface.cluster.campaign.rates import Rates
 from efface.cluster.campaign.spec import Campaign
 from efface.cluster.measured_rates import measure_rates
 from efface.cluster.run import Run, execute, open_run
-from efface.cluster.scheduler import metrics as metrics_module
-from efface.cluster.scheduler.metrics import Metrics
+from efface.cluster.scheduler import prometheus
 from efface.cluster.scheduler.progress import Display
+from efface.cluster.scheduler.prometheus import PrometheusMetrics
 from efface.cluster.storage.journal import TaskEnded, TaskStarted, read_journal
 from efface.cluster.storage.records import Failure
 from efface.cluster.storage.remaining import RemainingTasks
 from efface.cluster.summary import KindSummary, summarize
 from efface.cluster.tasks.metric import MetricTask
-from efface.cluster.tasks.task import Outcome, Task
+from efface.cluster.tasks.retry_rules import Outcome
+from efface.cluster.tasks.task import Task
 from efface.cluster.workers.worker import Worker
 from efface.errors import JobFailure, UserError
 from efface.eval.metric import METRICS
@@ -132,9 +133,9 @@ def test_metrics_count_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         inc = observe = set
 
     monkeypatch.setattr(
-        metrics_module, "_meters", lambda: {metric.name: Meter(metric.name) for metric in metrics_module.METRICS}
+        prometheus, "_meters", lambda: {metric.name: Meter(metric.name) for metric in prometheus.PROMETHEUS_METRICS}
     )
-    metrics = Metrics(run.plan, RemainingTasks.everything(run.plan), 1)
+    metrics = PrometheusMetrics(run.plan, RemainingTasks.everything(run.plan), 1)
     assert seen["efface_tasks", "size", "waiting"] == 2
     metrics.started(0, sizes(run)[0])
     metrics.ended(0, sizes(run)[0], Outcome.done(), will_retry=False)

@@ -24,7 +24,7 @@ from efface.cluster.campaign.planner import plan_campaign
 from efface.cluster.campaign.spec import Campaign
 from efface.cluster.run import Run, execute, open_run, worker_context
 from efface.cluster.storage.journal import TaskEnded, read_journal
-from efface.cluster.tasks.task import Outcome
+from efface.cluster.tasks.retry_rules import Outcome
 from efface.cluster.workers import process_group
 from efface.cluster.workers.process_group import ActorLauncher, RayTrainLauncher
 from efface.cluster.workers.ray_session import init_ray

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from efface.cluster.tasks.task import Outcome
+from efface.cluster.tasks.retry_rules import Outcome
 from efface.cluster.workers.process_group import RENDEZVOUS_FAILED, ActorLauncher, RankActor, RankNotDone, _root_cause
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

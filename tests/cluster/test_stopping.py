@@ -21,7 +21,8 @@ from efface.cluster.run import Run, execute, execute_part, open_run, reopen_run,
 from efface.cluster.signals import STOP_SIGNALS
 from efface.cluster.storage.lease import active_driver
 from efface.cluster.storage.run_folder import RunFolder
-from efface.cluster.tasks.task import Outcome, Task
+from efface.cluster.tasks.retry_rules import Outcome
+from efface.cluster.tasks.task import Task
 from efface.cluster.tasks.training import TrainingTask
 from efface.cluster.workers.worker import Worker
 from efface.config_files import parse
