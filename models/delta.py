@@ -106,6 +106,17 @@ class Delta:
                 raise UserError(f"delta {self.id}: '{name}' has the shape {shapes} for the base '{base.spec.name}'")
         return edited
 
+    def has_effect(self, base: Base, parent: Delta | None = None) -> bool:
+        """Whether it acts at sampling time, or any weight differs from the base's, or from those of `parent`'s model.
+
+        Without an effect (a relative L2 of 0) nothing can have been forgotten. Raises as `edited` does.
+        """
+        if self.kind == "hook":
+            return True
+        before = base.originals() | (parent.edited(base) if parent else {})
+        edited = self.edited(base).items()
+        return not all(torch.equal(value.to(before[name].device), before[name]) for name, value in edited)
+
 
 def merge(adapter: Mapping[str, Tensor], originals: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """W + alpha / r * up @ down of every module in `adapter`, by the full name of its weight.

@@ -72,6 +72,7 @@ def run(options: AttackOptions) -> AttackResult:
     from efface.launch.device import resolve_device
     from efface.models.base import base_id, load_base, read_base
     from efface.models.recipe import load_recipe
+    from efface.models.tokenizer import check_texts
 
     config = parse_attack_config(options.attack, parse_key_values(options.settings))
     spec = read_base(options.base)
@@ -97,6 +98,9 @@ def run(options: AttackOptions) -> AttackResult:
         "the concept set": names["--concepts"],
     }
     check_output(out, inputs=inputs, force=options.force)
+    texts = {text for target in targets for _, text in prompt_set.rows[target.name].prompts("direct")}
+    for warning in check_texts(spec, concept_set, prompt_set, texts):
+        logger.warning("%s", warning)
     device = resolve_device(options.device)
 
     def on_concept(name: str, kept: Sequence["KeptPrompt"]) -> None:

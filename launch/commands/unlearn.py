@@ -1,6 +1,8 @@
 """`efface unlearn`: one job in this process, or written to a file for torchrun."""
 
+import logging
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,19 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from efface.errors import UserError
-from efface.files import local_path, slug, write_json
+from efface.files import local_path, write_json
 from efface.launch.command import Command
+from efface.launch.job_request import JobRequest, read_request
 from efface.launch.key_values import parse_key_values
 from efface.launch.options import LOCAL, BaseOption, ConceptsOption, DeviceOption, ForceOption
 from efface.launch.output_files import check_output
 from efface.text import shown
 
 if TYPE_CHECKING:
-    from efface.concepts.concept import ConceptSet
-    from efface.models.base import BaseSpec
-    from efface.models.delta import Delta
-    from efface.train.job import Job
     from efface.train.trainer.options import TrainingOptions
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,27 +99,6 @@ class TorchrunJobFile:
     job_id: str
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What the options come to: a job, and all that is needed to train it."""
-
-    job: "Job"
-    base: "BaseSpec"
-    concept_set: "ConceptSet"
-    concepts: str
-    preset: str | None
-    parent: "Delta | None"
-    erased: tuple[str, ...]
-    training_options: "TrainingOptions"
-    out: Path
-    inputs: dict[str, str | Path | None]
-
-    @property
-    def new(self) -> tuple[str, ...]:
-        """The concepts that this job adds to those erased before."""
-        return self.job.concepts[len(self.erased) :]
-
-
 def run(options: UnlearnOptions) -> Unlearned | TorchrunJobFile:
     """Train the job and write its delta. With `after` it is the next request of a chain.
 
@@ -126,8 +106,27 @@ def run(options: UnlearnOptions) -> Unlearned | TorchrunJobFile:
     With `torchrun_job` nothing is trained: the job is written to that file as a `TorchrunJob`, for
     `efface.train.torchrun`. Raises UserError, before anything is computed.
     """
-    request = _read(options)
-    return _write_torchrun_job(options, request) if options.torchrun_job else _train(options, request)
+    from efface.train.job import is_result
+
+    training_options = _training_options(options)
+    request = read_request(
+        options.method,
+        options.concept,
+        base=options.base,
+        concepts=options.concepts,
+        preset=options.preset,
+        config=parse_key_values(options.config),
+        seed=options.seed,
+        after=options.after,
+    )
+    inputs = {**request.inputs, "the DeepSpeed config": training_options.deepspeed}
+    out = options.out or Path(request.file_name)
+    check_output(out, inputs=inputs, is_result=lambda path: is_result(path, request.job), force=options.force)
+    for warning in request.warnings:
+        logger.warning("%s", warning)
+    if options.torchrun_job:
+        return _write_torchrun_job(options.torchrun_job, options, request, training_options, out, inputs)
+    return _train(options, request, training_options, out)
 
 
 def show(result: Unlearned | TorchrunJobFile) -> None:
@@ -152,53 +151,17 @@ def show(result: Unlearned | TorchrunJobFile) -> None:
 COMMAND = Command("unlearn", UnlearnOptions, run, show)
 
 
-def _read(options: UnlearnOptions) -> _Request:
-    from efface.concepts.concept import load_concept_set
+def _training_options(options: UnlearnOptions) -> "TrainingOptions":
     from efface.config_files import find_config, parse
-    from efface.models.base import base_id, read_base
-    from efface.models.delta import Delta
-    from efface.train.job import is_result, make_job
-    from efface.train.method import preset_names
     from efface.train.trainer.options import TrainingOptions
 
     training_options = parse(TrainingOptions, parse_key_values(options.training, "--training"), "--training")
     if training_options.deepspeed:
         find_config("deepspeed", training_options.deepspeed)
-    names = tuple(options.concept)
-    base = read_base(options.base)
-    concepts = options.concepts or base.concepts or _no_concepts(options.base)
-    concept_set = load_concept_set(concepts)
-    preset = options.preset
-    if preset is None and base.name in preset_names(options.method):
-        preset = base.name
-    parent = Delta.load(options.after) if options.after else None
-    erased = _previously_erased(parent, str(options.after), concept_set, names) if parent else ()
-    job = make_job(
-        base.name,
-        base_id(base),
-        options.method,
-        concept_set,
-        [*erased, *names],
-        config=parse_key_values(options.config),
-        preset=preset,
-        strategy="continual" if parent else "single" if len(names) == 1 else "multi",
-        seed=options.seed,
-        parent=parent.provenance["job_id"] if parent else None,
-    )
-    out = options.out or Path(_file_name(options.method, job.concepts[len(erased) :], job.id))
-    inputs: dict[str, str | Path | None] = {
-        "the delta given by --after": options.after,
-        "the base": base.source,
-        "the base's YAML": options.base,
-        "the concept set": concepts,
-        "the preset": preset,
-        "the DeepSpeed config": training_options.deepspeed,
-    }
-    check_output(out, inputs=inputs, is_result=lambda path: is_result(path, job), force=options.force)
-    return _Request(job, base, concept_set, concepts, preset, parent, erased, training_options, out, inputs)
+    return training_options
 
 
-def _train(options: UnlearnOptions, request: _Request) -> Unlearned:
+def _train(options: UnlearnOptions, request: JobRequest, training_options: "TrainingOptions", out: Path) -> Unlearned:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from efface.eval.metrics.weight_change import weight_change
@@ -230,33 +193,38 @@ def _train(options: UnlearnOptions, request: _Request) -> Unlearned:
             on_step,
             cache_folder(),
             parent=request.parent,
-            training_options=request.training_options,
+            training_options=training_options,
         )
-    delta.save(request.out)
+    delta.save(out)
     return Unlearned(
-        path=request.out,
+        path=out,
         job_id=request.job.id,
         method=options.method,
         request=request.new,
         previously_erased=request.erased,
         preset=request.preset,
         tensors=len(delta.tensors),
-        bytes=request.out.stat().st_size,
+        bytes=out.stat().st_size,
         seconds=metrics["seconds"],
         weight_change=weight_change(base, delta),
     )
 
 
-def _write_torchrun_job(options: UnlearnOptions, request: _Request) -> TorchrunJobFile:
+def _write_torchrun_job(
+    file: Path,
+    options: UnlearnOptions,
+    request: JobRequest,
+    training_options: "TrainingOptions",
+    out: Path,
+    inputs: Mapping[str, str | Path | None],
+) -> TorchrunJobFile:
     from efface.models.fingerprint import cache_folder
     from efface.train.torchrun import TorchrunJob, check_results, is_torchrun_job
 
-    assert options.torchrun_job
-    file, out, training_options = options.torchrun_job, request.out, request.training_options
     check_output(
         file,
         "--torchrun-job",
-        inputs=request.inputs,
+        inputs=inputs,
         is_result=lambda path: is_torchrun_job(path, request.job),
         force=options.force,
     )
@@ -284,34 +252,6 @@ def _absolute_if_path(name: str) -> str:
     """A name as it is, a path from the root."""
     path = local_path(name)
     return str(path.absolute()) if path.exists() else name
-
-
-def _previously_erased(
-    parent: "Delta", path: str, concept_set: "ConceptSet", names: tuple[str, ...]
-) -> tuple[str, ...]:
-    """What the chain has erased so far, by `parent`. Raises UserError where `names` is no request to continue with."""
-    try:
-        erased = tuple(map(str, parent.provenance["job"]["concepts"]))
-        parent.provenance["job_id"]
-    except (KeyError, TypeError):
-        raise UserError(f"--after {path}: does not say which job made it, so what it erased is not known") from None
-    if len(names) != 1:
-        raise UserError(f"--after takes one request at a time: give one --concept, not {', '.join(names)}")
-    requested = concept_set.find(names[0]).name
-    if requested in erased:
-        raise UserError(f"--after {path}: has erased '{requested}' already, with {', '.join(erased)}")
-    return erased
-
-
-def _file_name(method: str, request: tuple[str, ...], job_id: str) -> str:
-    """`esd-dog-0123456789abcdef.safetensors`: no two jobs share it, whatever their concepts are called."""
-    return f"{slug(' '.join((method, *request)))}-{job_id}.safetensors"
-
-
-def _no_concepts(base: str) -> str:
-    raise UserError(
-        f"base '{base}' names no concept set, so --concepts must: a name of `efface concepts` or a YAML file"
-    )
 
 
 def _change_summary(change: dict[str, Any]) -> str:
