@@ -12,7 +12,7 @@ import re
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -77,6 +77,21 @@ def local_path(text: str | Path) -> Path:
     if written.partition("/")[0] == "~":
         raise UserError(f"{written}: no home folder is known here; set HOME, or write the path out")
     return Path(written)  # no such user: a file may be called so
+
+
+def exists(path: Path) -> bool:
+    """Whether a local path is taken, also by a link to nothing."""
+    return path.exists() or path.is_symlink()
+
+
+def unless_taken(path: Path, id: str, is_own: Callable[[Path], bool], force: bool = False) -> Path:
+    """`path`, for what has been computed; or a name with `id` beside it, where there is a file that is not one's own.
+
+    So of two who write the same path at once neither loses what the other has computed. `force`: always `path`.
+    """
+    if force or not exists(path) or is_own(path):
+        return path
+    return path.with_name(f"{path.stem}-{id}{path.suffix}")
 
 
 def is_remote(path: Path) -> bool:

@@ -25,6 +25,7 @@ from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import PromptSet, load_prompt_set
 from efface.errors import UserError
 from efface.eval.judge_identity import judge_identity
+from efface.eval.judge_spec import judge_name
 from efface.eval.metric import METRICS
 from efface.files import content_id
 from efface.models.base import BaseSpec
@@ -174,6 +175,10 @@ def make_plan(
     )
     if duplicate:
         raise UserError(f"evaluation.judges names '{duplicate}' twice, should name each judge once")
+    called = Counter(map(judge_name, judges))
+    if called.total() > len(called):
+        name_twice = called.most_common(1)[0][0]
+        raise UserError(f"evaluation.judges: two are called '{name_twice}' in tables, give one file another name")
     everything = (Model(BASE, None, base_id), *models)
     seen: set[str] = set()
     for model in everything:

@@ -18,9 +18,9 @@ CONFIG_FILES = ("campaign.yaml", "evaluation.yaml", "search.yaml")
 
 RESULTS = (
     *("table.parquet", "scores.json", "leaderboard.csv", "sheets", "stages"),
-    *("trials.csv", "pareto.csv", "pareto.json"),
+    *("trials.csv", "pareto.csv", "pareto.json", "study.jsonl", "stop.json"),
 )
-"""What a run, or a search, writes for people."""
+"""What a run, or a search, writes under a name that anybody might choose."""
 
 TASK_FOLDERS = ("calibration", "jobs", "evaluations")
 

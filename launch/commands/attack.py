@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from efface.errors import UserError
-from efface.files import content_id, slug, write_atomic
+from efface.files import content_id, local_path, slug, unless_taken, write_atomic
 from efface.launch.command import Command
 from efface.launch.key_values import parse_key_values
 from efface.launch.options import LOCAL, BaseOption, ConceptsOption, DeviceOption, ForceOption, PromptsOption
@@ -90,7 +90,7 @@ def run(options: AttackOptions) -> AttackResult:
     target_names = [target.name for target in targets]
     search = [options.attack, config.model_dump(mode="json"), judge_name, options.per_concept, options.seed]
     id = content_id([base_id(spec), concept_set.sha256, prompt_set.sha256, target_names, *search])
-    out = options.out or Path(f"adversarial-{slug(spec.name)}-{id}.csv")
+    out = local_path(options.out or f"adversarial-{slug(spec.name)}-{id}.csv")
     inputs = {
         "the base": spec.source,
         "the base's YAML": options.base,
@@ -120,8 +120,9 @@ def run(options: AttackOptions) -> AttackResult:
     rows = dict(prompt_set.rows)
     for name, kept in found.items():
         rows[name] = replace(rows[name], adversarial=tuple(each.prompt.text for each in kept))
-    write_atomic(out, PromptSet(str(out), rows).csv(concept_set).encode())
-    return AttackResult(out, found)
+    free = unless_taken(out, id, lambda _: False, options.force)
+    write_atomic(free, PromptSet(str(free), rows).csv(concept_set).encode())
+    return AttackResult(free, found)
 
 
 def show(result: AttackResult) -> None:

@@ -1,16 +1,18 @@
 """`efface unlearn`: one job in this process, or written to a file for torchrun."""
 
 import logging
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from efface.errors import UserError
-from efface.files import local_path, write_json
+from efface.files import local_path, unless_taken, write_json
 from efface.launch.command import Command
 from efface.launch.job_request import JobRequest, read_request
 from efface.launch.key_values import parse_key_values
@@ -120,8 +122,8 @@ def run(options: UnlearnOptions) -> Unlearned | TorchrunJobFile:
         after=options.after,
     )
     inputs = {**request.inputs, "the DeepSpeed config": training_options.deepspeed}
-    out = options.out or Path(request.file_name)
-    check_output(out, inputs=inputs, is_result=lambda path: is_result(path, request.job), force=options.force)
+    out = local_path(options.out or request.file_name)
+    check_output(out, inputs=inputs, is_result=partial(is_result, job=request.job), force=options.force)
     for warning in request.warnings:
         logger.warning("%s", warning)
     if options.torchrun_job:
@@ -131,8 +133,6 @@ def run(options: UnlearnOptions) -> Unlearned | TorchrunJobFile:
 
 def show(result: Unlearned | TorchrunJobFile) -> None:
     if isinstance(result, TorchrunJobFile):
-        import shlex
-
         print(f"{shown(str(result.path))}: job {result.job_id}, to be started with")
         path = shlex.quote(str(result.path))
         print(f"torchrun --nproc-per-node PROCESSES -m efface.train.torchrun {shown(path)}")
@@ -169,6 +169,7 @@ def _train(options: UnlearnOptions, request: JobRequest, training_options: "Trai
     from efface.launch.tables import console
     from efface.models.base import load_base
     from efface.models.fingerprint import cache_folder
+    from efface.train.job import is_result
     from efface.train.run_job import run_job
 
     base = load_base(request.base, resolve_device(options.device))
@@ -195,16 +196,19 @@ def _train(options: UnlearnOptions, request: JobRequest, training_options: "Trai
             parent=request.parent,
             training_options=training_options,
         )
-    delta.save(out)
+    free = unless_taken(out, request.job.id, partial(is_result, job=request.job), options.force)
+    if free != out:
+        logger.warning("%s: was written by another command meanwhile; the delta is in %s", out, free)
+    delta.save(free)
     return Unlearned(
-        path=out,
+        path=free,
         job_id=request.job.id,
         method=options.method,
         request=request.new,
         previously_erased=request.erased,
         preset=request.preset,
         tensors=len(delta.tensors),
-        bytes=out.stat().st_size,
+        bytes=free.stat().st_size,
         seconds=metrics["seconds"],
         weight_change=weight_change(base, delta),
     )
@@ -225,11 +229,11 @@ def _write_torchrun_job(
         file,
         "--torchrun-job",
         inputs=inputs,
-        is_result=lambda path: is_torchrun_job(path, request.job),
+        is_result=partial(is_torchrun_job, job=request.job),
         force=options.force,
     )
-    if out.with_suffix(".json").absolute() == file.absolute():
-        raise UserError(f"--torchrun-job {file}: is where the metrics of {out} go, should be another file")
+    if file.absolute() in (out.absolute(), out.with_suffix(".json").absolute()):
+        raise UserError(f"--torchrun-job {file}: is where the delta or its metrics go, should be another file")
     job = TorchrunJob(
         job=request.job,
         base=_absolute_if_path(options.base),
@@ -237,7 +241,7 @@ def _write_torchrun_job(
         out=out.absolute(),
         parent=options.after.absolute() if options.after else None,
         cache=cache_folder(),
-        checkpoint=out.absolute().with_suffix(".checkpoint"),
+        checkpoint=out.absolute().with_name(f"{out.stem}-{request.job.id}.checkpoint"),
         training_options=training_options.model_copy(
             update={"deepspeed": training_options.deepspeed and _absolute_if_path(training_options.deepspeed)}
         ),
