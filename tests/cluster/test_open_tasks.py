@@ -217,6 +217,33 @@ def test_the_mean_over_the_models_of_a_label_is_reported(
     assert json.loads(run.folder.scores.read_text())["metrics"] == {"esd": {"counting": {"count": 4.0}}}
 
 
+def test_tasks_about_the_base_and_trainings_find_it_unedited(campaign: MakeCampaign, tmp_path: Path) -> None:
+    @METRICS.register("edited-tensors")
+    def edited(base: Base, delta: Delta) -> dict[str, float]:
+        originals, now = base.originals(), base.tensors()
+        return {"edited": float(sum(not originals[name].equal(now[name]) for name in now))}
+
+    wanted = campaign(methods=[{"method": "uce"}], evaluation={**EVALUATION, "metrics": ["edited-tensors"]})
+    run = open_run(wanted, tmp_path / "run")
+    worker = Worker(running.worker_context(run))
+    (training,), (task,) = run.plan.trainings, run.plan.of_kind(MetricTask)
+    assert worker.run(training).is_done
+    for again in (task, training):
+        worker.set_resident(training.model)  # as after a shard of it
+        run.folder.withdraw(run.folder.record_file(again))
+        assert worker.run(again).is_done
+    record = run.folder.record(task)
+    assert record and record.facts["numbers"] == {"edited": 0.0}
+
+
+def test_a_task_that_a_worker_out_of_reach_has_finished_is_not_done_again(run: Run) -> None:
+    run_here(run)
+    task = sizes(run)[0]
+    before = run.folder.record_file(task).stat().st_mtime_ns
+    assert Worker(running.worker_context(run)).run(task).is_done
+    assert run.folder.record_file(task).stat().st_mtime_ns == before
+
+
 def test_an_unknown_metric_is_refused_before_anything_is_done(campaign: MakeCampaign, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown metric 'weight-chang': did you mean 'weight-change'"):
         open_run(campaign(evaluation={**EVALUATION, "metrics": ["weight-chang"]}), tmp_path / "run")

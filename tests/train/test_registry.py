@@ -84,6 +84,14 @@ def test_an_entry_point_that_registers_another_name_is_refused(monkeypatch: pyte
         get_method("nothing")
 
 
+def test_somebody_elses_method_of_a_built_in_name_does_not_replace_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry("uce", "somebody.methods", monkeypatch)
+    monkeypatch.setattr(EntryPoint, "load", lambda self: pytest.fail("it was loaded"))
+    monkeypatch.setattr(METHODS, "_items", {})
+    monkeypatch.setattr("importlib.import_module", lambda module: METHODS.register("uce")(module))
+    assert METHODS.get("uce") == "efface.train.methods.uce"
+
+
 def test_a_preset_lies_over_the_defaults_and_the_config_over_the_preset(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("steps: 7\neta: 2\n")
     config = parse_config("esd", {"eta": 3}, preset=str(tmp_path / "mine.yaml")).model_dump()
