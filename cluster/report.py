@@ -58,7 +58,7 @@ class Results:
     """Images of each method that are no evidence, by their error; those without any are left out."""
 
     def show(self, console: Console) -> None:
-        """The leaderboard, and where the rest lies."""
+        """The leaderboard, and where the rest is."""
         if self.rows:
             console.print(rich_table(self.rows, console.width))
         for label, chain in self.stages.items():

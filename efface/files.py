@@ -95,7 +95,7 @@ def unless_taken(path: Path, id: str, is_own: Callable[[Path], bool], force: boo
 
 
 def is_remote(path: Path) -> bool:
-    """Whether `path` lies on an object store."""
+    """Whether `path` is on an object store."""
     return not isinstance(path, os.PathLike)
 
 

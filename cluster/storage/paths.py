@@ -1,4 +1,4 @@
-"""Where everything of a run lies: the one class that knows the names in a run folder.
+"""Where everything of a run is: the one class that knows the names in a run folder.
 
     run.json                                       the sign of a run folder, with the version of its format
     campaign.yaml                                  the campaign as it was read (evaluation.yaml, search.yaml: instead)
@@ -11,7 +11,7 @@
     table.parquet scores.json leaderboard.csv sheets/<concept>.png stages/<method>-<id>.csv
     leases/ logs/ stop.json                        who works on it, what happened, and a request to stop
 
-Each task says in which folder its files lie and how their names begin; its record, `<stem>.json`, lies beside them.
+Each task says in which folder its files are and how their names begin; its record, `<stem>.json`, is beside them.
 """
 
 from pathlib import Path

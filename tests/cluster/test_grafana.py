@@ -59,7 +59,7 @@ def test_expressions_group_by_tags_that_their_metrics_have() -> None:
                 assert set(node.modifier.labels) <= tags | buckets, expression
 
 
-def test_only_counters_and_histograms_are_asked_for_a_rate() -> None:
+def test_only_counters_and_histograms_are_queried_for_a_rate() -> None:
     for expression in EXPRESSIONS:
         for node in parsed(expression):
             if isinstance(node, promql.MatrixSelector):
@@ -95,8 +95,8 @@ def test_everything_asks_the_data_source_that_is_chosen_at_the_top() -> None:
     assert (source["name"], source["type"], source["query"]) == ("datasource", "datasource", "prometheus")
     assert session["name"] == "SessionName"
     chosen = {"type": "prometheus", "uid": "${datasource}"}
-    asked = [session, *DASHBOARD["panels"], *(target for panel in DASHBOARD["panels"] for target in panel["targets"])]
-    assert all(item["datasource"] == chosen for item in asked)
+    items = [session, *DASHBOARD["panels"], *(target for panel in DASHBOARD["panels"] for target in panel["targets"])]
+    assert all(item["datasource"] == chosen for item in items)
 
 
 def test_the_documentation_lists_every_metric_with_its_kind_tags_and_meaning() -> None:

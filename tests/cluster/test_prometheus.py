@@ -304,7 +304,7 @@ def metrics_url() -> Iterator[str]:
 
 
 def test_every_tick_sets_every_gauge(made: Plan, board: Board) -> None:
-    """Ray forgets a gauge that was not set since it was last asked."""
+    """Ray forgets a gauge that was not set since it was last exported."""
     metrics = PrometheusMetrics(made, all_tasks(made), 1)
     gauges = set(board.gauges)
     assert {name for name, *_ in gauges} == {metric.name for metric in PROMETHEUS_METRICS if metric.kind == "gauge"}

@@ -256,7 +256,7 @@ def test_a_run_does_not_replace_the_file_that_describes_it(
 @pytest.mark.parametrize(
     "name", ["table.parquet", "scores.json", "leaderboard.csv", "sheets", "trials.csv", "study.jsonl", "stop.json"]
 )
-def test_a_run_does_not_replace_what_lies_in_a_folder_of_no_run(
+def test_a_run_does_not_replace_what_is_in_a_folder_of_no_run(
     name: str, efface: RunEfface, campaign_file: CampaignFile, tmp_path: Path
 ) -> None:
     (tmp_path / "run").mkdir()

@@ -70,7 +70,9 @@ def test_a_method_of_another_package_is_found_through_its_entry_point(monkeypatc
     assert parse_config("nothing", {"strength": 2}).model_dump() == {"strength": 2}
 
 
-def test_an_entry_point_that_fails_is_told_in_a_sentence_and_breaks_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_point_that_fails_is_answered_in_a_sentence_and_breaks_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     entry("broken", "no.such.package", monkeypatch)
     with pytest.raises(UserError, match=r"method 'broken' cannot be loaded from no\.such\.package: No module"):
         get_method("broken")

@@ -101,7 +101,7 @@ def test_nor_is_it_exported_or_continued(efface: RunEfface, base: str, without_e
     assert not (tmp_path / "d.safetensors").exists()
 
 
-def test_an_adapter_that_adds_zero_and_a_hook_are_told_apart(base: str) -> None:
+def test_an_adapter_that_adds_zero_and_a_hook_are_distinguished(base: str) -> None:
     loaded = load_base(base)
     name = next(name for name, value in loaded.originals().items() if name.endswith("to_k.weight"))
     module, (rows, columns) = name.removesuffix(".weight"), loaded.originals()[name].shape
