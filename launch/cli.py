@@ -21,7 +21,20 @@ from efface.text import shown
 PANELS = {
     "Erase": ("unlearn", "export"),
     "Judge": ("evaluate", "score", "attack"),
-    "Campaigns": ("run", "plan", "status", "retry", "cancel", "logs", "gc", "search", "submit", "prefetch"),
+    "Campaigns": (
+        "run",
+        "plan",
+        "status",
+        "report",
+        "board",
+        "retry",
+        "cancel",
+        "logs",
+        "gc",
+        "search",
+        "submit",
+        "prefetch",
+    ),
     "Look up": ("doctor", "methods", "judges", "attacks", "concepts", "prompts", "bases"),
 }
 """The commands by their heading in the help; each is a module of `launch/commands/`."""
