@@ -31,6 +31,7 @@ from efface.eval.image_errors import broken_images, counted
 from efface.eval.image_table import SCHEMA, read_images, read_table
 from efface.eval.judge_spec import judge_name
 from efface.eval.metrics.weight_change import mean_weight_change
+from efface.eval.published import published_for
 from efface.eval.report.content import ReportedModel, RunContent
 from efface.eval.scores.continual import score_stages
 from efface.eval.scores.leaderboard import leaderboard
@@ -87,6 +88,7 @@ def read_run(root: Path) -> RunContent:
         calibrations=tuple(calibrations),
         images=lambda: _images(shards),
         problems=tuple(problems),
+        published=tuple(published_for(dict.fromkeys(table["concept"].to_pylist()))),
         provenance=_provenance(folder, table, calibrations),
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from efface.eval.calibration import Calibration
+from efface.eval.published import Published
 from efface.eval.scores.leaderboard import LeaderboardRow
 
 
@@ -53,5 +54,7 @@ class RunContent:
     """Every image that was kept, once, as its hash and a PNG."""
     problems: tuple[str, ...] = ()
     """What is missing, failed or damaged, and what should be known before results are believed; a sentence each."""
+    published: tuple[Published, ...] = ()
+    """Results of others on the same concepts."""
     provenance: Mapping[str, str] = field(default_factory=dict)
     """What makes the run again, by what it is called: the command, the campaign, hashes, versions."""
