@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.base_mutants import BASE_MUTANTS
 from benchmarks.mutant import Mutant
 from benchmarks.output_mutants import OUTPUT_MUTANTS
 from benchmarks.record import write_result
@@ -49,7 +50,7 @@ LIBRARIES = (
 
 T_CHAOS = "tests/cluster/test_chaos.py"
 
-MUTANTS = (*RUN_MUTANTS, *WORK_MUTANTS, *OUTPUT_MUTANTS)
+MUTANTS = (*RUN_MUTANTS, *WORK_MUTANTS, *OUTPUT_MUTANTS, *BASE_MUTANTS)
 
 
 def copy_sources(folder: Path) -> None:
