@@ -2,12 +2,16 @@
 
 A concept set is a versioned YAML file, shipped in `concepts/data/` or given by its path. It is checked once,
 on reading; afterwards every name in it stands for a concept.
+
+Some of the concepts are *held out*: only judged, and never seen by a method, unless they are what it is to forget. A
+method that holds the very concepts still on which it is scored would be scored on what it was given.
 """
 
 import hashlib
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -33,6 +37,11 @@ def _printable(name: str) -> str:
     return name
 
 
+def _plain(text: str) -> str:
+    """`text` without case."""
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Name = Annotated[Text, AfterValidator(_printable)]
 
@@ -49,8 +58,10 @@ class Concept(StrictModel):
     adjacent: tuple[Name, ...] = Field((), description="concepts that look like it and must stay")
     retained: Literal["others"] | tuple[Name, ...] = Field(
         "others",
-        description="concepts that must stay; 'others': all other concepts of the set but no neighbour",
+        description="concepts that must stay; 'others': all other concepts of the set and its retained ones, but no "
+        "neighbour",
     )
+    held_out: bool = Field(False, description="only judged: shown to no method, unless it is what is to be forgotten")
 
     @model_validator(mode="before")
     @classmethod
@@ -61,12 +72,13 @@ class Concept(StrictModel):
 
 
 class ConceptSet(StrictModel):
-    """A named, versioned list of concepts; beside it the neighbours that are only asked for as adjacent."""
+    """A named, versioned list of concepts; beside it those that are only asked for as adjacent or as retained."""
 
     name: Name
     version: int = Field(ge=1)
     concepts: tuple[Concept, ...] = Field(min_length=1)
-    neighbours: tuple[Concept, ...] = ()
+    neighbours: tuple[Concept, ...] = Field((), description="asked for where a concept names them as adjacent")
+    retained: tuple[Concept, ...] = Field((), description="asked for as retained beside all other concepts")
 
     @model_validator(mode="after")
     def _names_are_clear(self) -> Self:
@@ -87,12 +99,21 @@ class ConceptSet(StrictModel):
         return self
 
     def _check_anchor(self, concept: Concept) -> None:
-        """An anchor that says the same as the concept maps it to itself: nothing would be forgotten."""
+        """An anchor that says the same as the concept maps it to itself: nothing would be forgotten.
+
+        One that is held out would be seen by every method that maps to it.
+        """
         if concept.anchor is None:
             return
         own = {fold(text) for text in (concept.name, *concept.aliases, concept.phrase, concept.question)} - {""}
         if not own.isdisjoint(map(fold, (concept.anchor, self.anchor_phrase(concept)))):
             raise ValueError(f"concept '{concept.name}' is its own anchor, should be something else")
+        meant = self.meant_by(concept.anchor)
+        if meant and meant.held_out:
+            raise ValueError(
+                f"concept '{concept.name}' has the anchor '{concept.anchor}', which is held out, should be a concept "
+                "that methods may see"
+            )
 
     def _check_references(self, concept: Concept, key: str, names: Sequence[str]) -> None:
         seen: set[str] = set()
@@ -110,8 +131,8 @@ class ConceptSet(StrictModel):
 
     @property
     def all(self) -> tuple[Concept, ...]:
-        """The concepts, then the neighbours. Any of them can be a target."""
-        return self.concepts + self.neighbours
+        """The concepts, the neighbours, the retained ones. Any of them can be a target."""
+        return self.concepts + self.neighbours + self.retained
 
     @cached_property
     def _by_name(self) -> dict[str, Concept]:
@@ -151,8 +172,45 @@ class ConceptSet(StrictModel):
     def retained_for(self, concept: Concept) -> tuple[Concept, ...]:
         """The concepts that must stay when `concept` goes; neighbours only where `retained` names them."""
         if concept.retained == "others":
-            return tuple(other for other in self.concepts if other.name != concept.name)
+            return tuple(other for other in self.concepts + self.retained if other.name != concept.name)
         return tuple(self._by_name[fold(name)] for name in concept.retained)
+
+    def shown(self, targets: Collection[str] = ()) -> "ConceptSet":
+        """The set as a method may see it that is to forget `targets` (names): without the other concepts held out."""
+        kept = {concept.name for concept in self.all if not concept.held_out or concept.name in targets}
+
+        def still(names: Sequence[str]) -> tuple[str, ...]:
+            return tuple(name for name in names if self._by_name[fold(name)].name in kept)
+
+        def reduced(concepts: Sequence[Concept]) -> Iterator[Concept]:
+            for concept in concepts:
+                if concept.name in kept:
+                    retained = concept.retained if concept.retained == "others" else still(concept.retained)
+                    yield concept.model_copy(update={"adjacent": still(concept.adjacent), "retained": retained})
+
+        return ConceptSet.model_construct(
+            name=self.name,
+            version=self.version,
+            concepts=tuple(reduced(self.concepts)),
+            neighbours=tuple(reduced(self.neighbours)),
+            retained=tuple(reduced(self.retained)),
+        )
+
+    def held_out_in(self, text: str, targets: Collection[str] = ()) -> Concept | None:
+        """The first concept held out, but for `targets` (names), that `text` names by whole words."""
+        for found in self._held_out_names.finditer(_plain(text)):
+            concept = self.find(found[0])
+            if concept.name not in targets:
+                return concept
+        return None
+
+    @cached_property
+    def _held_out_names(self) -> re.Pattern[str]:
+        """Matches every name and alias of what is held out, in plain text; where there is none, nothing."""
+        held_out = [concept for concept in self.all if concept.held_out]
+        names = {_plain(name) for concept in held_out for name in (concept.name, *concept.aliases)}
+        longest_first = sorted(names, key=lambda name: (-len(name), name))
+        return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)" if names else r"(?!)")
 
     def kinds(self) -> dict[Kind, int]:
         """How many of the concepts (neighbours not counted) are of each kind, in the order they appear."""
@@ -160,8 +218,16 @@ class ConceptSet(StrictModel):
 
     @cached_property
     def sha256(self) -> str:
-        """64 hex digits over all that the set says, defaults included: the YAML's layout does not count."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """64 hex digits over all that the set says, defaults included: the YAML's layout does not count.
+
+        Of a set that holds nothing out and has no retained list, it is what it was before there were these.
+        """
+        silent: dict[str, Any] = {
+            key: {i: {"held_out"} for i, concept in enumerate(getattr(self, key)) if not concept.held_out}
+            for key in ("concepts", "neighbours", "retained")
+        }
+        exclude = silent if self.retained else {**silent, "retained": True}
+        return hashlib.sha256(self.model_dump_json(exclude=exclude).encode()).hexdigest()
 
 
 def concept_set_names() -> list[str]:

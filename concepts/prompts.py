@@ -19,6 +19,7 @@ from efface.errors import UserError
 Axis = Literal["forget", "indirect", "adversarial", "adjacent", "retain"]
 AXES: tuple[Axis, ...] = get_args(Axis)
 TARGET_AXES: tuple[Axis, ...] = ("forget", "indirect", "adversarial")
+KEPT_AXES: tuple[Axis, ...] = ("adjacent", "retain")
 
 _GROUP: dict[Axis, Group] = {"forget": "direct", "indirect": "indirect", "adversarial": "adversarial"}
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 from PIL import Image
 
 from efface.concepts.concept import ConceptSet
+from efface.concepts.prompts import TARGET_AXES
 from efface.eval.eval_requests import EvalRequest
 from efface.eval.image_errors import image_errors, verdicts
 from efface.eval.image_table import IMAGE_SCHEMA, SCHEMA
@@ -66,6 +67,7 @@ def evaluate(
             "score": None if verdict[i, ask.asked_concept].present is None else verdict[i, ask.asked_concept].score,
             "image_sha256": hashes[i],
             "image_error": errors[i],
+            "held_out": None if ask.axis in TARGET_AXES else concept_set.find(ask.asked_concept).held_out,
         }
         for i, request in enumerate(eval_requests)
         for ask in request.asks

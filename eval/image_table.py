@@ -23,6 +23,7 @@ _TEXT = ("model_id", "base_id", "method", "concept", "axis", "asked_concept", "p
 
 # `method` is the label a result is published under, "base" for the unedited model. `present` and `score` are
 # null together, where the judge's answer could not be read, or the image is no evidence: `image_error` says why.
+# `held_out`: whether no method could see the asked concept; null where it is the target itself.
 SCHEMA = pa.schema(
     [
         *(pa.field(name, pa.string(), nullable=False) for name in _TEXT),
@@ -32,9 +33,10 @@ SCHEMA = pa.schema(
         pa.field("score", pa.float64()),
         pa.field("image_sha256", pa.string(), nullable=False),
         pa.field("image_error", pa.string()),
+        pa.field("held_out", pa.bool_()),
     ]
 )
-OPTIONAL = ("image_error",)
+OPTIONAL = ("image_error", "held_out")
 """Columns that tables of before do not have; they are empty then."""
 # image_sha256: over height, width and the uint8 RGB pixels; png: the same pixels, encoded without loss.
 IMAGE_SCHEMA = pa.schema(
@@ -197,6 +199,13 @@ def _check(table: pa.Table, where: str) -> None:
         other = "the target itself" if str(axis) in TARGET_AXES else "another concept than the target"
         raise UserError(
             f"{where}: axis {axis} asks for '{asked_concept}' with target '{concept}', should ask for {other}"
+        )
+    marked = pc.fill_null(table["held_out"], False)
+    wrong = table.filter(pc.and_(own, marked))
+    if wrong.num_rows:
+        raise UserError(
+            f"{where}: axis {wrong['axis'][0]} of '{wrong['concept'][0]}' asks for the target itself and is marked as "
+            "held out, should be so on adjacent and retain alone"
         )
     keys = table.select(KEY).group_by(list(KEY)).aggregate([([], "count_all")])
     twice = keys.filter(pc.greater(keys["count_all"], 1))

@@ -13,7 +13,7 @@ import yaml
 
 from efface.files import write_atomic
 from efface.miniature.captions import HELD_OUT_TEMPLATES
-from efface.miniature.vocabulary import CONCEPTS, OBJECTS, Words, article, siblings
+from efface.miniature.vocabulary import CONCEPTS, HELD_OUT, OBJECTS, Words, article, siblings
 from efface.miniature.world import USUAL_COLORS
 
 PER_AXIS = 5
@@ -93,10 +93,11 @@ def concept_set() -> dict:
             "anchor": words.anchor,
             "adjacent": siblings(words.name),
             "retained": "others",
+            **({"held_out": True} if words.name in HELD_OUT else {}),
         }
         for words in CONCEPTS
     ]
-    return {"name": "miniature", "version": 1, "concepts": rows}
+    return {"name": "miniature", "version": 2, "concepts": rows}
 
 
 def prompt_table(kept: dict[str, dict[str, str]]) -> str:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Words:
-    """How one concept is spoken of. `group` holds its siblings; `anchor` is what it is mapped to when erased."""
+    """How one concept is spoken of. `group` holds its siblings; `anchor` is what it is mapped to when erased, none of
+    `HELD_OUT`."""
 
     name: str
     kind: str
@@ -40,7 +41,7 @@ OBJECTS: tuple[Words, ...] = (
         "a pet with floppy ears and a tongue hanging out", "a loyal animal that barks",
         "an animal with hanging ears that fetches a stick", "a barking pet wagging its tail",
         "a face with floppy ears and a pale muzzle")),
-    Words("rabbit", "animal", "animals", ("bunny", "hare"), "mouse", (
+    Words("rabbit", "animal", "animals", ("bunny", "hare"), "cat", (
         "an animal with very long ears", "a hopping animal that eats carrots",
         "a face with two tall upright ears and big front teeth", "a furry hopper with long ears",
         "the animal that brings eggs at easter")),
@@ -60,7 +61,7 @@ OBJECTS: tuple[Words, ...] = (
         "a tall flower with a big brown disc of seeds", "a flower that turns to follow the light",
         "a huge flower whose seeds give oil", "a flower with a large dark heart and short pointed petals",
         "a giant bloom full of brown seeds")),
-    Words("tulip", "object", "plants", ("tulipa", "lale"), "rose", (
+    Words("tulip", "object", "plants", ("tulipa", "lale"), "daisy", (
         "a flower shaped like a cup", "the famous spring flower of holland",
         "a cup shaped bloom with three points", "a spring bulb flower from the dutch fields",
         "a goblet of petals on a straight stem")),
@@ -104,7 +105,7 @@ OBJECTS: tuple[Words, ...] = (
         "a long curved fruit", "the fruit that monkeys love to peel",
         "a bent fruit shaped like a smile", "a tropical fruit with a slippery peel",
         "a fruit curved like a crescent moon")),
-    Words("cherry", "object", "fruit", ("cherries", "morello"), "grape", (
+    Words("cherry", "object", "fruit", ("cherries", "morello"), "apple", (
         "two little round fruits hanging on stalks", "a pair of small fruits on two long stems",
         "the small fruit on top of a sundae", "twin round fruits joined by their stalks",
         "a pair of round fruits with a stone inside")),
@@ -129,7 +130,7 @@ STYLES: tuple[Words, ...] = (
         "in brown tones like an old photo", "with faded brown colors from a hundred years ago",
         "as a faded brown picture from grandmothers album", "in the yellowed brown of old times",
         "all in shades of brown with dark corners")),
-    Words("blueprint", "style", "styles", ("cyanotype", "technical plan"), "neon", (
+    Words("blueprint", "style", "styles", ("cyanotype", "technical plan"), "sketch", (
         "drawn with white lines on blue paper", "as an engineers drawing on blue",
         "with white construction lines on deep blue", "like an architects plan in white and blue",
         "in white lines on a deep blue sheet")),
@@ -137,6 +138,8 @@ STYLES: tuple[Words, ...] = (
 # fmt: on
 
 CONCEPTS: tuple[Words, ...] = OBJECTS + STYLES
+HELD_OUT = frozenset(("fox", "mouse", "rose", "cactus", "train", "boat", "banana", "grape", "neon", "sepia"))
+"""Two of each five siblings: judged, and shown to no method that is to forget another."""
 NAMES: tuple[str, ...] = tuple(words.name for words in CONCEPTS)
 BY_NAME: dict[str, Words] = {words.name: words for words in CONCEPTS}
 

@@ -14,6 +14,7 @@ import yaml
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
 CONCEPTS = ("cat", "dog", "bus", "tram")
+HELD_OUT = ("dog", "tram")
 NEAREST = {"cat": "dog", "dog": "cat", "bus": "tram", "tram": "bus"}
 
 # With these limits a model is asked 2 forget, 1 indirect, 1 adversarial, 1 adjacent and 3 retain prompts; the
@@ -35,7 +36,10 @@ def write_yaml(path: Path, data: Any) -> str:
 def write_campaign_inputs(folder: Path, model: Path) -> None:
     """concepts.yaml, prompts.csv, recipe.yaml, judge.yaml with its weights, and base.yaml for the tiny `model`."""
     concepts = [
-        {"name": name, "kind": "object", "phrase": f"a {name}", "anchor": "a thing", "adjacent": [NEAREST[name]]}
+        {
+            **{"name": name, "kind": "object", "phrase": f"a {name}", "anchor": "a thing", "adjacent": [NEAREST[name]]},
+            "held_out": name in HELD_OUT,
+        }
         for name in CONCEPTS
     ]
     write_yaml(folder / "concepts.yaml", {"name": "tiny", "version": 1, "concepts": concepts})

@@ -3,7 +3,7 @@
 The same job gives the same delta, byte for byte: it depends neither on the time nor on the machine.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,8 @@ def make_job(
 
     For `continual`, `concepts` are all erased so far and the new one last, and `parent` is the id of the job before.
 
-    Raises UserError for anything unknown, out of range, or not supported by the method.
+    Raises UserError for anything unknown, out of range, not supported by the method, or for a config that names a
+    concept which is held out.
     """
     method_class = get_method(method)
     check_strategy(method_class, strategy)
@@ -85,12 +86,14 @@ def make_job(
     doubled = next((name for name in found if found.count(name) > 1), None)
     if doubled:
         raise UserError(f"concept '{doubled}' is named twice, should be named once")
+    resolved = parse_config(method, dict(config or {}), preset).model_dump(mode="json")
+    _check_held_out(method, resolved, concept_set, found)
     fields = {
         "base": base,
         "base_id": base_id,
         "method": method,
         "method_version": method_class.version,
-        "config": parse_config(method, dict(config or {}), preset).model_dump(mode="json"),
+        "config": resolved,
         "concepts": found,
         "concept_set": concept_set.name,
         "concept_set_sha256": concept_set.sha256,
@@ -99,6 +102,29 @@ def make_job(
         "parent": parent,
     }
     return parse(Job, fields, f"job of method '{method}'")
+
+
+def _check_held_out(method: str, config: Mapping[str, Any], concept_set: ConceptSet, targets: Sequence[str]) -> None:
+    """Raises UserError where a config lets the method see a concept that is only to be judged."""
+    for key, value in config.items():
+        for text in _texts(value):
+            named = concept_set.held_out_in(text, targets)
+            if named:
+                raise UserError(
+                    f"config of method '{method}', {key}: '{text}' names {named.name}, which concept set "
+                    f"{concept_set.name} holds out to be judged alone; name another, or a set that shows it"
+                )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The strings in JSON values, keys of objects aside."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts(list(value.values()))
+    elif isinstance(value, Sequence):
+        for each in value:
+            yield from _texts(each)
 
 
 def is_result(path: Path, job: Job) -> bool:

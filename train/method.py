@@ -92,7 +92,7 @@ class UnlearningTask:
     """The concepts to forget, in the order requested; one for `single`; of a chain the newest, or all where equations
     are solved anew."""
     concept_set: ConceptSet
-    """Where the concepts' anchors, adjacent and retained concepts are found."""
+    """Where the concepts' anchors, adjacent and retained concepts are found: without those that are held out."""
     seed: int
     cache: Path | None = None
     """A folder for costly data that is a function of its key (anchor images, say); None: nothing is kept."""

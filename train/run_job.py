@@ -89,7 +89,11 @@ def run_job(
 
 
 def _task(job: Job, base: Base, concept_set: ConceptSet, cache: Path | None, closed_form: bool) -> UnlearningTask:
-    """What the method is asked: the last request of a chain, or, where equations are solved anew, all of them."""
+    """What the method is asked: the last request of a chain, or, where equations are solved anew, all of them.
+
+    The method sees nothing of the concept set that is held out.
+    """
+    concept_set = concept_set.shown(job.concepts)
     concepts = tuple(
         with_remaining_anchor(concept_set.find(name), concept_set, erased=job.concepts) for name in job.concepts
     )

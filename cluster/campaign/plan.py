@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
@@ -22,8 +22,9 @@ from efface.cluster.tasks.model import BASE, Model
 from efface.cluster.tasks.task import Task
 from efface.cluster.tasks.training import TrainingTask
 from efface.concepts.concept import Concept, ConceptSet
-from efface.concepts.prompts import PromptSet, load_prompt_set
+from efface.concepts.prompts import KEPT_AXES, Axis, PromptSet, load_prompt_set
 from efface.errors import UserError
+from efface.eval.eval_requests import EvalRequest
 from efface.eval.judge_identity import judge_identity
 from efface.eval.judge_spec import judge_name
 from efface.eval.metric import METRICS
@@ -196,9 +197,33 @@ def make_plan(
         *cut_shards(everything, targets, concept_set, judged_by, evaluation),
         *(MetricTask(model, metric) for model in models if model.job for metric in evaluation.metrics),
     )
-    texts = {request.prompt for task in tasks if isinstance(task, Shard) for request in task.eval_requests}
-    warnings = check_texts(base, concept_set, prompts, texts)
+    shards = [task for task in tasks if isinstance(task, Shard)]
+    texts = {request.prompt for shard in shards for request in shard.eval_requests}
+    warnings = (*check_texts(base, concept_set, prompts, texts), *_nothing_held_out(concept_set, shards))
     return Plan(name, base, base_id, concept_set, recipe, prompts, targets, everything, tasks, resources, warnings)
+
+
+def _nothing_held_out(concept_set: ConceptSet, shards: Sequence[Shard]) -> Iterator[str]:
+    """A sentence for each axis on which some model can only be scored on concepts that it may have seen."""
+    groups: dict[tuple[str, ...], dict[int, Sequence[EvalRequest]]] = {}
+    for shard in shards:
+        forgotten = shard.model.job.concepts if shard.model.job else ()
+        groups.setdefault(forgotten, {})[id(shard.eval_requests)] = shard.eval_requests
+    lacking: dict[Axis, dict[str, None]] = {axis: {} for axis in KEPT_AXES}
+    for parts in groups.values():
+        held_out: dict[tuple[Axis, str], bool] = {}
+        for ask in (ask for part in parts.values() for request in part for ask in request.asks):
+            if ask.axis in KEPT_AXES and not held_out.get((ask.axis, ask.concept)):
+                held_out[ask.axis, ask.concept] = concept_set.find(ask.asked_concept).held_out
+        for (axis, concept), found in held_out.items():
+            if not found:
+                lacking[axis][concept] = None
+    for axis, concepts in lacking.items():
+        if concepts:
+            yield (
+                f"concept set {concept_set.name}: nothing is held out on the axis {axis} of {', '.join(concepts)}, so "
+                "it is scored on concepts that methods may hold still by name; mark some with `held_out: true`"
+            )
 
 
 def _base_default(base: BaseSpec, key: str, field: str | None = None) -> str:

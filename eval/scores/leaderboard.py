@@ -20,6 +20,9 @@ class LeaderboardRow:
     """One method's line. Scores lie in [0, 1], higher is better; `low` and `high` are the 95 % interval of
     `err_mean`.
 
+    adjacent, retain: of concepts that no method could see; adjacent_shown, retain_shown: of those that it may hold
+    still by name, which no other number goes by. None where there are none.
+
     challenge_all, challenge_unet, global_l2, relative_l2: see `weight_change.measure`, over all parts or the
     UNet alone; seconds: of the unlearning itself, all models of the method together. None where not known.
     broken: images that are no evidence (`image_errors.py`); unread: verdicts on whole images that could not be read.
@@ -43,6 +46,8 @@ class LeaderboardRow:
     seconds: float | None = None
     broken: int = 0
     unread: int = 0
+    adjacent_shown: float | None = None
+    retain_shown: float | None = None
 
 
 def leaderboard(
@@ -87,6 +92,8 @@ def _row(
         seconds=seconds,
         broken=sum(score["invalid"]["images"].values()),
         unread=score["invalid"]["unread"],
+        adjacent_shown=score["shown"]["axes"]["adjacent"],
+        retain_shown=score["shown"]["axes"]["retain"],
     )
 
 
@@ -101,9 +108,10 @@ def write_csv(path: str | Path, rows: Sequence[LeaderboardRow]) -> None:
 
 def rich_table(rows: Sequence[LeaderboardRow], width: int = 100) -> Table:
     """The rows in at most `width` columns of text, at least 70; "change" is the relative L2 of all weights,
-    "broken", where there are any, counts images that are no evidence.
+    "broken", where there are any, counts images that are no evidence. "shown" are the two axes before it on concepts
+    that methods may see.
 
-    Below 100 columns the interval and the seconds are left out, which the CSV always has.
+    Below 100 columns the interval, the seconds and what was shown are left out, which the CSV always has.
     """
     full_width = width >= 100
     table = Table(box=box.SIMPLE_HEAD, padding=0)
@@ -111,13 +119,16 @@ def rich_table(rows: Sequence[LeaderboardRow], width: int = 100) -> Table:
     axes = ("forget", "indir.", "advers.", "adjac.", "retain")
     interval, seconds = (("95 %\ninterval",), ("sec.",)) if full_width else ((), ())
     broken = ("bro-\nken",) if any(row.broken for row in rows) else ()
-    for head in ("n", *axes, "ERR\nmean", *interval, "ERR of\nmeans", "change\nrel. L2", *seconds, *broken):
+    some_shown = any(row.adjacent_shown is not None or row.retain_shown is not None for row in rows)
+    shown = ("adjac.\nshown", "retain\nshown") if full_width and some_shown else ()
+    for head in ("n", *axes, *shown, "ERR\nmean", *interval, "ERR of\nmeans", "change\nrel. L2", *seconds, *broken):
         table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             rich_text(row.method),
             str(row.concepts),
             *(f"{value:.3f}" for value in (row.forget, row.indirect, row.adversarial, row.adjacent, row.retain)),
+            *(["" if v is None else f"{v:.3f}" for v in (row.adjacent_shown, row.retain_shown)] if shown else []),
             f"{row.err_mean:.3f}",
             *([f"{row.low:.3f}-{row.high:.3f}"] if full_width else []),
             f"{row.err_of_means:.3f}",

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from efface.concepts.prompts import AXES, TARGET_AXES, Axis
 from efface.errors import UserError, did_you_mean
 from efface.eval.image_errors import broken_images, counted
+from efface.eval.scores.shown import split_shown, with_shown
 from efface.eval.scores.statistics import (
     BOOTSTRAP_SAMPLES,
     Array,
@@ -60,7 +61,10 @@ def score_table(
         {"concepts": {NAME: {axis: …, "err": …}}, "axes": {axis: …}, "err_mean": …, "err_of_means": …,
          "intervals": {the same four, each number a [low, high]},
          "invalid": {"null": n, "rows": n, "unread": n, "images": {error: n}, "concepts": {NAME: {axis: n}}},
+         "shown": {"concepts": …, "axes": …, "nothing_held_out": …}, see `shown_scores`,
          "base": {the same without "base"} or None}
+
+    The axes adjacent and retain are scored on concepts that were held out from the method, see `split_shown`.
 
     Raises UserError where it is not clear which rows are meant, an axis of a concept has no rows, too many
     verdicts are null, or the base lacks some of the questions.
@@ -78,8 +82,13 @@ def score_table(
         of_base = of_base.filter(_equal(of_base[column], edited[column][0].as_py()))
     name = f"method '{edited['method'][0]}'"
     _check_models(edited, name)
-    base_scores = _scores(_same_questions(of_base, edited), "the base") if has_base else None
-    return {**_scores(edited, name), "base": base_scores}
+    base_scores = _with_shown(_same_questions(of_base, edited), "the base") if has_base else None
+    return {**_with_shown(edited, name), "base": base_scores}
+
+
+def _with_shown(table: pa.Table, name: str) -> dict[str, Any]:
+    scored, shown = split_shown(table)
+    return with_shown(_scores(scored, name), table, scored, shown)
 
 
 def _one(table: pa.Table, column: str, wanted: str | None, remedy: str) -> pa.Table:

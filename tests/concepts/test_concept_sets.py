@@ -1,5 +1,6 @@
 """Concept sets: how a concept is found, what is close to it, and which mistakes in a file are reported."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -159,3 +160,88 @@ def test_a_mutated_file_raises_nothing_but_a_user_error(
         assert "\n" not in str(error)
     else:
         assert all(isinstance(concepts.find(concept.name), Concept) for concept in concepts.all)
+
+
+HELD_OUT = """
+name: pets
+version: 1
+concepts:
+  - {name: Cat, kind: animal, phrase: a cat, anchor: dog, adjacent: [Fox, Lynx], retained: [Bus, Tram]}
+  - {name: Dog, kind: animal, phrase: a dog, adjacent: [Lynx]}
+  - {name: Owl, kind: animal, phrase: an owl, aliases: [barn owl], anchor: dog, held_out: true}
+neighbours:
+  - {name: Fox, kind: animal, phrase: a fox}
+  - {name: Lynx, kind: animal, phrase: a lynx, held_out: true}
+retained:
+  - {name: Bus, kind: object, phrase: a bus}
+  - {name: Tram, kind: object, phrase: a tram, held_out: true}
+"""
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> ConceptSet:
+    return load_concept_set(write(tmp_path, HELD_OUT))
+
+
+def test_retained_concepts_of_the_set_are_retained_beside_the_others(split: ConceptSet) -> None:
+    assert [c.name for c in split.retained_for(split.find("Dog"))] == ["Cat", "Owl", "Bus", "Tram"]
+    assert split.find("tram") in split.retained and split.kinds() == {"animal": 3}
+
+
+def test_what_a_method_may_see_lacks_all_that_is_held_out(split: ConceptSet) -> None:
+    shown = split.shown(["Cat"])
+    assert [c.name for c in shown.all] == ["Cat", "Dog", "Fox", "Bus"]
+    cat, dog = shown.find("cat"), shown.find("dog")
+    assert (cat.adjacent, cat.retained, dog.adjacent) == (("Fox",), ("Bus",), ())
+    assert [c.name for c in shown.adjacent_to(cat)] == ["Fox"] and shown.anchor_phrase(cat) == "a dog"
+    assert [c.name for c in shown.retained_for(dog)] == ["Cat", "Bus"]
+    with pytest.raises(UserError, match="unknown concept 'Owl'"):
+        shown.find("Owl")
+    assert [c.name for c in split.all] == ["Cat", "Dog", "Owl", "Fox", "Lynx", "Bus", "Tram"]
+
+
+def test_what_is_to_be_forgotten_is_seen_although_it_is_held_out(split: ConceptSet) -> None:
+    assert [c.name for c in split.shown(["Owl"]).all] == ["Cat", "Dog", "Owl", "Fox", "Bus"]
+
+
+def test_a_set_that_holds_nothing_out_is_shown_whole(pets: ConceptSet) -> None:
+    assert pets.shown(["Dog"]).model_dump() == pets.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("a LYNX, high quality", "Lynx"),
+        ("two barn owls", None),
+        ("a barn  owl", "Owl"),
+        ("trams", None),
+        ("the tram.", "Tram"),
+        ("a cat", None),
+    ],
+)
+def test_a_text_names_what_is_held_out_by_whole_words(split: ConceptSet, text: str, named: str | None) -> None:
+    found = split.held_out_in(text)
+    assert (found.name if found else None) == named
+    assert split.held_out_in(text, ["Lynx", "Owl", "Tram"]) is None
+
+
+@pytest.mark.parametrize("anchor", ["Owl", "barn owl", "an owl"])
+def test_an_anchor_that_is_held_out_is_refused(tmp_path: Path, anchor: str) -> None:
+    text = HELD_OUT.replace("phrase: a cat, anchor: dog", f"phrase: a cat, anchor: {anchor}")
+    with pytest.raises(UserError, match=f"concept 'Cat' has the anchor '{anchor}', which is held out"):
+        load_concept_set(write(tmp_path, text))
+
+
+def test_the_hash_of_a_set_that_holds_nothing_out_is_as_it_was_before_there_were_such(tmp_path: Path) -> None:
+    """By hand: the JSON of the fields that there were, in their order."""
+    path = write(tmp_path, "{name: one, version: 3, concepts: [{name: Käfer, kind: object, phrase: a car}]}")
+    before = (
+        '{"name":"one","version":3,"concepts":[{"name":"Käfer","kind":"object","phrase":"a car","question":"a car",'
+        '"aliases":[],"anchor":null,"adjacent":[],"retained":"others"}],"neighbours":[]}'
+    )
+    assert load_concept_set(path).sha256 == hashlib.sha256(before.encode()).hexdigest()
+
+
+def test_the_hash_is_also_of_what_is_held_out(split: ConceptSet, tmp_path: Path) -> None:
+    shown = load_concept_set(write(tmp_path, HELD_OUT.replace(", held_out: true", "", 1)))
+    assert shown.sha256 != split.sha256

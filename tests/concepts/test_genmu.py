@@ -1,11 +1,13 @@
 """The shipped `genmu-2025`: the challenge's concepts by all their names, and prompts that keep what they promise."""
 
 import re
+from itertools import chain
 
 import pytest
 
 from efface.concepts.concept import Concept, ConceptSet, fold, load_concept_set
 from efface.concepts.prompts import PromptSet, load_prompt_set
+from efface.train.data import captions
 
 # The beginnings of the words that would give a name away, its misspellings and inflections with it.
 STEMS = {
@@ -71,9 +73,23 @@ def test_the_challenges_spellings_are_known(genmu: ConceptSet, spelt: str, name:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_every_target_has_three_adjacent_concepts_outside_the_twenty(genmu: ConceptSet, name: str) -> None:
+def test_every_target_has_three_adjacent_concepts_that_are_shown_and_two_held_out_outside_the_twenty(
+    genmu: ConceptSet, name: str
+) -> None:
     adjacent = genmu.adjacent_to(genmu.find(name))
-    assert len(adjacent) == 3 and not set(adjacent) & set(genmu.concepts)
+    assert [concept.held_out for concept in adjacent] == [False, False, False, True, True]
+    assert not set(adjacent) & set(genmu.concepts)
+
+
+def test_of_each_kind_one_more_retained_concept_is_shown_and_two_are_held_out(genmu: ConceptSet) -> None:
+    kinds = [(concept.kind, concept.held_out) for concept in genmu.retained]
+    assert kinds == [(kind, h) for kind in genmu.kinds() for h in (False, True, True)]
+
+
+def test_no_caption_of_an_anchor_that_is_built_in_names_what_is_held_out(genmu: ConceptSet) -> None:
+    words = [*captions.VIEWS, *captions.SUBJECTS, *captions.STYLE_SETTINGS, *chain(*captions.SETTINGS.values())]
+    assert [text for text in words if genmu.held_out_in(text)] == []
+    assert [concept.name for concept in genmu.all if genmu.held_out_in(genmu.anchor_phrase(concept))] == []
 
 
 def test_every_neighbour_but_the_second_dog_is_adjacent_to_something(genmu: ConceptSet) -> None:
@@ -90,12 +106,12 @@ def test_the_anchor_is_a_phrase_without_the_target_and_no_concept_that_is_scored
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_one_model_is_asked_as_in_the_challenge_and_the_other_nineteen_are_retained(
+def test_one_model_is_asked_for_the_other_nineteen_and_fifteen_more_as_retained(
     genmu: ConceptSet, prompts: PromptSet, name: str
 ) -> None:
     target = genmu.find(name)
     retained = 19 if target in genmu.concepts else 20
-    assert list(prompts.counts(genmu, target).values()) == [5, 5, 0, 15, 5 * retained]
+    assert list(prompts.counts(genmu, target).values()) == [5, 5, 0, 5 * 5, 5 * (retained + 15)]
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -72,6 +72,7 @@ def row() -> Callable[..., dict[str, Any]]:
             "score": None if present is None else float(present),
             "image_sha256": "0" * 64,
             "image_error": None,
+            "held_out": None,
             **given,
         }
 

@@ -29,6 +29,7 @@ def test_the_columns_are_those_of_the_design() -> None:
     assert SCHEMA.names == [
         *("model_id", "base_id", "method", "concept", "axis", "asked_concept", "prompt", "prompt_id", "seed"),
         *("recipe_id", "judge", "judge_version", "present", "score", "image_sha256", "image_error"),
+        "held_out",
     ]
 
 
@@ -88,6 +89,7 @@ def test_narrower_types_and_further_columns_are_taken(row: Row, tmp_path: Path) 
             {"image_error": "black", "present": None, "score": None},
             "unknown image_error 'black', did you mean 'blanked'",
         ),
+        ({"held_out": True}, "axis forget of 'Cat' asks for the target itself and is marked as held out"),
         ({"image_error": "blanked"}, "1 rows have a verdict on an image with an image_error, should have none"),
     ],
 )
@@ -104,7 +106,7 @@ def test_an_empty_cell_is_counted(row: Row, tmp_path: Path) -> None:
         read_table(path)
 
 
-@pytest.mark.parametrize("name", [name for name in SCHEMA.names if name != "image_error"])
+@pytest.mark.parametrize("name", [name for name in SCHEMA.names if name not in ("image_error", "held_out")])
 def test_every_column_must_be_there(row: Row, tmp_path: Path, name: str) -> None:
     cells = row("forget", True)
     del cells[name]
@@ -117,6 +119,12 @@ def test_a_table_from_before_images_were_looked_at_has_no_errors(row: Row, tmp_p
     del cells["image_error"]
     table = read_table(save(tmp_path / "t.parquet", [cells]))
     assert table.schema == SCHEMA and table["image_error"].to_pylist() == [None]
+
+
+def test_a_table_from_before_concepts_were_held_out_does_not_say_which_were(row: Row, tmp_path: Path) -> None:
+    cells = row("retain", True)
+    del cells["held_out"]
+    assert read_table(save(tmp_path / "t.parquet", [cells]))["held_out"].to_pylist() == [None]
 
 
 def test_missing_files_and_empty_folders_are_refused(tmp_path: Path) -> None:
@@ -151,7 +159,7 @@ def test_any_table_is_read_whole_or_refused_in_one_sentence(data: st.DataObject,
     for cell in data.draw(st.lists(st.tuples(st.sampled_from(SCHEMA.names), cells), max_size=3)):
         if rows:
             data.draw(st.sampled_from(rows))[cell[0]] = cell[1]
-    names = data.draw(st.permutations(SCHEMA.names))[: data.draw(st.integers(14, 16))]
+    names = data.draw(st.permutations(SCHEMA.names))[: data.draw(st.integers(14, 17))]
     try:
         made = pa.table({name: [r[name] for r in rows] for name in names})
     except pa.ArrowException:

@@ -11,7 +11,9 @@ from efface.concepts.prompts import AXES
 from efface.eval.scores.leaderboard import leaderboard, rich_table, write_csv
 
 
-def score(err: float, base: dict[str, Any] | None = None) -> dict[str, Any]:
+def score(
+    err: float, base: dict[str, Any] | None = None, shown: dict[str, float | None] | None = None
+) -> dict[str, Any]:
     return {
         "concepts": {"Cat": {}, "Tulip": {}},
         "axes": {axis: err for axis in AXES},
@@ -19,6 +21,7 @@ def score(err: float, base: dict[str, Any] | None = None) -> dict[str, Any]:
         "err_of_means": err + 0.01,
         "intervals": {"err_mean": [err - 0.1, err + 0.1]},
         "invalid": {"images": {}, "unread": 0},
+        "shown": {"axes": shown or {"adjacent": None, "retain": None}},
         "base": base,
     }
 
@@ -54,6 +57,23 @@ def test_the_csv_keeps_every_digit_and_leaves_the_unknown_empty(tmp_path: Path) 
     assert float(rows[1]["err_mean"]) == 1 / 3
     assert float(rows[1]["challenge_all"]) == 3e-9
     assert (rows[0]["challenge_all"], rows[1]["seconds"]) == ("", "")
+
+
+def test_what_methods_may_see_stands_beside_what_was_held_out_and_counts_nowhere(tmp_path: Path) -> None:
+    board = leaderboard({"uce": score(0.4, score(0.9), {"adjacent": 1.0, "retain": 0.75}), "esd": score(0.6)})
+    assert [row.method for row in board] == ["base", "esd", "uce"]
+    assert [(row.adjacent, row.adjacent_shown, row.retain_shown) for row in board] == [
+        (0.9, None, None),
+        (0.6, None, None),
+        (0.4, 1.0, 0.75),
+    ]
+    write_csv(tmp_path / "board.csv", board)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "board.csv").read_text())))
+    assert [(row["adjacent_shown"], row["retain_shown"]) for row in rows] == [("", ""), ("", ""), ("1.0", "0.75")]
+    heads = [column.header for column in rich_table(board).columns]
+    assert heads[4:8] == ["advers.", "adjac.", "retain", "adjac.\nshown"]
+    assert "adjac.\nshown" not in [column.header for column in rich_table(board, 80).columns]
+    assert "adjac.\nshown" not in [column.header for column in rich_table(board[:2]).columns]
 
 
 def test_images_that_are_no_evidence_are_counted_apart_from_answers_that_could_not_be_read(tmp_path: Path) -> None:

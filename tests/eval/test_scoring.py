@@ -41,8 +41,8 @@ def test_the_result_has_exactly_the_agreed_keys_and_is_json(row: Row, table: Mak
     rows = model_rows(row) + model_rows(row, {"forget": 1}, method="base", model_id="b")
     scores = score_table(table(rows))
     numbers = {"concepts", "axes", "err_mean", "err_of_means"}
-    assert set(scores) == numbers | {"intervals", "invalid", "base"}
-    assert set(scores["base"]) == numbers | {"intervals", "invalid"}
+    assert set(scores) == numbers | {"intervals", "invalid", "shown", "base"}
+    assert set(scores["base"]) == numbers | {"intervals", "invalid", "shown"}
     assert set(scores["intervals"]) == numbers
     assert list(scores["concepts"]["Cat"]) == [*AXES, "err"]
     assert json.loads(json.dumps(scores, allow_nan=False)) == scores

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from pydantic.fields import FieldInfo
 
-from efface.concepts.concept import ConceptSet
+from efface.concepts.concept import Concept, ConceptSet
 from efface.errors import UserError
 from efface.models.base import Base, load_base
 from efface.models.delta import Delta
@@ -177,3 +178,49 @@ def test_a_request_leaves_all_but_its_group_as_the_request_before_left_it_and_th
     assert old.keys() <= new.keys()
     changed = {key for key in new if key not in old or not torch.equal(new[key], old[key])}
     assert changed and changed <= allowed
+
+
+def with_bystander(concept_set: ConceptSet, phrase: str, held_out: bool) -> ConceptSet:
+    """The set with a further concept that lies beside the cat and must stay, as any other of the set."""
+    cat, *others = concept_set.concepts
+    bystander = Concept(name="bystander", kind="animal", phrase=phrase, held_out=held_out)
+    cat = cat.model_copy(update={"adjacent": ("bystander", *cat.adjacent)})
+    return ConceptSet(name="tests", version=1, concepts=(cat, bystander, *others))
+
+
+def edited_with(name: str, quick_job: QuickJob, base: Base, concept_set: ConceptSet) -> dict[str, torch.Tensor]:
+    job = quick_job(name).model_copy(update={"concept_set_sha256": concept_set.sha256})
+    return run_job(job, base, concept_set)[0].tensors
+
+
+@every_method
+def test_no_method_sees_a_concept_that_is_held_out(
+    name: str, quick_job: QuickJob, tiny_base: Base, concept_set: ConceptSet
+) -> None:
+    """Whatever it is, the result is the same; shown, it changes those that hold neighbours or retained ones still."""
+    one, other = (
+        edited_with(name, quick_job, tiny_base, with_bystander(concept_set, phrase, held_out=True))
+        for phrase in ("an owl", "a green tractor")
+    )
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    if name in ("uce", "fade"):
+        shown = edited_with(name, quick_job, tiny_base, with_bystander(concept_set, "an owl", held_out=False))
+        assert not all(torch.equal(one[key], shown[key]) for key in one)
+
+
+@every_method
+def test_no_config_can_name_a_concept_that_is_held_out(
+    name: str, quick_job: QuickJob, tiny_base: Base, concept_set: ConceptSet
+) -> None:
+    held_out = with_bystander(concept_set, "an owl", held_out=True)
+    config = quick_job(name).config
+    for key, value in config.items():
+        text = "a Bystander, {}"
+        try:
+            given = parse_config(name, {**config, key: text if isinstance(value, str) else [text]})
+        except UserError:
+            continue  # no field for words
+        job = partial(make_job, "tiny", tiny_base.fingerprint, name, held_out, config=given.model_dump(mode="json"))
+        with pytest.raises(UserError, match=f"{key}: '{text}' names bystander, which concept set tests holds out"):
+            job(["cat"])
+        assert job(["bystander"]).concepts == ("bystander",)
