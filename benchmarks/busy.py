@@ -43,6 +43,7 @@ from efface.cluster.scheduler.prometheus import PrometheusMetrics
 from efface.cluster.storage.journal import Journal, TaskEnded, read_journal
 from efface.cluster.storage.remaining import RemainingTasks
 from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.tasks.calibration import CalibrationPart
 from efface.cluster.tasks.judging import Shard
 from efface.cluster.tasks.retry_rules import Outcome
 from efface.cluster.tasks.task import Task
@@ -80,7 +81,9 @@ def many_shards(shards: int) -> Plan:
     data = {**campaign.model_dump(mode="json"), "resources": {"cpus": 1, "gpus": 1}}
     plan = plan_campaign(Campaign.model_validate(data))
     base = plan.only(plan.models[:1])
-    return replace(base, tasks=(*base.calibrations, *base.shards[base.models[0].id][:shards]))
+    return replace(
+        base, tasks=(*base.of_kind(CalibrationPart), *base.calibrations, *base.shards[base.models[0].id][:shards])
+    )
 
 
 def busy(gpus: int, shards: int) -> dict[str, Any]:

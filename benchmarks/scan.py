@@ -19,7 +19,7 @@ from efface.cluster.campaign.planner import plan_campaign
 from efface.cluster.storage.records import Output, Record
 from efface.cluster.storage.remaining import remaining_tasks
 from efface.cluster.storage.run_folder import RunFolder
-from efface.cluster.tasks.calibration import CALIBRATION
+from efface.cluster.tasks.calibration import ANSWERS, CALIBRATION, CalibrationPart
 from efface.cluster.tasks.judging import IMAGES, VERDICTS, Shard
 from efface.cluster.tasks.model import Model
 from efface.cluster.tasks.task import Task
@@ -64,12 +64,14 @@ def cut(plan: Plan, shards: int) -> Plan:
         if len(kept) == shards:
             break
     part = plan.only(models)
-    return replace(part, tasks=(*part.calibrations, *part.trainings, *kept))
+    return replace(part, tasks=(*part.of_kind(CalibrationPart), *part.calibrations, *part.trainings, *kept))
 
 
 def finish_all(plan: Plan, folder: RunFolder) -> None:
     """Records and outputs of everything, written without the flushing to disk that a run does."""
     sha256 = hashlib.sha256(OUTPUT).hexdigest()
+    for part in plan.of_kind(CalibrationPart):
+        finish(folder, part, [folder.output(part, ANSWERS)], sha256)
     for calibration in plan.calibrations:
         finish(folder, calibration, [folder.output(calibration, CALIBRATION)], sha256)
     for training in plan.trainings:

@@ -207,7 +207,7 @@ def worker_context(run: Run) -> WorkerContext:
         concept_set=plan.concept_set,
         recipe=plan.recipe,
         prompt_set=plan.prompt_set,
-        calibrations=plan.calibrations,
+        calibrations=tuple(replace(calibration, requests=(), parts=()) for calibration in plan.calibrations),
         judged=plan.judged,
         cpus=plan.resources.cpus,
         gpus=plan.resources.gpus,

@@ -42,6 +42,11 @@ def _plain(text: str) -> str:
     return unicodedata.normalize("NFKC", text).casefold()
 
 
+def _whole_words(names: Sequence[str]) -> re.Pattern[str]:
+    """Matches each of some plain names where it stands as a word; where there is none, nothing."""
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, names))})(?!\w)" if names else r"(?!)")
+
+
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Name = Annotated[Text, AfterValidator(_printable)]
 
@@ -62,6 +67,10 @@ class Concept(StrictModel):
         "neighbour",
     )
     held_out: bool = Field(False, description="only judged: shown to no method, unless it is what is to be forgotten")
+
+    def is_named_in(self, text: str) -> bool:
+        """Whether a text holds the concept's name or an alias as whole words; case does not count."""
+        return bool(_whole_words([_plain(name) for name in (self.name, *self.aliases)]).search(_plain(text)))
 
     @model_validator(mode="before")
     @classmethod
@@ -206,11 +215,11 @@ class ConceptSet(StrictModel):
 
     @cached_property
     def _held_out_names(self) -> re.Pattern[str]:
-        """Matches every name and alias of what is held out, in plain text; where there is none, nothing."""
+        """Matches every name and alias of what is held out, in plain text."""
         held_out = [concept for concept in self.all if concept.held_out]
         names = {_plain(name) for concept in held_out for name in (concept.name, *concept.aliases)}
         longest_first = sorted(names, key=lambda name: (-len(name), name))
-        return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)" if names else r"(?!)")
+        return _whole_words(longest_first)
 
     def kinds(self) -> dict[Kind, int]:
         """How many of the concepts (neighbours not counted) are of each kind, in the order they appear."""

@@ -1,159 +1,229 @@
 """A judge before its verdicts count: what it says of images of the unedited base, where the right answer is known.
 
-Images of every concept are made from its direct prompts, and the judge looks for every concept in every image. It
-should find a concept in the concept's own images (recall) and not in those of the others (specificity). For a judge
-that needs thresholds (CLIP), one per concept is fitted first, on every other seed; the accuracy is always measured on
-the seeds between them.
+It should find a concept in the images made for it (recall) and not in those made for others (specificity). Which images
+those are says `calibration_requests.py`. For a judge that needs thresholds (CLIP) one per concept is fitted first, on
+images of their own (`thresholds.py`); of a concept with too few, one for all concepts together.
 
 An image may rightly show another concept too (a wedding at sunset), which counts against the specificity: the prompts
-should not name two concepts of the set at once.
+should not suggest two concepts of the set at once.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from efface.concepts.concept import Concept, ConceptSet
-from efface.concepts.prompts import PromptSet, prompt_of
 from efface.config_files import StrictModel, read_config
 from efface.errors import UserError
+from efface.eval.calibration_requests import CalibrationRequest
 from efface.eval.image_errors import IMAGE_ERRORS, ImageError, counted, image_errors, verdicts
 from efface.eval.judge import Judge, ThresholdJudge
+from efface.eval.judge_accuracy import Accuracy
+from efface.eval.thresholds import MIN_IMAGES, best_threshold
 from efface.files import as_path, write_json
 from efface.models.base import Base
 from efface.models.recipe import Recipe
 from efface.models.sampler import ImageRequest, sample
 
-Scores = NDArray[np.float64]
+GROUP = 32
+"""Images that are judged at once."""
 
 
-class Accuracy(StrictModel):
-    """How a judge does on one concept; a rate is None where it had no image to be measured on."""
+class Answer(StrictModel):
+    """What a judge says of one image and one concept; both None where there is no verdict.
 
-    recall: float | None = Field(ge=0, le=1, description="share of the concept's own images where it is found")
-    specificity: float | None = Field(ge=0, le=1, description="share of other concepts' images where it is not found")
-    own: int = Field(ge=0, description="images of the concept with a verdict")
-    others: int = Field(ge=0, description="images of other concepts with a verdict")
-    unreadable: int = Field(ge=0, description="answers that could not be read, and images that are no evidence")
+    present: None too of a judge whose thresholds are not fitted yet, which has only a score.
+    """
+
+    concept: str
+    own: bool = Field(description="whether the image was made for the concept")
+    fitting: bool
+    present: bool | None
+    score: float | None
+
+
+class Answers(StrictModel):
+    """A judge on some images."""
+
+    answers: tuple[Answer, ...]
+    broken: dict[ImageError, int] = Field({}, description="images that are no evidence, by their error")
+
+
+class Threshold(StrictModel):
+    """A fitted threshold, and on how many images it was fitted."""
+
+    value: float = Field(ge=0, le=1)
+    own: int | None = Field(None, ge=1, description="images of the concept; None of a file that does not say it")
+    others: int | None = Field(None, ge=1, description="images of other concepts")
+    pooled: bool = Field(
+        False, description="whether the images are those of all concepts: of its own there were too few"
+    )
 
 
 class Calibration(StrictModel):
-    """What `calibrate` found, part of the results; `thresholds` is empty for a judge that needs none."""
+    """What came of a calibration, part of the results; `thresholds` is empty for a judge that needs none."""
 
     judge: str
     weights: str = Field(description="SHA-256 of the judge's weights")
     judge_version: str = Field(description="of the judge with these thresholds")
     base_id: str
     recipe_id: str
-    prompts_sha256: str
-    seeds: tuple[int, ...]
-    thresholds: dict[str, float]
+    prompts_sha256: str = Field(description="of the prompt set")
+    thresholds: dict[str, Threshold]
     accuracy: dict[str, Accuracy]
     broken: dict[ImageError, int] = Field({}, description="images that are no evidence, by their error")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_file_that_counts_no_images(cls, data: Any) -> Any:
+        """Calibrations had a list of seeds once, and thresholds without the number of their images."""
+        if not isinstance(data, dict) or "seeds" not in data:
+            return data
+        values = data.get("thresholds", {})
+        thresholds = {name: {"value": value} for name, value in values.items()}
+        return {key: value for key, value in data.items() if key != "seeds"} | {"thresholds": thresholds}
+
+    @property
+    def fitted(self) -> dict[str, float]:
+        return {name: threshold.value for name, threshold in self.thresholds.items()}
 
     def save(self, path: str | Path) -> None:
         write_json(as_path(path), self.model_dump(mode="json"))
 
 
-def calibrate(
+def answer_requests(
     judge: Judge,
     base: Base,
     recipe: Recipe,
     concept_set: ConceptSet,
-    prompt_set: PromptSet,
-    concepts: Sequence[Concept],
-    seeds: Sequence[int],
-    prompts_per_concept: int = 1,
+    requests: Sequence[CalibrationRequest],
     on_batch: Callable[[int], None] | None = None,
-) -> tuple[Judge, Calibration]:
-    """The judge, with thresholds where it takes some, and its calibration on images of `base` (no delta
-    swapped in).
-
-    Raises UserError for fewer than two concepts or seeds, or a concept the judge does not know.
-    """
-    if len(concepts) < 2 or len(set(seeds)) < 2:
-        raise UserError(
-            f"judge '{judge.name}' cannot be calibrated on {len(concepts)} concepts and {len(set(seeds))} seeds, "
-            "should be at least two of each"
-        )
-    if not isinstance(judge, ThresholdJudge):
-        judge.check(concepts)
-    rows = [
-        (c, seed, text)
-        for seed in dict.fromkeys(seeds)
-        for c, concept in enumerate(concepts)
-        for text in _own_prompts(prompt_set, concept_set, concept)[:prompts_per_concept]
-    ]
+) -> Answers:
+    """Make the images with `base` (no delta swapped in) and have them judged. Raises UserError for a concept that the
+    judge does not know."""
+    if not needs_thresholds(judge):
+        requests = [request for request in requests if not request.fitting]
+        judge.check([concept_set.find(name) for request in requests for name in request.asked])
     not_finite: set[int] = set()
-    images = sample(base, recipe, [ImageRequest(text, seed) for _, seed, text in rows], on_batch, not_finite.add)
+    wanted = [ImageRequest(request.prompt, request.seed) for request in requests]
+    images = sample(base, recipe, wanted, on_batch, not_finite.add)
     errors = image_errors(images, not_finite)
-    sound = np.array([error is None for error in errors])
-    owner = np.array([c for c, _, _ in rows])
-    order = {seed: i for i, seed in enumerate(dict.fromkeys(seeds))}
-    fitting = np.array([order[seed] % 2 == 0 for _, seed, _ in rows])
-    thresholds: dict[str, float] = {}
-    if isinstance(judge, ThresholdJudge):
-        fitted = fitting & sound
-        _check_whole(judge, owner[fitted], concepts, errors)
-        scores = np.array([judge.scores(images[fitted], [concept] * int(fitted.sum())) for concept in concepts])
-        thresholds = {
-            concept.name: best_threshold(scores[c][owner[fitted] == c], scores[c][owner[fitted] != c])
-            for c, concept in enumerate(concepts)
-        }
-        judge = judge.calibrated(thresholds)
-    measured = np.flatnonzero(~fitting)
-    accuracy = _accuracy(judge, images[measured], owner[measured], concepts, [errors[i] for i in measured])
+    answers = []
+    for start in range(0, len(requests), GROUP):  # an image is repeated for each concept that it is asked for
+        group = range(start, min(start + GROUP, len(requests)))
+        pairs = [(i, name) for i in group for name in requests[i].asked]
+        pictures, concepts = images[[i for i, _ in pairs]], [concept_set.find(name) for _, name in pairs]
+        found = _found(judge, pictures, concepts, [errors[i] for i, _ in pairs])
+        for (i, name), (present, score) in zip(pairs, found, strict=True):
+            own, fitting = name == requests[i].asked[0], requests[i].fitting
+            answers.append(Answer(concept=name, own=own, fitting=fitting, present=present, score=score))
+    return Answers(
+        answers=tuple(answers), broken={error: errors.count(error) for error in IMAGE_ERRORS if error in errors}
+    )
+
+
+def needs_thresholds(judge: Judge) -> bool:
+    return isinstance(judge, ThresholdJudge) and judge.needs_thresholds
+
+
+def _found(
+    judge: Judge, images: np.ndarray, concepts: Sequence[Concept], errors: Sequence[ImageError | None]
+) -> list[tuple[bool | None, float | None]]:
+    """(present, score) of each image; without `present` where a threshold is still to be fitted."""
+    if not (isinstance(judge, ThresholdJudge) and judge.needs_thresholds):
+        given = verdicts(judge, images, concepts, errors)
+        return [(v.present, None if v.present is None else v.score) for v in given]
+    sound = [i for i, error in enumerate(errors) if error is None]
+    found: list[tuple[bool | None, float | None]] = [(None, None)] * len(errors)
+    scores = judge.scores(images[sound], [concepts[i] for i in sound]) if sound else []
+    for i, score in zip(sound, scores, strict=True):
+        if np.isfinite(score):
+            found[i] = (None, float(score))
+    return found
+
+
+def calibrate(
+    judge: Judge,
+    parts: Sequence[Answers],
+    concepts: Sequence[Concept],
+    *,
+    base_id: str,
+    recipe_id: str,
+    prompts_sha256: str,
+) -> tuple[Judge, Calibration]:
+    """The judge, with thresholds where it takes some, and its calibration, from what it answered.
+
+    Raises UserError for fewer than two concepts, or one that has no image to fit a threshold on.
+    """
+    if len(concepts) < 2:
+        raise UserError(
+            f"judge '{judge.name}' cannot be calibrated on {len(concepts)} concepts, should be at least two"
+        )
+    answers = [answer for part in parts for answer in part.answers]
+    broken = {error: n for error in IMAGE_ERRORS if (n := sum(part.broken.get(error, 0) for part in parts))}
+    thresholds: dict[str, Threshold] = {}
+    if isinstance(judge, ThresholdJudge) and judge.needs_thresholds:
+        thresholds = _thresholds(judge.name, [a for a in answers if a.fitting], concepts, broken)
+        judge = judge.calibrated({name: threshold.value for name, threshold in thresholds.items()})
+    measured = [answer for answer in answers if not answer.fitting]
     return judge, Calibration(
         judge=judge.name,
         weights=_weights(judge),
         judge_version=judge.version,
-        base_id=base.fingerprint,
-        recipe_id=recipe.id,
-        prompts_sha256=prompt_set.sha256,
-        seeds=tuple(dict.fromkeys(seeds)),
+        base_id=base_id,
+        recipe_id=recipe_id,
+        prompts_sha256=prompts_sha256,
         thresholds=thresholds,
-        accuracy=accuracy,
-        broken={error: errors.count(error) for error in IMAGE_ERRORS if error in errors},
+        accuracy=_accuracy(measured, concepts, thresholds),
+        broken=broken,
     )
 
 
-def _check_whole(
-    judge: Judge, owner: NDArray[np.int64], concepts: Sequence[Concept], errors: Sequence[ImageError | None]
-) -> None:
-    """Raises UserError where a concept has no image to fit a threshold on. owner: (N,), of the whole images."""
-    for c, concept in enumerate(concepts):
-        if c not in owner or (owner == c).all():
-            broken: dict[ImageError, int] = {error: errors.count(error) for error in IMAGE_ERRORS if error in errors}
+def _thresholds(
+    judge: str, answers: Sequence[Answer], concepts: Sequence[Concept], broken: dict[ImageError, int]
+) -> dict[str, Threshold]:
+    scores: dict[tuple[str, bool], list[float]] = defaultdict(list)
+    for answer in answers:
+        if answer.score is not None:
+            scores[answer.concept, answer.own].append(answer.score)
+    for concept in concepts:
+        if not scores[concept.name, True] or not scores[concept.name, False]:
+            reason = f"; {counted(broken)}" if broken else ""
             raise UserError(
-                f"judge '{judge.name}' cannot be calibrated on '{concept.name}': of the base's images of it, or of the "
-                f"others, none is whole; {counted(broken)}"
+                f"judge '{judge}' cannot be calibrated on '{concept.name}': of the base's images of it, or of the "
+                f"others, none is whole{reason}"
             )
 
+    def fitted(names: Sequence[str]) -> Threshold:
+        own, others = ([score for name in names for score in scores[name, mine]] for mine in (True, False))
+        value = best_threshold(np.array(own), np.array(others))
+        return Threshold(value=value, own=len(own), others=len(others), pooled=len(names) > 1)
 
-def _own_prompts(prompt_set: PromptSet, concept_set: ConceptSet, concept: Concept) -> list[str]:
-    """The direct prompts of a concept; a neighbour without a row of its own has the one that names it."""
-    own = [prompt.text for prompt in prompt_set.axis("forget", concept_set, concept)]
-    return own or [prompt_of(concept.phrase)]
+    names = [concept.name for concept in concepts]
+    few = {name for name in names if min(len(scores[name, True]), len(scores[name, False])) < MIN_IMAGES}
+    pooled = fitted(names) if few else None
+    return {name: pooled if pooled and name in few else fitted([name]) for name in names}
 
 
-def best_threshold(own: Scores, others: Scores) -> float:
-    """The threshold of the highest (recall + specificity) / 2, a score at or above it counting as present.
-
-    own, others: scores (n,) and (m,), n and m >= 1, of images with and without the concept. Of equally good
-    cuts the one between the two scores furthest apart; the threshold lies midway between them.
-    """
-    values = np.unique(np.concatenate([own, others]))
-    if len(values) == 1:
-        return float(values[0])
-    cuts = (values[1:] + values[:-1]) / 2
-    recall = (own[None, :] >= cuts[:, None]).mean(axis=1)
-    specificity = (others[None, :] < cuts[:, None]).mean(axis=1)
-    balanced = recall + specificity
-    gaps = np.where(np.isclose(balanced, balanced.max()), np.diff(values), -1.0)
-    return float(cuts[gaps.argmax()])
+def _accuracy(
+    answers: Sequence[Answer], concepts: Sequence[Concept], thresholds: dict[str, Threshold]
+) -> dict[str, Accuracy]:
+    found: dict[tuple[str, bool], list[bool | None]] = defaultdict(list)
+    for answer in answers:
+        present = answer.present
+        if thresholds and answer.score is not None:
+            present = answer.score >= thresholds[answer.concept].value
+        found[answer.concept, answer.own].append(present)
+    result = {}
+    for concept in concepts:
+        own, others = ([p for p in found[concept.name, mine] if p is not None] for mine in (True, False))
+        unreadable = sum(p is None for mine in (True, False) for p in found[concept.name, mine])
+        result[concept.name] = Accuracy.counted(sum(own), len(own), others.count(False), len(others), unreadable)
+    return result
 
 
 def read_calibration(path: str | Path) -> Calibration:
@@ -170,42 +240,11 @@ def calibrated(judge: Judge, calibration: Calibration) -> Judge:
             f"judge '{judge.name}' is not the one that was calibrated ('{calibration.judge}', weights "
             f"{calibration.weights[:12]}), calibrate it again"
         )
-    if isinstance(judge, ThresholdJudge):
-        judge = judge.calibrated(calibration.thresholds)
+    if isinstance(judge, ThresholdJudge) and judge.needs_thresholds:
+        judge = judge.calibrated(calibration.fitted)
     if judge.version != calibration.judge_version:
         raise UserError(f"judge '{judge.name}' has other settings than when it was calibrated, calibrate it again")
     return judge
-
-
-def mean_accuracy(accuracy: Mapping[str, Accuracy]) -> float | None:
-    """Mean over concepts of (recall + specificity) / 2; None where no concept has both."""
-    balanced = [
-        (a.recall + a.specificity) / 2 for a in accuracy.values() if a.recall is not None and a.specificity is not None
-    ]
-    return sum(balanced) / len(balanced) if balanced else None
-
-
-def _accuracy(
-    judge: Judge,
-    images: np.ndarray,
-    owner: NDArray[np.int64],
-    concepts: Sequence[Concept],
-    errors: Sequence[ImageError | None],
-) -> dict[str, Accuracy]:
-    """owner: (N,), which of `concepts` each image was made for."""
-    result = {}
-    for c, concept in enumerate(concepts):
-        found = verdicts(judge, images, [concept] * len(images), errors)
-        own = [v.present for v, o in zip(found, owner, strict=True) if o == c and v.present is not None]
-        others = [v.present for v, o in zip(found, owner, strict=True) if o != c and v.present is not None]
-        result[concept.name] = Accuracy(
-            recall=sum(own) / len(own) if own else None,
-            specificity=1 - sum(others) / len(others) if others else None,
-            own=len(own),
-            others=len(others),
-            unreadable=len(found) - len(own) - len(others),
-        )
-    return result
 
 
 def _weights(judge: Judge) -> str:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints
 
 from efface.concepts.concept import Concept
 from efface.config_files import StrictModel
@@ -57,7 +57,13 @@ class Judge(Protocol):
 
 @runtime_checkable
 class ThresholdJudge(Judge, Protocol):
-    """A judge that can judge a concept only once a threshold was fitted on images of the base (`calibration.py`)."""
+    """A judge that can judge a concept only once a threshold was fitted on images of the base (`calibration.py`).
+
+    Its config says so too, by `fitted`.
+    """
+
+    needs_thresholds: bool
+    """Whether they are to be fitted; not where its YAML gives one for all concepts."""
 
     def scores(self, images: np.ndarray, concepts: Sequence[Concept]) -> list[float]:
         """The score of each image for its concept, which needs no threshold."""
@@ -79,6 +85,15 @@ class JudgeWeights:
 
 class JudgeConfig(StrictModel):
     """What a judge's YAML says beside its `kind`. Every field has a description."""
+
+    calibration_images: int = Field(
+        20, ge=1, le=1000, description="images of each concept on which it is measured before its verdicts count"
+    )
+
+    @property
+    def fitted(self) -> bool:
+        """Whether thresholds are fitted before that, on as many images again."""
+        return False
 
     @property
     def weights(self) -> JudgeWeights | None:

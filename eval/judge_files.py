@@ -63,7 +63,7 @@ def weights_sha256(model: nn.Module) -> str:
 
 def judge_version(kind: str, config: JudgeConfig, weights: str, **more: Any) -> str:
     """`Judge.version`: 16 hex digits over all that decides a verdict. weights: their SHA-256; more: JSON values."""
-    settings = config.model_dump(exclude={"source", "batch_size"})
+    settings = config.model_dump(exclude={"source", "batch_size", "calibration_images"})
     return content_id({"weights": weights, "spec": {"kind": kind, **settings}, **more})
 
 

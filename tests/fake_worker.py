@@ -22,7 +22,7 @@ from ray import cloudpickle
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.storage.lease import check_shared
 from efface.cluster.storage.run_folder import RunFolder
-from efface.cluster.tasks.calibration import CALIBRATION, CalibrationTask
+from efface.cluster.tasks.calibration import ANSWERS, CALIBRATION, CalibrationPart, CalibrationTask
 from efface.cluster.tasks.judging import IMAGES, VERDICTS, Shard
 from efface.cluster.tasks.model import Model
 from efface.cluster.tasks.retry_rules import Outcome
@@ -84,6 +84,11 @@ class FakeWorker:
         write_json(path, _calibration(self.context, task))
         self.finish(task, [path])
 
+    def _answer(self, task: CalibrationPart) -> None:
+        path = self.folder.output(task, ANSWERS)
+        write_json(path, {"answers": []})
+        self.finish(task, [path])
+
     def _train(self, task: TrainingTask) -> None:
         model = task.model
         parent, checkpoint = self.folder.intact_parent_delta(model), self.folder.checkpoint(model)
@@ -123,6 +128,7 @@ class FakeWorker:
 
 PRETENDED: dict[str, Callable[[Any, Any], None]] = {
     "calibration": FakeWorker._calibrate,
+    "calibration-part": FakeWorker._answer,
     "training": FakeWorker._train,
     "judging": FakeWorker._judge,
 }
@@ -223,7 +229,6 @@ def _calibration(context: WorkerContext, calibration: CalibrationTask) -> dict[s
         "base_id": context.base_id,
         "recipe_id": context.recipe.id,
         "prompts_sha256": context.prompt_set.sha256,
-        "seeds": [0],
         "thresholds": {},
         "accuracy": {concept.name: right for concept in context.judged},
     }

@@ -22,6 +22,7 @@ NEAREST = {"cat": "dog", "dog": "cat", "bus": "tram", "tram": "bus"}
 LIMITS = {"adjacent": 1, "retain": 1}
 PROMPTS = 7
 IMAGES_PER_PROMPT = 2
+TWO_IMAGES = {"calibration_images": 2}
 
 UCE = {"method": "uce"}
 ESD_CONFIG = {"steps": 2, "learning_rate": 1e-3, "rollout_steps": 3}
@@ -49,7 +50,7 @@ def write_campaign_inputs(folder: Path, model: Path) -> None:
     recipe = {"name": "tiny", "scheduler": "ddim", "steps": 2, "guidance_scale": 2, "height": 16, "width": 16}
     write_yaml(folder / "recipe.yaml", {**recipe, "batch_size": 4})
     _write_judge(folder / "judge")
-    write_yaml(folder / "judge.yaml", {"kind": "classifier", "source": str(folder / "judge")})
+    write_yaml(folder / "judge.yaml", {"kind": "classifier", "source": str(folder / "judge"), **TWO_IMAGES})
     own = {key: str(folder / f"{key}.yaml") for key in ("recipe", "judge", "concepts")}
     base = {"name": "tiny", "source": str(model), "image_size": 16, "prompts": str(folder / "prompts.csv"), **own}
     write_yaml(folder / "base.yaml", base)

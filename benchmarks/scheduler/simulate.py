@@ -26,6 +26,7 @@ from efface.cluster.campaign.rates import Rates, durations, read_rates
 from efface.cluster.campaign.spec import read_campaign
 from efface.cluster.scheduler.dispatch import dispatch
 from efface.cluster.storage.remaining import RemainingTasks
+from efface.cluster.tasks.calibration import CalibrationPart
 from efface.cluster.tasks.model import Model
 from efface.cluster.tasks.retry_rules import Outcome
 from efface.cluster.tasks.task import Priority, Task
@@ -195,7 +196,7 @@ def simulate(
     gpus = VirtualGPUs(seconds, speeds, rates, failures)
     given_up = _FailureRecorder()
     dispatch(remaining, given_up, gpus, [])
-    calibrations = [seconds[calibration.id] for calibration in remaining.calibrations]
+    calibrations = [seconds[task.id] for task in (*remaining.calibrations, *remaining.of_kind(CalibrationPart))]
     chains = _chains(remaining, seconds, rates.load_seconds)
     bound = lower_bound(calibrations, chains, speeds)
     tasks = [*calibrations, *(task for chain in chains for task in (chain.training, *chain.shards))]

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from efface.cluster.campaign.sharding import Judging, cut_shards
 from efface.cluster.campaign.spec import Evaluation, Resources
-from efface.cluster.tasks.calibration import CalibrationTask
+from efface.cluster.tasks.calibration import CalibrationPart, CalibrationTask, calibration_tasks
 from efface.cluster.tasks.judging import Shard
 from efface.cluster.tasks.metric import MetricTask
 from efface.cluster.tasks.model import BASE, Model
@@ -24,11 +24,11 @@ from efface.cluster.tasks.training import TrainingTask
 from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import KEPT_AXES, Axis, PromptSet, load_prompt_set
 from efface.errors import UserError
-from efface.eval.eval_requests import EvalRequest
+from efface.eval.calibration_requests import calibration_requests
+from efface.eval.eval_requests import EvalRequest, eval_requests
 from efface.eval.judge_identity import judge_identity
-from efface.eval.judge_spec import judge_name
+from efface.eval.judge_spec import judge_name, read_judge
 from efface.eval.metric import METRICS
-from efface.files import content_id
 from efface.models.base import BaseSpec
 from efface.models.recipe import Recipe, load_recipe
 from efface.models.tokenizer import check_texts
@@ -55,6 +55,8 @@ class Plan:
     tasks: tuple[Task, ...]
     """In an order in which whatever a task requires is provided by an earlier one, or is the base."""
     resources: Resources
+    judged: tuple[Concept, ...] = ()
+    """Every concept that a judge may be asked about, in the order of the set."""
     warnings: tuple[str, ...] = ()
     """What should be known before the results are believed, in a sentence each."""
 
@@ -116,25 +118,18 @@ class Plan:
             return task.model is None or next(base_tasks) % parts == number - 1
 
         models = tuple(model for model in self.models if not model.job or model.folder in mine)
-        return replace(self, models=models, tasks=tuple(filter(is_mine, self.tasks)))
+        # All parts calibrate, and take what others have done: each begins elsewhere.
+        calibrating = self.of_kind(CalibrationPart)
+        turn = (number - 1) * len(calibrating) // parts
+        in_turn = iter([*calibrating[turn:], *calibrating[:turn]])
+        tasks = (next(in_turn) if isinstance(task, CalibrationPart) else task for task in self.tasks if is_mine(task))
+        return replace(self, models=models, tasks=tuple(tasks))
 
     def only(self, models: Sequence[Model]) -> Plan:
         """The part about some of its models; and what is about none."""
         kept = {model.folder for model in models}
         tasks = tuple(task for task in self.tasks if task.model is None or task.model.folder in kept)
         return replace(self, models=tuple(models), tasks=tasks)
-
-    @cached_property
-    def judged(self) -> tuple[Concept, ...]:
-        """Every concept that a judge is asked about, in the order of the set."""
-        shared = {id(shard.eval_requests): shard.eval_requests for shard in self.of_kind(Shard)}
-        asked = {
-            ask.asked_concept
-            for eval_requests in shared.values()
-            for question in eval_requests
-            for ask in question.asks
-        }
-        return tuple(concept for concept in self.concept_set.all if concept.name in asked)
 
     @property
     def images(self) -> int:
@@ -160,12 +155,17 @@ def make_plan(
     prompts = load_prompt_set(evaluation.prompts or _base_default(base, "prompts"), concept_set)
     recipe = load_recipe(evaluation.recipe or _base_default(base, "recipe"))
     judges = evaluation.judges or (_base_default(base, "judge", "judges"),)
-    calibrations = tuple(
-        CalibrationTask(
-            judge, content_id([base_id, recipe.id, judge_identity(judge), prompts.sha256, concept_set.sha256])
+    judged = _judged(prompts, concept_set, targets, evaluation)
+    calibrating = [
+        calibration_tasks(
+            judge,
+            calibration_requests(prompts, concept_set, judged, spec.config.calibration_images, spec.config.fitted),
+            [base_id, recipe.id, judge_identity(judge), prompts.sha256, concept_set.sha256],
         )
         for judge in judges
-    )
+        for spec in [read_judge(judge)]
+    ]
+    calibrations = tuple(calibration for _, calibration in calibrating)
     duplicate = next(
         (
             calibration.judge
@@ -192,6 +192,7 @@ def make_plan(
         METRICS.get(metric)
     judged_by = Judging(prompts, recipe.id, tuple(calibration.id for calibration in calibrations))
     tasks = (
+        *(part for parts, _ in calibrating for part in parts),
         *calibrations,
         *(TrainingTask(model) for model in models),
         *cut_shards(everything, targets, concept_set, judged_by, evaluation),
@@ -200,7 +201,18 @@ def make_plan(
     shards = [task for task in tasks if isinstance(task, Shard)]
     texts = {request.prompt for shard in shards for request in shard.eval_requests}
     warnings = (*check_texts(base, concept_set, prompts, texts), *_nothing_held_out(concept_set, shards))
-    return Plan(name, base, base_id, concept_set, recipe, prompts, targets, everything, tasks, resources, warnings)
+    return Plan(
+        name, base, base_id, concept_set, recipe, prompts, targets, everything, tasks, resources, judged, warnings
+    )
+
+
+def _judged(
+    prompts: PromptSet, concept_set: ConceptSet, targets: Sequence[Concept], evaluation: Evaluation
+) -> tuple[Concept, ...]:
+    """Every concept that a judge may be asked about, in the order of the set."""
+    requests = eval_requests(prompts, concept_set, targets, (0,), evaluation.prompts_per_concept)
+    asked = {ask.asked_concept for request in requests for ask in request.asks}
+    return tuple(concept for concept in concept_set.all if concept.name in asked)
 
 
 def _nothing_held_out(concept_set: ConceptSet, shards: Sequence[Shard]) -> Iterator[str]:

@@ -1,23 +1,78 @@
-"""Calibrating a judge: it is tried on images of the unedited base before its verdicts count."""
+"""Calibrating a judge: it is tried on images of the unedited base before its verdicts count.
+
+A judge that needs few images is calibrated by one task. Of many images each part is a task of its own, by any worker,
+and the calibration only reads what the judge answered in them.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from efface.cluster.tasks.task import Priority, RateUse, Task
-from efface.files import slug
+from efface.cluster.tasks.task import DamagedInput, Priority, RateUse, Task
+from efface.eval.calibration_requests import CalibrationRequest
+from efface.files import content_id, slug, write_json
 
 if TYPE_CHECKING:
     from efface.cluster.campaign.plan import Plan
     from efface.cluster.workers.worker import Worker
+    from efface.eval.calibration import Answers
 
-CALIBRATION_SEEDS = (10_000, 10_001)
-"""Image seeds of a calibration, apart from those of a campaign: one to fit on, one to measure on."""
+CALIBRATION, ANSWERS = "calibration.json", "answers.json"
+"""The outputs: thresholds and accuracy; what the judge said of the images of a part."""
 
-CALIBRATION = "calibration.json"
-"""The output: thresholds and accuracy."""
+PART_IMAGES = 64
+"""Images of a part; a calibration of no more has none."""
+
+
+@dataclass(frozen=True)
+class CalibrationPart(Task):
+    """A part of the images by which one judge is calibrated."""
+
+    kind = "calibration-part"
+    unit = "image"
+    priority = Priority.FIRST
+    teaches_rates = False  # the first one also loads the judge
+    model = None
+
+    judge: str
+    """Its name or YAML file."""
+    index: int
+    requests: tuple[CalibrationRequest, ...]
+    id: str
+
+    def run(self, worker: Worker) -> None:
+        answers = _answers(self.judge, self.requests, worker)
+        path = worker.folder.output(self, ANSWERS)
+        write_json(path, answers.model_dump(mode="json"))
+        worker.finish(self, [path])
+
+    @property
+    def size(self) -> int:
+        return len(self.requests)
+
+    @property
+    def provides(self) -> str:
+        return self.id
+
+    def describe(self) -> str:
+        return f"calibrating judge {self.judge}, part {self.index}"
+
+    def failure_message(self, reason: str) -> str:
+        return _failure_message(self.judge, reason)
+
+    def rate_uses(self, plan: Plan) -> tuple[RateUse, ...]:
+        return (RateUse("seconds_per_image", plan.recipe.name, len(self.requests)),)
+
+    @property
+    def folder(self) -> str:
+        return "calibration/parts"
+
+    @property
+    def stem(self) -> str:
+        return f"{slug(Path(self.judge).stem)}-{self.index:05d}-{self.id}"
 
 
 @dataclass(frozen=True)
@@ -33,26 +88,38 @@ class CalibrationTask(Task):
     judge: str
     """Its name or YAML file."""
     id: str
+    requests: tuple[CalibrationRequest, ...] = ()
+    """The images that it makes itself."""
+    parts: tuple[CalibrationPart, ...] = ()
+    """The tasks that make the others, without what they are requested."""
 
     def run(self, worker: Worker) -> None:
-        from efface.eval.calibration import calibrate
+        from efface.config_files import read_config
+        from efface.eval.calibration import Answers, calibrate
         from efface.eval.image_errors import counted
-        from efface.eval.judge_spec import load_judge
 
-        worker.set_resident(None)
-        context = worker.context
+        found = [_answers(self.judge, self.requests, worker)] if self.requests else []
+        for part in self.parts:
+            path = worker.folder.output(part, ANSWERS)
+            if not worker.folder.is_intact(part):
+                raise DamagedInput(path, worker.folder.record_file(part))
+            found.append(read_config(Answers, path))
+        judge, context = worker.uncalibrated(self.judge), worker.context
         _, result = calibrate(
-            load_judge(self.judge, worker.device),
-            worker.base,
-            worker.recipe,
-            context.concept_set,
-            context.prompt_set,
+            judge,
+            found,
             context.judged,
-            CALIBRATION_SEEDS,
+            base_id=worker.base.fingerprint,
+            recipe_id=context.recipe.id,
+            prompts_sha256=context.prompt_set.sha256,
         )
         path = worker.folder.output(self, CALIBRATION)
         result.save(path)
         worker.finish(self, [path], note=counted(result.broken) if result.broken else "")
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return tuple(part.id for part in self.parts)
 
     @property
     def provides(self) -> str:
@@ -62,10 +129,10 @@ class CalibrationTask(Task):
         return f"calibrating judge {self.judge}"
 
     def failure_message(self, reason: str) -> str:
-        return f"judge '{self.judge}' cannot be calibrated, so nothing can be judged: {reason}"
+        return _failure_message(self.judge, reason)
 
     def rate_uses(self, plan: Plan) -> tuple[RateUse, ...]:
-        return (RateUse("seconds_per_image", plan.recipe.name, len(plan.judged) * len(CALIBRATION_SEEDS)),)
+        return (RateUse("seconds_per_image", plan.recipe.name, len(self.requests)),)
 
     @property
     def folder(self) -> str:
@@ -74,3 +141,29 @@ class CalibrationTask(Task):
     @property
     def stem(self) -> str:
         return f"{slug(Path(self.judge).stem)}-{self.id}"
+
+
+def calibration_tasks(
+    judge: str, requests: Sequence[CalibrationRequest], made_by: Sequence[str]
+) -> tuple[tuple[CalibrationPart, ...], CalibrationTask]:
+    """The parts of a judge's calibration, which come first, and the calibration; `made_by`: what else decides them."""
+
+    def id(of: Sequence[CalibrationRequest]) -> str:
+        return content_id([*made_by, [[r.prompt, r.seed, list(r.asked), r.fitting] for r in of]])
+
+    if len(requests) <= PART_IMAGES:
+        return (), CalibrationTask(judge, id(requests), tuple(requests))
+    cut = (tuple(requests[start : start + PART_IMAGES]) for start in range(0, len(requests), PART_IMAGES))
+    parts = tuple(CalibrationPart(judge, index, part, id(part)) for index, part in enumerate(cut))
+    return parts, CalibrationTask(judge, id(requests), (), tuple(replace(part, requests=()) for part in parts))
+
+
+def _answers(judge: str, requests: Sequence[CalibrationRequest], worker: Worker) -> Answers:
+    from efface.eval.calibration import answer_requests
+
+    worker.set_resident(None)
+    return answer_requests(worker.uncalibrated(judge), worker.base, worker.recipe, worker.context.concept_set, requests)
+
+
+def _failure_message(judge: str, reason: str) -> str:
+    return f"judge '{judge}' cannot be calibrated, so nothing can be judged: {reason}"

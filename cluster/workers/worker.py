@@ -106,6 +106,7 @@ class Worker:
         attention = context.training_options.get("attention")
         self._attention = {"attention": set_attention(self.base.unet, attention)["used"]} if attention else {}
         self._judges: dict[str, Judge] = {}
+        self._uncalibrated: dict[str, Judge] = {}
         self._resident = self.base.fingerprint[:16]
         self._should_stop = should_stop or (lambda: self.folder.stop_request() not in (None, context.stop_request))
         self._last_poll = self._last_log_flush = time.monotonic()
@@ -193,6 +194,14 @@ class Worker:
         """Every judge of the campaign, calibrated and in memory. Raises DamagedInput."""
         return [self._load_judge(calibration) for calibration in self.context.calibrations]
 
+    def uncalibrated(self, judge: str) -> "Judge":
+        """A judge by name or YAML file, in memory, as it is before its calibration."""
+        from efface.eval.judge_spec import load_judge
+
+        if judge not in self._uncalibrated:
+            self._uncalibrated[judge] = load_judge(judge, self.device)
+        return self._uncalibrated[judge]
+
     def on_step(self, task: Task, done: int, steps: int, loss: float) -> None:
         """After every optimiser step. Raises Stopped where it is to be interrupted, JobFailure if it was given up."""
         path = self.folder.task_log(task)
@@ -220,14 +229,12 @@ class Worker:
 
     def _load_judge(self, calibration: CalibrationTask) -> "Judge":
         from efface.eval.calibration import calibrated, read_calibration
-        from efface.eval.judge_spec import load_judge
 
         if calibration.id not in self._judges:
             path = self.folder.output(calibration, CALIBRATION)
             if not self.folder.is_intact(calibration):
                 raise DamagedInput(path, self.folder.record_file(calibration))
-            judge = load_judge(calibration.judge, self.device)
-            self._judges[calibration.id] = calibrated(judge, read_calibration(path))
+            self._judges[calibration.id] = calibrated(self.uncalibrated(calibration.judge), read_calibration(path))
         return self._judges[calibration.id]
 
     def _save_log(self, task: Task, outcome: Outcome) -> Outcome:

@@ -8,6 +8,7 @@ refuses to judge.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,10 @@ class ClipConfig(JudgeConfig):
         return check_template(text, "concept")
 
     @property
+    def fitted(self) -> bool:
+        return self.threshold is None
+
+    @property
     def weights(self) -> JudgeWeights:
         return JudgeWeights(self.source)
 
@@ -60,6 +65,7 @@ class ClipJudge:
         self.model = model
         self.processor = processor
         self.thresholds = dict(thresholds or {})
+        self.needs_thresholds = config.fitted
         self.weights = weights_sha256(model)
         self.version = self._version()
         self._text_embeds: dict[str, Tensor] = {}
@@ -98,21 +104,23 @@ class ClipJudge:
     @torch.inference_mode()
     def scores(self, images: np.ndarray, concepts: Sequence[Concept]) -> list[float]:
         """Probability of "with" against "without" for each image and its concept; needs no threshold."""
-        found: list[float] = []
+        numbers: dict[bytes, int] = {}
+        """Of the images that differ, in turn: one that several concepts are looked for in is encoded once."""
+        number = [numbers.setdefault(sha256(image.tobytes()).digest(), len(numbers)) for image in images]
+        first = [number.index(n) for n in range(len(numbers))]
+        encoded = [self._encode_images(images[first[rows]]) for rows in batches(len(first), self.config.batch_size)]
+        seen = [image for batch in encoded for image in batch]
         scale = self.model.logit_scale.float().exp()
-        for rows in batches(len(images), self.config.batch_size):
-            seen = self._encode_images(images[rows])
-            found += [
-                float((scale * (self._encode_text(concept.question) @ image)).softmax(dim=0)[0])
-                for image, concept in zip(seen, concepts[rows], strict=False)
-            ]
-        return found
+        return [
+            float((scale * (self._encode_text(concept.question) @ seen[n])).softmax(dim=0)[0])
+            for n, concept in zip(number, concepts, strict=True)
+        ]
 
     def _encode_images(self, images: np.ndarray) -> Tensor:
-        """Unit vectors (batch size, D) of a batch of images, the last one repeated until it is full."""
+        """Unit vectors (N, D) of a batch of images, computed with the last one repeated until it is full."""
         pixels = self.processor.image_processor(list(padded(images, self.config.batch_size)), return_tensors="pt")
         output = self.model.vision_model(pixels["pixel_values"].to(self.model.device))
-        return normalize(self.model.visual_projection(output.pooler_output).float())
+        return normalize(self.model.visual_projection(output.pooler_output).float())[: len(images)]
 
     def _encode_text(self, concept: str) -> Tensor:
         """Unit vectors (2, D): the text with the concept, and the one without."""

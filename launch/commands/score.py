@@ -1,12 +1,15 @@
 """`efface score`: every score, from the image table alone."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from efface.errors import UserError
 from efface.launch.command import Command
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +21,12 @@ class ScoreOptions:
     judge: Annotated[str | None, typer.Option(help="Take this judge's verdicts.")] = None
     recipe: Annotated[str | None, typer.Option(help="Take images of this recipe, by its id in the table.")] = None
     base: Annotated[str | None, typer.Option(help="Take models of this base, by its id in the table.")] = None
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            help="A judge's calibration.json: adds scores corrected for its errors (Rogan-Gladen) to the JSON."
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,34 @@ def run(options: ScoreOptions) -> Scores:
         label: score_table(rows, method=label, judge=options.judge, recipe=options.recipe, base=options.base)
         for label in labels
     }
+    if options.calibration is not None:
+        for label, score in scores.items():
+            score["corrected"] = _corrected(options, rows, label)
     return Scores(scores)
+
+
+def _corrected(options: ScoreOptions, rows: "pa.Table", label: str) -> dict[str, Any]:
+    """Of one method, by the judge of the calibration. Raises UserError where it is of another one."""
+    import pyarrow.compute as pc
+
+    from efface.eval.calibration import read_calibration
+    from efface.eval.scores.corrected import corrected_scores
+    from efface.eval.scores.shown import split_shown
+
+    calibration = read_calibration(str(options.calibration))
+    wanted = {"method": label, "judge": options.judge, "recipe_id": options.recipe, "base_id": options.base}
+    for column, value in wanted.items():
+        rows = rows if value is None else rows.filter(pc.equal(rows[column], value))
+    versions = set(rows["judge_version"].unique().to_pylist())
+    if versions != {calibration.judge_version}:
+        raise UserError(
+            f"{options.calibration}: is of judge '{calibration.judge}', version {calibration.judge_version}, should be "
+            f"of the one whose verdicts are scored ({', '.join(sorted(versions))})"
+        )
+    unknown = sorted(set(rows["asked_concept"].unique().to_pylist()) - calibration.accuracy.keys())
+    if unknown:
+        raise UserError(f"{options.calibration}: the judge was not measured on {', '.join(unknown)}, should be on all")
+    return corrected_scores(split_shown(rows)[0], calibration.accuracy)
 
 
 def show(scores: Scores) -> None:
