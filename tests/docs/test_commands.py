@@ -1,0 +1,198 @@
+"""Commands in the headers of configs and on pages do what they say: each is planned up to where weights are needed.
+
+Names, fields, prompts and concept sets are looked up as the command does. Pages may speak of files of the reader's own;
+those commands only have to be understood (`test_links.py`), or are run by the page's own test.
+"""
+
+import csv
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from test_links import commands as documented
+
+from efface.cluster.campaign import planner
+from efface.cluster.campaign.plan import NOT_FETCHED, Plan
+from efface.cluster.campaign.spec import read_campaign
+from efface.cluster.search.spec import read_search
+from efface.concepts.concept import load_concept_set
+from efface.concepts.prompts import load_prompt_set
+from efface.config_files import CONFIGS
+from efface.errors import UserError
+from efface.eval.judge_spec import read_judge
+from efface.launch.cli import app
+from efface.launch.cluster_profile import read_profile
+from efface.launch.commands import unlearn
+from efface.models import base as bases
+from efface.models.base import read_base
+from efface.models.model_files import NotCached
+from efface.models.recipe import load_recipe
+
+ROOT = Path(__file__).parents[2]
+PAGES = tuple(ROOT / name for name in ("README.md", "docs/hardware.md", "docs/multi-gpu.md", "docs/search.md"))
+HEADERS = sorted(path for path in CONFIGS.resolve().rglob("*.yaml") if path.parent.name != "rates")
+COMMAND = typer.main.get_command(app)
+
+
+def header(path: Path) -> list[str]:
+    """The commands in the comment that a YAML file opens with, those that go on in the next line joined."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line[1:])
+    text = re.sub(r"\\\n\s*", "", "\n".join(lines))
+    at_start = re.findall(r"^\s+(efface [a-z].*)$", text, re.MULTILINE)
+    quoted = re.findall(r"`(efface [a-z][^`]* [^`]*)`|\((efface [a-z][^)]*?) needs no weights\)", text)
+    whole = [re.split(r"\s{2,}\(|; ", command)[0] for command in at_start]
+    return whole + [one or other for one, other in quoted]
+
+
+def page(path: Path) -> list[str]:
+    """The commands in backticks and code blocks that name nothing of the reader's own."""
+    commands = [re.split(r"\s+#|\s{2,}\(| [>|] ", command)[0].strip() for command in documented(path)]
+    own = (
+        r"my[_-]|mine|--after|METHOD|NAME|\bJOB\b|s3://|campaign\.yaml|runs/demo[/ ]|runs/demo$|--address|\.safetensors"
+    )
+    return [command for command in commands if len(command.split()) > 2 and not re.search(own, command)]
+
+
+def parsed(command: str) -> tuple[str, dict[str, Any]]:
+    """The verb and its options, as the command line reads them."""
+    words = shlex.split(command)[1:]
+    verb: Any = COMMAND
+    context = typer.Context(verb)
+    while hasattr(verb, "commands"):
+        name, verb, words = verb.resolve_command(context, words)
+        context = typer.Context(verb, info_name=name)
+    made = verb.make_context(verb.name, list(words))
+    return shlex.split(command)[1], dict(made.params)
+
+
+def plan(params: dict[str, Any]) -> Plan:
+    return planner.plan_campaign(read_campaign(params["campaign"], params.get("overrides")), fetch=False)
+
+
+def plan_evaluation(params: dict[str, Any]) -> None:
+    base = read_base(params["base"])
+    concepts = load_concept_set(params["concepts"] or base.concepts)
+    load_prompt_set(params["prompts"] or base.prompts, concepts)
+    load_recipe(params["recipe"] or base.recipe)
+    for judge in params["judge"] or [base.judge]:
+        read_judge(judge)
+
+
+def plan_attack(params: dict[str, Any]) -> None:
+    base = read_base(params["base"])
+    concepts = load_concept_set(params["concepts"] or base.concepts)
+    for name in params["concept"]:
+        concepts.find(name)
+
+
+def plan_unlearning(params: dict[str, Any]) -> None:
+    unlearn.run(unlearn.UnlearnOptions(**params))  # all but the training, which is patched away
+
+
+def plan_search(params: dict[str, Any]) -> None:
+    read_search(params["file"], params["overrides"])
+
+
+def plan_submission(params: dict[str, Any]) -> None:
+    read_campaign(params["campaign"], params.get("overrides"))
+    if params.get("cluster"):
+        read_profile(params["cluster"])
+
+
+def prefetched(params: dict[str, Any]) -> None:
+    for name in params.get("names") or [params.get("campaign")]:
+        read_campaign(name)
+
+
+PLANNED: dict[str, Callable[[dict[str, Any]], Any]] = {
+    **dict.fromkeys(("run", "plan"), plan),
+    "evaluate": plan_evaluation,
+    "attack": plan_attack,
+    "unlearn": plan_unlearning,
+    "search": plan_search,
+    "submit": plan_submission,
+    **dict.fromkeys(("doctor", "prefetch"), prefetched),
+}
+LOOKED_UP = ("methods", "judges", "concepts", "bases", "attacks", "prompts", "score", "status")
+"""Verbs that show what there is, which `tests/launch/commands` run."""
+
+
+@pytest.fixture(autouse=True)
+def without_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A folder with prompts of the reader's own, and no hub: a base that is not here is not fetched."""
+    really = bases.base_id
+
+    def base_id(spec: Any, fetch: bool = True) -> str:
+        try:
+            return really(spec, False)
+        except NotCached:
+            return NOT_FETCHED
+
+    monkeypatch.setattr(bases, "base_id", base_id)
+    monkeypatch.setattr(planner, "fingerprint_of", base_id)
+    for trains in ("_train", "_write_torchrun_job"):
+        monkeypatch.setattr(unlearn, trains, lambda *given: None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(CONFIGS.resolve())
+    rows = load_prompt_set("genmu-2025", load_concept_set("genmu-2025")).rows
+    with (tmp_path / "mine.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["concept_name", "direct_prompt", "indirect_prompt", "adversarial_prompt"])
+        writer.writerows(
+            [name, row.direct[0], *(row.indirect[:1] or [""]), f"x {n}"] for n, (name, row) in enumerate(rows.items())
+        )
+
+
+def works(command: str) -> None:
+    verb, params = parsed(command)
+    if verb in PLANNED:
+        PLANNED[verb](params)
+    else:
+        assert verb in LOOKED_UP, command
+
+
+@pytest.mark.parametrize("file", HEADERS, ids=lambda path: str(path.relative_to(CONFIGS.resolve())))
+def test_the_commands_that_a_config_opens_with_can_be_planned(file: Path) -> None:
+    for command in header(file):
+        works(command)
+
+
+def test_every_config_but_those_of_deepspeed_opens_with_a_command() -> None:
+    assert [path.name for path in HEADERS if not header(path) and path.parent.name != "deepspeed"] == []
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((ROOT / "concepts" / "data").glob("*.yaml"))])
+def test_the_commands_of_a_concept_set_can_be_planned(name: str) -> None:
+    for command in header(ROOT / "concepts" / "data" / f"{name}.yaml"):
+        works(command)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_the_commands_of_a_page_can_be_planned(path: Path) -> None:
+    commands = page(path)
+    assert commands
+    for command in commands:
+        works(command)
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("efface unlearn ca --base sd-v1-4 --concept nudity --preset nudity", "unknown concept 'nudity'"),
+        ("efface unlearn esd --base sd-v1-4 --concept 'Van Gogh' --preset newer-scrip", "unknown preset"),
+        ("efface run genmu-singel", "genmu-single"),
+        ("efface run genmu-single -s evaluation.prompts=other.csv", "other.csv"),
+        ("efface evaluate a.safetensors --judge clip-vit-larg", "clip-vit-large"),
+    ],
+)
+def test_a_command_that_does_not_work_is_noticed(command: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        works(command)
