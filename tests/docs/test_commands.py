@@ -56,9 +56,19 @@ def page(path: Path) -> list[str]:
     """The commands in backticks and code blocks that name nothing of the reader's own."""
     commands = [re.split(r"\s+#|\s{2,}\(| [>|] ", command)[0].strip() for command in documented(path)]
     own = (
+        r"--help|"
         r"my[_-]|mine|--after|METHOD|NAME|\bJOB\b|s3://|campaign\.yaml|runs/demo[/ ]|runs/demo$|--address|\.safetensors"
     )
-    return [command for command in commands if len(command.split()) > 2 and not re.search(own, command)]
+    return [command for command in commands if not re.search(own, command) and is_whole(command)]
+
+
+def is_whole(command: str) -> bool:
+    """Whether a command has all that it needs; prose may name a verb and an option alone."""
+    try:
+        parsed(command)
+    except Exception as error:
+        return "Missing" not in f"{type(error).__name__} {error}"
+    return True
 
 
 def parsed(command: str) -> tuple[str, dict[str, Any]]:
@@ -108,7 +118,7 @@ def plan_submission(params: dict[str, Any]) -> None:
 
 
 def prefetched(params: dict[str, Any]) -> None:
-    for name in params.get("names") or [params.get("campaign")]:
+    for name in params["names"] if "names" in params else filter(None, [params["campaign"]]):
         read_campaign(name)
 
 
