@@ -165,9 +165,14 @@ def trained_concepts(job: Job, steps: int) -> int:
 
 
 def steps_of(job: Job) -> int:
-    """The optimiser steps that a job will take; 0 for a closed form."""
-    from efface.train.method import GradientMethod, get_method, parse_config
+    """The optimiser steps that a job will take; 0 for a closed form, and for a method that is not known here.
 
+    Deltas made elsewhere may name such a method; they are judged and not trained.
+    """
+    from efface.train.method import METHODS, GradientMethod, get_method, parse_config
+
+    if job.method not in METHODS.names():
+        return 0
     method = get_method(job.method)
     if not issubclass(method, GradientMethod):
         return 0
