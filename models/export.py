@@ -4,14 +4,17 @@ Folders are written so that old loaders read them as well as new ones: diffusers
 which papers' own code pins.
 """
 
+import copy
 import json
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import diffusers
+import torch
 import transformers
 from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
@@ -22,10 +25,13 @@ from efface.files import local_path, open_to_readers
 from efface.models.base import Base
 from efface.models.delta import Delta
 
+Module = TypeVar("Module", bound=torch.nn.Module)
 
-def export(base: Base, delta: Delta | None, folder: str | Path) -> None:
+
+def export(base: Base, delta: Delta | None, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
     """Write `base` with `delta` merged to a new `folder`, which `DiffusionPipeline.from_pretrained` loads.
 
+    dtype: of the weights in its files; a loader that is told nothing computes in fp32 all the same.
     The folder appears whole or not at all; `base` is left as it was. Raises UserError where `folder` is taken
     or cannot be written, for a delta that acts at sampling time only, or changes nothing, and for a scheduler that
     diffusers does not know.
@@ -46,10 +52,10 @@ def export(base: Base, delta: Delta | None, folder: str | Path) -> None:
         try:
             write_pipeline(
                 unfinished,
-                vae=base.vae,
-                text_encoder=base.text_encoder,
+                vae=_in_dtype(base.vae, dtype),
+                text_encoder=_in_dtype(base.text_encoder, dtype),
                 tokenizer=base.tokenizer,
-                unet=base.unet,
+                unet=_in_dtype(base.unet, dtype),
                 scheduler=scheduler,
             )
             unfinished.rename(folder)
@@ -59,6 +65,11 @@ def export(base: Base, delta: Delta | None, folder: str | Path) -> None:
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
     finally:
         base.swap(applied, force=True)
+
+
+def _in_dtype(module: Module, dtype: torch.dtype) -> Module:
+    """The module, or a copy of it in another dtype: the base keeps its bits."""
+    return module if dtype == torch.float32 else copy.deepcopy(module).to(dtype)
 
 
 def check_new_folder(folder: Path) -> None:

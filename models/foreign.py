@@ -133,7 +133,7 @@ def _adapter(path: Path, tensors: Mapping[str, Tensor], base: Base) -> dict[str,
         raise UserError(
             f"{path}: a LoRA with {len(unknown)} parts that base '{base.spec.name}' does not have ({listed(unknown)})"
         )
-    adapter = {}
+    adapter: dict[str, Tensor] = {}
     for module, parts in found.items():
         if not {"down", "up"} <= parts.keys():
             raise UserError(

@@ -71,12 +71,12 @@ def scores_markdown(runs: Sequence[RunContent]) -> str:
     blocks = []
     for run in runs:
         header = ("method", "concepts", *AXES, "ERR mean", "95 % interval", "ERR of means", "relative L2", "seconds")
-        lines = [f"## {_cell(run.name)}", "", *(f"- {_cell(problem)}" for problem in run.problems)]
+        lines = [f"## {markdown_text(run.name)}", "", *(f"- {markdown_text(problem)}" for problem in run.problems)]
         lines += [""] if run.problems else []
         lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
         for row in run.rows:
             cells = (
-                _cell(row.method),
+                markdown_text(row.method),
                 str(row.concepts),
                 *(f"{getattr(row, axis):.3f}" for axis in AXES),
                 f"{row.err_mean:.3f}",
@@ -90,7 +90,7 @@ def scores_markdown(runs: Sequence[RunContent]) -> str:
     return "\n".join(blocks)
 
 
-def _cell(text: str) -> str:
+def markdown_text(text: str) -> str:
     """A text that ends no cell and starts no markup."""
     escaped = shown(text)
     for character in "\\|`*_<>[]#":

@@ -1,4 +1,4 @@
-"""`efface evaluate` of a model that somebody else edited: judged in the same table as the base, on the same questions."""
+"""`efface evaluate` of a model that somebody else edited: judged like ours, beside the base."""
 
 import json
 from pathlib import Path
