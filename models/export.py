@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import diffusers
 import torch
@@ -42,7 +42,7 @@ def export(base: Base, delta: Delta | None, folder: str | Path, dtype: torch.dty
         raise UserError(f"delta {delta.id} acts at sampling time and changes no weight: there is nothing to export")
     if delta and not delta.has_effect(base):
         raise UserError(f"delta {delta.id} changes no weight of base '{base.spec.name}', which nothing was erased from")
-    scheduler = _scheduler(base)
+    _scheduler(base)  # refused before anything is written
     applied = base.applied
     base.swap(delta)
     try:
@@ -50,14 +50,7 @@ def export(base: Base, delta: Delta | None, folder: str | Path, dtype: torch.dty
         unfinished = folder.parent / f".{folder.name[:60]}.{uuid.uuid4().hex[:8]}"
         unfinished.mkdir(parents=True)
         try:
-            write_pipeline(
-                unfinished,
-                vae=_in_dtype(base.vae, dtype),
-                text_encoder=_in_dtype(base.text_encoder, dtype),
-                tokenizer=base.tokenizer,
-                unet=_in_dtype(base.unet, dtype),
-                scheduler=scheduler,
-            )
+            _save(pipeline_of(base, dtype), unfinished)
             unfinished.rename(folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -92,21 +85,33 @@ def write_pipeline(
     scheduler: SchedulerMixin,
 ) -> None:
     """The parts as a diffusers folder that `from_pretrained` loads without any argument, in releases old and new."""
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+    _save(_pipeline(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler), folder)
+
+
+def pipeline_of(base: Base, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
+    """A stock pipeline of the base as it is now, with the base's own scheduler. In fp32 it shares the base's weights.
+
+    Raises UserError for a scheduler that diffusers does not know.
+    """
+    return _pipeline(
+        vae=_in_dtype(base.vae, dtype),
+        text_encoder=_in_dtype(base.text_encoder, dtype),
+        tokenizer=base.tokenizer,
+        unet=_in_dtype(base.unet, dtype),
+        scheduler=_scheduler(base),
     )
+
+
+def _pipeline(**parts: Any) -> StableDiffusionPipeline:
+    return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+
+
+def _save(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     with _no_progress_bars():
         pipeline.save_pretrained(folder)
     _name_text_encoder_as_ever(folder / "text_encoder")
     # Before release 5, transformers' CLIPTokenizer reads these two and no tokenizer.json.
-    tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
+    pipeline.tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
     open_to_readers(folder)
 
 

@@ -1,6 +1,6 @@
 """Check a package: every file by its hash, and one image of each model made again from base and delta.
 
-On a machine of the kind that made it, an image is the same to the last bit; elsewhere some pixels differ by rounding, so
+On a machine of the kind that made it, an image is the same to the last bit; elsewhere pixels may differ by rounding, so
 the mean difference is given, in grey levels of 255.
 """
 

@@ -14,6 +14,7 @@ import typer
 from efface.errors import UserError
 from efface.files import local_path, unless_taken, write_json
 from efface.launch.command import Command
+from efface.launch.html import html_table
 from efface.launch.job_request import JobRequest, read_request
 from efface.launch.key_values import parse_key_values
 from efface.launch.options import LOCAL, BaseOption, ConceptsOption, DeviceOption, ForceOption
@@ -91,6 +92,19 @@ class Unlearned:
     bytes: int
     seconds: float
     weight_change: dict[str, Any]
+
+    def _repr_html_(self) -> str:
+        """As a notebook shows it."""
+        change = self.weight_change["all"]
+        rows = {
+            "file": str(self.path),
+            "method": self.method,
+            "forgets": ", ".join((*self.previously_erased, *self.request)),
+            "seconds": f"{self.seconds:.1f}",
+            "changed tensors": f"{change['changed_tensors']:.0f}",
+            "relative L2 change": f"{change['relative_l2']:.3e}",
+        }
+        return html_table(("", ""), rows.items())
 
 
 @dataclass(frozen=True)
