@@ -21,6 +21,7 @@ from efface.errors import UserError
 from efface.files import local_path, open_to_readers
 from efface.models.base import Base
 from efface.models.delta import Delta
+from efface.models.sampler_hooks import stock_advice
 
 
 def export(base: Base, delta: Delta | None, folder: str | Path) -> None:
@@ -32,7 +33,10 @@ def export(base: Base, delta: Delta | None, folder: str | Path) -> None:
     folder = local_path(folder)
     check_new_folder(folder)
     if delta and delta.kind == "hook":
-        raise UserError(f"delta {delta.id} acts at sampling time and changes no weight: there is nothing to export")
+        raise UserError(
+            f"delta {delta.id} acts at sampling time and changes no weight, so there is nothing to export: "
+            f"{stock_advice(delta)}"
+        )
     scheduler = _scheduler(base)
     applied = base.applied
     base.swap(delta)

@@ -13,6 +13,7 @@ from efface.errors import JobFailure, UserError
 from efface.models.base import Base
 from efface.models.delta import Delta, Kind, stack
 from efface.train.continual import check_parent, lineage, with_remaining_anchor
+from efface.train.hook_method import HookMethod
 from efface.train.job import Job, check_strategy
 from efface.train.method import (
     ClosedFormMethod,
@@ -78,7 +79,10 @@ def run_job(
     if parent is not None and not closed_form:
         kind, tensors = stack(base, parent, kind, tensors)
     own = {name: _own(value) for name, value in sorted(tensors.items())}
-    delta = Delta(kind, own, _provenance(job, parent, method if reduce_micro_batch else None))
+    provenance = _provenance(job, parent, method if reduce_micro_batch else None)
+    if isinstance(method, HookMethod):
+        provenance["hook"] = {"name": method.name, "config": method.hook_config(task).model_dump(mode="json")}
+    delta = Delta(kind, own, provenance)
     _check_change(job, base, delta, parent)
     seconds = time.perf_counter() - start
     return delta, {"losses": losses, "seconds": seconds, "samples_seen": samples_seen, "attention": attention}
