@@ -145,6 +145,10 @@ class Method(ABC):
     def group(self) -> str:
         """The parameter group (`models/parameter_groups.py`) that this config changes; nothing else is touched."""
 
+    def hook_config(self, task: UnlearningTask) -> StrictModel:
+        """Of a method whose delta is a `hook`: the config of the hook of its name (`models/sampler_hooks.py`)."""
+        raise NotImplementedError
+
 
 class ClosedFormMethod(Method):
     """A method whose new weights are the solution of equations."""
