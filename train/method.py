@@ -135,7 +135,7 @@ class Method(ABC):
     Config: ClassVar[type[MethodConfig]]
     strategies: ClassVar[frozenset[Strategy]] = frozenset({"single"})
     policy: ClassVar[Policy] = "none"
-    delta_kind: ClassVar[DeltaKind] = "weights"
+    delta_kind: DeltaKind = "weights"
 
     def __init__(self, config: MethodConfig) -> None:
         self.config: Any = config

@@ -25,13 +25,14 @@ from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor
 from efface.models.shapes import ModelShapes
-from efface.train.data.concept_search import ConceptSearch, SearchConfig, restore_all, states_of
+from efface.train.data.concept_search import ConceptSearch, SearchConfig
 from efface.train.data.conditions import ConditionConfig, Conditions
 from efface.train.data.rollouts import RolloutConfig, Rollouts, Start, State, predictions, rollout_rows
 from efface.train.data.vocabulary import candidates
 from efface.train.method import GradientMethod, Policy, Strategy, UnlearningTask
 from efface.train.method_cost import Cost
 from efface.train.seeds import choice, generator
+from efface.train.trainer.adversary import Adversary, restore_all, states_of
 
 
 class SearchingConfig(RolloutConfig, ConditionConfig, SearchConfig):
@@ -121,13 +122,17 @@ class SearchingMethod(GradientMethod):
             kept = self.rollouts.run(self.student, self.rollouts.start(rng), found)
             (original,) = predictions(self.teacher, kept, [found])
         changed = self.student(kept.latents, kept.timestep, found.expand(len(kept.latents)))
-        self.searches[chosen].climb(image_weight(self.scheduler, kept.timestep) * mse_loss(changed, original))
+        self.searches[chosen].adversary.climb(image_weight(self.scheduler, kept.timestep) * mse_loss(changed, original))
 
     def state(self) -> dict[str, Tensor]:
-        return states_of(self.searches)
+        return states_of(self._adversaries)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        restore_all(self.searches, state)
+        restore_all(self._adversaries, state)
+
+    @property
+    def _adversaries(self) -> dict[str, Adversary]:
+        return {str(number): search.adversary for number, search in enumerate(self.searches)}
 
     def _draw(self, rng: torch.Generator) -> tuple[Conditioning, Conditioning, Start]:
         """A concept and the concept found for it, one row each, and where their roll-outs start."""

@@ -44,6 +44,14 @@ QUICK: dict[str, dict[str, Any]] = {
     },
     "eap": {"steps": 2, "learning_rate": 1e-3, "rollout_steps": 3, "vocabulary": "concepts"},
     "age": {"steps": 2, "learning_rate": 1e-3, "rollout_steps": 3, "vocabulary": "concepts"},
+    "receler": {
+        "steps": 2,
+        "learning_rate": 1e-2,
+        "rollout_steps": 3,
+        "rank": 4,
+        "adversary_steps": 2,
+        "adversary_tokens": 3,
+    },
     "fmn": {"steps": 2, "learning_rate": 1e-3, "images": 2, "image_steps": 2},
     "fade": {
         "steps": 2,

@@ -17,7 +17,7 @@ def trained_weights(method: Method, shapes: ModelShapes) -> tuple[Denoiser, dict
     """The student on the meta device, with its adapters, and the tensors that the method changes, by full name."""
     if not isinstance(method, GradientMethod):
         return Denoiser(shapes.unet), select(shapes.modules, method.group)
-    if method.delta_kind != "adapter":
+    if type(method).add_adapters is GradientMethod.add_adapters:
         return Denoiser(shapes.unet), method.trained(Denoiser(shapes.unet))
     student = Denoiser(copy.deepcopy(shapes.unet))
     method.add_adapters(student, seed=0)
