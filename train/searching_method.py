@@ -28,6 +28,7 @@ from efface.models.shapes import ModelShapes
 from efface.train.data.concept_search import ConceptSearch, SearchConfig
 from efface.train.data.conditions import ConditionConfig, Conditions
 from efface.train.data.rollouts import RolloutConfig, Rollouts, Start, State, predictions, rollout_rows
+from efface.train.data.timesteps import selected_stops
 from efface.train.data.vocabulary import candidates
 from efface.train.method import GradientMethod, Policy, Strategy, UnlearningTask
 from efface.train.method_cost import Cost
@@ -84,6 +85,7 @@ class SearchingMethod(GradientMethod):
             mean_frozen_rows=mean + 3 * rows,
             # the pass that pi climbs, and a third each of the passes without gradient before it
             mean_search_rows=rows + (searching + rows) / 3,
+            images=self.config.selection_images(shapes),
         )
 
     def prepare(self, task: UnlearningTask, student: Denoiser) -> None:
@@ -91,7 +93,7 @@ class SearchingMethod(GradientMethod):
         self.conditions = Conditions(task.base, task.concepts, self.config)
         found = [candidates(task, concept, self.config) for concept in task.concepts]
         self.searches = [ConceptSearch(rows, self.config) for _, rows in found]
-        self.rollouts = Rollouts(task.base, self.config)
+        self.rollouts = Rollouts(task.base, self.config, selected_stops(task, self.config, self.config.rollout_steps))
         self.scheduler = DDPMScheduler.from_config(task.base.scheduler_config)
 
     def batch(self, index: int) -> SearchingBatch:

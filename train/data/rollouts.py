@@ -16,11 +16,12 @@ from efface.models.conditioning import Conditioning
 from efface.models.noise_predictor import NoisePredictor, partial_denoise
 from efface.models.scheduler import make_scheduler
 from efface.models.text_encoding import encode_prompts
+from efface.train.data.timesteps import TimestepConfig
 from efface.train.method import GradientConfig
 from efface.train.seeds import choice, integer, normal
 
 
-class RolloutConfig(GradientConfig):
+class RolloutConfig(GradientConfig, TimestepConfig):
     """The settings of a gradient method that trains on roll-outs."""
 
     guidance_scale: float = Field(3.0, ge=1, description="classifier-free guidance of the roll-outs; papers 3")

@@ -38,6 +38,7 @@ from efface.models.noise_predictor import NoisePredictor
 from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts, last_subject_token
 from efface.train.data.rollouts import RolloutConfig, Rollouts, State, predictions, rollout_rows
+from efface.train.data.timesteps import selected_stops
 from efface.train.method import GradientMethod, UnlearningTask, register
 from efface.train.method_cost import Cost
 from efface.train.methods.esd import esd_target
@@ -95,7 +96,8 @@ class Receler(GradientMethod):
         largest, mean = rollout_rows(self.config)
         rows = self.config.batch_size
         searching = rows * self.config.adversary_steps
-        return Cost(rows, max(largest, 2 * rows), mean + 2 * rows, mean_search_rows=searching)
+        images = self.config.selection_images(shapes)
+        return Cost(rows, max(largest, 2 * rows), mean + 2 * rows, mean_search_rows=searching, images=images)
 
     def add_adapters(self, student: Denoiser, seed: int) -> None:
         self.erasers = add_erasers(student, self.config.rank, generator(seed, "receler", "erasers"))
@@ -103,7 +105,7 @@ class Receler(GradientMethod):
     def prepare(self, task: UnlearningTask, student: Denoiser) -> None:
         config, base = self.config, task.base
         self.seed, self.student, self.teacher = task.seed, student, base.denoiser
-        self.rollouts = Rollouts(base, config)
+        self.rollouts = Rollouts(base, config, selected_stops(task, config, config.rollout_steps))
         self.outputs: list[Tensor] | None = None  # of the erasers, while a loss is computed
         for eraser in self.erasers.values():
             eraser.register_forward_hook(self._keep)

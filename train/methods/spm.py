@@ -116,6 +116,7 @@ class SPM(GradientMethod):
             # a trajectory stops before step 1, 2, … or the last
             mean_frozen_rows=rows * (guided * config.rollout_steps / 2 + 2 + anchors),
             latent_sizes=tuple(side // shapes.pixels_per_latent for side in config.sizes or (shapes.image_size,)),
+            images=config.selection_images(shapes),
         )
 
     def add_adapters(self, student: Denoiser, seed: int) -> None:
