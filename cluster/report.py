@@ -5,7 +5,7 @@ Records and outputs are only read here; damaged ones are reported, and `storage/
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -32,7 +32,7 @@ from efface.eval.metrics.weight_change import mean_weight_change
 from efface.eval.scores.continual import rich_table as stages_table
 from efface.eval.scores.continual import score_stages
 from efface.eval.scores.continual import write_csv as write_stages
-from efface.eval.scores.leaderboard import LeaderboardRow, leaderboard, rich_table, write_csv
+from efface.eval.scores.leaderboard import ImageCost, LeaderboardRow, leaderboard, rich_table, write_csv
 from efface.eval.scores.scoring import score_table
 from efface.files import write_json
 from efface.text import rich_text, shown
@@ -136,11 +136,19 @@ def collect_results(plan: Plan, folder: RunFolder) -> Results:
     changes = {label: mean_weight_change([t.weight_change for t in trained]) for label, trained in by_label.items()}
     seconds = {label: known for label, trained in by_label.items() if (known := _seconds(trained)) is not None}
     stages = _stages(plan, scores)
-    rows = leaderboard(_of_last_stages(plan, scores), changes, seconds)
+    costs = _image_costs(shards, records)
+    rows = leaderboard(_of_last_stages(plan, scores), changes, seconds, costs)
     summary = {"methods": scores, "weight_change": changes, "seconds": seconds, "judges": accuracy}
     broken = _broken(plan, table)
     metrics = _metrics(plan, complete, records)
-    optional = {"stages": stages, "metrics": metrics, "broken": broken, "warnings": list(plan.warnings)}
+    image_costs = {label: asdict(cost) for label, cost in costs.items()}
+    optional = {
+        "image_costs": image_costs,
+        "stages": stages,
+        "metrics": metrics,
+        "broken": broken,
+        "warnings": list(plan.warnings),
+    }
     write_json(folder.scores, {**summary, **{name: value for name, value in optional.items() if value}})
     write_csv(folder.leaderboard, rows)
     for label, chain in stages.items():
@@ -171,6 +179,14 @@ def _seconds(trained: Sequence[TrainingResult]) -> float | None:
     """Of all trainings together; None where that is not known of each."""
     known = [t.metrics.seconds for t in trained if t.metrics.seconds is not None]
     return sum(known) if len(known) == len(trained) else None
+
+
+def _image_costs(shards: Sequence[Shard], records: Mapping[str, Record]) -> dict[str, ImageCost]:
+    """By label; without one whose records do not all say it, as those of earlier releases."""
+    found: dict[str, list[dict[str, float] | None]] = {}
+    for shard in shards:
+        found.setdefault(shard.model.label, []).append(records[shard.id].facts.get("sampling"))
+    return {label: ImageCost.mean(list(filter(None, costs))) for label, costs in found.items() if all(costs)}
 
 
 def _metrics(

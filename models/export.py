@@ -24,6 +24,7 @@ from efface.errors import UserError
 from efface.files import local_path, open_to_readers
 from efface.models.base import Base
 from efface.models.delta import Delta
+from efface.models.sampler_hooks import stock_advice
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
@@ -39,7 +40,10 @@ def export(base: Base, delta: Delta | None, folder: str | Path, dtype: torch.dty
     folder = local_path(folder)
     check_new_folder(folder)
     if delta and delta.kind == "hook":
-        raise UserError(f"delta {delta.id} acts at sampling time and changes no weight: there is nothing to export")
+        raise UserError(
+            f"delta {delta.id} acts at sampling time and changes no weight, so there is nothing to export: "
+            f"{stock_advice(delta)}"
+        )
     if delta and not delta.has_effect(base):
         raise UserError(f"delta {delta.id} changes no weight of base '{base.spec.name}', which nothing was erased from")
     _scheduler(base)  # refused before anything is written

@@ -77,7 +77,10 @@ def run_job(
     if parent is not None and not closed_form:
         kind, tensors = stack(base, parent, kind, tensors)
     own = {name: _own(value) for name, value in sorted(tensors.items())}
-    delta = Delta(kind, own, _provenance(job, parent, method if reduce_micro_batch else None))
+    provenance = _provenance(job, parent, method if reduce_micro_batch else None)
+    if kind == "hook":
+        provenance["hook"] = {"name": method.name, "config": method.hook_config(task).model_dump(mode="json")}
+    delta = Delta(kind, own, provenance)
     if not delta.has_effect(base, parent):
         raise JobFailure(
             f"method '{job.method}' changed no weight (a relative L2 of 0), so nothing is forgotten: the anchor of "

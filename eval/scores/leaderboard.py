@@ -23,6 +23,7 @@ class LeaderboardRow:
     challenge_all, challenge_unet, global_l2, relative_l2: see `weight_change.measure`, over all parts or the
     UNet alone; seconds: of the unlearning itself, all models of the method together. None where not known.
     broken: images that are no evidence (`image_errors.py`); unread: verdicts on whole images that could not be read.
+    passes_per_image, seconds_per_image: see `ImageCost`.
     """
 
     method: str
@@ -43,33 +44,58 @@ class LeaderboardRow:
     seconds: float | None = None
     broken: int = 0
     unread: int = 0
+    passes_per_image: float | None = None
+    seconds_per_image: float | None = None
+
+
+@dataclass(frozen=True)
+class ImageCost:
+    """What one image of a method takes: passes of the UNet, each of one latent with one prompt, and seconds."""
+
+    passes: float
+    seconds: float
+
+    @staticmethod
+    def mean(costs: Sequence[Mapping[str, float]]) -> "ImageCost":
+        """Over all images of `SamplingCost`s."""
+        images, rows, seconds = (sum(cost[key] for cost in costs) for key in ("images", "unet_rows", "seconds"))
+        return ImageCost(rows / max(1, images), seconds / max(1, images))
 
 
 def leaderboard(
     scores: Mapping[str, Mapping[str, Any]],
     weight_changes: Mapping[str, Mapping[str, Any]] | None = None,
     seconds: Mapping[str, float] | None = None,
+    image_costs: Mapping[str, ImageCost] | None = None,
 ) -> list[LeaderboardRow]:
     """Rows from what `score_table` gave for each label: the base first, then by `err_mean`, the best first.
 
-    weight_changes: label -> `mean_weight_change`; seconds: label -> seconds. Where methods have
-    different questions there is one base row for each different score of the base.
+    weight_changes: label -> `mean_weight_change`; seconds: label -> seconds; image_costs: label -> cost of an image,
+    the base's under "base". Where methods have different questions there is one base row for each different score of
+    the base.
     """
-    weight_changes, seconds = weight_changes or {}, seconds or {}
+    weight_changes, seconds, image_costs = weight_changes or {}, seconds or {}, image_costs or {}
     bases: list[tuple[str, Mapping[str, Any]]] = []
     for label, score in scores.items():
         base = score["base"]
         if base is not None and all(base != seen for _, seen in bases):
             bases.append((BASE if not bases else f"{BASE} ({label})", base))
-    methods = [_row(label, score, weight_changes.get(label), seconds.get(label)) for label, score in scores.items()]
+    methods = [
+        _row(label, score, weight_changes.get(label), seconds.get(label), image_costs.get(label))
+        for label, score in scores.items()
+    ]
     return [
-        *(_row(label, score, None, None) for label, score in bases),
+        *(_row(label, score, None, None, image_costs.get(BASE)) for label, score in bases),
         *sorted(methods, key=lambda row: (-row.err_mean, row.method)),
     ]
 
 
 def _row(
-    label: str, score: Mapping[str, Any], change: Mapping[str, Any] | None, seconds: float | None
+    label: str,
+    score: Mapping[str, Any],
+    change: Mapping[str, Any] | None,
+    seconds: float | None,
+    cost: ImageCost | None,
 ) -> LeaderboardRow:
     low, high = score["intervals"]["err_mean"]
     return LeaderboardRow(
@@ -87,6 +113,8 @@ def _row(
         seconds=seconds,
         broken=sum(score["invalid"]["images"].values()),
         unread=score["invalid"]["unread"],
+        passes_per_image=cost.passes if cost else None,
+        seconds_per_image=cost.seconds if cost else None,
     )
 
 
@@ -101,9 +129,10 @@ def write_csv(path: str | Path, rows: Sequence[LeaderboardRow]) -> None:
 
 def rich_table(rows: Sequence[LeaderboardRow], width: int = 100) -> Table:
     """The rows in at most `width` columns of text, at least 70; "change" is the relative L2 of all weights,
-    "broken", where there are any, counts images that are no evidence.
+    "broken", where there are any, counts images that are no evidence; "passes" of the UNet for one image are there
+    where methods differ in them.
 
-    Below 100 columns the interval and the seconds are left out, which the CSV always has.
+    Below 100 columns the interval, the seconds and the passes are left out, which the CSV always has.
     """
     full_width = width >= 100
     table = Table(box=box.SIMPLE_HEAD, padding=0)
@@ -111,7 +140,8 @@ def rich_table(rows: Sequence[LeaderboardRow], width: int = 100) -> Table:
     axes = ("forget", "indir.", "advers.", "adjac.", "retain")
     interval, seconds = (("95 %\ninterval",), ("sec.",)) if full_width else ((), ())
     broken = ("bro-\nken",) if any(row.broken for row in rows) else ()
-    for head in ("n", *axes, "ERR\nmean", *interval, "ERR of\nmeans", "change\nrel. L2", *seconds, *broken):
+    passes = ("pas-\nses",) if full_width and len({row.passes_per_image for row in rows} - {None}) > 1 else ()
+    for head in ("n", *axes, "ERR\nmean", *interval, "ERR of\nmeans", "change\nrel. L2", *seconds, *passes, *broken):
         table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
@@ -123,6 +153,7 @@ def rich_table(rows: Sequence[LeaderboardRow], width: int = 100) -> Table:
             f"{row.err_of_means:.3f}",
             "" if row.relative_l2 is None else f"{row.relative_l2:.1e}",
             *(["" if row.seconds is None else f"{row.seconds:.0f}"] if full_width else []),
+            *(["" if row.passes_per_image is None else f"{row.passes_per_image:.0f}"] if passes else []),
             *([str(row.broken or "")] if broken else []),
             style="dim" if row.method.startswith(BASE) else None,
         )

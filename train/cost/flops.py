@@ -17,7 +17,7 @@ def trained_weights(method: Method, shapes: ModelShapes) -> tuple[Denoiser, dict
     """The student on the meta device, with its adapters, and the tensors that the method changes, by full name."""
     if not isinstance(method, GradientMethod):
         return Denoiser(shapes.unet), select(shapes.modules, method.group)
-    if method.delta_kind != "adapter":
+    if type(method).add_adapters is GradientMethod.add_adapters:
         return Denoiser(shapes.unet), method.trained(Denoiser(shapes.unet))
     student = Denoiser(copy.deepcopy(shapes.unet))
     method.add_adapters(student, seed=0)
@@ -37,12 +37,14 @@ def step_flops(method: Method, shapes: ModelShapes, checkpointing: bool = False)
     cost, (student, trained) = method.cost(shapes), trained_weights(method, shapes)
     names = trained_names(student, trained)
     sides = cost.latent_sizes or (shapes.latent_size,)
-    total = 0.0
+    batches, total = method.config.gradient_accumulation_steps, 0.0
+    # an adversary searches once a step, whatever number of batches the step takes
+    trained_rows, frozen_rows = batches * cost.trained_rows + cost.mean_search_rows, batches * cost.mean_frozen_rows
     for height, width in combinations_with_replacement(sides, 2):
         one = cached_unet_pass_cost(student.module, names, 1, height, width, "fp32", checkpointing)
-        batch = cost.trained_rows * (one.forward_flops + one.backward_flops) + cost.mean_frozen_rows * one.forward_flops
-        total += batch * (1 if height == width else 2)  # a latent on its side costs the same
-    return float(method.config.gradient_accumulation_steps * total / len(sides) ** 2)
+        step = trained_rows * (one.forward_flops + one.backward_flops) + frozen_rows * one.forward_flops
+        total += step * (1 if height == width else 2)  # a latent on its side costs the same
+    return float(total / len(sides) ** 2)
 
 
 def image_flops(images: BaseImages, shapes: ModelShapes) -> float:

@@ -55,7 +55,9 @@ def estimate_memory(
     base = FP32 * shapes.parameters
     if not isinstance(method, GradientMethod):
         sizes = [parameter.numel() for parameter in select(shapes.modules, method.group).values()]
-        return Memory(base, states=FP32 * sum(sizes) + 2 * 2 * FP32 * max(sizes))  # a matrix and its product in fp64
+        return Memory(
+            base, states=FP32 * sum(sizes) + 2 * 2 * FP32 * max(sizes, default=0)
+        )  # a matrix and its product in fp64
     cost, (student, trained) = method.cost(shapes), trained_weights(method, shapes)
     precision: Precision = method.config.precision
     trained_count = sum(parameter.numel() for parameter in trained.values())
