@@ -58,7 +58,7 @@ class Results:
     """Images of each method that are no evidence, by their error; those without any are left out."""
 
     def show(self, console: Console) -> None:
-        """The leaderboard, and where the rest lies."""
+        """The leaderboard, and where the rest is."""
         if self.rows:
             console.print(rich_table(self.rows, console.width))
         for label, chain in self.stages.items():
@@ -73,7 +73,13 @@ class Results:
             console.print(Text.assemble((shown(label), "yellow"), f": {counted(broken)}"), soft_wrap=True)
         for reason in self.unscored:
             console.print(Text.assemble(("not scored", "yellow"), f": {shown(reason)}"), soft_wrap=True)
-        for path in (self.folder.table, self.folder.scores, self.folder.leaderboard, self.folder.sheets):
+        for path in (
+            self.folder.report,
+            self.folder.table,
+            self.folder.scores,
+            self.folder.leaderboard,
+            self.folder.sheets,
+        ):
             if path.exists():
                 console.print(rich_text(str(path)), soft_wrap=True)
 
@@ -204,7 +210,7 @@ def _means(models: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(numbers[name] for numbers in models) / len(models) for name in names}
 
 
-def _chains(plan: Plan) -> dict[str, list[tuple[str, str]]]:
+def chains_of(plan: Plan) -> dict[str, list[tuple[str, str]]]:
     """Label of a chain's last model -> label and request of each of its models, in order, from the first one on."""
     chains: list[list[tuple[str, str]]] = []
     for model in plan.jobs:
@@ -218,7 +224,7 @@ def _chains(plan: Plan) -> dict[str, list[tuple[str, str]]]:
 def _stages(plan: Plan, scores: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """What there is to say of every chain that is scored up to some request, as far as it is."""
     stages = {}
-    for label, chain in _chains(plan).items():
+    for label, chain in chains_of(plan).items():
         scored = list(itertools.takewhile(lambda stage: stage[0] in scores, chain))
         if scored:
             stages[label] = score_stages(scored, scores)
@@ -227,7 +233,7 @@ def _stages(plan: Plan, scores: dict[str, dict[str, Any]]) -> dict[str, dict[str
 
 def _of_last_stages(plan: Plan, scores: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The scores without those of models that another request followed."""
-    followed = {label for chain in _chains(plan).values() for label, _ in chain[:-1]}
+    followed = {label for chain in chains_of(plan).values() for label, _ in chain[:-1]}
     return {label: score for label, score in scores.items() if label not in followed}
 
 

@@ -28,7 +28,8 @@ def export(base: Base, delta: Delta | None, folder: str | Path) -> None:
     """Write `base` with `delta` merged to a new `folder`, which `DiffusionPipeline.from_pretrained` loads.
 
     The folder appears whole or not at all; `base` is left as it was. Raises UserError where `folder` is taken
-    or cannot be written, for a delta that acts at sampling time only, and for a scheduler that diffusers does not know.
+    or cannot be written, for a delta that acts at sampling time only, or changes nothing, and for a scheduler that
+    diffusers does not know.
     """
     folder = local_path(folder)
     check_new_folder(folder)
@@ -37,6 +38,8 @@ def export(base: Base, delta: Delta | None, folder: str | Path) -> None:
             f"delta {delta.id} acts at sampling time and changes no weight, so there is nothing to export: "
             f"{stock_advice(delta)}"
         )
+    if delta and not delta.has_effect(base):
+        raise UserError(f"delta {delta.id} changes no weight of base '{base.spec.name}', which nothing was erased from")
     scheduler = _scheduler(base)
     applied = base.applied
     base.swap(delta)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -65,7 +66,32 @@ class TrainingConfig(MethodConfig):
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="the learning rate after the warm-up: kept, or lowered towards 0 at the end"
     )
+    schedule_cycles: int = Field(1, ge=1, description="times that a cosine schedule starts from the full rate")
     warmup_steps: int = Field(0, ge=0, description="optimiser steps in which the learning rate rises linearly from 0")
+    loss_shape: Literal["plain", "hellinger"] = Field(
+        "plain", description="the method's loss as it is, or 1 - exp(-loss / hellinger_scale) (arXiv 2509.21167)"
+    )
+    hellinger_scale: float = Field(1.0, gt=0, description="the loss at which that is 0.63; of the loss's own unit")
+    near_start: Literal["l1", "l2"] = Field(
+        "l2", description="mean |change| or mean squared change of the trained weights, as near_start_weight counts it"
+    )
+    near_start_weight: float = Field(
+        0.0,
+        ge=0,
+        description="what the change since the job's start adds to the loss; CUIG: 50 (l1) or 25000 (l2)",
+    )
+    select: Literal["all", "gradient", "importance"] = Field(
+        "all",
+        description="entries of the weights that are trained: all, those of the largest gradient (SalUn's saliency), "
+        "or of the largest |weight x gradient| (selective fine-tuning)",
+    )
+    select_share: float = Field(0.5, gt=0, le=1, description="share of the entries selected; SalUn 0.5, CUIG 0.05")
+    select_batches: int = Field(50, ge=1, description="batches whose gradients are summed to select; CUIG about 50")
+    protect: Literal["none", "retained"] | tuple[str, ...] = Field(
+        "none",
+        description="prompts on whose mean token embeddings the change of cross-attention keys and values does not "
+        "act: none, those of the retained concepts, or these",
+    )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32",
         description="of the UNets' forward passes and of the weights that are not trained; the trained ones, the loss "
@@ -122,6 +148,10 @@ class Method(ABC):
     def group(self) -> str:
         """The parameter group (`models/parameter_groups.py`) that this config changes; nothing else is touched."""
 
+    def hook_config(self, task: UnlearningTask) -> StrictModel:
+        """Of a method whose delta is a `hook`: the config of the hook of its name (`models/sampler_hooks.py`)."""
+        raise NotImplementedError
+
 
 class ClosedFormMethod(Method):
     """A method whose new weights are the solution of equations."""
@@ -169,6 +199,12 @@ class GradientMethod(Method):
     def saved(self, student: Any) -> dict[str, Tensor]:
         """The tensors of the delta, asked for once after the last step."""
         return {name: value.detach() for name, value in self.trained(student).items()}
+
+    def selection_loss(self, student: NoisePredictor, index: int) -> Tensor:
+        """The loss by whose gradient `select` picks entries, of batch 0, 1, …; a method may have one of its own."""
+        with torch.no_grad():
+            batch = self.batch(index)
+        return self.loss(student, batch)
 
     def before_step(self, step: int) -> None:
         """Change the method's own state (an adversary, say) before optimiser step 0, 1, …; in every process alike."""

@@ -33,6 +33,7 @@ from efface.cluster.workers.executor import WorkerClass
 from efface.cluster.workers.worker import Worker
 from efface.config_files import to_yaml
 from efface.errors import UserError
+from efface.text import shown
 
 if TYPE_CHECKING:
     from efface.cluster.search.study import Study
@@ -85,6 +86,8 @@ def run_search(
     folder = RunFolder(out or Path("runs") / search.name)
     first = Trial(search, folder, {name: dimension.probes[0] for name, dimension in search.space.items()}).plan
     check_axes(first)
+    for warning in first.warnings:
+        console.print(Text.assemble(("note", "yellow"), f": {shown(warning)}"), soft_wrap=True)
     config = search.model_dump(mode="json", exclude={"evaluation": {"images_per_prompt"}})
     folder.open(folder.root / "search.yaml", to_yaml(config), [*MUTABLE_KEYS, "trials"])
     trials = trials or search.trials

@@ -1,6 +1,6 @@
 """A trial of a search: the jobs of one config, and their images judged rung by rung.
 
-Everything lies in a run folder under ids of content, so a config that was tried before costs nothing, and a trial that
+Everything is in a run folder under ids of content, so a config that was tried before costs nothing, and a trial that
 was interrupted goes on where it was.
 """
 

@@ -231,7 +231,7 @@ def test_adjacent_concepts_are_taken_in_the_sets_order_and_at_most_so_many(tiny_
     assert few == ["finch"] and all_of_them == ["finch", "crow"]
 
 
-def test_without_any_neighbour_the_user_is_told_what_to_list(tiny_base: Base) -> None:
+def test_without_any_neighbour_the_user_learns_what_to_list(tiny_base: Base) -> None:
     with pytest.raises(UserError, match="no neighbours of 'finch'"):
         ready(tiny_base, FINCH)
 

@@ -76,7 +76,7 @@ def test_gradient_checkpointing_computes_blocks_twice_and_gives_the_same_delta(
     assert all(torch.equal(delta.tensors[key], value) for key, value in plain.tensors.items())
 
 
-def test_the_attention_asked_for_is_used_by_teacher_and_student_and_the_base_gets_its_own_back(
+def test_the_attention_requested_is_used_by_teacher_and_student_and_the_base_gets_its_own_back(
     quick_job: QuickJob, tiny_base: Base, concept_set: ConceptSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: Counter[str] = Counter()
@@ -236,7 +236,7 @@ def test_tensorboard_gets_loss_rate_and_gradient_norm_of_every_step(task: Unlear
     assert result["learning_rate"] == [(1, pytest.approx(0.1)), (2, pytest.approx(0.05))]
 
 
-def test_nothing_is_logged_unless_asked_for(
+def test_nothing_is_logged_unless_requested(
     task: UnlearningTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

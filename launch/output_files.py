@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from efface.errors import UserError
-from efface.files import URL, as_path, local_path
+from efface.files import URL, as_path, exists, local_path
 
 
 def optional_path(location: str | None) -> Path | None:
@@ -25,7 +25,7 @@ def check_output(
     option: str = "--out",
     *,
     inputs: Mapping[str, str | Path | None] | None = None,
-    is_result: Callable[[Path], bool] = lambda path: False,
+    is_result: Callable[[Path], bool] | None = None,
     force: bool = False,
 ) -> None:
     """Raises UserError where a command should not write to `path`, or cannot.
@@ -34,14 +34,14 @@ def check_output(
     `force`; but never if it is one of `inputs`, the files and folders that the command reads, by what they are called.
     """
     check_writable(path, option)
-    if not (path.exists() or path.is_symlink()) or is_result(path):
+    if not exists(path) or (is_result and is_result(path)):
         return
     for what, source in (inputs or {}).items():
         if source and _real(path).is_relative_to(_real(local_path(source))):
             raise UserError(f"{option} {path}: is, or belongs to, {what}; should be another file")
     if not force:
         raise UserError(
-            f"{option} {path}: exists already and is not the result of this very command; "
+            f"{option} {path}: exists already{' and is not the result of this very command' if is_result else ''}; "
             "name another file, or give --force to replace it"
         )
 
@@ -51,6 +51,8 @@ def check_writable(path: Path, option: str = "--out") -> None:
     try:
         if path.is_dir():
             raise UserError(f"{option} {path}: is a folder, should be a file")
+        if path.exists() and not path.is_file():
+            raise UserError(f"{option} {path}: is a device or a pipe, should be a file")
         parent = next((folder for folder in path.absolute().parents if folder.exists()), Path("/"))
     except OSError as error:
         raise UserError(f"{option} {path}: cannot be written ({error.strerror})") from None

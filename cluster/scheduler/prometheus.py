@@ -1,8 +1,8 @@
 """A run in numbers, for Prometheus: custom metrics of Ray, which every Ray cluster exports already.
 
-METRICS is the one list of them. `docs/monitoring.md` says how to look at them, and `cluster/deploy/grafana.json` is a
-dashboard of exactly these. Tags are few and have few values: a run has thousands of tasks, and none has its own series.
-`kind` is the kind of task: training, judging, and so on.
+PROMETHEUS_METRICS is the one list of them. `docs/monitoring.md` says how to look at them, and
+`cluster/deploy/grafana.json` is a dashboard of exactly these. Tags are few and have few values: a run has thousands of
+tasks, and none has its own series. `kind` is the kind of task: training, judging, and so on.
 """
 
 import sys
@@ -16,7 +16,8 @@ from efface.cluster.campaign.plan import Plan
 from efface.cluster.storage.journal import TaskTimer
 from efface.cluster.storage.remaining import RemainingTasks
 from efface.cluster.tasks.model import Model
-from efface.cluster.tasks.task import Next, Outcome, Task
+from efface.cluster.tasks.retry_rules import Next, Outcome
+from efface.cluster.tasks.task import Task
 
 BUCKETS = [1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0, 30000.0]
 """Upper bounds of the histograms' buckets."""
@@ -26,7 +27,7 @@ Cause = Literal["worker lost", "out of memory", "error"]
 
 
 @dataclass(frozen=True)
-class Metric:
+class PrometheusMetric:
     """One metric as it is named here."""
 
     name: str
@@ -41,30 +42,30 @@ class Metric:
         return tuple(f"ray_{self.name}{end}" for end in ends[self.kind])
 
 
-METRICS = (
-    Metric(
+PROMETHEUS_METRICS = (
+    PrometheusMetric(
         "efface_tasks",
         "gauge",
         ("kind", "state"),
         "Tasks by kind (training, judging) and state: waiting, running, done, failed (given up with their model)",
     ),
-    Metric(
+    PrometheusMetric(
         "efface_units",
         "counter",
         ("kind", "method"),
         "Units of finished tasks (images of judging, else tasks), by the method that made the model",
     ),
-    Metric("efface_task_seconds", "histogram", ("kind", "method"), "Seconds that a finished task took"),
-    Metric(
+    PrometheusMetric("efface_task_seconds", "histogram", ("kind", "method"), "Seconds that a finished task took"),
+    PrometheusMetric(
         "efface_queue_wait_seconds",
         "histogram",
         ("kind",),
         "Seconds from when a task could be done until a worker was given it",
     ),
-    Metric("efface_busy_fraction", "gauge", (), "Workers that have something to do, of all"),
-    Metric("efface_cache_hits", "gauge", ("kind",), "Tasks that were done already when the run started"),
-    Metric("efface_retries", "counter", ("cause",), "Tasks tried again: worker lost, out of memory, error"),
-    Metric(
+    PrometheusMetric("efface_busy_fraction", "gauge", (), "Workers that have something to do, of all"),
+    PrometheusMetric("efface_cache_hits", "gauge", ("kind",), "Tasks that were done already when the run started"),
+    PrometheusMetric("efface_retries", "counter", ("cause",), "Tasks tried again: worker lost, out of memory, error"),
+    PrometheusMetric(
         "efface_out_of_memory_smaller_batches",
         "counter",
         ("kind",),
@@ -73,7 +74,7 @@ METRICS = (
 )
 
 
-class Metrics:
+class PrometheusMetrics:
     """A callback that keeps the metrics up to date; where no Ray runs nobody reads them, and it does nothing."""
 
     def __init__(self, plan: Plan, remaining: RemainingTasks, workers: int) -> None:
@@ -194,12 +195,12 @@ def _meters() -> dict[str, Any]:
         return {}
     from ray.util.metrics import Counter, Gauge, Histogram
 
-    def meter(metric: Metric) -> Any:
+    def meter(metric: PrometheusMetric) -> Any:
         if metric.kind == "histogram":
             return Histogram(metric.name, metric.help, BUCKETS, metric.tags)
         return (Counter if metric.kind == "counter" else Gauge)(metric.name, metric.help, metric.tags)
 
-    return {metric.name: meter(metric) for metric in METRICS}
+    return {metric.name: meter(metric) for metric in PROMETHEUS_METRICS}
 
 
 def _states(plan: Plan, remaining: RemainingTasks) -> dict[str, str]:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from efface import retry as retrying
+from efface import storage_retry as retrying
 from efface.errors import LocationError, StorageError
 from efface.files import as_path, create_exclusive, write_atomic
-from efface.retry import is_transient_in_store, retry, retry_seconds
+from efface.storage_retry import is_transient_in_store, retry, retry_seconds
 
 
 class Clock:

@@ -10,11 +10,11 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from efface.cluster.campaign.plan import Plan
-from efface.cluster.scheduler import metrics as module
-from efface.cluster.scheduler.metrics import METRICS, STATES, Metrics, cause_of
+from efface.cluster.scheduler import prometheus as module
+from efface.cluster.scheduler.prometheus import PROMETHEUS_METRICS, STATES, PrometheusMetrics, cause_of
 from efface.cluster.storage.remaining import RemainingTasks, remaining_tasks
 from efface.cluster.storage.run_folder import RunFolder
-from efface.cluster.tasks.task import Outcome
+from efface.cluster.tasks.retry_rules import Outcome
 
 DONE, WORKER_LOST = Outcome.done(), Outcome.worker_lost("its node went away")
 ERROR = Outcome.error("OSError: no route")
@@ -30,7 +30,7 @@ class Board:
         self.gauges: dict[Key, float] = {}
         self.counters: dict[Key, float] = {}
         self.seen: dict[Key, list[float]] = {}
-        self.meters = {metric.name: _Meter(self, metric.name, metric.tags) for metric in METRICS}
+        self.meters = {metric.name: _Meter(self, metric.name, metric.tags) for metric in PROMETHEUS_METRICS}
 
     def states(self, kind: str) -> dict[str, float]:
         found = {state: self.gauges["efface_tasks", kind, state] for state in STATES}
@@ -76,7 +76,7 @@ class Steady:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Steady:
     steady = Steady()
-    monkeypatch.setattr("efface.cluster.scheduler.metrics.time", steady)
+    monkeypatch.setattr("efface.cluster.scheduler.prometheus.time", steady)
     monkeypatch.setattr("efface.cluster.storage.journal.time", steady)
     return steady
 
@@ -98,7 +98,7 @@ def all_tasks(plan: Plan) -> RemainingTasks:
 
 
 def test_at_the_start_all_work_waits_and_nobody_is_busy(made: Plan, board: Board) -> None:
-    Metrics(made, all_tasks(made), 2)
+    PrometheusMetrics(made, all_tasks(made), 2)
     assert board.states("training") == {"waiting": 2}
     assert board.states("judging") == {"waiting": 9}
     assert board.gauges["efface_busy_fraction",] == 0
@@ -114,7 +114,7 @@ def test_what_a_run_folder_holds_already_is_done_and_a_cache_hit(made: Plan, fol
     for task in (made.calibrations[0], made.trainings[0], *made.shards[base.id], made.shards[uce.id][0]):
         folder.finish(task, [])
     folder.fail(esd, "training", "the loss is nan")
-    Metrics(made, remaining_tasks(made, folder), 2)
+    PrometheusMetrics(made, remaining_tasks(made, folder), 2)
     assert board.states("training") == {"done": 1, "failed": 1}
     assert board.states("judging") == {"done": 4, "waiting": 2, "failed": 3}
     hits = {key[1]: value for key, value in board.gauges.items() if key[0] == "efface_cache_hits"}
@@ -123,7 +123,7 @@ def test_what_a_run_folder_holds_already_is_done_and_a_cache_hit(made: Plan, fol
 
 def test_work_goes_from_waiting_to_running_to_done(made: Plan, board: Board, clock: Steady) -> None:
     uce = made.trainings[0]
-    metrics = Metrics(made, all_tasks(made), 4)
+    metrics = PrometheusMetrics(made, all_tasks(made), 4)
     metrics.started(0, uce)
     metrics.started(1, made.shards[made.models[0].id][0])
     metrics.tick()
@@ -140,7 +140,7 @@ def test_work_goes_from_waiting_to_running_to_done(made: Plan, board: Board, clo
 
 def test_images_are_counted_by_the_method_that_made_the_model(made: Plan, board: Board) -> None:
     base, uce, _ = made.models
-    metrics = Metrics(made, all_tasks(made), 1)
+    metrics = PrometheusMetrics(made, all_tasks(made), 1)
     for shard in (*made.shards[base.id], made.shards[uce.id][0]):
         metrics.started(0, shard)
         metrics.ended(0, shard, DONE, will_retry=False)
@@ -149,7 +149,7 @@ def test_images_are_counted_by_the_method_that_made_the_model(made: Plan, board:
 
 def test_of_two_copies_of_a_shard_one_counts(made: Plan, board: Board) -> None:
     shard = made.shards[made.models[0].id][0]
-    metrics = Metrics(made, all_tasks(made), 2)
+    metrics = PrometheusMetrics(made, all_tasks(made), 2)
     for worker in (0, 1):
         metrics.started(worker, shard)
     metrics.ended(1, shard, DONE, will_retry=False)
@@ -161,7 +161,7 @@ def test_of_two_copies_of_a_shard_one_counts(made: Plan, board: Board) -> None:
 
 def test_a_shard_is_still_running_when_one_of_two_workers_is_lost(made: Plan, board: Board) -> None:
     shard = made.shards[made.models[0].id][0]
-    metrics = Metrics(made, all_tasks(made), 2)
+    metrics = PrometheusMetrics(made, all_tasks(made), 2)
     for worker in (0, 1):
         metrics.started(worker, shard)
     metrics.ended(0, shard, WORKER_LOST, will_retry=True)
@@ -180,7 +180,7 @@ def test_a_shard_is_still_running_when_one_of_two_workers_is_lost(made: Plan, bo
 )
 def test_a_retry_has_one_of_three_causes(outcome: Outcome, cause: str, made: Plan, board: Board) -> None:
     assert cause_of(outcome) == cause
-    metrics = Metrics(made, all_tasks(made), 1)
+    metrics = PrometheusMetrics(made, all_tasks(made), 1)
     metrics.started(0, made.trainings[0])
     metrics.ended(0, made.trainings[0], outcome, will_retry=True)
     metrics.tick()
@@ -189,7 +189,7 @@ def test_a_retry_has_one_of_three_causes(outcome: Outcome, cause: str, made: Pla
 
 
 def test_tasks_done_with_a_smaller_batch_are_counted(made: Plan, board: Board) -> None:
-    metrics = Metrics(made, all_tasks(made), 1)
+    metrics = PrometheusMetrics(made, all_tasks(made), 1)
     metrics.started(0, made.trainings[0])
     metrics.ended(0, made.trainings[0], Outcome.done(smaller_batch=True), will_retry=False)
     assert board.counters["efface_out_of_memory_smaller_batches", "training"] == 1
@@ -197,7 +197,7 @@ def test_tasks_done_with_a_smaller_batch_are_counted(made: Plan, board: Board) -
 
 @pytest.mark.parametrize("outcome", [Outcome.stopped(), Outcome.storage("the disk is full")])
 def test_a_task_that_was_stopped_waits_and_is_no_retry(made: Plan, board: Board, outcome: Outcome) -> None:
-    metrics = Metrics(made, all_tasks(made), 1)
+    metrics = PrometheusMetrics(made, all_tasks(made), 1)
     metrics.started(0, made.trainings[0])
     metrics.ended(0, made.trainings[0], outcome, will_retry=False)
     metrics.tick()
@@ -206,7 +206,7 @@ def test_a_task_that_was_stopped_waits_and_is_no_retry(made: Plan, board: Board,
 
 
 def test_a_job_given_up_takes_its_shards_with_it(made: Plan, board: Board) -> None:
-    metrics = Metrics(made, all_tasks(made), 1)
+    metrics = PrometheusMetrics(made, all_tasks(made), 1)
     metrics.started(0, made.trainings[0])
     metrics.ended(0, made.trainings[0], ERROR, will_retry=False)
     metrics.tick()
@@ -217,7 +217,7 @@ def test_a_job_given_up_takes_its_shards_with_it(made: Plan, board: Board) -> No
 def test_a_shard_given_up_takes_its_job_and_the_shards_that_wait(made: Plan, board: Board) -> None:
     uce = made.trainings[0]
     first, second, _ = made.shards[uce.id]
-    metrics = Metrics(made, all_tasks(made), 2)
+    metrics = PrometheusMetrics(made, all_tasks(made), 2)
     metrics.started(0, uce)
     metrics.ended(0, uce, DONE, will_retry=False)
     metrics.started(0, first)
@@ -230,7 +230,7 @@ def test_a_shard_given_up_takes_its_job_and_the_shards_that_wait(made: Plan, boa
 
 def test_a_request_given_up_takes_those_that_continue_it(plan: Callable[..., Plan], board: Board) -> None:
     made = plan(strategy="continual", concepts={"targets": ["cat", "bus"]}, methods=[{"method": "uce"}])
-    metrics = Metrics(made, all_tasks(made), 1)
+    metrics = PrometheusMetrics(made, all_tasks(made), 1)
     metrics.started(0, made.trainings[0])
     metrics.ended(0, made.trainings[0], ERROR, will_retry=False)
     metrics.tick()
@@ -244,7 +244,7 @@ def test_a_request_given_up_takes_those_that_continue_it(plan: Callable[..., Pla
 def test_waiting_begins_when_the_work_could_be_done(made: Plan, board: Board, clock: Steady) -> None:
     uce, esd = made.trainings
     shard = made.shards[uce.id][0]
-    metrics = Metrics(made, all_tasks(made), 1)
+    metrics = PrometheusMetrics(made, all_tasks(made), 1)
     clock.now += 3
     metrics.started(0, uce)
     clock.now += 10
@@ -266,7 +266,7 @@ def test_waiting_begins_when_the_work_could_be_done(made: Plan, board: Board, cl
 
 def test_without_ray_nothing_is_exported(made: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(module.sys.modules, "ray", raising=False)
-    metrics = Metrics(made, all_tasks(made), 1)
+    metrics = PrometheusMetrics(made, all_tasks(made), 1)
     metrics.started(0, made.trainings[0])
     metrics.ended(0, made.trainings[0], DONE, will_retry=False)
     metrics.tick()
@@ -275,7 +275,7 @@ def test_without_ray_nothing_is_exported(made: Plan, monkeypatch: pytest.MonkeyP
 
 
 def test_no_tag_could_have_a_value_for_every_job() -> None:
-    assert {tag for metric in METRICS for tag in metric.tags} == {"state", "method", "kind", "cause"}
+    assert {tag for metric in PROMETHEUS_METRICS for tag in metric.tags} == {"state", "method", "kind", "cause"}
 
 
 @pytest.fixture(scope="module")
@@ -304,10 +304,10 @@ def metrics_url() -> Iterator[str]:
 
 
 def test_every_tick_sets_every_gauge(made: Plan, board: Board) -> None:
-    """Ray forgets a gauge that was not set since it was last asked."""
-    metrics = Metrics(made, all_tasks(made), 1)
+    """Ray forgets a gauge that was not set since it was last exported."""
+    metrics = PrometheusMetrics(made, all_tasks(made), 1)
     gauges = set(board.gauges)
-    assert {name for name, *_ in gauges} == {metric.name for metric in METRICS if metric.kind == "gauge"}
+    assert {name for name, *_ in gauges} == {metric.name for metric in PROMETHEUS_METRICS if metric.kind == "gauge"}
     board.gauges.clear()
     metrics.tick()
     assert set(board.gauges) == gauges
@@ -327,8 +327,8 @@ def scraped(url: str) -> dict[str, dict[str, float]]:
 def test_ray_exports_all_of_them_under_the_names_in_the_list(made: Plan, metrics_url: str) -> None:
     base = made.models[0]
     uce, esd = made.trainings
-    Metrics(made, all_tasks(made), 2)  # the round before, in the same process
-    metrics = Metrics(made, all_tasks(made), 2)
+    PrometheusMetrics(made, all_tasks(made), 2)  # the round before, in the same process
+    metrics = PrometheusMetrics(made, all_tasks(made), 2)
     first, second, _ = made.shards[base.id]
     for task, outcome, will_retry in (
         (first, DONE, False),
@@ -340,7 +340,7 @@ def test_ray_exports_all_of_them_under_the_names_in_the_list(made: Plan, metrics
         metrics.ended(0, task, outcome, will_retry)
     metrics.started(1, second)
     metrics.tick()
-    expected = {name for metric in METRICS for name in metric.exported}
+    expected = {name for metric in PROMETHEUS_METRICS for name in metric.exported}
     for _ in range(40):
         found = scraped(metrics_url)
         if set(found) == expected and found["ray_efface_tasks"].get("training,done"):

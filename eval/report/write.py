@@ -1,0 +1,98 @@
+"""The files of a report: HTML for people, and its numbers as CSV for programs and as Markdown for papers and issues."""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from efface.concepts.prompts import AXES
+from efface.errors import UserError
+from efface.eval.report.content import RunContent
+from efface.eval.report.page import report_html
+from efface.files import write_atomic
+from efface.text import csv_cell, shown
+
+SIGN = '<!doctype html>\n<html lang="en">\n<head>\n<meta name="generator" content="efface'
+"""How a report begins; a file that begins otherwise is never replaced."""
+
+HEADER = ("run", "method", "concept", "axis", "score", "low", "high")
+
+
+def write_report(runs: Sequence[RunContent], out: Path, version: str = "") -> list[Path]:
+    """Write `out` (HTML) and, with other suffixes, the CSV and the Markdown; the paths. version: see `is_report_of`.
+
+    Raises UserError where `out` is there and is no report.
+    """
+    if out.exists() and not _head(out).startswith(SIGN):
+        raise UserError(f"{out}: is there and is no report; give --out another file")
+    html = report_html(runs, ", ".join(run.name for run in runs), version)
+    files = {out: html, out.with_suffix(".csv"): scores_csv(runs), out.with_suffix(".md"): scores_markdown(runs)}
+    for path, text in files.items():
+        write_atomic(path, text.encode())
+    return list(files)
+
+
+def is_report_of(path: Path, version: str) -> bool:
+    """Whether a file is a report that was written with this `version`."""
+    return _head(path).startswith(f'{SIGN} {version}">')
+
+
+def _head(path: Path) -> str:
+    """The beginning of a file; nothing where there is none."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return file.read(len(SIGN) + 80).decode(errors="replace")
+
+
+def scores_csv(runs: Sequence[RunContent]) -> str:
+    """One line for each run, method, concept and axis, in full, with its 95 % interval where there is one."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(HEADER)
+    writer.writerows([csv_cell(value) for value in line] for run in runs for line in _lines(run))
+    return text.getvalue()
+
+
+def _lines(run: RunContent) -> Iterator[tuple[str | float, ...]]:
+    for method, scores in run.scores.items():
+        intervals = scores["intervals"]
+        for concept, values in scores["concepts"].items():
+            for axis in (*AXES, "err"):
+                yield run.name, method, concept, axis, values[axis], *intervals["concepts"][concept][axis]
+        for axis in AXES:
+            yield run.name, method, "(mean)", axis, scores["axes"][axis], *intervals["axes"][axis]
+        for name in ("err_mean", "err_of_means"):
+            yield run.name, method, "(mean)", name, scores[name], *intervals[name]
+
+
+def scores_markdown(runs: Sequence[RunContent]) -> str:
+    """The leaderboards as Markdown tables."""
+    blocks = []
+    for run in runs:
+        header = ("method", "concepts", *AXES, "ERR mean", "95 % interval", "ERR of means", "relative L2", "seconds")
+        lines = [f"## {_cell(run.name)}", "", *(f"- {_cell(problem)}" for problem in run.problems)]
+        lines += [""] if run.problems else []
+        lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+        for row in run.rows:
+            cells = (
+                _cell(row.method),
+                str(row.concepts),
+                *(f"{getattr(row, axis):.3f}" for axis in AXES),
+                f"{row.err_mean:.3f}",
+                f"{row.low:.3f}–{row.high:.3f}",
+                f"{row.err_of_means:.3f}",
+                "" if row.relative_l2 is None else f"{row.relative_l2:.1e}",
+                "" if row.seconds is None else f"{row.seconds:.0f}",
+            )
+            lines.append("| " + " | ".join(cells) + " |")
+        blocks.append("\n".join(lines) + "\n")
+    return "\n".join(blocks)
+
+
+def _cell(text: str) -> str:
+    """A text that ends no cell and starts no markup."""
+    escaped = shown(text)
+    for character in "\\|`*_<>[]#":
+        escaped = escaped.replace(character, f"\\{character}")
+    return escaped
