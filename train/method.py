@@ -200,7 +200,7 @@ class GradientMethod(Method):
         """The tensors of the delta, asked for once after the last step."""
         return {name: value.detach() for name, value in self.trained(student).items()}
 
-    def selection_loss(self, student: NoisePredictor, index: int) -> Tensor:
+    def selection_loss(self, student: Any, index: int) -> Tensor:
         """The loss by whose gradient `select` picks entries, of batch 0, 1, …; a method may have one of its own."""
         with torch.no_grad():
             batch = self.batch(index)

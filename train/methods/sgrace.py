@@ -129,7 +129,7 @@ class SGRACE(GradientMethod):
             count = min(len(self.related), least + integer(most - least + 1, rng))
             texts.append(",".join(self.related[i] for i in torch.randperm(len(self.related), generator=rng)[:count]))
         fresh = SoftPrompts.of(self.base, texts)
-        if self.prompts is None:
+        if self.prompts is None or turn == 0:
             return fresh
         return self.prompts.with_new(fresh, torch.rand(len(texts), generator=rng) < self.config.redraw)
 
@@ -149,6 +149,11 @@ class SGRACE(GradientMethod):
         moved = torch.stack([(value - before).abs().mean() for value, before in self.weights]).sum()
         kept = mse_loss(student(ids), held)
         return away + config.similarity_weight * same + config.parameter_weight * moved + config.anchor_weight * kept
+
+    def selection_loss(self, student: TextEncoder, index: int) -> Tensor:
+        if self.prompts is None:
+            self.before_step(0)
+        return super().selection_loss(student, index)
 
     def state(self) -> dict[str, Tensor]:
         return {} if self.prompts is None else {**self.prompts.tensors(), "before": self.before}
