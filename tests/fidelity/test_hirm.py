@@ -75,6 +75,10 @@ def test_only_the_first_layer_gets_a_gradient_and_all_of_its_weights_do(prepare:
 
 
 def test_several_concepts_have_directions_of_their_own_in_turns(prepare: Prepare, tiny_base: Base) -> None:
+    forms, _ = prepare("hirm", templates=["{}", "a photo of {}"])
+    (ids, one), (longer, same) = (forms.batch(index) for index in range(2))
+    assert torch.equal(one, same) and torch.equal(longer, token_ids(tiny_base, ["a photo of a cat"]))
+    assert torch.equal(ids, token_ids(tiny_base, ["a cat"]))
     method, _ = prepare("hirm", "cat", "dog")
     (first, one), (second, other), (again, _) = (method.batch(index) for index in range(3))
     assert torch.equal(first, token_ids(tiny_base, ["a cat"])) and torch.equal(second, token_ids(tiny_base, ["a dog"]))

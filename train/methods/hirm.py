@@ -6,7 +6,7 @@ A(c), of all 77 positions, is what the last layer's self-attention of the text e
 and r a fixed direction of the same shape. Only the first layer's self-attention and MLP are trained, so the change is
 where words get their meaning and the aim where the denoiser reads it; nothing else is held. The denoiser is not needed.
 
-Several concepts are trained in turns, each with a direction of its own.
+Several concepts, and several prompts of one, are trained in turns; each concept has a direction of its own.
 """
 
 from typing import ClassVar, Literal
@@ -31,7 +31,9 @@ class HiRMConfig(GradientConfig):
     optimizer: Literal["adam", "adamw", "sgd"] = Field("adamw", description="authors AdamW, with a beta2 of 0.98")
     weight_decay: float = Field(1e-8, ge=0, description="of AdamW; authors 1e-8")
     norm: float = Field(5000.0, gt=0, description="Euclidean norm of the direction, over all positions; authors 5000")
-    template: str = Field("{}", description="the prompt, {} being the concept's phrase; authors its bare name")
+    templates: tuple[str, ...] = Field(
+        ("{}",), min_length=1, description="prompts, {} being the concept's phrase; authors one, the bare name"
+    )
 
 
 @register("hirm")
@@ -48,16 +50,17 @@ class HiRM(GradientMethod):
         return Cost(text_rows=1)
 
     def prepare(self, task: UnlearningTask, student: TextEncoder) -> None:
-        prompts = [self.config.template.format(concept.phrase) for concept in task.concepts]
+        concepts = [concept.phrase for concept in task.concepts for _ in self.config.templates]
+        prompts = [form.format(concept.phrase) for concept in task.concepts for form in self.config.templates]
         self.ids = token_ids(task.base, prompts)
         self.attention = student.layers[-1].self_attn.out_proj
         width = self.attention.out_features
-        rows = [uniform((self.ids.shape[1], width), generator(task.seed, "hirm", name)) for name in prompts]
+        rows = [uniform((self.ids.shape[1], width), generator(task.seed, "hirm", name)) for name in concepts]
         self.directions = [self.config.norm * row / row.norm() for row in rows]
         self.device = task.base.device
 
     def batch(self, index: int) -> tuple[Tensor, Tensor]:
-        """Ids (1, 77) and direction (1, 77, D) of one concept after another."""
+        """Ids (1, 77) and direction (1, 77, D) of one prompt after another."""
         row = index % len(self.ids)
         return self.ids[row : row + 1], self.directions[row][None].to(self.device)
 
