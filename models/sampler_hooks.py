@@ -54,6 +54,11 @@ class SamplerHook:
     stock_pipeline: ClassVar[str] = "diffusers has no pipeline that does so"
     """What a user of diffusers' own pipelines can do instead; `{prompts}` stands for the phrases."""
 
+    @classmethod
+    def passes(cls, settings: Any) -> int:
+        """Rows that a guided step takes of the denoiser for an image; plain guidance takes 2."""
+        return 2
+
     def guidance(self, prompts: Sequence[str]) -> Guidance:
         """Of a batch of images of these prompts, one a row. Made anew for each batch, so it may keep state."""
         return classifier_free_guidance

@@ -35,6 +35,10 @@ class HookMethod(ClosedFormMethod):
     def group(self) -> str:
         return "none"
 
+    @property
+    def image_passes(self) -> int:
+        return self.Hook.passes(self.config)
+
     def solve(self, task: UnlearningTask) -> dict[str, Tensor]:
         return {}
 

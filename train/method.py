@@ -27,8 +27,6 @@ from efface.config_files import CONFIGS, StrictModel, parse, read_yaml
 from efface.errors import UserError, did_you_mean
 from efface.files import local_path
 from efface.models.base import Base
-from efface.models.denoiser import Denoiser
-from efface.models.noise_predictor import NoisePredictor
 from efface.models.parameter_groups import select
 from efface.models.shapes import ModelShapes
 from efface.registry import Registry
@@ -141,6 +139,11 @@ class Method(ABC):
         self.config: Any = config
 
     @property
+    def image_passes(self) -> int:
+        """Rows that a guided step of the edited model takes of the denoiser for an image."""
+        return 2
+
+    @property
     @abstractmethod
     def group(self) -> str:
         """The parameter group (`models/parameter_groups.py`) that this config changes; nothing else is touched."""
@@ -167,15 +170,18 @@ class GradientMethod(Method):
     of seed, step and `state`.
     """
 
+    network: ClassVar[Literal["unet", "text_encoder"]] = "unet"
+    """Which network is trained: the student is a `Denoiser`, or a `TextEncoder`."""
+
     @abstractmethod
     def cost(self, shapes: ModelShapes) -> Cost:
         """What a batch takes and what comes before the first one; memory and hours are estimated from it."""
 
-    def add_adapters(self, student: Denoiser, seed: int) -> None:
+    def add_adapters(self, student: Any, seed: int) -> None:
         """Add the trained modules of an adapter method to the student; other methods have none."""
 
     @abstractmethod
-    def prepare(self, task: UnlearningTask, student: Denoiser) -> None:
+    def prepare(self, task: UnlearningTask, student: Any) -> None:
         """Encode prompts, make data, and register hooks on the student."""
 
     @abstractmethod
@@ -183,18 +189,18 @@ class GradientMethod(Method):
         """The data of batch `index` (0, 1, …), made without gradient: roll-outs, teacher predictions."""
 
     @abstractmethod
-    def loss(self, student: NoisePredictor, batch: Any) -> Tensor:
+    def loss(self, student: Any, batch: Any) -> Tensor:
         """The scalar to be minimised, fp32: a pure function of the student's predictions and the batch."""
 
-    def trained(self, student: Denoiser) -> dict[str, nn.Parameter]:
+    def trained(self, student: Any) -> dict[str, nn.Parameter]:
         """The trained tensors by full name, known after `add_adapters`; an adapter method's are its adapters'."""
         return select(student.modules, self.group)
 
-    def saved(self, student: Denoiser) -> dict[str, Tensor]:
+    def saved(self, student: Any) -> dict[str, Tensor]:
         """The tensors of the delta, asked for once after the last step."""
         return {name: value.detach() for name, value in self.trained(student).items()}
 
-    def selection_loss(self, student: NoisePredictor, index: int) -> Tensor:
+    def selection_loss(self, student: Any, index: int) -> Tensor:
         """The loss by whose gradient `select` picks entries, of batch 0, 1, …; a method may have one of its own."""
         with torch.no_grad():
             batch = self.batch(index)

@@ -110,6 +110,10 @@ class Safree(SamplerHook):
         self.off_phrases = identity - span_projection(phrases)
         self.triplets = False  # whether the rows of the pass under way are of no prompt, the filtered and the original
 
+    @classmethod
+    def passes(cls, settings: SafreeSettings) -> int:
+        return 3 if settings.re_attention else 2
+
     def filter(self, prompt: str) -> Filtered:
         """The prompt's embedding and steps."""
         ids, (last,) = token_ids(self.base, [prompt]), last_subject_token(self.base, [prompt])

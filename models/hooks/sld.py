@@ -53,6 +53,10 @@ class SLD(SamplerHook):
         self.config, self.unsafe = config, joined(base, config.prompts)
         self.noise_scale = noise_scale(base.scheduler_config)
 
+    @classmethod
+    def passes(cls, settings: SLDSettings) -> int:
+        return 3
+
     def guidance(self, prompts: Sequence[str]) -> Guidance:
         return SafetyGuidance(self.config, self.unsafe, self.noise_scale)
 

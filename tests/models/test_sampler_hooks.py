@@ -17,7 +17,7 @@ from efface.models.hooks.sld import SafetyGuidance, SLDSettings
 from efface.models.noise_predictor import noise_scale
 from efface.models.recipe import Recipe
 from efface.models.sampler import ImageRequest, SamplingCost, sample
-from efface.models.sampler_hooks import HOOKS
+from efface.models.sampler_hooks import HOOKS, named_hook
 
 REQUESTS = [ImageRequest("a red cat", seed) for seed in range(3)]
 MIXED = [ImageRequest(prompt, seed) for seed, prompt in enumerate(("a red cat", "", "monet in a red hat"))]
@@ -104,6 +104,9 @@ def test_the_passes_of_an_image_are_counted(tiny_base: Base, name: str | None, p
     for requests in (REQUESTS, REQUESTS[:1]):  # the last batch of each is padded
         sample(tiny_base, RECIPE, requests, cost=cost)
     assert cost.images == 4 and cost.unet_rows == 4 * passes * RECIPE.steps and cost.seconds > 0
+    if name:
+        hook_class, config = named_hook(tiny_base.applied)
+        assert hook_class.passes(config) == passes, "as it is declared"
 
 
 def test_safree_without_scaling_is_safree_without_re_attention(tiny_base: Base) -> None:

@@ -53,6 +53,20 @@ QUICK: dict[str, dict[str, Any]] = {
         "adversary_tokens": 3,
     },
     "fmn": {"steps": 2, "learning_rate": 1e-3, "images": 2, "image_steps": 2},
+    "hirm": {"steps": 2, "learning_rate": 1e-3},
+    "tea": {"steps": 2, "learning_rate": 1e-3, "batch_size": 2, "prompts": 4},
+    "sgrace": {
+        "steps": 3,
+        "round_steps": 2,
+        "learning_rate": 1e-3,
+        "related": ["a cat", "kitty"],
+        "unrelated": ["a house", "a boat", "a tree"],
+        "soft_prompts": 2,
+        "words": [1, 2],
+        "adversary_steps": 1,
+        "anchors": 2,
+        "denoising_steps": 4,
+    },
     "fade": {
         "steps": 2,
         "batch_size": 1,
@@ -102,7 +116,7 @@ def prepare(concept_set: ConceptSet, tiny_base: Base) -> Any:
 
     def make(name: str, *concepts: str, seed: int = 0, **config: Any) -> tuple[Any, Denoiser]:
         method: Any = get_method(name)(parse_config(name, {**QUICK.get(name, {}), **config}))
-        student = tiny_base.denoiser.copy()
+        student = tiny_base.network(getattr(method, "network", "unet")).copy()
         targets = tuple(concept_set.find(concept) for concept in concepts or ("cat",))
         if isinstance(method, GradientMethod):
             method.add_adapters(student, seed)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from efface.errors import JobFailure, Stopped
-from efface.models.denoiser import Denoiser
+from efface.models.network import Network
 from efface.train.method import GradientMethod, TrainingConfig, UnlearningTask
 from efface.train.trainer.checkpoint import Checkpoint, read, run_key, write
 from efface.train.trainer.engine import Engine, broadcast_checkpoint, isolated_accelerate_state
@@ -64,7 +64,7 @@ def train(
     Raises JobFailure where a loss, or a trained tensor at the end, is not finite; StorageError where the checkpoint
     cannot be written.
     """
-    student = task.base.denoiser.copy()
+    student = task.base.network(method.network).copy()
     method.add_adapters(student, task.seed)
     method.prepare(task, student)
     trained = method.trained(student)
@@ -117,7 +117,7 @@ class TrainState:
 
 def setup_training(
     method: GradientMethod,
-    student: Denoiser,
+    student: Network,
     trained: dict[str, nn.Parameter],
     training_options: TrainingOptions,
     saved: CheckpointConfig,

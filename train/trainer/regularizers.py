@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from efface.errors import UserError
-from efface.models.denoiser import Denoiser
+from efface.models.network import Network
 from efface.models.text_encoding import encode_prompts, last_subject_token
 from efface.train.method import GradientMethod, TrainingConfig, UnlearningTask
 from efface.train.trainer.options import TrainingOptions
@@ -33,7 +33,7 @@ class Regularizers:
         self,
         method: GradientMethod,
         task: UnlearningTask,
-        student: Denoiser,
+        student: Network,
         trained: Mapping[str, nn.Parameter],
         options: TrainingOptions,
     ) -> None:

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from efface.errors import JobFailure
-from efface.models.denoiser import Denoiser
+from efface.models.network import Network
 from efface.train.method import GradientMethod
 from efface.train.trainer.collectives import all_gather
 
 
 def selected_entries(
-    method: GradientMethod, student: Denoiser, trained: Mapping[str, nn.Parameter]
+    method: GradientMethod, student: Network, trained: Mapping[str, nn.Parameter]
 ) -> dict[str, Tensor]:
     """A mask of each trained tensor, bool: the same in all processes of a group."""
     values = list(trained.values())
