@@ -111,3 +111,9 @@ def _combinations(motifs: Sequence[str], settings: Sequence[str]) -> list[tuple[
 
 def _is_in(concept_set: ConceptSet, name: str | None) -> bool:
     return name is not None and any(fold(name) in map(fold, (c.name, *c.aliases)) for c in concept_set.all)
+
+
+def has_one_place(template: str) -> bool:
+    """Whether a template holds `{}`, a concept's phrase, or `{name}`, its bare name, once and no other brace."""
+    places = template.count("{}") + template.count("{name}")
+    return places == 1 and template.replace("{}", "").replace("{name}", "").count("{") == 0
