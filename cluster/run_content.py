@@ -30,12 +30,13 @@ from efface.eval.calibration import Calibration, read_calibration
 from efface.eval.image_errors import broken_images, counted
 from efface.eval.image_table import SCHEMA, read_images, read_table
 from efface.eval.judge_spec import judge_name
-from efface.eval.metrics.weight_change import mean_weight_change
 from efface.eval.published import published_for
 from efface.eval.report.content import ReportedModel, RunContent
 from efface.eval.scores.continual import score_stages
-from efface.eval.scores.leaderboard import leaderboard
+from efface.eval.scores.leaderboard import leaderboard, notes
+from efface.eval.scores.results import Scores
 from efface.eval.scores.scoring import score_table
+from efface.eval.weight_norms import mean_weight_change
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ def read_run(root: Path) -> RunContent:
         label: [stage for stage in chain if stage[0] in scores] for label, chain in chains.items() if label in scores
     }
     followed = {label for chain in scored.values() for label, _ in chain[:-1]}
+    last = {label: score for label, score in scores.items() if label not in followed}
+    rows = leaderboard(last, changes, seconds)
     broken = broken_images(of_judge)
     if broken:
         problems.append(f"images that are no evidence, and count for nothing: {counted(broken)}")
@@ -81,7 +84,8 @@ def read_run(root: Path) -> RunContent:
         path=str(root),
         table=table,
         judge=judge,
-        rows=tuple(leaderboard({label: s for label, s in scores.items() if label not in followed}, changes, seconds)),
+        rows=tuple(rows),
+        notes=tuple(notes(last, rows)),
         scores=scores,
         stages={label: score_stages(chain, scores) for label, chain in scored.items()},
         models=tuple(models),
@@ -206,7 +210,7 @@ def _reported(name: str, trained: TrainingResult, record: Record) -> ReportedMod
         seconds=trained.metrics.seconds,
         device=record.device,
         losses=tuple(trained.metrics.losses),
-        changes={group: change["relative_l2"] for group, change in trained.weight_change["groups"].items()},
+        changes={group: norms.relative_l2 for group, norms in trained.weight_change.groups.items()},
     )
 
 
@@ -221,8 +225,8 @@ def _calibrations(folder: RunFolder, problems: list[str]) -> list[Calibration]:
     return found
 
 
-def _scores(table: pa.Table, problems: list[str]) -> dict[str, dict[str, Any]]:
-    """What `score_table` says of each method; why one has no score is a problem."""
+def _scores(table: pa.Table, problems: list[str]) -> dict[str, Scores]:
+    """Of each method; why one has no score is a problem."""
     labels = [label for label in dict.fromkeys(table["method"].to_pylist()) if label != BASE]
     scores = {}
     for label in labels or ([BASE] if table.num_rows else []):

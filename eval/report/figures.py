@@ -141,12 +141,12 @@ def heat_map(run: RunContent, method: str, number: int) -> Figure | None:
 
 def chain(label: str, report: Mapping[str, Any], number: int) -> Figure:
     """Retention, and what came back, after each request of a chain."""
-    stages = report["stages"]
-    requests = [f"{stage['stage']}. {stage['request']}" for stage in stages]
-    came_back = {axis: [(stage["relapse"]["mean"] or {}).get(axis) for stage in stages] for axis in TARGET_AXES}
+    stages = report.stages
+    requests = [f"{stage.stage}. {stage.request}" for stage in stages]
+    came_back = {axis: [(stage.relapse.mean or {}).get(axis) for stage in stages] for axis in TARGET_AXES}
     lines = {
-        "ERR": [stage["err_mean"] for stage in stages],
-        "retention": [stage["retention"] for stage in stages],
+        "ERR": [stage.err_mean for stage in stages],
+        "retention": [stage.retention for stage in stages],
         **{f"relapse ({axis})": values for axis, values in came_back.items()},
     }
     plot = _plot(
