@@ -7,7 +7,6 @@ the base is at hand the campaign is planned again, which tells what is missing; 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -36,7 +35,7 @@ from efface.eval.scores.continual import score_stages
 from efface.eval.scores.leaderboard import leaderboard, notes
 from efface.eval.scores.results import Scores
 from efface.eval.scores.scoring import score_table
-from efface.eval.weight_norms import mean_weight_change
+from efface.eval.weight_norms import WeightChange, mean_weight_change
 
 
 @dataclass(frozen=True)
@@ -179,7 +178,7 @@ def _headline(plan: Plan | None, table: pa.Table) -> str:
 
 def _trained(
     folder: RunFolder, table: pa.Table
-) -> tuple[list[ReportedModel], dict[str, dict[str, Any]], dict[str, float]]:
+) -> tuple[list[ReportedModel], dict[str, WeightChange], dict[str, float]]:
     """The models that were made; of each method all of whose models are in the table, weight change and seconds."""
     judged = set(table["model_id"].to_pylist())
     models: list[ReportedModel] = []

@@ -114,6 +114,8 @@ def difference(one: Estimates, other: Estimates) -> Intervals:
 
 
 def _intervals(score: Array, bias: Array, rate: Array, images: Array, variance: Array, df: Array) -> Intervals:
+    # Units that several cells share may cancel in their mean to the last bit, which says nothing.
+    variance = np.where(variance > MIN_SPREAD, variance, rate * (1 - rate) / images)
     centre = np.clip(score - bias, 0.0, 1.0)
     low, high = wilson_interval(centre, rate * (1 - rate) / variance, cluster_quantile(df, images))
     return Intervals(score, centre, np.minimum(low, score), np.maximum(high, score), variance)
