@@ -15,7 +15,7 @@ def made(
     concept = Concept(name=name, kind=kind, phrase=phrase, anchor=anchor)
     monet = Concept(name="Monet", kind="style", phrase="Monet style")
     concept_set = ConceptSet(name="tests", version=1, concepts=(concept, monet))
-    return [(c.anchor, c.targets[0]) for c in captions(concept, concept_set, {kind: own} if own else {}, limit)]
+    return [(c.anchor, c.target) for c in captions(concept, concept_set, {kind: own} if own else {}, limit)]
 
 
 @pytest.mark.parametrize("kind", get_args(Kind))

@@ -67,6 +67,11 @@ class Caption:
     targets: tuple[str, ...]
     """The same picture as the concept would be asked for, in each of the forms that it may be shown with."""
 
+    @property
+    def target(self) -> str:
+        """The first of the forms."""
+        return self.targets[0]
+
 
 def captions(
     concept: Concept,
