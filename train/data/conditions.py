@@ -55,9 +55,11 @@ def prompts_of(concept: Concept, config: ConditionConfig) -> list[str]:
 
 def renamed(concept: Concept, name: str) -> str:
     """The concept's phrase with another of its names: "a cat" and "feline" make "a feline"; else the name alone."""
+    if name == concept.name:
+        return concept.phrase
     own = re.compile(rf"\b{re.escape(concept.name)}\b", re.IGNORECASE)
     phrase = own.sub(lambda found: name, concept.phrase)
-    if phrase == concept.phrase and name != concept.name:
+    if phrase == concept.phrase:
         return name
     return re.sub(r"^an? (?=(\w))", lambda found: "an " if found[1].lower() in "aeiou" else "a ", phrase)
 
