@@ -13,7 +13,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
-from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+from transformers.models.clip.modeling_clip import CLIPAttention
 from two_processes import difference
 
 from efface.concepts.concept import ConceptSet
@@ -54,7 +54,7 @@ def blocks_run() -> Iterator[Counter[bool]]:
     count: Counter[bool] = Counter()
 
     def note(module: nn.Module, inputs: Any) -> None:
-        if isinstance(module, (BasicTransformerBlock, CLIPEncoderLayer)):
+        if isinstance(module, (BasicTransformerBlock, CLIPAttention)):
             count[torch.is_grad_enabled()] += 1
 
     handle = torch.nn.modules.module.register_module_forward_pre_hook(note)
