@@ -209,12 +209,11 @@ def test_every_method_can_be_trained_in_bf16_to_nearly_the_same_delta(
     name: str, quick_job: QuickJob, tiny_base: Base, concept_set: ConceptSet
 ) -> None:
     # SGD: Adam's first steps follow the gradient's signs, however small it is.
-    # An adversary goes by signs too.
-    config = {"optimizer": "sgd", **({"adversary_steps": 0} if name in THROUGH_THE_TEACHER else {})}
-    exact, _ = run_job(quick_job(name, **config), tiny_base, concept_set)
-    delta, _ = run_job(quick_job(name, precision="bf16", **config), tiny_base, concept_set)
+    exact, _ = run_job(quick_job(name, optimizer="sgd"), tiny_base, concept_set)
+    delta, _ = run_job(quick_job(name, optimizer="sgd", precision="bf16"), tiny_base, concept_set)
     assert all(value.dtype == torch.float32 for value in delta.tensors.values())
-    assert 0 < difference(delta, exact, tiny_base) < 0.1
+    # S-GRACE's adversary goes by signs in any case, of which rounding turns some.
+    assert 0 < difference(delta, exact, tiny_base) < (0.3 if name in THROUGH_THE_TEACHER else 0.1)
 
 
 def test_the_precision_is_part_of_a_jobs_id(quick_job: QuickJob) -> None:
