@@ -27,6 +27,8 @@ setup(
             "cluster/deploy/**/*",
             "launch/submit/templates/**/*",
             "eval/report/templates/*",
+            "cluster/package/templates/*",
+            "eval/published/*.csv",
         ]
     },
     # Each bound is a release with which tests/test_wheel.py runs the demo. Where one has a reason, releases before it

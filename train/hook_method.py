@@ -29,7 +29,7 @@ class HookMethod(ClosedFormMethod):
     Hook: ClassVar[type[SamplerHook]]
     """The hook, which is registered under the method's name."""
     strategies: ClassVar[frozenset[Strategy]] = frozenset({"single", "multi", "continual"})
-    delta_kind: ClassVar[DeltaKind] = "hook"
+    delta_kind: DeltaKind = "hook"
 
     @property
     def group(self) -> str:

@@ -25,13 +25,15 @@ from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor
 from efface.models.shapes import ModelShapes
-from efface.train.data.concept_search import ConceptSearch, SearchConfig, restore_all, states_of
+from efface.train.data.concept_search import ConceptSearch, SearchConfig
 from efface.train.data.conditions import ConditionConfig, Conditions
 from efface.train.data.rollouts import RolloutConfig, Rollouts, Start, State, predictions, rollout_rows
+from efface.train.data.timesteps import selected_stops
 from efface.train.data.vocabulary import candidates
 from efface.train.method import GradientMethod, Policy, Strategy, UnlearningTask
 from efface.train.method_cost import Cost
 from efface.train.seeds import choice, generator
+from efface.train.trainer.adversary import Adversary, restore_all, states_of
 
 
 class SearchingConfig(RolloutConfig, ConditionConfig, SearchConfig):
@@ -83,6 +85,7 @@ class SearchingMethod(GradientMethod):
             mean_frozen_rows=mean + 3 * rows,
             # the pass that pi climbs, and a third each of the passes without gradient before it
             mean_search_rows=rows + (searching + rows) / 3,
+            images=self.config.selection_images(shapes),
         )
 
     def prepare(self, task: UnlearningTask, student: Denoiser) -> None:
@@ -90,7 +93,7 @@ class SearchingMethod(GradientMethod):
         self.conditions = Conditions(task.base, task.concepts, self.config)
         found = [candidates(task, concept, self.config) for concept in task.concepts]
         self.searches = [ConceptSearch(rows, self.config) for _, rows in found]
-        self.rollouts = Rollouts(task.base, self.config)
+        self.rollouts = Rollouts(task.base, self.config, selected_stops(task, self.config, self.config.rollout_steps))
         self.scheduler = DDPMScheduler.from_config(task.base.scheduler_config)
 
     def batch(self, index: int) -> SearchingBatch:
@@ -121,13 +124,17 @@ class SearchingMethod(GradientMethod):
             kept = self.rollouts.run(self.student, self.rollouts.start(rng), found)
             (original,) = predictions(self.teacher, kept, [found])
         changed = self.student(kept.latents, kept.timestep, found.expand(len(kept.latents)))
-        self.searches[chosen].climb(image_weight(self.scheduler, kept.timestep) * mse_loss(changed, original))
+        self.searches[chosen].adversary.climb(image_weight(self.scheduler, kept.timestep) * mse_loss(changed, original))
 
     def state(self) -> dict[str, Tensor]:
-        return states_of(self.searches)
+        return states_of(self._adversaries)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        restore_all(self.searches, state)
+        restore_all(self._adversaries, state)
+
+    @property
+    def _adversaries(self) -> dict[str, Adversary]:
+        return {str(number): search.adversary for number, search in enumerate(self.searches)}
 
     def _draw(self, rng: torch.Generator) -> tuple[Conditioning, Conditioning, Start]:
         """A concept and the concept found for it, one row each, and where their roll-outs start."""

@@ -14,6 +14,7 @@ import jinja2
 
 from efface.concepts.prompts import AXES
 from efface.eval.calibration import Calibration
+from efface.eval.published import CAUTION
 from efface.eval.report.content import RunContent
 from efface.eval.report.figures import Figure, figures, is_base
 from efface.eval.report.queries import Disagreement, disagreements
@@ -61,6 +62,7 @@ def report_html(runs: Sequence[RunContent], title: str, version: str = "", live_
         axes=AXES,
         is_base=is_base,
         balanced=_balanced,
+        published_caution=CAUTION,
         version=version,
         live_version=live_version,
         data=_script_json([section.data for section in sections]),

@@ -55,6 +55,7 @@ def recorded(base: Base, built: Any, student: Any) -> tuple[list[int], list[list
         ("spm", {"anchor_weight": 0, "sizes": (8, 16), "guidance_scale": 1}),
         ("eap", {"batch_size": 2}),
         ("age", {"guidance_scale": 1}),
+        ("receler", {"batch_size": 2}),
         ("ca", {"prior_weight": 0, "objective": "noise"}),
         ("fade", {"neighbours": ("a dog", "a fox")}),
         ("fade", {"neighbours": ("a dog",), "batch_size": 2, "sizes": (8, 16), "denoising_guidance": 1}),

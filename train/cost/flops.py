@@ -22,7 +22,7 @@ def trained_weights(method: Method, shapes: ModelShapes) -> tuple[Network, dict[
         return Denoiser(shapes.unet), select(shapes.modules, method.group)
     if method.network == "text_encoder":
         return TextEncoder(shapes.text_encoder), method.trained(TextEncoder(shapes.text_encoder))
-    if method.delta_kind != "adapter":
+    if type(method).add_adapters is GradientMethod.add_adapters:
         return Denoiser(shapes.unet), method.trained(Denoiser(shapes.unet))
     student = Denoiser(copy.deepcopy(shapes.unet))
     method.add_adapters(student, seed=0)

@@ -6,18 +6,17 @@ In its `hard` form the mixture is one candidate, and the gradient is that of the
 authors' code, and is moved by Adam.
 """
 
-from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from efface.models.conditioning import Conditioning
 from efface.train.data.vocabulary import VocabularyConfig
+from efface.train.trainer.adversary import Adversary
 
 TINY = 1e-10  # keeps both logarithms of the Gumbel noise finite; as the authors
-ADAM_KEYS = ("exp_avg", "exp_avg_sq")
 
 
 class SearchConfig(VocabularyConfig):
@@ -30,46 +29,29 @@ class SearchConfig(VocabularyConfig):
 
 
 class ConceptSearch:
-    """One concept's candidates and their weights."""
+    """One concept's candidates, and an adversary that is their weights."""
 
     def __init__(self, rows: Conditioning, config: SearchConfig) -> None:
         self.config, self.rows = config, rows
-        count = len(rows)
-        self.weights = nn.Parameter(torch.full((count,), 1 / count, device=rows.device))
-        self.optimizer = torch.optim.Adam([self.weights], lr=config.search_learning_rate)
-        self.steps = 0
+        start = torch.full((len(rows),), 1 / len(rows), device=rows.device)
+        self.adversary = Adversary(start, config.search_learning_rate)
+
+    @property
+    def weights(self) -> Tensor:
+        """pi, (n,)."""
+        return self.adversary.value
 
     def draw(self, rng: torch.Generator) -> Conditioning:
         """One row, a mixture; its gradient reaches the weights."""
         uniform = torch.rand(len(self.weights), generator=rng).to(self.weights.device)
         gumbel = -torch.log(-torch.log(uniform + TINY) + TINY)
         mixture = relaxed(self.weights + gumbel, self.config.temperature, self.config.mixture, self.config.mixed)
-        states = self.rows.encoder_hidden_states
-        added = {
-            name: (mixture @ value.flatten(1)).view(1, *value.shape[1:]) for name, value in self.rows.added.items()
-        }
-        return Conditioning((mixture @ states.flatten(1)).view(1, *states.shape[1:]), added)
 
-    def climb(self, objective: Tensor) -> None:
-        """A step of Adam that makes `objective` larger."""
-        (gradient,) = torch.autograd.grad(-objective, [self.weights])
-        self.weights.grad = gradient
-        self.optimizer.step()
-        self.steps += 1
+        def mixed(rows: Tensor) -> Tensor:
+            return (mixture @ rows.flatten(1)).view(1, *rows.shape[1:])
 
-    def state(self) -> dict[str, Tensor]:
-        kept = self.optimizer.state.get(self.weights, {})
-        return {"weights": self.weights.detach(), "steps": torch.tensor(float(self.steps))} | {
-            key: kept.get(key, torch.zeros_like(self.weights)) for key in ADAM_KEYS
-        }
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        self.steps = int(state["steps"])
-        with torch.no_grad():
-            self.weights.copy_(state["weights"])
-        if self.steps:
-            moments = {key: state[key].to(self.weights.device, copy=True) for key in ADAM_KEYS}
-            self.optimizer.state[self.weights] = {"step": torch.tensor(float(self.steps)), **moments}
+        added = {name: mixed(rows) for name, rows in self.rows.added.items()}
+        return Conditioning(mixed(self.rows.encoder_hidden_states), added)
 
 
 def relaxed(logits: Tensor, temperature: float, mixture: str, mixed: int) -> Tensor:
@@ -85,13 +67,3 @@ def relaxed(logits: Tensor, temperature: float, mixture: str, mixed: int) -> Ten
     least = soft.topk(min(mixed, len(soft))).values[-1]
     kept = soft * (soft >= least)
     return kept / kept.sum()
-
-
-def states_of(searches: Sequence[ConceptSearch]) -> dict[str, Tensor]:
-    """What several searches keep, for a checkpoint."""
-    return {f"{number}/{key}": value for number, search in enumerate(searches) for key, value in search.state().items()}
-
-
-def restore_all(searches: Sequence[ConceptSearch], state: Mapping[str, Tensor]) -> None:
-    for number, search in enumerate(searches):
-        search.restore({key.split("/", 1)[1]: value for key, value in state.items() if key.startswith(f"{number}/")})

@@ -28,6 +28,7 @@ from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts
 from efface.train.data.conditions import ConditionConfig, Conditions
 from efface.train.data.rollouts import RolloutConfig, Rollouts, State, rollout_rows
+from efface.train.data.timesteps import selected_stops
 from efface.train.method import GradientMethod, Policy, Strategy, UnlearningTask, register
 from efface.train.method_cost import Cost
 from efface.train.seeds import generator
@@ -74,14 +75,14 @@ class SDD(GradientMethod):
     def cost(self, shapes: ModelShapes) -> Cost:
         largest, mean = rollout_rows(self.config)
         rows = self.config.batch_size
-        return Cost(trained_rows=rows, frozen_rows=max(largest, rows), mean_frozen_rows=mean + rows)
+        return Cost(rows, max(largest, rows), mean + rows, images=self.config.selection_images(shapes))
 
     def prepare(self, task: UnlearningTask, student: Denoiser) -> None:
         self.seed, self.student = task.seed, student
         self.average = MovingAverage(self.trained(student), self.config.ema_decay)
         self.conditions = Conditions(task.base, task.concepts, self.config)
         self.together = encode_prompts(task.base, [", ".join(concept.phrase for concept in task.concepts)])
-        self.rollouts = Rollouts(task.base, self.config)
+        self.rollouts = Rollouts(task.base, self.config, selected_stops(task, self.config, self.config.rollout_steps))
 
     def batch(self, index: int) -> SDDBatch:
         rng = generator(self.seed, "sdd", index)

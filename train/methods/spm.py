@@ -11,8 +11,9 @@ is not the concept stays. (The authors draw one again with probability cos(r, c)
 `anchors: code` is what the authors run: of every two anchors one is the empty prompt, since a batch of pairs is halved
 at another place than it was joined. `anchors: paper` has Gaussian ones alone.
 
-The delta is the *static* form, adapters at full strength for every prompt; the authors weigh them by how near a prompt
-is to the concept when an image is made (facilitated transport). Their AdamW keeps 8-bit states, which saves memory.
+`transport: static` leaves adapters that act on every prompt alike, and that can be merged into the weights, exported
+and stacked. `facilitated` is the authors': adapters are weighed by how near a prompt is to the concept when an image is
+made (`models/hooks/spm.py`). Their AdamW keeps 8-bit states, which saves memory.
 
 `multi` trains one adapter, with one concept drawn for every batch; the authors train one for each and add them up, as a
 chain of requests does here.
@@ -26,13 +27,15 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from efface.errors import UserError
 from efface.models.adapters import add_adapters
 from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
+from efface.models.hooks.spm import SPMHookConfig, SPMHookSettings
 from efface.models.noise_predictor import NoisePredictor
 from efface.models.parameter_groups import select
 from efface.models.shapes import ModelShapes
-from efface.train.data.conditions import ConditionConfig, Conditions
+from efface.train.data.conditions import ConditionConfig, Conditions, without_article
 from efface.train.data.rollouts import RolloutConfig, Rollouts, State, predictions, rollout_rows
 from efface.train.method import GradientMethod, UnlearningTask, register
 from efface.train.method_cost import Cost
@@ -42,7 +45,7 @@ from efface.train.seeds import generator, normal
 SCALES = (0.8, 1.2)  # of an anchor's norm to the concept's
 
 
-class SPMConfig(RolloutConfig, ConditionConfig):
+class SPMConfig(RolloutConfig, ConditionConfig, SPMHookSettings):
     """SPM as its authors run it: 3000 steps of AdamW, three cosines after a warm-up."""
 
     steps: int = Field(3000, ge=1, description="optimiser steps; authors 3000")
@@ -55,6 +58,9 @@ class SPMConfig(RolloutConfig, ConditionConfig):
     schedule_cycles: int = Field(3, ge=1, description="times the cosine starts again; authors 3")
     warmup_steps: int = Field(500, ge=0, description="steps in which the rate rises; authors 500")
     rollout_steps: int = Field(30, ge=2, le=1000, description="DDIM steps of a whole trajectory; authors 30")
+    transport: Literal["static", "facilitated"] = Field(
+        "static", description="the adapters as weights for every prompt, or as strong as a prompt asks for (authors)"
+    )
     eta: float = Field(1.0, ge=0, description="g, strength of the negative guidance; authors 1")
     anchor_weight: float = Field(1000.0, ge=0, description="lambda, of the latent anchors; authors 1000")
     anchor_count: int = Field(4, ge=2, multiple_of=2, description="anchors of one state; authors 4")
@@ -90,7 +96,10 @@ class SPM(GradientMethod):
     config: SPMConfig
     strategies = frozenset({"single", "multi", "continual"})
     policy = "on"
-    delta_kind = "adapter"
+
+    def __init__(self, config: SPMConfig) -> None:
+        super().__init__(config)
+        self.delta_kind = "adapter" if config.transport == "static" else "hook"
 
     @property
     def group(self) -> str:
@@ -107,6 +116,7 @@ class SPM(GradientMethod):
             # a trajectory stops before step 1, 2, … or the last
             mean_frozen_rows=rows * (guided * config.rollout_steps / 2 + 2 + anchors),
             latent_sizes=tuple(side // shapes.pixels_per_latent for side in config.sizes or (shapes.image_size,)),
+            images=config.selection_images(shapes),
         )
 
     def add_adapters(self, student: Denoiser, seed: int) -> None:
@@ -115,6 +125,8 @@ class SPM(GradientMethod):
         self.adapters = add_adapters(student.modules, names, self.config.rank, self.config.alpha, rng)
 
     def prepare(self, task: UnlearningTask, student: Denoiser) -> None:
+        if task.erased and self.delta_kind == "hook":
+            raise UserError("spm: transport: facilitated changes no weight to go on from, should be static in a chain")
         self.seed, self.student, self.teacher = task.seed, student, task.base.denoiser
         self.conditions = Conditions(task.base, task.concepts, self.config)
         self.rollouts = Rollouts(
@@ -160,6 +172,10 @@ class SPM(GradientMethod):
         gaussian = count // 2 if self.config.anchors == "code" else count
         drawn = [latent_anchor(concept, rng) for _ in range(gaussian)]
         return [*[self.rollouts.uncond] * (count - gaussian), *drawn]
+
+    def hook_config(self, task: UnlearningTask) -> SPMHookConfig:
+        names = tuple(without_article(concept.phrase) for concept in task.concepts)
+        return SPMHookConfig(prompts=names, power=self.config.power)
 
     def trained(self, student: Denoiser) -> dict[str, nn.Parameter]:
         return self.adapters.parameters()
