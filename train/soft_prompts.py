@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cosine_similarity, mse_loss
 
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.text_encoder import TextEncoder
 from efface.models.text_encoding import last_subject_token, token_ids
+from efface.train.trainer.adversary import Adversary
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ class SoftPrompts:
 
 
 @dataclass(frozen=True)
-class Adversary:
-    """What a search needs to know beside the encoder."""
+class SoftPromptSearch:
+    """What an adversary needs to know beside the encoder."""
 
     base: Base
     latents: Tensor
@@ -77,17 +78,15 @@ class Adversary:
     """f*(c), (1, D)."""
     target_weight: float
 
-    def search(self, encoder: TextEncoder, prompts: SoftPrompts, steps: int, rate: float) -> SoftPrompts:
+    def run(self, encoder: TextEncoder, prompts: SoftPrompts, steps: int, rate: float) -> SoftPrompts:
         """So many steps from `prompts`, one prompt after another in each; the encoder is left as it is."""
         positions = torch.arange(prompts.ids.shape[1], device=prompts.ids.device)
         soft = ((positions > 0) & (positions < prompts.ends[:, None])).unsqueeze(-1)
-        value = nn.Parameter(prompts.embeddings.clone())
-        adam = torch.optim.Adam([value], lr=rate)
+        adversary = Adversary(prompts.embeddings, rate)
         for _ in range(steps):
-            gradients = [self.gradient(encoder, prompts, value, row) for row in range(len(value))]
-            value.grad = torch.cat(gradients).sign() * soft
-            adam.step()
-        return SoftPrompts(prompts.ids, prompts.ends, value.detach())
+            gradients = [self.gradient(encoder, prompts, adversary.value, row) for row in range(len(soft))]
+            adversary.step(torch.cat(gradients).sign() * soft)
+        return SoftPrompts(prompts.ids, prompts.ends, adversary.value.detach())
 
     def gradient(self, encoder: TextEncoder, prompts: SoftPrompts, value: Tensor, row: int) -> Tensor:
         """Of A by one of the prompts, (1, 77, width); its sign is that of the mean over all."""

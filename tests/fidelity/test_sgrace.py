@@ -64,7 +64,7 @@ def test_the_adversary_steps_along_the_sign_of_the_papers_gradient(prepare: Prep
         near = (f * method.target[0]).sum() / f.norm() / method.target.norm()
         return (eps - adversary.noise).square().mean() + 0.1 * (1 - near)
 
-    found = adversary.search(student, start, 1, 5e-3)
+    found = adversary.run(student, start, 1, 5e-3)
     change = found.embeddings[row] - start.embeddings[row]
     point, end = start.embeddings[row : row + 1], int(start.ends[row])
     for position, channel in ((1, 0), (1, 3), (end - 1, 2), (end - 1, 5)):  # by finite differences

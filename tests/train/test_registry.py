@@ -58,8 +58,8 @@ def test_the_built_in_methods_are_known_without_being_imported() -> None:
 
 
 def test_an_unknown_method_is_refused_with_the_nearest_known_one() -> None:
-    with pytest.raises(UserError, match=r"unknown method 'esdx': did you mean 'esd'\?"):
-        get_method("esdx")
+    with pytest.raises(UserError, match=r"unknown method 'fadee': did you mean 'fade'\?"):
+        get_method("fadee")
 
 
 def test_a_method_of_another_package_is_found_through_its_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:

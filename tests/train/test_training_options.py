@@ -13,7 +13,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
-from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+from transformers.models.clip.modeling_clip import CLIPAttention
 from two_processes import difference
 
 from efface.concepts.concept import ConceptSet
@@ -54,7 +54,7 @@ def blocks_run() -> Iterator[Counter[bool]]:
     count: Counter[bool] = Counter()
 
     def note(module: nn.Module, inputs: Any) -> None:
-        if isinstance(module, (BasicTransformerBlock, CLIPEncoderLayer)):
+        if isinstance(module, (BasicTransformerBlock, CLIPAttention)):
             count[torch.is_grad_enabled()] += 1
 
     handle = torch.nn.modules.module.register_module_forward_pre_hook(note)
@@ -212,7 +212,8 @@ def test_every_method_can_be_trained_in_bf16_to_nearly_the_same_delta(
     exact, _ = run_job(quick_job(name, optimizer="sgd"), tiny_base, concept_set)
     delta, _ = run_job(quick_job(name, optimizer="sgd", precision="bf16"), tiny_base, concept_set)
     assert all(value.dtype == torch.float32 for value in delta.tensors.values())
-    assert 0 < difference(delta, exact, tiny_base) < 0.1
+    # S-GRACE's adversary goes by signs in any case, of which rounding turns some.
+    assert 0 < difference(delta, exact, tiny_base) < (0.3 if name in THROUGH_THE_TEACHER else 0.1)
 
 
 def test_the_precision_is_part_of_a_jobs_id(quick_job: QuickJob) -> None:

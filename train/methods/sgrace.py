@@ -28,7 +28,7 @@ from efface.models.text_encoding import encode_prompts, token_ids
 from efface.train.method import GradientConfig, GradientMethod, Strategy, UnlearningTask, register
 from efface.train.method_cost import Cost
 from efface.train.seeds import generator, integer, normal, shuffled
-from efface.train.soft_prompts import Adversary, SoftPrompts
+from efface.train.soft_prompts import SoftPrompts, SoftPromptSearch
 
 TEMPLATES = ("a photo of {}", "a picture of {}", "a image of {}")
 STATE_TEMPLATES = {"style": "a picture of {}", "nsfw": "{}"}
@@ -100,7 +100,7 @@ class SGRACE(GradientMethod):
         self.adversary = self.noised(STATE_TEMPLATES.get(concept.kind, "a photo of {}").format(concept.phrase))
         self.prompts: SoftPrompts | None = None
 
-    def noised(self, prompt: str) -> Adversary:
+    def noised(self, prompt: str) -> SoftPromptSearch:
         """With an x_t of the prompt."""
         config, base, rng = self.config, self.base, generator(self.seed, "sgrace", "state")
         noise = normal((1, *base.latent_shape), rng, base.device)
@@ -110,13 +110,13 @@ class SGRACE(GradientMethod):
         stop = stops[integer(len(stops), rng)]
         cond, uncond = (encode_prompts(base, [text]) for text in (prompt, ""))
         found = partial_denoise(base.denoiser, scheduler, cond, uncond, noise, config.guidance_scale, stop)
-        return Adversary(base, found[0], found[1].to(base.device), noise, self.target, config.target_weight)
+        return SoftPromptSearch(base, found[0], found[1].to(base.device), noise, self.target, config.target_weight)
 
     def before_step(self, step: int) -> None:
         turn, place = divmod(step, self.config.round_steps)
         if place == 0:
             config, started = self.config, self.started(turn)
-            found = self.adversary.search(self.student, started, config.adversary_steps, config.adversary_rate)
+            found = self.adversary.run(self.student, started, config.adversary_steps, config.adversary_rate)
             with torch.no_grad():
                 self.before = found.features(self.student)  # f(z)_0
             self.prompts = found

@@ -22,7 +22,11 @@ class Adversary:
 
     def climb(self, objective: Tensor) -> None:
         """One step of Adam that makes `objective` larger; nothing else gets a gradient."""
-        (self.value.grad,) = torch.autograd.grad(-objective, [self.value])
+        self.step(torch.autograd.grad(-objective, [self.value])[0])
+
+    def step(self, gradient: Tensor) -> None:
+        """One step of Adam down this gradient."""
+        self.value.grad = gradient
         self.optimizer.step()
         self.steps += 1
 

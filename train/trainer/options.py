@@ -69,8 +69,9 @@ def apply_training_options(
         if training_options.gradient_checkpointing:
             student.checkpoint_gradients()
         if precision == "bf16":
-            for network in (student, teacher):
-                _to_bf16(network.module, trained)
+            kept = trained if isinstance(student, Denoiser) else list(student.module.parameters())
+            _to_bf16(student.module, kept)  # a text encoder mixes norms in fp32 and in bf16 badly, and is small
+            _to_bf16(teacher.module, trained)
         yield report
     finally:
         teacher.module.set_attn_processor(processors)
