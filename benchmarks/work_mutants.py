@@ -87,7 +87,13 @@ WORK_MUTANTS = (
         f"{T_OPEN} -k out_of_reach",
     ),
     # training
-    Mutant("warm-up begins at the full rate", LOOP, "(step + 1) / warmup_steps", "1.0", f"{T_LOOP} -k warms_up"),
+    Mutant(
+        "warm-up begins at the full rate",
+        LOOP,
+        "(step + (not warmup_from_zero)) / warmup_steps",
+        "1.0",
+        f"{T_LOOP} -k warms_up",
+    ),
     Mutant(
         "batches of all steps are those of the first",
         LOOP,
