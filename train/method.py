@@ -13,7 +13,7 @@ The frozen original is `task.base`, which is also every method's teacher: a meth
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -137,7 +137,8 @@ class GradientMethod(Method):
 
     `add_adapters` and `prepare` are called once, then `batch` and `loss` in turns. Everything random in a batch is a
     function of the task's seed and the batch's index (`train/seeds.py`), so that a run can be stopped and resumed at
-    any step.
+    any step. A method that learns something beside the weights does so in `before_step` and `after_step`, as a function
+    of seed, step and `state`.
     """
 
     @abstractmethod
@@ -166,6 +167,19 @@ class GradientMethod(Method):
     def saved(self, student: Denoiser) -> dict[str, Tensor]:
         """The tensors of the delta, asked for once after the last step."""
         return {name: value.detach() for name, value in self.trained(student).items()}
+
+    def before_step(self, step: int) -> None:
+        """Change the method's own state (an adversary, say) before optimiser step 0, 1, …; in every process alike."""
+
+    def after_step(self, step: int) -> None:
+        """The same, once the weights have been changed (an average of them, say)."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What `before_step` and `after_step` keep, fp32; part of a checkpoint."""
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from the `state` of a checkpoint."""
 
     @property
     def steps(self) -> int:

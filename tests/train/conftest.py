@@ -22,6 +22,7 @@ QUICK: dict[str, dict[str, Any]] = {
         "image_steps": 2,
     },
     "esd": {"steps": 2, "learning_rate": 1e-3, "rollout_steps": 3},
+    "fmn": {"steps": 2, "learning_rate": 1e-3, "images": 2, "image_steps": 2},
     "fade": {
         "steps": 2,
         "batch_size": 1,

@@ -14,6 +14,7 @@ from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import partial_denoise
 from efface.models.scheduler import make_scheduler
 from efface.models.text_encoding import encode_prompts
+from efface.train.data.conditions import without_article
 from efface.train.job import make_job
 from efface.train.method import UnlearningTask, parse_config, preset_names
 from efface.train.methods import fade
@@ -23,7 +24,6 @@ from efface.train.methods.fade import (
     code_erase_loss,
     paper_adjacent_loss,
     paper_erase_loss,
-    without_article,
 )
 from efface.train.run_job import run_job
 from efface.train.trainer.loop import train

@@ -40,6 +40,8 @@ from efface.train.trainer.options import TrainingOptions
 
 QuickJob = Callable[..., Job]
 GRADIENT = [name for name in method_names() if issubclass(get_method(name), GradientMethod)]
+WITHOUT_TEACHER = {"fmn"}
+"""Methods whose batches take no pass without gradient."""
 
 
 @pytest.fixture
@@ -113,7 +115,7 @@ def test_xformers_computes_a_jobs_attention_whatever_its_method_hung_on_the_unet
     monkeypatch.setattr(attention_processor, "xformers", SimpleNamespace(ops=ops))
     delta, metrics = run_job(job, tiny_base, concept_set, training_options=TrainingOptions(attention="xformers"))
     assert metrics["attention"]["processors"] == {"XFormersAttnProcessor": len(tiny_base.unet.attn_processors)}
-    assert computed[True] and computed[False]
+    assert computed[True] and (computed[False] or name in WITHOUT_TEACHER)
     assert difference(delta, plain, tiny_base) < 1e-3
 
 

@@ -37,12 +37,14 @@ def step_flops(method: Method, shapes: ModelShapes, checkpointing: bool = False)
     cost, (student, trained) = method.cost(shapes), trained_weights(method, shapes)
     names = trained_names(student, trained)
     sides = cost.latent_sizes or (shapes.latent_size,)
-    total = 0.0
+    batches, total = method.config.gradient_accumulation_steps, 0.0
+    # an adversary searches once a step, whatever number of batches the step takes
+    trained_rows, frozen_rows = batches * cost.trained_rows + cost.mean_search_rows, batches * cost.mean_frozen_rows
     for height, width in combinations_with_replacement(sides, 2):
         one = cached_unet_pass_cost(student.module, names, 1, height, width, "fp32", checkpointing)
-        batch = cost.trained_rows * (one.forward_flops + one.backward_flops) + cost.mean_frozen_rows * one.forward_flops
-        total += batch * (1 if height == width else 2)  # a latent on its side costs the same
-    return float(method.config.gradient_accumulation_steps * total / len(sides) ** 2)
+        step = trained_rows * (one.forward_flops + one.backward_flops) + frozen_rows * one.forward_flops
+        total += step * (1 if height == width else 2)  # a latent on its side costs the same
+    return float(total / len(sides) ** 2)
 
 
 def image_flops(images: BaseImages, shapes: ModelShapes) -> float:

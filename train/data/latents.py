@@ -13,14 +13,38 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
+from diffusers import DDPMScheduler
+from pydantic import Field
 from torch import Tensor
 
 from efface.errors import StorageError
 from efface.files import content_id, write_atomic
 from efface.models.base import Base
+from efface.models.noise_predictor import truth
 from efface.models.recipe import Recipe
 from efface.models.sampler import ImageRequest, sample
+from efface.train.method import MethodConfig
+from efface.train.seeds import integers, normal
 from efface.train.trainer.collectives import all_gather, distributed_map
+
+
+class ImageConfig(MethodConfig):
+    """The settings of a method that trains on images which the base makes."""
+
+    image_scheduler: str = Field("dpm++", description="scheduler of the images that the base makes")
+    image_steps: int = Field(25, ge=1, le=1000, description="inference steps of these images")
+    image_guidance_scale: float = Field(7.5, ge=0, description="classifier-free guidance of these images")
+
+    def image_recipe(self, image_size: int) -> Recipe:
+        """What these images are made by; `image_size` in pixels."""
+        return Recipe(
+            name="training images",
+            scheduler=self.image_scheduler,
+            steps=self.image_steps,
+            guidance_scale=self.image_guidance_scale,
+            height=image_size,
+            width=image_size,
+        )
 
 
 @dataclass(frozen=True)
@@ -35,6 +59,29 @@ class Posterior:
         """Latents of images `chosen` (B,), drawn with unit `noise` (B, 4, h, w) and scaled for the UNet."""
         chosen = chosen.to(self.mean.device)
         return (self.mean[chosen] + self.std[chosen] * noise) * self.scaling_factor
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Images with forward noise, and what should be predicted for them. B samples, fp32."""
+
+    latents: Tensor  # (B, 4, h, w)
+    timesteps: Tensor  # (B,), int64
+    truth: Tensor  # (B, 4, h, w): the noise, or the velocity
+
+
+def noised(images: Posterior, chosen: Sequence[int], scheduler: DDPMScheduler, rng: torch.Generator) -> Noised:
+    """Images `chosen`, each at a uniform timestep. `scheduler` has the base's `scheduler_config`."""
+    shape, device = (len(chosen), *images.mean.shape[1:]), images.mean.device
+    clean = images.latents(torch.tensor(list(chosen)), normal(shape, rng, device))
+    return add_noise(clean, scheduler, rng)
+
+
+def add_noise(clean: Tensor, scheduler: DDPMScheduler, rng: torch.Generator) -> Noised:
+    """Latents (B, 4, h, w), scaled for the UNet, each at a uniform timestep."""
+    noise = normal(tuple(clean.shape), rng, clean.device)
+    timesteps = integers(scheduler.config.num_train_timesteps, len(clean), rng).to(clean.device)
+    return Noised(scheduler.add_noise(clean, noise, timesteps), timesteps, truth(scheduler, clean, noise, timesteps))
 
 
 def image_posterior(base: Base, recipe: Recipe, prompts: Sequence[str], cache: Path | None) -> Posterior:

@@ -21,7 +21,6 @@ memory and is not reproduced.
 stacks a new adapter on those of the requests before, which are part of the frozen model then.
 """
 
-import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -40,6 +39,7 @@ from efface.models.parameter_groups import select
 from efface.models.scheduler import make_scheduler
 from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts
+from efface.train.data.conditions import without_article
 from efface.train.data.neighbours import nearest
 from efface.train.method import GradientConfig, GradientMethod, UnlearningTask, register
 from efface.train.method_cost import BaseImages, Cost
@@ -273,8 +273,3 @@ def code_adjacent_loss(predicted: Tensor, original: Tensor) -> Tensor:
 def paper_adjacent_loss(predicted: Tensor, original: Tensor) -> Tensor:
     """L_adj as printed: the mean over neighbours. Both (K, n, 4, h, w)."""
     return F.mse_loss(predicted, original)
-
-
-def without_article(phrase: str) -> str:
-    """A concept's phrase without its article: the authors prompt with bare names ("blue jay")."""
-    return re.sub(r"^(an?|the) ", "", phrase)

@@ -122,7 +122,7 @@ def broadcast_checkpoint(accelerator: Accelerator, found: Checkpoint | None) -> 
     """The first process's checkpoint, for all: the others need not see its file."""
     if accelerator.num_processes == 1:
         return found
-    device, parts = accelerator.device, ("trained", "moments")
+    device, parts = accelerator.device, ("trained", "moments", "method")
     object_list: list[Any] = [None]
     if found is not None:
         shapes = {part: {name: value.shape for name, value in getattr(found, part).items()} for part in parts}

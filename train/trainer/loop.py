@@ -2,7 +2,8 @@
 
 An optimiser step takes `gradient_accumulation_steps` batches. Batch `step * gradient_accumulation_steps + k` goes to
 process `k mod processes`, and every batch is a function of (seed, number). So the same job on more processes sees the
-same samples, and the state of a run between two steps is `(trained values, optimiser state, losses)`: a checkpoint.
+same samples, and the state of a run between two steps is `(trained values, optimiser state, method's state, losses)`:
+a checkpoint.
 
 Trained tensors are fp32. The learning rate is a pure function of the step. Clipping is explicit, never a default.
 Progress goes to the logger `efface.train.trainer.loop`, twenty lines a job.
@@ -127,6 +128,7 @@ def setup_training(
                 value.copy_(found.trained[name])
     engine = make_engine(accelerator, student, trained, config, training_options)
     if found:
+        method.restore(found.method)
         try:
             engine.restore(found.moments, len(found.losses))
         except BaseException:
@@ -150,6 +152,8 @@ def train_step(training: TrainState) -> float:
     first = training.step * config.gradient_accumulation_steps
     losses = []
     norm = None
+    with engine.gather_params():
+        method.before_step(training.step)
     for k in range(accelerator.process_index, config.gradient_accumulation_steps, accelerator.num_processes):
         with torch.no_grad(), engine.gather_params():
             batch = method.batch(first + k)
@@ -163,6 +167,8 @@ def train_step(training: TrainState) -> float:
         raise JobFailure(f"the loss is {mean} {where}: {_cause(training)}")
     if norm is not None and not math.isfinite(norm):
         raise JobFailure(f"the gradient is not finite {where}: {_cause(training)}")
+    with torch.no_grad(), engine.gather_params():
+        method.after_step(training.step)
     training.losses.append(mean)
     if accelerator.is_main_process and (
         training.step % max(1, method.steps // 20) == 0 or training.step == method.steps
@@ -194,7 +200,7 @@ def save(training: TrainState, path: Path, key: str) -> None:
     """The run's checkpoint, collected from all processes of a group and written by the first."""
     trained, moments = training.engine.state()
     if training.engine.accelerator.is_main_process:
-        write(path, key, Checkpoint(training.losses, trained, moments))
+        write(path, key, Checkpoint(training.losses, trained, moments, training.method.state()))
 
 
 def learning_rate_factor(step: int, steps: int, warmup_steps: int, schedule: str) -> float:
