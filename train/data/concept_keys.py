@@ -120,6 +120,11 @@ def preserved(config: EditConfig, task: UnlearningTask) -> list[str]:
         return []
     if config.preserve != "retained":
         return list(dict.fromkeys(config.preserve))
+    return retained_phrases(task)
+
+
+def retained_phrases(task: UnlearningTask) -> list[str]:
+    """What the set retains of the task's concepts, each once, without what is to be forgotten or is already."""
     forgotten = {concept.name for concept in (*task.concepts, *task.erased)}
     retained = (kept for concept in task.concepts for kept in task.concept_set.retained_for(concept))
     return list(dict.fromkeys(kept.phrase for kept in retained if kept.name not in forgotten))
@@ -147,16 +152,19 @@ def edit_keys(
     return EditKeys(torch.cat(keys), torch.cat(guides), torch.cat(rows) if rows else keys[0].new_zeros(0, width))
 
 
-def second_moment(base: Base, captions: Sequence[str], cache: Path | None = None) -> Tensor:
-    """The mean of c c^T over the tokens c of all captions, from the first token to the end of text, (d, d) fp64.
+def second_moment(base: Base, captions: Sequence[str], cache: Path | None = None, padding: bool = False) -> Tensor:
+    """The mean of c c^T over the tokens c of all captions, (d, d) fp64.
 
-    From a file in `cache` where there is one: it is a function of the text encoder and the captions alone.
+    From the first token to the end of text, or with `padding` to the end of the window. From a file in `cache` where
+    there is one: it is a function of the text encoder and the captions alone.
     """
-    file = cache / f"second-moment-{content_id([base.state_id, list(captions)])}.safetensors" if cache else None
+    file = (
+        cache / f"second-moment-{content_id([base.state_id, list(captions), padding])}.safetensors" if cache else None
+    )
     if file and file.is_file():
         return safetensors.torch.load(file.read_bytes())["moment"].to(base.device)
     encoded = encode(base, captions).values()
-    tokens = torch.cat([found.embedding[: found.last + 2] for found in encoded]).double()
+    tokens = torch.cat([found.embedding[: None if padding else found.last + 2] for found in encoded]).double()
     moment = tokens.T @ tokens / len(tokens)
     if file:
         with suppress(StorageError):  # a cache that cannot be written costs time only
