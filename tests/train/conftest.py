@@ -23,6 +23,15 @@ QUICK: dict[str, dict[str, Any]] = {
     },
     "esd": {"steps": 2, "learning_rate": 1e-3, "rollout_steps": 3},
     "fmn": {"steps": 2, "learning_rate": 1e-3, "images": 2, "image_steps": 2},
+    "mace": {
+        "steps": 2,
+        "learning_rate": 1e-2,
+        "captions": 2,
+        "images": 2,
+        "image_steps": 2,
+        "masks": "attention",
+        "general_captions": ["a harbour", "two horses"],
+    },
     "fade": {
         "steps": 2,
         "batch_size": 1,

@@ -40,7 +40,7 @@ from efface.train.trainer.options import TrainingOptions
 
 QuickJob = Callable[..., Job]
 GRADIENT = [name for name in method_names() if issubclass(get_method(name), GradientMethod)]
-WITHOUT_TEACHER = {"fmn"}
+WITHOUT_TEACHER = {"fmn", "mace"}
 """Methods whose batches take no pass without gradient."""
 
 

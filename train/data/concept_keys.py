@@ -124,8 +124,8 @@ def preserved(config: EditConfig, task: UnlearningTask) -> list[str]:
 
 
 def retained_phrases(task: UnlearningTask) -> list[str]:
-    """What the set retains of the task's concepts, each once, without what is to be forgotten or is already."""
-    forgotten = {concept.name for concept in (*task.concepts, *task.erased)}
+    """What the set retains of the task's concepts, each once, without what is to be forgotten."""
+    forgotten = {concept.name for concept in task.concepts}
     retained = (kept for concept in task.concepts for kept in task.concept_set.retained_for(concept))
     return list(dict.fromkeys(kept.phrase for kept in retained if kept.name not in forgotten))
 
