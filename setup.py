@@ -26,6 +26,9 @@ setup(
             "miniature/*.json",
             "cluster/deploy/**/*",
             "launch/submit/templates/**/*",
+            "eval/report/templates/*",
+            "cluster/package/templates/*",
+            "eval/published/*.csv",
         ]
     },
     # Each bound is a release with which tests/test_wheel.py runs the demo. Where one has a reason, releases before it
@@ -52,6 +55,7 @@ setup(
         "universal-pathlib>=0.3.5",  # its paths of stores can be subclassed
         "fsspec>=2024.12",  # creates an object where there is none; before, what was there was replaced
         "jinja2>=3.1",
+        "plotly>=6",  # its script is what draws the figures of a report
         "filelock>=3.12",
         "psutil>=6",
         "packaging>=24.2",
@@ -67,6 +71,7 @@ setup(
             "efface[s3,search,train,curves]",
             "moto[server,s3]>=5.1",
             "promql-parser>=0.5",
+            "playwright>=1.50",  # reports are tested in a browser
             "jsonschema>=4",
             "pytest>=8",
             "pytest-xdist>=3.6",

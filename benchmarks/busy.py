@@ -39,12 +39,13 @@ from efface.cluster.campaign.planner import plan_campaign
 from efface.cluster.campaign.spec import Campaign, read_campaign
 from efface.cluster.run import Run
 from efface.cluster.scheduler.dispatch import Dispatcher
-from efface.cluster.scheduler.metrics import Metrics
+from efface.cluster.scheduler.prometheus import PrometheusMetrics
 from efface.cluster.storage.journal import Journal, TaskEnded, read_journal
 from efface.cluster.storage.remaining import RemainingTasks
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.tasks.judging import Shard
-from efface.cluster.tasks.task import Outcome, Task
+from efface.cluster.tasks.retry_rules import Outcome
+from efface.cluster.tasks.task import Task
 from efface.cluster.workers.ray_executor import RayExecutor
 
 NODES, GPUS_EACH = 8, 8
@@ -164,7 +165,7 @@ def memory(shards: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="busy-") as root:
         folder, executor = RunFolder(root), Instant(GPUS)
         with contextlib.closing(Journal(folder)) as journal:
-            callbacks = [journal, Metrics(plan, remaining, executor.workers)]
+            callbacks = [journal, PrometheusMetrics(plan, remaining, executor.workers)]
             Dispatcher(remaining, folder, executor, callbacks, running.Limits(), lambda: False).run()
     seconds = time.perf_counter() - start
     peak = tracemalloc.get_traced_memory()[1]

@@ -1,12 +1,15 @@
-"""Which promises the tests would miss: `python -m benchmarks.mutants [--only NAME …] [--chaos]`.
+"""Which promises the tests would miss: `python -m benchmarks.mutants [--group GROUP] [--only NAME …] [--chaos]`.
 
-Each mutant breaks one promise of the run folder, the lease or the command in a copy of the sources, and names the tests
-that must fail then. They run on the unchanged copy first, where all of them must pass. A mutant whose text is not found
-exactly once, or whose tests cannot run, is an error. `--chaos` tries the disturbances that should see it too. Exit code
-1 where a mutant survives its tests. Writes benchmarks/results/mutants.json, unless only some were tried.
+Each mutant (`benchmarks/*_mutants.py`) breaks one promise in a copy of the sources, and names the tests that must fail
+then. They run on the unchanged copy first, where all of them must pass (`--passing`: where that is known already). A
+mutant whose text is not found exactly once, or whose tests cannot run, is an error. `--chaos` tries the disturbances
+that should see it too. Exit code 1 where a mutant survives its tests. Writes benchmarks/results/mutants-GROUP.json,
+unless only some of a list were tried.
 """
 
 import argparse
+import importlib
+import multiprocessing
 import os
 import re
 import shutil
@@ -14,299 +17,42 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from benchmarks.base_mutants import BASE_MUTANTS
+from benchmarks.mutant import Mutant
+from benchmarks.output_mutants import OUTPUT_MUTANTS
 from benchmarks.record import write_result
+from benchmarks.run_mutants import RUN_MUTANTS
+from benchmarks.work_mutants import WORK_MUTANTS
 
 ROOT = Path(__file__).parents[1]
-LEASE, FILES, RUN_FOLDER = "cluster/storage/lease.py", "efface/files.py", "cluster/storage/run_folder.py"
-T_LEASE, T_FILES, T_GC = "tests/cluster/test_lease.py", "tests/test_files.py", "tests/cluster/test_gc.py"
-T_STOP, T_DAMAGE, T_LIMITS = (f"tests/cluster/test_{name}.py" for name in ("stopping", "silent_damage", "limits"))
-T_RAY, T_CHAOS = "tests/cluster/test_ray_session.py", "tests/cluster/test_chaos.py"
+TIMEOUT = 1800.0
+"""Seconds that the tests of one mutant may take."""
 
-
-@dataclass(frozen=True)
-class Mutant:
-    """A change of the sources that breaks a promise."""
-
-    name: str
-    file: str
-    old: str
-    """What stands in the file, once."""
-    new: str
-    tests: str
-    """Arguments to pytest: fast tests of which one must fail."""
-    chaos: str = ""
-    """Ids of trials in tests/cluster/test_chaos.py that should fail too, as one expression of `-k`."""
-
-
-MUTANTS = (
-    # files
-    Mutant(
-        "files are written in place",
-        FILES,
-        "    with _temporary_file(path, data) as name:\n        os.replace(name, path)\n",
-        "    path.parent.mkdir(parents=True, exist_ok=True)\n    path.write_bytes(data)\n",
-        T_FILES,
-        "PowerLoss",
+LIBRARIES = (
+    *(
+        "torch",
+        "accelerate",
+        "ray",
+        "pyarrow.compute",
+        "pyarrow.parquet",
+        "optuna",
+        "typer",
+        "rich.table",
+        "hypothesis",
     ),
-    Mutant(
-        "content is not synced",
-        FILES,
-        "            os.fsync(file.fileno())\n",
-        "",
-        f"{T_FILES} -k content_is",
-        "PowerLoss",
-    ),
-    Mutant("names are not synced", FILES, "            os.fsync(handle)\n", "            pass\n", T_FILES, "PowerLoss"),
-    Mutant(
-        "names of new folders are not synced",
-        FILES,
-        "            _sync_folder(made.parent)\n",
-        "            pass\n",
-        T_FILES,
-        "PowerLoss",
-    ),
-    Mutant("a creation overwrites", FILES, "_link(name, path)\n", "os.replace(name, path)\n", T_FILES, "TwoDrivers"),
-    Mutant("hard links are needed", FILES, "if error.errno not in NO_HARD_LINKS:", "if True:", T_FILES),
-    Mutant(
-        "a folder that is a file counts as a file that exists",
-        FILES,
-        "        raise NotADirectoryError(errno.ENOTDIR",
-        "        raise FileExistsError(errno.EEXIST",
-        T_FILES,
-    ),
-    Mutant(
-        "a store that is away is not tried again",
-        "efface/retry.py",
-        "if not is_transient(error) or time.monotonic() + delay > deadline:",
-        "if True:",
-        "tests/test_retry.py",
-    ),
-    Mutant(
-        "an error that may pass says it stays",
-        "efface/errors.py",
-        "    exit_code = 75\n",
-        "    exit_code = 2\n",
-        f"{T_FILES} -k try_again",
-        "FullDisk or ReadOnly",
-    ),
-    # the lease
-    Mutant(
-        "a lost lease is not noticed",
-        LEASE,
-        "if _holder(self._folder).number != self._number:\n                        self.lost",
-        "if False:\n                        self.lost",
-        T_LEASE,
-        "Stall",
-    ),
-    Mutant(
-        "the driver does not heed that its lease is lost",
-        "cluster/run.py",
-        "        if lease.lost:\n",
-        "        if False:\n",
-        f"{T_LEASE} -k loses_its_lease",
-    ),
-    Mutant(
-        "the heartbeat does not beat",
-        LEASE,
-        "            self._heartbeats += 1\n",
-        "",
-        f"{T_LEASE} -k heartbeat",
-        "TwoContainers",
-    ),
-    Mutant(
-        "process ids of other containers are looked up",
-        "cluster/storage/process.py",
-        'for name in ("host", "boot", "namespaces"))',
-        'for name in ("host", "boot"))',
-        f"{T_LEASE} -k 'process_table or container'",
-    ),
-    Mutant(
-        "a process that cannot be looked at is dead",
-        "cluster/storage/process.py",
-        "    return None if started is None else",
-        "    return False if started is None else",
-        f"{T_LEASE} -k looked_at",
-    ),
-    Mutant(
-        "a damaged lease is taken over at once",
-        LEASE,
-        "    deadline = time.monotonic() + heartbeat_timeout\n",
-        "    deadline = time.monotonic() + (heartbeat_timeout if holder.content else 0)\n",
-        f"{T_LEASE} -k damaged",
-    ),
-    Mutant(
-        "a lost answer makes a driver refuse itself",
-        LEASE,
-        "            create_exclusive(self._file(self._number), json",
-        "            return create_exclusive(self._file(self._number), json",
-        f"{T_LEASE} -k loses_its_answer",
-    ),
-    Mutant(
-        "a worker does not look for the driver's run folder",
-        LEASE,
-        "    if lease_id is None:\n        return\n    deadline",
-        "    return\n    deadline",
-        f"{T_LEASE} -k 'worker'",
-    ),
-    # what is done, and done again
-    Mutant(
-        "an output's size is not compared",
-        "cluster/storage/records.py",
-        "if found is None or found.size != written.bytes:",
-        "if found is None:",
-        "tests/cluster/test_run_folder.py",
-        "Damage",
-    ),
-    Mutant(
-        "an output newer than its record is not hashed",
-        "cluster/storage/records.py",
-        "if found.changed > of_record.changed and",
-        "if False and",
-        "tests/cluster/test_run_in_process.py -k damaged_file",
-        "Damage",
-    ),
-    Mutant(
-        "a delta is not verified",
-        RUN_FOLDER,
-        "    if written is None or written.sha256 != sha256(delta):",
-        "    if written is None:",
-        f"{T_DAMAGE} -k delta",
-    ),
-    Mutant(
-        "verdicts are not verified",
-        "cluster/report.py",
-        "    _check(folder, records, [(shard, [VERDICTS]) for shard in shards])\n",
-        "",
-        f"{T_DAMAGE} -k gathered",
-    ),
-    Mutant(
-        "images of sheets are not verified",
-        "cluster/report.py",
-        "            _check(folder, records, [(shard, [IMAGES]) for shard in having])\n",
-        "            pass\n",
-        f"{T_DAMAGE} -k gathered",
-    ),
-    Mutant(
-        "a full disk fails the job",
-        "cluster/workers/worker.py",
-        "        except StorageError as error:\n            return Outcome.storage(str(error), log.getvalue())\n",
-        "",
-        "tests/cluster/test_object_store.py -k blame",
-    ),
-    Mutant(
-        "a full disk fails the job that the driver sees",
-        "cluster/scheduler/dispatch.py",
-        "        if outcome.next is Next.ABORT:\n            self._storage_error = outcome.reason\n",
-        "",
-        f"{T_LIMITS} -k cannot_be_written",
-        "FullDisk",
-    ),
-    Mutant(
-        "there is no limit on losses and errors",
-        "cluster/scheduler/dispatch.py",
-        "< outcome.attempts\n",
-        "< 100\n",
-        f"{T_LIMITS} -k 'without_end or every_time'",
-    ),
-    # signals, output and exit codes
-    Mutant(
-        "a closed terminal ends a run",
-        "cluster/signals.py",
-        "(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)",
-        "(signal.SIGINT, signal.SIGTERM)",
-        f"{T_STOP} -k 'hang_up or terminal'",
-        "AskToStop",
-    ),
-    Mutant(
-        "a second signal of a closed terminal interrupts",
-        "cluster/signals.py",
-        "if number != signal.SIGHUP and any(earlier != signal.SIGHUP for earlier in signals):",
-        "if signals:",
-        f"{T_STOP} -k 'hang_up or log_out'",
-    ),
-    Mutant(
-        "an early interrupt ends in a traceback",
-        "efface/__main__.py",
-        "    if heeds_interrupts:\n        signal.signal(signal.SIGINT, leave)\n    from",
-        "    from",
-        "tests/launch/test_entry.py -k first_second",
-    ),
-    Mutant(
-        "a run fails with its output",
-        "launch/output.py",
-        "            self.error = self.error or error\n",
-        "            raise\n",
-        "tests/launch/test_entry.py -k 'does_not_depend'",
-    ),
-    Mutant(
-        "SLURM does not queue again what may succeed later",
-        "launch/submit/templates/slurm/requeue.sh.j2",
-        " || $code -eq 75",
-        "",
-        "tests/launch/submit/test_slurm_scripts.py -k queued_again",
-    ),
-    # what is removed, and who may read
-    Mutant(
-        "gc removes every hidden file",
-        "cluster/storage/gc.py",
-        "if is_temporary(path.name) and",
-        'if path.name.startswith(".") and',
-        T_GC,
-    ),
-    Mutant(
-        "gc removes all of the cache",
-        "cluster/storage/gc.py",
-        "if CACHE_FILES.fullmatch(file.name))",
-        "if file.name)",
-        T_GC,
-    ),
-    Mutant(
-        "gc follows links",
-        "cluster/storage/gc.py",
-        "return [] if folder.is_symlink() else [",
-        "return [",
-        f"{T_GC} -k links",
-    ),
-    Mutant(
-        "gc needs room",
-        "cluster/storage/gc.py",
-        "except NoSpaceError:",
-        "except ZeroDivisionError:",
-        f"{T_GC} -k full_disk",
-    ),
-    Mutant(
-        "the user's own campaign file is rewritten",
-        "cluster/storage/opening.py",
-        "        _check_nothing_is_lost(paths, config_file)\n",
-        "",
-        f"{T_GC} -k no_run_wrote",
-    ),
-    Mutant(
-        "Ray's folder is open to everybody",
-        "cluster/workers/ray_session.py",
-        "(made.st_uid, made.st_mode & 0o777) == (os.geteuid(), 0o700)",
-        "made",
-        f"{T_RAY} -k permissions",
-    ),
-    Mutant(
-        "Ray's token is open to everybody",
-        "cluster/workers/ray_token.py",
-        "        path.chmod(0o600)\n",
-        "        pass\n",
-        T_RAY,
-    ),
-    Mutant(
-        "whatever listens at an address is a Ray",
-        "cluster/workers/ray_probe.py",
-        "    return len(frame) == 9 and frame[3] == SETTINGS\n",
-        "    return True\n",
-        f"{T_RAY} -k no_ray",
-    ),
+    *("transformers.models.clip", "transformers.models.resnet", "diffusers.pipelines.stable_diffusion"),
+    *("diffusers.schedulers", "fsspec", "omegaconf", "safetensors.torch"),
 )
+
+T_CHAOS = "tests/cluster/test_chaos.py"
+
+GROUPS = {"run": RUN_MUTANTS, "work": WORK_MUTANTS, "output": OUTPUT_MUTANTS, "base": BASE_MUTANTS}
 
 
 def copy_sources(folder: Path) -> None:
@@ -324,20 +70,46 @@ def copy_sources(folder: Path) -> None:
 
 
 def failed_tests(folder: Path, tests: str) -> list[str]:
-    """Run some tests in a copy; the ids of those that failed. Raises RuntimeError where they could not be run."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-rfE", "-m", "not slow", "-p", "no:cacheprovider"]
-    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    """Run some tests in a copy; the ids of those that failed. Raises RuntimeError where they could not be run.
+
+    They run in a fork of this process, which has imported the libraries already: most of their time would be that.
+    """
+    options = ["-q", "-x", "-rfE", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist"]
     arguments = [word.strip("'") for word in re.findall(r"'[^']*'|\S+", tests)]
-    try:
-        done = subprocess.run(
-            [*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=900
-        )
-    except subprocess.TimeoutExpired:
-        return ["none ended within 15 minutes"]
-    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
-    if done.returncode not in (0, 1) or (done.returncode == 1) != bool(failed):
-        raise RuntimeError(f"pytest {tests}: exit code {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    log = folder / ".pytest.log"
+    process = multiprocessing.get_context("fork").Process(target=_run_pytest, args=(folder, log, options + arguments))
+    process.start()
+    process.join(TIMEOUT)
+    if process.is_alive():
+        process.kill()
+        return [f"none ended within {TIMEOUT / 60:g} minutes"]
+    said = log.read_text(errors="replace")
+    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", said, re.MULTILINE)
+    if process.exitcode not in (0, 1) or (process.exitcode == 1) != bool(failed):
+        raise RuntimeError(f"pytest {tests}: exit code {process.exitcode}\n{said[-4000:]}")
     return failed
+
+
+def import_libraries() -> None:
+    """Import what the tests import, but nothing of efface."""
+    for name in LIBRARIES:
+        importlib.import_module(name)
+
+
+def _run_pytest(folder: Path, log: Path, arguments: list[str]) -> None:
+    with log.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    os.chdir(folder)
+    os.environ.update(PYTHONPATH=str(folder), PYTHONDONTWRITEBYTECODE="1")
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("efface", "benchmarks")]:
+        del sys.modules[name]
+    sys.path[:] = [str(folder), *(path for path in sys.path if path and Path(path).resolve() != ROOT)]
+    sys.dont_write_bytecode = True
+    code = int(pytest.main(arguments))
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def mutate(folder: Path, mutant: Mutant) -> None:
@@ -349,7 +121,19 @@ def mutate(folder: Path, mutant: Mutant) -> None:
     path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
 
 
-def try_all(mutants: list[Mutant], chaos: bool) -> dict[str, dict[str, Any]]:
+def joined(suites: Iterable[str]) -> list[str]:
+    """All of them, those of the same files as one."""
+    expressions: dict[str, list[str]] = {}
+    for suite in sorted(suites):
+        files, _, expression = suite.partition(" -k ")
+        expressions.setdefault(files, []).append(expression.strip("'"))
+    return [
+        f"{files} -k '{' or '.join(f'({each})' for each in found)}'" if all(found) else files
+        for files, found in expressions.items()
+    ]
+
+
+def try_all(mutants: list[Mutant], chaos: bool, passing: bool) -> dict[str, dict[str, Any]]:
     """What caught each mutant."""
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
@@ -360,7 +144,7 @@ def try_all(mutants: list[Mutant], chaos: bool) -> dict[str, dict[str, Any]]:
             shutil.copy2(ROOT / mutant.file, folder / mutant.file)
         suites = {mutant.tests for mutant in mutants}
         suites |= {f"{T_CHAOS} -k '{mutant.chaos}'" for mutant in mutants if chaos and mutant.chaos}
-        for tests in sorted(suites):
+        for tests in [] if passing else joined(suites):
             print(f"unchanged: {tests}", flush=True)
             if failed := failed_tests(folder, tests):
                 raise RuntimeError(f"{tests}: {failed[0]} fails on the unchanged sources, so it shows nothing")
@@ -380,20 +164,29 @@ def try_all(mutants: list[Mutant], chaos: bool) -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--group", choices=GROUPS, help="those of one list")
     parser.add_argument("--only", nargs="+", help="words of the names of some mutants")
+    parser.add_argument("--passing", action="store_true", help="the tests are known to pass on the unchanged sources")
     parser.add_argument("--chaos", action="store_true", help="try the disturbances too")
     args = parser.parse_args()
-    mutants = [m for m in MUTANTS if not args.only or any(word in m.name for word in args.only)]
-    start = time.monotonic()
-    found = try_all(mutants, args.chaos)
-    survivors = [name for name, caught in found.items() if not caught["tests"]]
-    print(f"{len(found)} mutants, {len(survivors)} survive: {', '.join(survivors) or 'none'}")
-    if not args.only:
-        minutes = round((time.monotonic() - start) / 60, 1)
-        print(
-            write_result("mutants", {"mutants": len(found), "survivors": survivors, "caught": found}, minutes=minutes)
-        )
+    groups = [args.group] if args.group else list(GROUPS)
+    import_libraries()
+    survivors = [name for group in groups for name in try_group(group, args.only, args.chaos, args.passing)]
     sys.exit(bool(survivors))
+
+
+def try_group(group: str, only: list[str] | None, chaos: bool, passing: bool) -> list[str]:
+    """Try the mutants of a list, and write what caught them; the names of those that survive."""
+    mutants = [m for m in GROUPS[group] if not only or any(word in m.name for word in only)]
+    start = time.monotonic()
+    found = try_all(mutants, chaos, passing)
+    survivors = [name for name, caught in found.items() if not caught["tests"]]
+    print(f"{group}: {len(found)} mutants, {len(survivors)} survive: {', '.join(survivors) or 'none'}")
+    if not only:
+        minutes = round((time.monotonic() - start) / 60, 1)
+        measured = {"mutants": len(found), "survivors": survivors, "caught": found}
+        print(write_result(f"mutants-{group}", measured, minutes=minutes))
+    return survivors
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from efface.cluster.scheduler.dispatch import dispatch
 from efface.cluster.storage.journal import Journal
 from efface.cluster.storage.remaining import RemainingTasks
 from efface.cluster.tasks.model import Model
-from efface.cluster.tasks.task import Outcome, Task
+from efface.cluster.tasks.retry_rules import Outcome
+from efface.cluster.tasks.task import Task
 from efface.cluster.workers.ray_executor import RayExecutor
 from efface.config_files import parse
 from efface.models.base import load_base

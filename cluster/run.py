@@ -16,8 +16,8 @@ from efface.cluster.campaign.spec import MUTABLE_KEYS, Campaign, DeltaEvaluation
 from efface.cluster.measured_rates import update_measured_rates
 from efface.cluster.report import DamagedOutputs, Results, collect_results
 from efface.cluster.scheduler.dispatch import dispatch
-from efface.cluster.scheduler.metrics import Metrics
 from efface.cluster.scheduler.progress import Display
+from efface.cluster.scheduler.prometheus import PrometheusMetrics
 from efface.cluster.signals import stop_signals
 from efface.cluster.storage.journal import Journal
 from efface.cluster.storage.lease import Lease, held_lease
@@ -31,7 +31,9 @@ from efface.cluster.workers.ray_executor import RayExecutor
 from efface.cluster.workers.worker import Worker, WorkerContext
 from efface.config_files import read_config, to_yaml
 from efface.errors import JobFailure, StorageError, UserError
+from efface.eval.weight_norms import WeightChange
 from efface.files import content_id, is_remote
+from efface.models.base import BaseSpec
 from efface.models.delta import Delta
 
 MAX_ROUNDS = 4
@@ -69,26 +71,40 @@ def reopen_run(root: Path) -> Run:
 
 
 def open_evaluation(deltas: Sequence[tuple[Path, Delta]], evaluation_config: DeltaEvaluation, out: Path | None) -> Run:
-    """The run that judges deltas which exist, in `out` (default `runs/evaluation-ID`). Raises UserError."""
-    from efface.eval.metrics.weight_change import weight_change
-    from efface.models.base import load_base
+    """The run that judges deltas which exist, in `out` (default `runs/evaluation-ID`).
 
+    What was given up of it before is tried again. Raises UserError, also where a delta changes no weight.
+    """
     plan = plan_deltas(deltas, evaluation_config)
     settings = evaluation_config.model_dump(mode="json", exclude=set(MUTABLE_KEYS))
     id = content_id([sorted(model.id for model in plan.jobs), settings])
     folder = RunFolder(out or Path("runs") / f"evaluation-{id}")
+    new = [(task, *given) for task, given in zip(plan.trainings, deltas, strict=True) if not folder.record(task)]
+    changes = _weight_changes(plan.base, [(path, delta) for _, path, delta in new])
     folder.open(folder.evaluation, to_yaml(evaluation_config.model_dump(mode="json")), MUTABLE_KEYS)
-    base = None
-    for task, (_, delta) in zip(plan.trainings, deltas, strict=True):
-        if not folder.record(task):
-            base = base or load_base(plan.base)
-            folder.write_delta(task.model, delta)
-            folder.finish(
-                task,
-                [folder.delta(task.model)],
-                **training_facts(task.model, TrainingMetrics(), weight_change(base, delta)),
-            )
+    for (task, _, delta), change in zip(new, changes, strict=True):
+        folder.write_delta(task.model, delta)
+        facts = training_facts(task.model, TrainingMetrics(), change)
+        folder.finish(task, [folder.delta(task.model)], **facts)
+    for model in plan.models:
+        folder.clear_failure(model)
     return Run(plan, folder, evaluation_config.limits)
+
+
+def _weight_changes(spec: BaseSpec, deltas: Sequence[tuple[Path, Delta]]) -> list[WeightChange]:
+    """Of each. Raises UserError where one changes nothing, so that nothing can be judged."""
+    from efface.eval.metrics.weight_change import weight_change
+    from efface.models.base import load_base
+
+    if not deltas:
+        return []
+    base = load_base(spec)
+    for path, delta in deltas:
+        if not delta.has_effect(base):
+            raise UserError(
+                f"{path}: changes no weight of base '{spec.name}' (a relative L2 of 0), so nothing was forgotten"
+            )
+    return [weight_change(base, delta) for _, delta in deltas]
 
 
 def execute(
@@ -176,7 +192,7 @@ def _dispatch(
         journal = closing.enter_context(contextlib.closing(Journal(run.folder)))
         rates = rates_for(run.plan)
         display = closing.enter_context(Display(run.plan, remaining, executor.workers, console, run.folder, rates))
-        metrics = Metrics(run.plan, remaining, executor.workers)
+        metrics = PrometheusMetrics(run.plan, remaining, executor.workers)
         dispatch(remaining, run.folder, executor, [journal, display, metrics], run.limits, should_stop)
     update_measured_rates(run.plan, run.folder, remaining.tasks)
 

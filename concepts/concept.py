@@ -1,4 +1,4 @@
-"""Concepts and concept sets: what can be forgotten, what lies near it, and what must stay.
+"""Concepts and concept sets: what can be forgotten, what is close to it, and what must stay.
 
 A concept set is a versioned YAML file, shipped in `concepts/data/` or given by its path. It is checked once,
 on reading; afterwards every name in it stands for a concept.

@@ -56,16 +56,16 @@ class CutPrompt:
 
 
 def cut_prompts(
-    prompts: PromptSet, concepts: ConceptSet, window: TextWindow, asked: Collection[str] | None = None
+    prompts: PromptSet, concepts: ConceptSet, window: TextWindow, texts: Collection[str] | None = None
 ) -> tuple[CutPrompt, ...]:
-    """The prompts of a set that are longer than the window, in the order of the file; `asked`: of these texts alone.
+    """The prompts of a set that are longer than the window, in the order of the file; `texts`: of these alone.
 
     Raises UserError for a prompt of which nothing is read.
     """
     found = []
     for name, row in prompts.rows.items():
         for column, text in (entry for group in GROUPS for entry in row.prompts(group)):
-            if asked is not None and text not in asked:
+            if texts is not None and text not in texts:
                 continue
             (reading,) = window.read([text])
             if not reading.tokens:
@@ -80,12 +80,11 @@ def cut_prompts(
 
 
 def check_prompts(
-    prompts: PromptSet, concepts: ConceptSet, window: TextWindow, asked: Collection[str]
+    prompts: PromptSet, concepts: ConceptSet, window: TextWindow, texts: Collection[str]
 ) -> tuple[str, ...]:
-    """A line about those of the prompts `asked` that are cut; () if none is. Raises UserError for what says nothing."""
-    check_concepts(concepts, window)
-    cut = cut_prompts(prompts, concepts, window, asked)
-    return (summary(cut, prompts, window, len(asked)),) if cut else ()
+    """A line about those of the prompts `texts` that are cut; () if none is. Raises UserError for what says nothing."""
+    cut = cut_prompts(prompts, concepts, window, texts)
+    return (summary(cut, prompts, window, len(texts)),) if cut else ()
 
 
 def summary(cut: Sequence[CutPrompt], prompts: PromptSet, window: TextWindow, of: int, named: int = NAMED) -> str:

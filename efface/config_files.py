@@ -47,7 +47,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_yaml(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
-    """The mapping in a YAML file, with `key=value` overrides laid over it.
+    """The mapping in a YAML file, with `key=value` overrides applied to it.
 
     Raises UserError where the file cannot be read, is not YAML or too large, is not a mapping, or holds `${…}`.
     """
@@ -176,7 +176,7 @@ def _apply_overrides(tree: Any, overrides: list[str]) -> Any:
     try:
         return OmegaConf.merge(tree, OmegaConf.from_dotlist(overrides))
     except (YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
-        message = f"--set {_one_line(' '.join(overrides))}: cannot be laid over the file ({_message(error)})"
+        message = f"--set {_one_line(' '.join(overrides))}: cannot be applied to the file ({_message(error)})"
         raise UserError(f"{message}, should be KEY=VALUE, and a list given whole: KEY=[…]") from None
 
 

@@ -12,14 +12,14 @@ import re
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
 from efface.errors import LocationError, NoSpaceError, StorageError, UserError
-from efface.retry import first_line, is_transient_in_store, is_transient_on_disk, retry
+from efface.storage_retry import first_line, is_transient_in_store, is_transient_on_disk, retry
 
 URL = re.compile("[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -79,8 +79,23 @@ def local_path(text: str | Path) -> Path:
     return Path(written)  # no such user: a file may be called so
 
 
+def exists(path: Path) -> bool:
+    """Whether a local path is taken, also by a link to nothing."""
+    return path.exists() or path.is_symlink()
+
+
+def unless_taken(path: Path, id: str, is_own: Callable[[Path], bool], force: bool = False) -> Path:
+    """`path`, for what has been computed; or a name with `id` beside it, where there is a file that is not one's own.
+
+    So of two who write the same path at once neither loses what the other has computed. `force`: always `path`.
+    """
+    if force or not exists(path) or is_own(path):
+        return path
+    return path.with_name(f"{path.stem}-{id}{path.suffix}")
+
+
 def is_remote(path: Path) -> bool:
-    """Whether `path` lies on an object store."""
+    """Whether `path` is on an object store."""
     return not isinstance(path, os.PathLike)
 
 

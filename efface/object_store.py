@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from upath.extensions import ProxyUPath
 
 from efface.errors import LocationError, StorageError
-from efface.retry import first_line, is_transient_in_store, retry
+from efface.storage_retry import first_line, is_transient_in_store, retry
 
 T = TypeVar("T")
 

@@ -15,13 +15,27 @@ import typer
 from typer.core import TyperGroup
 
 from efface.errors import JobFailure, Stopped, UserError
-from efface.launch.output import with_output
+from efface.launch.output_streams import with_output
 from efface.text import shown
 
 PANELS = {
     "Erase": ("unlearn", "export"),
+    "Hand in": ("package", "verify"),
     "Judge": ("evaluate", "score", "attack"),
-    "Campaigns": ("run", "plan", "status", "retry", "cancel", "logs", "gc", "search", "submit", "prefetch"),
+    "Campaigns": (
+        "run",
+        "plan",
+        "status",
+        "report",
+        "board",
+        "retry",
+        "cancel",
+        "logs",
+        "gc",
+        "search",
+        "submit",
+        "prefetch",
+    ),
     "Look up": ("doctor", "methods", "judges", "attacks", "concepts", "prompts", "bases"),
 }
 """The commands by their heading in the help; each is a module of `launch/commands/`."""

@@ -1,4 +1,4 @@
-"""The world's concept set and prompt set, as the two files the concepts room reads.
+"""The world's concept set and prompt set, as the two files that `efface.concepts` reads.
 
 Direct prompts name the concept; indirect ones describe it and hold neither its name nor an alias. Two of five
 templates never occur in training. The adversarial columns are found by a search over tokens, not written here:
@@ -83,7 +83,7 @@ def _things_for(style: Words) -> list[str]:
 
 
 def concept_set() -> dict:
-    """The concept set in the concepts room's format."""
+    """The concept set in the format of `efface.concepts`."""
     rows = [
         {
             "name": words.name,

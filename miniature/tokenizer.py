@@ -1,6 +1,6 @@
 """The byte-level BPE tokenizer of CLIP, trained on the world's captions.
 
-The vocabulary is laid out as CLIP's: 256 byte symbols, the same 256 with `</w>`, one entry per merge, then the two
+The vocabulary is ordered as CLIP's: 256 byte symbols, the same 256 with `</w>`, one entry per merge, then the two
 special tokens. So every string of any script has a spelling in it.
 """
 

@@ -4,9 +4,11 @@ Whatever kernel attends, forward hooks take its queries and keys and compute sof
 prediction keeps its bits. Gradients flow through what is recorded.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from efface.models.denoiser import Denoiser
@@ -66,3 +68,21 @@ class CrossAttentionMaps:
             attention.to_k.register_forward_hook(keep("k")),
             attention.register_forward_hook(record),
         ]
+
+
+def concept_region(
+    maps: Sequence[Tensor], words: Sequence[int], pixels: int, latent_side: int, threshold: float
+) -> Tensor:
+    """Where the words are attended to, (B, pixels), bool.
+
+    maps: (B, heads, pixels, tokens) of each layer; those whose side is nearest to a quarter of the latents' count.
+    """
+    sides = {round(layer.shape[2] ** 0.5) for layer in maps}
+    side = min(sides, key=lambda side: (abs(side - latent_side / 4), side))
+    chosen = [layer[..., list(words)].mean(dim=(1, 3)) for layer in maps if layer.shape[2] == side**2]
+    mean = torch.stack(chosen).mean(dim=0)
+    least, most = mean.amin(dim=1, keepdim=True), mean.amax(dim=1, keepdim=True)
+    there = (mean - least) / (most - least).clamp(min=1e-12) >= threshold
+    wanted = round(pixels**0.5)
+    grid = there.float().view(-1, 1, side, side)
+    return F.interpolate(grid, (wanted, wanted)).flatten(1).bool()

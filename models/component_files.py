@@ -93,7 +93,9 @@ def file_parts(file: Path, architecture: Path) -> Parts:
 def _weights(folder: Path, stem: str) -> tuple[Path, ...]:
     """A component's weights, whole or in shards; no variant such as fp16."""
     if (folder / "adapter_config.json").is_file():
-        raise UserError(f"{folder}: an adapter lies beside the weights (adapter_config.json); {MERGE}, or take it away")
+        raise UserError(
+            f"{folder}: there is an adapter beside the weights (adapter_config.json); {MERGE}, or take it away"
+        )
     whole, index = folder / f"{stem}.safetensors", folder / f"{stem}{INDEX}"
     shards = sorted(
         path
@@ -127,7 +129,7 @@ def _check_complete(folder: Path, stem: str, shards: list[str]) -> None:
 
 
 def _no_weights(folder: Path, whole: Path) -> UserError:
-    """What lies there instead, and what would help."""
+    """What is there instead, and what would help."""
     if not folder.is_dir():
         return UserError(f"{folder}: no such folder, which a base needs")
     endings = {path.suffix for path in folder.iterdir()}

@@ -2,7 +2,8 @@
 
 Three kinds. `weights`: new values of whole tensors, by full name. `adapter`: for a module M of rank r,
 `M.down` (r, in, …), `M.up` (out, r, …) and the scalar `M.alpha`; merged, its weight is W + alpha / r * up @
-down. `hook`: no tensor at all; the provenance names what acts at sampling time.
+down. `hook`: the provenance names what acts at sampling time, and the tensors are
+its own; no weight changes.
 
 The same content gives the same bytes, and those bytes are checked by their own hash when read.
 """
@@ -22,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from efface.errors import UserError, did_you_mean
-from efface.files import write_atomic
+from efface.files import local_path, write_atomic
 
 if TYPE_CHECKING:
     from efface.models.base import Base
@@ -70,12 +71,12 @@ class Delta:
     def save(self, path: str | Path) -> None:
         """Write it to `path`, atomically. Raises UserError where that cannot be done."""
         header = {"kind": self.kind, "provenance": self.provenance, "sha256": _sha256(self)}
-        write_atomic(Path(path), safetensors.torch.save(self.tensors, metadata={HEADER: _canonical(header)}))
+        write_atomic(local_path(path), safetensors.torch.save(self.tensors, metadata={HEADER: _canonical(header)}))
 
     @staticmethod
     def load(path: str | Path) -> Delta:
         """The delta in a file. Raises UserError where it is missing, broken, changed, or something else."""
-        tensors, header = _read(Path(path))
+        tensors, header = _read(local_path(path))
         try:
             delta = Delta(header["kind"], tensors, header["provenance"])
             error = _validation_error(delta, header)
@@ -96,6 +97,8 @@ class Delta:
                 f"delta {self.id} was made from the base {self.base_id[:16]}, not from '{base.spec.name}' "
                 f"({base.fingerprint[:16]}); use the base it was made from"
             )
+        if self.kind == "hook":
+            return {}
         originals = base.originals()
         edited = merge(self.tensors, originals) if self.kind == "adapter" else self.tensors
         for name, value in edited.items():
@@ -105,6 +108,17 @@ class Delta:
                 shapes = f"{tuple(value.shape)}, should be {tuple(originals[name].shape)}"
                 raise UserError(f"delta {self.id}: '{name}' has the shape {shapes} for the base '{base.spec.name}'")
         return edited
+
+    def has_effect(self, base: Base, parent: Delta | None = None) -> bool:
+        """Whether it acts at sampling time, or any weight differs from the base's, or from those of `parent`'s model.
+
+        Without an effect (a relative L2 of 0) nothing can have been forgotten. Raises as `edited` does.
+        """
+        if self.kind == "hook":
+            return True
+        before = base.originals() | (parent.edited(base) if parent else {})
+        edited = self.edited(base).items()
+        return not all(torch.equal(value.to(before[name].device), before[name]) for name, value in edited)
 
 
 def merge(adapter: Mapping[str, Tensor], originals: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -184,8 +198,6 @@ def _validation_error(delta: Delta, header: dict[str, Any]) -> str | None:
             return f"'{name}' ({tensor.dtype}) is no fp32 tensor of {', '.join(COMPONENTS)}"
         if not tensor.isfinite().all():
             return f"'{name}' holds numbers that are not finite"
-    if delta.kind == "hook" and delta.tensors:
-        return "a hook holds no tensors"
     if delta.kind == "adapter":
         modules = {name.rpartition(".")[0] for name in delta.tensors}
         if set(delta.tensors) != {f"{module}.{part}" for module in modules for part in ("down", "up", "alpha")}:

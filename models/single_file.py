@@ -21,7 +21,7 @@ VAE = "first_stage_model."
 AVERAGES = "model_ema."
 CLIP = "cond_stage_model.transformer."
 OPEN_CLIP = "cond_stage_model.model."
-"""Where a text encoder lies: of Stable Diffusion 1.x, and of 2.x in OpenCLIP's own names."""
+"""Where a text encoder is: of Stable Diffusion 1.x, and of 2.x in OpenCLIP's own names."""
 LEFT_OUT = "first_stage_model.loss."
 """Begins what training an autoencoder leaves beside it."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from efface.concepts.text_window import Reading, TextWindow
+from efface.concepts.concept import ConceptSet
+from efface.concepts.prompts import PromptSet
+from efface.concepts.text_window import Reading, TextWindow, check_concepts, check_prompts
 from efface.errors import UserError
 from efface.models.base import DEFAULT_ARCHITECTURE, RANDOM, BaseSpec, architecture
 from efface.models.model_files import NotCached, locate
@@ -45,6 +47,21 @@ def text_window(spec: BaseSpec) -> TextWindow | None:
 
     size = positions - tokenizer.num_special_tokens_to_add()
     return TextWindow(spec.name, size, read)
+
+
+def check_texts(
+    spec: BaseSpec, concepts: ConceptSet, prompts: PromptSet | None = None, texts: Collection[str] = ()
+) -> tuple[str, ...]:
+    """A line for what the base's text encoder does not read of the `texts` of a prompt set.
+
+    Raises UserError for a phrase, an anchor or a prompt that says nothing to it.
+    """
+    window = text_window(spec)
+    if window is None:
+        unknown = f"base '{spec.name}' is not fetched yet, nor is its tokenizer"
+        return (f"{unknown}: whether it reads every prompt to its end will be known when the run starts",)
+    check_concepts(concepts, window)
+    return check_prompts(prompts, concepts, window, texts) if prompts else ()
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:

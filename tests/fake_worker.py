@@ -25,7 +25,8 @@ from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.tasks.calibration import CALIBRATION, CalibrationTask
 from efface.cluster.tasks.judging import IMAGES, VERDICTS, Shard
 from efface.cluster.tasks.model import Model
-from efface.cluster.tasks.task import DamagedInput, Outcome, Task
+from efface.cluster.tasks.retry_rules import Outcome
+from efface.cluster.tasks.task import DamagedInput, Task
 from efface.cluster.tasks.training import TrainingMetrics, TrainingTask, training_facts
 from efface.cluster.workers.worker import WorkerContext
 from efface.errors import Stopped, StorageError

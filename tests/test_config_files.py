@@ -94,7 +94,7 @@ def test_a_file_cannot_read_the_users_environment(
     assert "${…} is not looked up in files" in message and "hunter2" not in message
 
 
-def test_nor_by_what_is_laid_over_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nor_by_what_overrides_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """OmegaConf looks up what stands where an override goes below."""
     monkeypatch.setenv("SECRET", "{hunter2: 1}")
     for text, override in (("a: ${oc.decode:${oc.env:SECRET}}", "a.b=1"), ("a: 1", "b=${oc.env:SECRET}")):

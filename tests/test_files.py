@@ -37,7 +37,7 @@ HASH = "[0-9a-f]{8}"
 
 @pytest.fixture(autouse=True)
 def _no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("efface.retry.RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("efface.storage_retry.RETRY_SECONDS", 0.0)
 
 
 @pytest.fixture(params=["disk", "memory"])

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from efface.concepts.concept import ConceptSet
@@ -51,7 +50,7 @@ def run_job(
     for a device that has run out of memory, a step takes twice the batches of half the size; the provenance says so.
 
     The base is left as it was, bit for bit. Raises UserError where the job does not fit what it is run with, and
-    JobFailure where training goes wrong.
+    JobFailure where training goes wrong, or changes no weight.
     """
     assert base.applied is None, "a job starts from the unedited base"
     method = _method(job, base, concept_set, reduce_micro_batch)
@@ -78,24 +77,18 @@ def run_job(
     if parent is not None and not closed_form:
         kind, tensors = stack(base, parent, kind, tensors)
     own = {name: _own(value) for name, value in sorted(tensors.items())}
-    delta = Delta(kind, own, _provenance(job, parent, method if reduce_micro_batch else None))
-    _check_change(job, base, delta, parent)
-    seconds = time.perf_counter() - start
-    return delta, {"losses": losses, "seconds": seconds, "samples_seen": samples_seen, "attention": attention}
-
-
-def _check_change(job: Job, base: Base, delta: Delta, parent: Delta | None) -> None:
-    """Raises JobFailure where every weight is what it was before this job: then nothing can have been forgotten."""
-    if delta.kind == "hook":
-        return
-    before = base.originals() | (parent.edited(base) if parent else {})
-    after = delta.edited(base)
-    if all(torch.equal(value.to(before[name].device), before[name]) for name, value in after.items()):
+    provenance = _provenance(job, parent, method if reduce_micro_batch else None)
+    if kind == "hook":
+        provenance["hook"] = {"name": method.name, "config": method.hook_config(task).model_dump(mode="json")}
+    delta = Delta(kind, own, provenance)
+    if not delta.has_effect(base, parent):
         raise JobFailure(
             f"method '{job.method}' changed no weight (a relative L2 of 0), so nothing is forgotten: the anchor of "
             f"{', '.join(job.concepts)} may say the same as its phrase to the text encoder, or the learning rate is "
             "too small"
         )
+    seconds = time.perf_counter() - start
+    return delta, {"losses": losses, "seconds": seconds, "samples_seen": samples_seen, "attention": attention}
 
 
 def _task(job: Job, base: Base, concept_set: ConceptSet, cache: Path | None, closed_form: bool) -> UnlearningTask:

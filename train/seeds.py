@@ -44,3 +44,8 @@ def shuffled(count: int, turn: int, seed: int, *purpose: str | int) -> int:
 def choice(items: Sequence[Item], generator: torch.Generator) -> Item:
     """One of the items, each as likely as another; of a single one that, and nothing is drawn."""
     return items[integer(len(items), generator)] if len(items) > 1 else items[0]
+
+
+def uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Uniform numbers in [0, 1), fp32, on the CPU."""
+    return torch.rand(shape, generator=generator)

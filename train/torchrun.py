@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from torch import distributed
 from efface.concepts.concept import load_concept_set
 from efface.config_files import LocalPath, StrictModel, parse
 from efface.errors import JobFailure, Stopped, UserError
-from efface.files import local_path, write_json
+from efface.files import exists, local_path, unless_taken, write_json
 from efface.models.base import load_base
 from efface.models.delta import Delta
 from efface.train.job import Job, is_result
@@ -58,6 +59,11 @@ class TorchrunJob(StrictModel):
     )
     force: bool = Field(False, description="replace files of the results' names, whatever they are")
 
+    @property
+    def metrics(self) -> Path:
+        """Where the first process writes what the training measured."""
+        return self.out.with_suffix(".json")
+
 
 def run_rank(work: TorchrunJob, on_step: OnStep | None = None) -> dict[str, Any]:
     """This process's part of the work; the first of the group saves the delta. The metrics of `run_job`.
@@ -79,8 +85,9 @@ def run_rank(work: TorchrunJob, on_step: OnStep | None = None) -> dict[str, Any]
             reduce_micro_batch=work.reduce_micro_batch,
         )
         if _rank() == 0:
-            delta.save(work.out)
-            write_json(work.out.with_suffix(".json"), metrics)
+            delta.save(unless_taken(work.out, work.job.id, partial(is_result, job=work.job), work.force))
+            path = unless_taken(work.metrics, work.job.id, partial(_is_metrics, job=work.job), work.force)
+            write_json(path, {"job_id": work.job.id, **metrics})
             if work.checkpoint:
                 work.checkpoint.unlink(missing_ok=True)
     return metrics
@@ -168,15 +175,24 @@ def _run(arguments: list[str]) -> int:
 
 
 def check_results(work: TorchrunJob) -> None:
-    """Raises UserError where the results would replace files that are none of this job's."""
-    if work.force or is_result(work.out, work.job):
-        return
-    for path in (work.out, work.out.with_suffix(".json")):
-        if path.exists() or path.is_symlink():
+    """Raises UserError where the results would replace files that are none of this job's, or each other."""
+    if work.metrics == work.out:
+        raise UserError(f"{work.out}: ends in .json, as the metrics beside it do; should end in .safetensors")
+    own = {work.out: is_result(work.out, work.job), work.metrics: _is_metrics(work.metrics, work.job)}
+    for path, is_own in own.items():
+        if exists(path) and not is_own and not work.force:
             raise UserError(
                 f"{path}: exists already and is not the result of this job; move it away, or have `efface unlearn` "
                 "write the job for another --out, or with --force"
             )
+
+
+def _is_metrics(path: Path, job: Job) -> bool:
+    """Whether a file holds what the training of this very job measured."""
+    try:
+        return bool(json.loads(path.read_bytes())["job_id"] == job.id)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
 
 
 def is_torchrun_job(path: Path, job: Job) -> bool:

@@ -27,7 +27,8 @@ from efface.cluster.campaign.spec import read_campaign
 from efface.cluster.scheduler.dispatch import dispatch
 from efface.cluster.storage.remaining import RemainingTasks
 from efface.cluster.tasks.model import Model
-from efface.cluster.tasks.task import Outcome, Priority, Task
+from efface.cluster.tasks.retry_rules import Outcome
+from efface.cluster.tasks.task import Priority, Task
 from efface.cluster.workers.executor import ProcessGroups
 from efface.errors import JobFailure, UserError
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
@@ -23,14 +23,14 @@ from efface.cluster.tasks.task import Task
 from efface.cluster.tasks.training import TrainingTask
 from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import PromptSet, load_prompt_set
-from efface.concepts.text_window import check_prompts
 from efface.errors import UserError
 from efface.eval.judge_identity import judge_identity
+from efface.eval.judge_spec import judge_name
 from efface.eval.metric import METRICS
 from efface.files import content_id
 from efface.models.base import BaseSpec
 from efface.models.recipe import Recipe, load_recipe
-from efface.models.tokenizer import text_window
+from efface.models.tokenizer import check_texts
 
 NOT_FETCHED = "not fetched yet"
 """The id of a base whose weights are not at hand; a plan can be looked at with it, and not executed."""
@@ -175,6 +175,10 @@ def make_plan(
     )
     if duplicate:
         raise UserError(f"evaluation.judges names '{duplicate}' twice, should name each judge once")
+    called = Counter(map(judge_name, judges))
+    if called.total() > len(called):
+        name_twice = called.most_common(1)[0][0]
+        raise UserError(f"evaluation.judges: two are called '{name_twice}' in tables, give one file another name")
     everything = (Model(BASE, None, base_id), *models)
     seen: set[str] = set()
     for model in everything:
@@ -193,19 +197,8 @@ def make_plan(
         *(MetricTask(model, metric) for model in models if model.job for metric in evaluation.metrics),
     )
     texts = {request.prompt for task in tasks if isinstance(task, Shard) for request in task.eval_requests}
-    warnings = _warnings(base, concept_set, prompts, texts)
+    warnings = check_texts(base, concept_set, prompts, texts)
     return Plan(name, base, base_id, concept_set, recipe, prompts, targets, everything, tasks, resources, warnings)
-
-
-def _warnings(base: BaseSpec, concept_set: ConceptSet, prompts: PromptSet, texts: Collection[str]) -> tuple[str, ...]:
-    """What the base's text encoder does not read. Raises UserError for a prompt or a phrase that says nothing to it."""
-    window = text_window(base)
-    if window is None:
-        unknown = (
-            f"base '{base.name}' is not fetched yet, nor is its tokenizer: whether it reads every prompt to its end"
-        )
-        return (f"{unknown} will be known when the run starts",)
-    return check_prompts(prompts, concept_set, window, texts)
 
 
 def _base_default(base: BaseSpec, key: str, field: str | None = None) -> str:

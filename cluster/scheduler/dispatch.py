@@ -10,7 +10,8 @@ from efface.cluster.campaign.spec import Limits
 from efface.cluster.scheduler.queue import Queue
 from efface.cluster.storage.remaining import RemainingTasks
 from efface.cluster.tasks.model import Model
-from efface.cluster.tasks.task import Next, Outcome, Priority, Task
+from efface.cluster.tasks.retry_rules import Next, Outcome
+from efface.cluster.tasks.task import Priority, Task
 from efface.cluster.workers.executor import Executor
 from efface.errors import JobFailure, Stopped, StorageError, UserError
 

@@ -15,7 +15,8 @@ from efface.cluster.campaign.rates import Rates, task_seconds
 from efface.cluster.scheduler.time_left import TimeLeft
 from efface.cluster.storage.remaining import RemainingTasks
 from efface.cluster.storage.run_folder import RunFolder
-from efface.cluster.tasks.task import Next, Outcome, Task
+from efface.cluster.tasks.retry_rules import Next, Outcome
+from efface.cluster.tasks.task import Task
 from efface.cluster.workers.worker import last_step
 from efface.errors import StorageError
 from efface.text import rich_text

@@ -19,7 +19,8 @@ from efface.cluster.search.trial import Trial, failed, unjudged
 from efface.cluster.storage.remaining import RemainingTasks
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.tasks.model import Model
-from efface.cluster.tasks.task import Next, Outcome, Priority, Task
+from efface.cluster.tasks.retry_rules import Next, Outcome
+from efface.cluster.tasks.task import Priority, Task
 from efface.errors import JobFailure, StorageError, UserError
 
 MAX_ROUNDS = 4

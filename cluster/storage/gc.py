@@ -1,7 +1,7 @@
 """What a run folder no longer needs: half-written files, jobs of earlier plans, checkpoints and caches of done jobs.
 
 Only what this run wrote is ever removed, for a run folder may be a project of its user too: files of the jobs that the
-plan or a journal names, of names that only efface gives. Links are left alone, and so is whatever lies elsewhere.
+plan or a journal names, of names that only efface gives. Links are left alone, and so is whatever is elsewhere.
 """
 
 import re
@@ -99,7 +99,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What lies in a folder of this run, itself: links lead to what belongs to others."""
+    """What is in a folder of this run, itself: links lead to what belongs to others."""
     try:
         entries = sorted(folder.iterdir(), key=lambda path: path.name)
     except (FileNotFoundError, NotADirectoryError):

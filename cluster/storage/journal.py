@@ -21,7 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from efface import __version__
 from efface.cluster.storage.records import Json
 from efface.cluster.storage.run_folder import RunFolder
-from efface.cluster.tasks.task import Outcome, Task
+from efface.cluster.tasks.retry_rules import Outcome
+from efface.cluster.tasks.task import Task
 from efface.errors import StorageError
 from efface.files import create_exclusive, is_remote, storage_error, write_atomic
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from efface.cluster.storage.process import describe, is_alive, this_process
 from efface.errors import LocationError, StorageError, UserError
 from efface.files import create_exclusive, storage_error, write_json
-from efface.retry import retry_seconds
+from efface.storage_retry import retry_seconds
 
 HEARTBEAT_INTERVAL = 5.0
 """Seconds between two heartbeats."""

@@ -18,9 +18,10 @@ CONFIG_FILES = ("campaign.yaml", "evaluation.yaml", "search.yaml")
 
 RESULTS = (
     *("table.parquet", "scores.json", "leaderboard.csv", "sheets", "stages"),
-    *("trials.csv", "pareto.csv", "pareto.json"),
+    *("report.html", "report.csv", "report.md"),
+    *("trials.csv", "pareto.csv", "pareto.json", "study.jsonl", "stop.json"),
 )
-"""What a run, or a search, writes for people."""
+"""What a run, or a search, writes under a name that anybody might choose."""
 
 TASK_FOLDERS = ("calibration", "jobs", "evaluations")
 

@@ -1,4 +1,4 @@
-"""Where everything of a run lies: the one class that knows the names in a run folder.
+"""Where everything of a run is: the one class that knows the names in a run folder.
 
     run.json                                       the sign of a run folder, with the version of its format
     campaign.yaml                                  the campaign as it was read (evaluation.yaml, search.yaml: instead)
@@ -9,9 +9,10 @@
     evaluations/<model>/<shard>.images.parquet     the images behind them, PNG in Parquet
     <kind>/<model>/<id>.<name>                     outputs of a task of another kind
     table.parquet scores.json leaderboard.csv sheets/<concept>.png stages/<method>-<id>.csv
+    report.html report.csv report.md               the report, which needs no other file
     leases/ logs/ stop.json                        who works on it, what happened, and a request to stop
 
-Each task says in which folder its files lie and how their names begin; its record, `<stem>.json`, lies beside them.
+Each task says in which folder its files are and how their names begin; its record, `<stem>.json`, is beside them.
 """
 
 from pathlib import Path
@@ -56,6 +57,11 @@ class RunPaths:
     @property
     def leaderboard(self) -> Path:
         return self.root / "leaderboard.csv"
+
+    @property
+    def report(self) -> Path:
+        """What people look at: one HTML file, with `report.csv` and `report.md` beside it."""
+        return self.root / "report.html"
 
     def stages(self, label: str) -> Path:
         """The scores of a chain of requests after each of them."""

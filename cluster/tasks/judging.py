@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from efface.cluster.tasks.model import Model
@@ -35,7 +35,9 @@ class Shard(Task):
         from efface.eval.evaluate import evaluate
         from efface.eval.image_errors import broken_images, counted
         from efface.eval.image_table import write_table
+        from efface.models.sampler import SamplingCost
 
+        cost = SamplingCost()
         worker.set_resident(self.model)
         verdicts, images = evaluate(
             worker.base,
@@ -45,12 +47,13 @@ class Shard(Task):
             worker.context.concept_set,
             model_id=self.model.id,
             method=self.model.label,
+            cost=cost,
         )
         outputs = [worker.folder.output(self, name) for name in (VERDICTS, IMAGES)]
         for path, table in zip(outputs, (verdicts, images), strict=True):
             write_table(path, table)
         broken = broken_images(verdicts)
-        facts = {"broken": broken} if broken else {}
+        facts = {"sampling": asdict(cost), **({"broken": broken} if broken else {})}
         worker.finish(self, outputs, note=counted(broken) if broken else "", images=len(self.eval_requests), **facts)
 
     @property

@@ -3,7 +3,8 @@
 import time
 from collections.abc import Callable, Iterator
 
-from efface.cluster.tasks.task import Outcome, Task
+from efface.cluster.tasks.retry_rules import Outcome
+from efface.cluster.tasks.task import Task
 from efface.cluster.workers.executor import ProcessGroups, WorkerClass
 from efface.cluster.workers.worker import Worker, WorkerContext
 

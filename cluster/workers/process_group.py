@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from efface.cluster.tasks.task import Next, Outcome, Task
+from efface.cluster.tasks.retry_rules import Next, Outcome
+from efface.cluster.tasks.task import Task
 from efface.cluster.workers.worker import Worker, WorkerContext
 
 RENDEZVOUS_ATTEMPTS = 3

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from efface.cluster.tasks.task import Next, Outcome, Task
+from efface.cluster.tasks.retry_rules import Next, Outcome
+from efface.cluster.tasks.task import Task
 from efface.cluster.workers.capacity import capacity, describe_resources, free_slots, required_resources, total_slots
 from efface.cluster.workers.executor import ProcessGroups, WorkerClass
 from efface.cluster.workers.process_group import ActorLauncher, RayTrainLauncher, is_node_failure

@@ -54,7 +54,7 @@ def init_ray(address: str | None, cpus: int, scratch: str) -> None:
 def ray_scratch() -> "tempfile.TemporaryDirectory[str]":
     """A new folder for the files and sockets of a Ray, which this user alone may enter. Raises UserError.
 
-    It lies in the temporary folder of this machine, or in a usual one where that has a long path, or keeps no
+    It is in the temporary folder of this machine, or in a usual one where that has a long path, or keeps no
     permissions.
     """
     for parent in (tempfile.gettempdir(), "/tmp", "/var/tmp"):

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from efface.errors import UserError
-from efface.files import content_id, slug, write_atomic
+from efface.files import content_id, local_path, slug, unless_taken, write_atomic
 from efface.launch.command import Command
+from efface.launch.key_values import parse_key_values
 from efface.launch.options import LOCAL, BaseOption, ConceptsOption, DeviceOption, ForceOption, PromptsOption
-from efface.launch.paths import check_output
+from efface.launch.output_files import check_output
 from efface.launch.tables import print_line
 
 if TYPE_CHECKING:
@@ -68,10 +69,10 @@ def run(options: AttackOptions) -> AttackResult:
     from efface.eval.adversarial_prompts import PromptCheck, adversarial_prompts
     from efface.eval.attack import ATTACKS, parse_attack_config
     from efface.eval.judge_spec import load_judge
-    from efface.launch.commands.unlearn import parse_key_values
     from efface.launch.device import resolve_device
     from efface.models.base import base_id, load_base, read_base
     from efface.models.recipe import load_recipe
+    from efface.models.tokenizer import check_texts
 
     config = parse_attack_config(options.attack, parse_key_values(options.settings))
     spec = read_base(options.base)
@@ -89,7 +90,7 @@ def run(options: AttackOptions) -> AttackResult:
     target_names = [target.name for target in targets]
     search = [options.attack, config.model_dump(mode="json"), judge_name, options.per_concept, options.seed]
     id = content_id([base_id(spec), concept_set.sha256, prompt_set.sha256, target_names, *search])
-    out = options.out or Path(f"adversarial-{slug(spec.name)}-{id}.csv")
+    out = local_path(options.out or f"adversarial-{slug(spec.name)}-{id}.csv")
     inputs = {
         "the base": spec.source,
         "the base's YAML": options.base,
@@ -97,6 +98,9 @@ def run(options: AttackOptions) -> AttackResult:
         "the concept set": names["--concepts"],
     }
     check_output(out, inputs=inputs, force=options.force)
+    texts = {text for target in targets for _, text in prompt_set.rows[target.name].prompts("direct")}
+    for warning in check_texts(spec, concept_set, prompt_set, texts):
+        logger.warning("%s", warning)
     device = resolve_device(options.device)
 
     def on_concept(name: str, kept: Sequence["KeptPrompt"]) -> None:
@@ -116,8 +120,9 @@ def run(options: AttackOptions) -> AttackResult:
     rows = dict(prompt_set.rows)
     for name, kept in found.items():
         rows[name] = replace(rows[name], adversarial=tuple(each.prompt.text for each in kept))
-    write_atomic(out, PromptSet(str(out), rows).csv(concept_set).encode())
-    return AttackResult(out, found)
+    free = unless_taken(out, id, lambda _: False, options.force)
+    write_atomic(free, PromptSet(str(free), rows).csv(concept_set).encode())
+    return AttackResult(free, found)
 
 
 def show(result: AttackResult) -> None:

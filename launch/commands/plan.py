@@ -8,7 +8,7 @@ import typer
 
 from efface.launch.command import Command
 from efface.launch.options import CampaignArgument, OverridesOption, RunFolderOption
-from efface.launch.paths import optional_path
+from efface.launch.output_files import optional_path
 from efface.launch.tables import print_line, print_table, print_warnings
 
 if TYPE_CHECKING:

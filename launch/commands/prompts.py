@@ -57,14 +57,17 @@ def run(options: PromptsOptions) -> PromptListing:
 
     concept_set = load_concept_set(options.concepts) if options.concepts else _concept_set_for(options.file)
     prompt_set = load_prompt_set(options.file, concept_set)
+    selected = texts = None
     if options.concept is not None:
         target = concept_set.find(options.concept)
         selected = [prompt for axis in AXES for prompt in prompt_set.axis(axis, concept_set, target)]
-        return PromptListing(options.file, prompt_set, concept_set, {}, selected)
+        texts = {prompt.text for prompt in selected}
     window = find_window(options.base, concept_set.name)
     if window:
         check_concepts(concept_set, window)
-    cut = tuple(cut_prompts(prompt_set, concept_set, window)) if window else ()
+    cut = tuple(cut_prompts(prompt_set, concept_set, window, texts)) if window else ()
+    if selected is not None:
+        return PromptListing(options.file, prompt_set, concept_set, {}, selected, window, cut)
     counts = {}
     for name in prompt_set.rows:
         counts[name] = {str(axis): n for axis, n in prompt_set.counts(concept_set, concept_set.find(name)).items()}
@@ -76,6 +79,8 @@ def show(listing: PromptListing) -> None:
 
     if listing.selected is not None:
         print_table(["axis", "concept", "prompt"], [[p.axis, p.asked_concept, p.text] for p in listing.selected])
+        for line in _findings(listing):
+            print_line(line)
         return
     rows = [[name, *(count[axis] for axis in AXES)] for name, count in listing.counts.items()]
     print_table(["concept", *AXES], rows)
@@ -94,6 +99,8 @@ def _findings(listing: PromptListing) -> Iterator[str]:
     elif listing.cut:
         rows = listing.prompt_set.rows.values()
         prompts = sum(len(group) for row in rows for group in (row.direct, row.indirect, row.adversarial))
+        if listing.selected is not None:
+            prompts = len({prompt.text for prompt in listing.selected})
         yield summary(listing.cut, listing.prompt_set, listing.window, prompts, named=0)
         yield from map(str, listing.cut)
 

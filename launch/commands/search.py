@@ -1,12 +1,17 @@
 """`efface search`: a search of a method's settings."""
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from efface.launch.command import Command
 from efface.launch.options import AddressOption, OverridesOption, RunFolderOption, WorkersOption
+from efface.launch.output_streams import results_are_in_files
+from efface.launch.tables import console, print_line
+
+if TYPE_CHECKING:
+    from efface.cluster.search.search import SearchResults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,22 +28,26 @@ class SearchOptions:
     address: AddressOption = None
 
 
-def run(options: SearchOptions) -> None:
-    """Execute the search and show its Pareto front. Raises UserError; exit code 1 where a trial failed."""
-    from efface.launch.search import search
+def run(options: SearchOptions) -> "SearchResults":
+    """Execute what is missing of the search, with a line a trial on the terminal. Raises UserError, and Stopped."""
+    from efface.cluster.search.search import run_search
+    from efface.cluster.search.spec import read_search
 
-    search(
-        name_or_path=options.file,
-        out=options.out,
-        overrides=options.overrides,
-        trials=options.trials,
-        workers=options.workers,
-        address=options.address,
-    )
+    search = read_search(options.file, options.overrides)
+    terminal = console(results_are_in_files())
+    return run_search(search, options.out, options.trials, options.workers, options.address, terminal)
 
 
-def show(_: None) -> None:
-    """The search shows its front itself, trial by trial."""
+def show(results: "SearchResults") -> None:
+    """The Pareto front, and whether trials failed."""
+    results.show(console())
+    if exit_code(results):
+        print_line("The same command tries the trials again that broke.")
 
 
-COMMAND = Command("search", SearchOptions, run, show)
+def exit_code(results: "SearchResults") -> int:
+    """1 where a trial broke."""
+    return int(any(row.result.state == "errored" for row in results.rows))
+
+
+COMMAND = Command("search", SearchOptions, run, show, exit_code=exit_code)

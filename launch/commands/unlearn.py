@@ -1,26 +1,31 @@
 """`efface unlearn`: one job in this process, or written to a file for torchrun."""
 
+import logging
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from efface.errors import UserError
-from efface.files import local_path, slug, write_json
+from efface.files import local_path, unless_taken, write_json
 from efface.launch.command import Command
+from efface.launch.html import html_table
+from efface.launch.job_request import JobRequest, read_request
+from efface.launch.key_values import parse_key_values
 from efface.launch.options import LOCAL, BaseOption, ConceptsOption, DeviceOption, ForceOption
-from efface.launch.paths import check_output
+from efface.launch.output_files import check_output
 from efface.text import shown
 
 if TYPE_CHECKING:
-    from efface.concepts.concept import ConceptSet
-    from efface.models.base import BaseSpec
-    from efface.models.delta import Delta
-    from efface.train.job import Job
+    from efface.eval.weight_norms import WeightChange
     from efface.train.trainer.options import TrainingOptions
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +80,7 @@ class UnlearnOptions:
 class Unlearned:
     """A delta that was trained.
 
-    bytes: size of the file; seconds: of the training; weight_change: as `weight_change` measures it.
+    bytes: size of the file; seconds: of the training.
     """
 
     path: Path
@@ -87,7 +92,20 @@ class Unlearned:
     tensors: int
     bytes: int
     seconds: float
-    weight_change: dict[str, Any]
+    weight_change: "WeightChange"
+
+    def _repr_html_(self) -> str:
+        """As a notebook shows it."""
+        change = self.weight_change.all
+        rows = {
+            "file": str(self.path),
+            "method": self.method,
+            "forgets": ", ".join((*self.previously_erased, *self.request)),
+            "seconds": f"{self.seconds:.1f}",
+            "changed tensors": f"{change.changed_tensors:.0f}",
+            "relative L2 change": f"{change.relative_l2:.3e}",
+        }
+        return html_table(("", ""), rows.items())
 
 
 @dataclass(frozen=True)
@@ -98,27 +116,6 @@ class TorchrunJobFile:
     job_id: str
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What the options come to: a job, and all that is needed to train it."""
-
-    job: "Job"
-    base: "BaseSpec"
-    concept_set: "ConceptSet"
-    concepts: str
-    preset: str | None
-    parent: "Delta | None"
-    erased: tuple[str, ...]
-    training_options: "TrainingOptions"
-    out: Path
-    inputs: dict[str, str | Path | None]
-
-    @property
-    def new(self) -> tuple[str, ...]:
-        """The concepts that this job adds to those erased before."""
-        return self.job.concepts[len(self.erased) :]
-
-
 def run(options: UnlearnOptions) -> Unlearned | TorchrunJobFile:
     """Train the job and write its delta. With `after` it is the next request of a chain.
 
@@ -126,14 +123,31 @@ def run(options: UnlearnOptions) -> Unlearned | TorchrunJobFile:
     With `torchrun_job` nothing is trained: the job is written to that file as a `TorchrunJob`, for
     `efface.train.torchrun`. Raises UserError, before anything is computed.
     """
-    request = _read(options)
-    return _write_torchrun_job(options, request) if options.torchrun_job else _train(options, request)
+    from efface.train.job import is_result
+
+    training_options = _training_options(options)
+    request = read_request(
+        options.method,
+        options.concept,
+        base=options.base,
+        concepts=options.concepts,
+        preset=options.preset,
+        config=parse_key_values(options.config),
+        seed=options.seed,
+        after=options.after,
+    )
+    inputs = {**request.inputs, "the DeepSpeed config": training_options.deepspeed}
+    out = local_path(options.out or request.file_name)
+    check_output(out, inputs=inputs, is_result=partial(is_result, job=request.job), force=options.force)
+    for warning in request.warnings:
+        logger.warning("%s", warning)
+    if options.torchrun_job:
+        return _write_torchrun_job(options.torchrun_job, options, request, training_options, out, inputs)
+    return _train(options, request, training_options, out)
 
 
 def show(result: Unlearned | TorchrunJobFile) -> None:
     if isinstance(result, TorchrunJobFile):
-        import shlex
-
         print(f"{shown(str(result.path))}: job {result.job_id}, to be started with")
         path = shlex.quote(str(result.path))
         print(f"torchrun --nproc-per-node PROCESSES -m efface.train.torchrun {shown(path)}")
@@ -152,53 +166,17 @@ def show(result: Unlearned | TorchrunJobFile) -> None:
 COMMAND = Command("unlearn", UnlearnOptions, run, show)
 
 
-def _read(options: UnlearnOptions) -> _Request:
-    from efface.concepts.concept import load_concept_set
+def _training_options(options: UnlearnOptions) -> "TrainingOptions":
     from efface.config_files import find_config, parse
-    from efface.models.base import base_id, read_base
-    from efface.models.delta import Delta
-    from efface.train.job import is_result, make_job
-    from efface.train.method import preset_names
     from efface.train.trainer.options import TrainingOptions
 
     training_options = parse(TrainingOptions, parse_key_values(options.training, "--training"), "--training")
     if training_options.deepspeed:
         find_config("deepspeed", training_options.deepspeed)
-    names = tuple(options.concept)
-    base = read_base(options.base)
-    concepts = options.concepts or base.concepts or _no_concepts(options.base)
-    concept_set = load_concept_set(concepts)
-    preset = options.preset
-    if preset is None and base.name in preset_names(options.method):
-        preset = base.name
-    parent = Delta.load(options.after) if options.after else None
-    erased = _previously_erased(parent, str(options.after), concept_set, names) if parent else ()
-    job = make_job(
-        base.name,
-        base_id(base),
-        options.method,
-        concept_set,
-        [*erased, *names],
-        config=parse_key_values(options.config),
-        preset=preset,
-        strategy="continual" if parent else "single" if len(names) == 1 else "multi",
-        seed=options.seed,
-        parent=parent.provenance["job_id"] if parent else None,
-    )
-    out = options.out or Path(_file_name(options.method, job.concepts[len(erased) :], job.id))
-    inputs: dict[str, str | Path | None] = {
-        "the delta given by --after": options.after,
-        "the base": base.source,
-        "the base's YAML": options.base,
-        "the concept set": concepts,
-        "the preset": preset,
-        "the DeepSpeed config": training_options.deepspeed,
-    }
-    check_output(out, inputs=inputs, is_result=lambda path: is_result(path, job), force=options.force)
-    return _Request(job, base, concept_set, concepts, preset, parent, erased, training_options, out, inputs)
+    return training_options
 
 
-def _train(options: UnlearnOptions, request: _Request) -> Unlearned:
+def _train(options: UnlearnOptions, request: JobRequest, training_options: "TrainingOptions", out: Path) -> Unlearned:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from efface.eval.metrics.weight_change import weight_change
@@ -206,6 +184,7 @@ def _train(options: UnlearnOptions, request: _Request) -> Unlearned:
     from efface.launch.tables import console
     from efface.models.base import load_base
     from efface.models.fingerprint import cache_folder
+    from efface.train.job import is_result
     from efface.train.run_job import run_job
 
     base = load_base(request.base, resolve_device(options.device))
@@ -230,38 +209,46 @@ def _train(options: UnlearnOptions, request: _Request) -> Unlearned:
             on_step,
             cache_folder(),
             parent=request.parent,
-            training_options=request.training_options,
+            training_options=training_options,
         )
-    delta.save(request.out)
+    free = unless_taken(out, request.job.id, partial(is_result, job=request.job), options.force)
+    if free != out:
+        logger.warning("%s: was written by another command meanwhile; the delta is in %s", out, free)
+    delta.save(free)
     return Unlearned(
-        path=request.out,
+        path=free,
         job_id=request.job.id,
         method=options.method,
         request=request.new,
         previously_erased=request.erased,
         preset=request.preset,
         tensors=len(delta.tensors),
-        bytes=request.out.stat().st_size,
+        bytes=free.stat().st_size,
         seconds=metrics["seconds"],
         weight_change=weight_change(base, delta),
     )
 
 
-def _write_torchrun_job(options: UnlearnOptions, request: _Request) -> TorchrunJobFile:
+def _write_torchrun_job(
+    file: Path,
+    options: UnlearnOptions,
+    request: JobRequest,
+    training_options: "TrainingOptions",
+    out: Path,
+    inputs: Mapping[str, str | Path | None],
+) -> TorchrunJobFile:
     from efface.models.fingerprint import cache_folder
     from efface.train.torchrun import TorchrunJob, check_results, is_torchrun_job
 
-    assert options.torchrun_job
-    file, out, training_options = options.torchrun_job, request.out, request.training_options
     check_output(
         file,
         "--torchrun-job",
-        inputs=request.inputs,
-        is_result=lambda path: is_torchrun_job(path, request.job),
+        inputs=inputs,
+        is_result=partial(is_torchrun_job, job=request.job),
         force=options.force,
     )
-    if out.with_suffix(".json").absolute() == file.absolute():
-        raise UserError(f"--torchrun-job {file}: is where the metrics of {out} go, should be another file")
+    if file.absolute() in (out.absolute(), out.with_suffix(".json").absolute()):
+        raise UserError(f"--torchrun-job {file}: is where the delta or its metrics go, should be another file")
     job = TorchrunJob(
         job=request.job,
         base=_absolute_if_path(options.base),
@@ -269,7 +256,7 @@ def _write_torchrun_job(options: UnlearnOptions, request: _Request) -> TorchrunJ
         out=out.absolute(),
         parent=options.after.absolute() if options.after else None,
         cache=cache_folder(),
-        checkpoint=out.absolute().with_suffix(".checkpoint"),
+        checkpoint=out.absolute().with_name(f"{out.stem}-{request.job.id}.checkpoint"),
         training_options=training_options.model_copy(
             update={"deepspeed": training_options.deepspeed and _absolute_if_path(training_options.deepspeed)}
         ),
@@ -286,53 +273,9 @@ def _absolute_if_path(name: str) -> str:
     return str(path.absolute()) if path.exists() else name
 
 
-def _previously_erased(
-    parent: "Delta", path: str, concept_set: "ConceptSet", names: tuple[str, ...]
-) -> tuple[str, ...]:
-    """What the chain has erased so far, by `parent`. Raises UserError where `names` is no request to continue with."""
-    try:
-        erased = tuple(map(str, parent.provenance["job"]["concepts"]))
-        parent.provenance["job_id"]
-    except (KeyError, TypeError):
-        raise UserError(f"--after {path}: does not say which job made it, so what it erased is not known") from None
-    if len(names) != 1:
-        raise UserError(f"--after takes one request at a time: give one --concept, not {', '.join(names)}")
-    requested = concept_set.find(names[0]).name
-    if requested in erased:
-        raise UserError(f"--after {path}: has erased '{requested}' already, with {', '.join(erased)}")
-    return erased
-
-
-def _file_name(method: str, request: tuple[str, ...], job_id: str) -> str:
-    """`esd-dog-0123456789abcdef.safetensors`: no two jobs share it, whatever their concepts are called."""
-    return f"{slug(' '.join((method, *request)))}-{job_id}.safetensors"
-
-
-def parse_key_values(settings: Sequence[str], option: str = "--set") -> dict[str, Any]:
-    """`["eta=2", "variant=u"]` as a dict, values read as YAML. Raises UserError for one without '='."""
-    import yaml
-
-    pairs = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals or not key:
-            raise UserError(f"{option} '{setting}' should be KEY=VALUE")
-        try:
-            pairs[key] = yaml.safe_load(value)
-        except (yaml.YAMLError, RecursionError):
-            raise UserError(f"{option} '{setting}': the value is not valid YAML") from None
-    return pairs
-
-
-def _no_concepts(base: str) -> str:
-    raise UserError(
-        f"base '{base}' names no concept set, so --concepts must: a name of `efface concepts` or a YAML file"
-    )
-
-
-def _change_summary(change: dict[str, Any]) -> str:
-    of_all, of_unet = change["all"], change["unet"]
+def _change_summary(change: "WeightChange") -> str:
+    of_all, of_unet = change.all, change.unet
     return (
-        f"relative L2 {of_all['relative_l2']:.3e}, of the UNet alone {of_unet['relative_l2']:.3e}; "
-        f"L2 per parameter (challenge) {of_all['challenge']:.3e}, of the UNet alone {of_unet['challenge']:.3e}"
+        f"relative L2 {of_all.relative_l2:.3e}, of the UNet alone {of_unet.relative_l2:.3e}; "
+        f"L2 per parameter (challenge) {of_all.challenge:.3e}, of the UNet alone {of_unet.challenge:.3e}"
     )

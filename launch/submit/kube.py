@@ -42,7 +42,9 @@ class KubeSettings(StrictModel):
     claim: KubernetesName = Field(
         description="persistent volume claim, ReadWriteMany, for run folders and the model cache"
     )
-    mount: Annotated[str, Field(pattern=r"^/[A-Za-z0-9._/-]+$")] = Field("/data", description="where the claim lies")
+    mount: Annotated[str, Field(pattern=r"^/[A-Za-z0-9._/-]+$")] = Field(
+        "/data", description="where the claim is mounted"
+    )
     workers: int = Field(1, ge=1, description="worker pods")
     cpus: int = Field(4, ge=1, description="of a worker pod")
     gpus: int = Field(0, ge=0, description="of a worker pod")
@@ -134,7 +136,7 @@ def _manifest(spec: LaunchSpec, profile: ClusterProfile, settings: KubeSettings)
     check_resources(spec.campaign, f"cluster '{profile.name}': kube", settings.cpus, settings.gpus)
     if not is_remote(spec.folder) and not spec.folder.is_relative_to(settings.mount):
         raise UserError(
-            f"--out {spec.out}: lies outside of {settings.mount}, where the pods have their volume (kube.mount)"
+            f"--out {spec.out}: is outside of {settings.mount}, where the pods have their volume (kube.mount)"
         )
     caches = {"EFFACE_CACHE": f"{settings.mount}/cache", "HF_HOME": f"{settings.mount}/huggingface"}
     resources = {"cpu": str(settings.cpus), "memory": settings.memory}

@@ -70,7 +70,7 @@ class NodesOnLoopback:
 
 
 def path_of_workers() -> str:
-    """Where Ray's workers, who are handed what lies here, look for modules first."""
+    """Where Ray's workers, who are handed what is here, look for modules first."""
     return os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
 
 

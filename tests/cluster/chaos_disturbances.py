@@ -219,7 +219,7 @@ class Damage(Disturbance):
         return {}
 
     def _kind(self, scene: Scene, path: Path) -> str:
-        """Where it lies, and the end of its name: `evaluations *.images.parquet`."""
+        """Where it is, and the end of its name: `evaluations *.images.parquet`."""
         return f"{path.relative_to(scene.root).parts[0]} {path.name.partition('.')[2] or path.name}"
 
     def _spoil(self, scene: Scene, path: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 WRITES = ("replace", "link", "fsync", "unlink", "mkdir")
-"""Calls of `os` between which a process may be killed: everything that changes what lies in a folder."""
+"""Calls of `os` between which a process may be killed: everything that changes what is in a folder."""
 
 YEARS = 10 * 365 * 24 * 3600.0
 

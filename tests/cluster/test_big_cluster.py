@@ -1,6 +1,6 @@
 """Clusters of several nodes with invented GPUs: who is admitted, what a killed node costs, who comes back.
 
-The nodes are real ones of Ray, on loopback; only their GPUs are invented, and the workers are stand-ins.
+The nodes are real ones of Ray, on loopback; only their GPUs are invented, and the workers are fakes.
 """
 
 import contextlib

@@ -34,7 +34,7 @@ def test_what_is_not_said_has_its_default(tmp_path: Path) -> None:
     assert read.evaluation == Evaluation() and read.resources == Resources()
 
 
-def test_overrides_are_laid_over_the_file(campaign_file: CampaignFile) -> None:
+def test_overrides_apply_to_the_file(campaign_file: CampaignFile) -> None:
     overrides = ["seeds=[3,4]", "evaluation.shard_size=9", "strategy=multi"]
     read = read_campaign(campaign_file(), overrides)
     assert (read.seeds, read.evaluation.shard_size, read.strategy) == ((3, 4), 9, "multi")
@@ -116,7 +116,7 @@ BAD_CAMPAIGNS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("problem", BAD_CAMPAIGNS)
-def test_a_fault_in_the_file_is_told_with_file_and_key(problem: str, campaign_file: CampaignFile) -> None:
+def test_a_fault_in_the_file_is_reported_with_file_and_key(problem: str, campaign_file: CampaignFile) -> None:
     changes, expected = BAD_CAMPAIGNS[problem]
     file = campaign_file(**changes)
     assert complaint(lambda: read_campaign(file)).startswith(f"{file}: {expected}")
@@ -207,7 +207,9 @@ UNPLANNABLE: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("problem", UNPLANNABLE)
-def test_what_cannot_be_planned_is_told_before_anything_is_loaded(problem: str, campaign_file: CampaignFile) -> None:
+def test_what_cannot_be_planned_is_reported_before_anything_is_loaded(
+    problem: str, campaign_file: CampaignFile
+) -> None:
     changes, expected = UNPLANNABLE[problem]
     assert complaint(lambda: plan_campaign(read_campaign(campaign_file(**changes)))).startswith(expected)
 

@@ -23,7 +23,8 @@ from efface.cluster.storage.remaining import remaining_tasks
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.summary import JobSummary, summarize
 from efface.cluster.tasks.model import Model
-from efface.cluster.tasks.task import Outcome, Task
+from efface.cluster.tasks.retry_rules import Outcome
+from efface.cluster.tasks.task import Task
 from efface.cluster.tasks.training import TrainingTask
 from efface.cluster.workers.worker import Worker
 from efface.errors import Stopped

@@ -16,7 +16,8 @@ from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.tasks.calibration import CalibrationTask
 from efface.cluster.tasks.judging import Shard
 from efface.cluster.tasks.model import Model
-from efface.cluster.tasks.task import MAX_ATTEMPTS, Outcome, Task
+from efface.cluster.tasks.retry_rules import MAX_ATTEMPTS, Outcome
+from efface.cluster.tasks.task import Task
 from efface.cluster.tasks.training import TrainingTask
 from efface.errors import JobFailure, UserError
 

@@ -8,12 +8,12 @@ from typing import Any
 import promql_parser as promql
 import pytest
 
-from efface.cluster.scheduler.metrics import METRICS, Metric
+from efface.cluster.scheduler.prometheus import PROMETHEUS_METRICS, PrometheusMetric
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD = json.loads((ROOT / "cluster" / "deploy" / "grafana.json").read_text())
 EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
-SERIES = {name: metric for metric in METRICS for name in metric.exported}
+SERIES = {name: metric for metric in PROMETHEUS_METRICS for name in metric.exported}
 COLUMNS = 24
 
 
@@ -34,7 +34,7 @@ def selectors(nodes: list[Any]) -> Iterator[Any]:
 
 
 def test_every_expression_selects_metrics_that_exist_in_the_chosen_session() -> None:
-    assert len(EXPRESSIONS) >= len(METRICS)
+    assert len(EXPRESSIONS) >= len(PROMETHEUS_METRICS)
     for expression in EXPRESSIONS:
         found = list(selectors(parsed(expression)))
         assert found
@@ -43,8 +43,8 @@ def test_every_expression_selects_metrics_that_exist_in_the_chosen_session() -> 
             assert [matcher.name for matcher in selector.matchers.matchers] == ["SessionName"], expression
 
 
-@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
-def test_every_metric_has_a_panel(metric: Metric) -> None:
+@pytest.mark.parametrize("metric", PROMETHEUS_METRICS, ids=lambda metric: metric.name)
+def test_every_metric_has_a_panel(metric: PrometheusMetric) -> None:
     shown = {selector.name for expression in EXPRESSIONS for selector in selectors(parsed(expression))}
     assert shown & set(metric.exported)
 
@@ -59,7 +59,7 @@ def test_expressions_group_by_tags_that_their_metrics_have() -> None:
                 assert set(node.modifier.labels) <= tags | buckets, expression
 
 
-def test_only_counters_and_histograms_are_asked_for_a_rate() -> None:
+def test_only_counters_and_histograms_are_queried_for_a_rate() -> None:
     for expression in EXPRESSIONS:
         for node in parsed(expression):
             if isinstance(node, promql.MatrixSelector):
@@ -95,8 +95,8 @@ def test_everything_asks_the_data_source_that_is_chosen_at_the_top() -> None:
     assert (source["name"], source["type"], source["query"]) == ("datasource", "datasource", "prometheus")
     assert session["name"] == "SessionName"
     chosen = {"type": "prometheus", "uid": "${datasource}"}
-    asked = [session, *DASHBOARD["panels"], *(target for panel in DASHBOARD["panels"] for target in panel["targets"])]
-    assert all(item["datasource"] == chosen for item in asked)
+    items = [session, *DASHBOARD["panels"], *(target for panel in DASHBOARD["panels"] for target in panel["targets"])]
+    assert all(item["datasource"] == chosen for item in items)
 
 
 def test_the_documentation_lists_every_metric_with_its_kind_tags_and_meaning() -> None:
@@ -105,5 +105,5 @@ def test_the_documentation_lists_every_metric_with_its_kind_tags_and_meaning() -
     assert listed == [
         f"| `ray_{metric.name}{'_total' if metric.kind == 'counter' else ''}` | {metric.kind} | "
         f"{', '.join(f'`{tag}`' for tag in metric.tags) or '-'} | {metric.help} |"
-        for metric in METRICS
+        for metric in PROMETHEUS_METRICS
     ]

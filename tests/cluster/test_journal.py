@@ -21,7 +21,7 @@ from efface.cluster.storage.journal import (
     read_journal,
 )
 from efface.cluster.storage.run_folder import RunFolder
-from efface.cluster.tasks.task import Outcome
+from efface.cluster.tasks.retry_rules import Outcome
 from efface.errors import StorageError
 
 DONE, ERROR = Outcome.done(), Outcome.error("OSError: no route", "Traceback …")
@@ -208,7 +208,7 @@ def test_on_a_store_a_full_file_is_followed_by_another(
     assert [event.worker for event in read_journal(bucket) if isinstance(event, TaskStarted)] == written
 
 
-def test_a_store_out_of_reach_is_asked_again_later(
+def test_a_store_out_of_reach_is_called_again_later(
     made: Plan, bucket: RunFolder, clock: Steady, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = Journal(bucket)

@@ -27,7 +27,8 @@ from efface.cluster.storage import lease as leases
 from efface.cluster.storage import process as processes
 from efface.cluster.storage.lease import Lease, active_driver, check_shared, held_lease
 from efface.cluster.storage.process import this_process
-from efface.cluster.tasks.task import Outcome, Task
+from efface.cluster.tasks.retry_rules import Outcome
+from efface.cluster.tasks.task import Task
 from efface.cluster.tasks.training import TrainingTask
 from efface.errors import LocationError, StorageError, UserError
 from efface.files import as_path, write_atomic

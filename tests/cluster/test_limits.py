@@ -17,7 +17,8 @@ from efface.cluster.scheduler.dispatch import POLL_INTERVAL, STRAGGLER_FACTOR, d
 from efface.cluster.storage.remaining import remaining_tasks
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.tasks.judging import Shard
-from efface.cluster.tasks.task import MAX_ATTEMPTS, MAX_WORKER_LOSSES, Outcome, Task
+from efface.cluster.tasks.retry_rules import MAX_ATTEMPTS, MAX_WORKER_LOSSES, Outcome
+from efface.cluster.tasks.task import Task
 from efface.cluster.tasks.training import TrainingTask
 from efface.cluster.workers.worker import Worker
 from efface.errors import Stopped, StorageError
@@ -215,7 +216,7 @@ def test_results_that_cannot_be_written_stop_the_run_and_fail_nothing(made: Plan
     assert len(executor.begun) <= 8  # nothing new was started
 
 
-def test_once_asked_to_stop_nothing_begins_and_what_runs_comes_to_its_end(made: Plan, folder: RunFolder) -> None:
+def test_after_a_stop_request_nothing_begins_and_what_runs_comes_to_its_end(made: Plan, folder: RunFolder) -> None:
     executor = TimedExecutor(made, 2, lambda task, attempt: 3.0)
     with pytest.raises(Stopped, match="the same command continues from there"):
         execute(made, folder, executor, should_stop=lambda: executor.now >= 4)

@@ -16,14 +16,14 @@ from efface.launch.commands import plan as command
 @pytest.fixture(autouse=True)
 def no_hub(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Nothing in the hub's cache and no network; the answer tells, request by request, whether it was the network's."""
-    asked: list[bool] = []
+    online: list[bool] = []
 
     def unreachable(*_: Any, local_files_only: bool = False, **__: Any) -> str:
-        asked.append(not local_files_only)
+        online.append(not local_files_only)
         raise ConnectionError("no network")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    return asked
+    return online
 
 
 def test_the_ablation_is_planned_without_any_weights(no_hub: list[bool]) -> None:

@@ -23,7 +23,8 @@ from efface.cluster.storage.lease import Lease
 from efface.cluster.storage.remaining import remaining_tasks
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.tasks.judging import IMAGES, VERDICTS, Shard
-from efface.cluster.tasks.task import Outcome, Task
+from efface.cluster.tasks.retry_rules import Outcome
+from efface.cluster.tasks.task import Task
 from efface.errors import Stopped, StorageError, UserError
 from efface.eval.image_table import read_table
 from efface.files import as_path, create_exclusive, local_copy, write_atomic
@@ -37,7 +38,7 @@ MakeCampaign = Callable[..., Campaign]
 
 @pytest.fixture(autouse=True)
 def _no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("efface.retry.RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("efface.storage_retry.RETRY_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def upload(folder: Path, url: str) -> None:
 # files
 
 
-def test_what_is_not_there_is_told_from_a_store_that_is_away(fresh: str) -> None:
+def test_what_is_not_there_is_distinguished_from_a_store_that_is_away(fresh: str) -> None:
     path = as_path(fresh)
     assert not path.exists() and not path.is_dir() and not (path / "file").is_file()
     with pytest.raises(FileNotFoundError):
@@ -289,7 +290,7 @@ def test_a_table_is_read_from_a_url(copied: Run, finished: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["run", "plan", "status", "retry", "gc", "cancel"])
-def test_a_store_out_of_reach_is_told_in_a_sentence(
+def test_a_store_out_of_reach_is_answered_in_a_sentence(
     command: str, efface: RunEfface, campaign_file: Callable[..., Path], nowhere: str
 ) -> None:
     ask = [campaign_file(), "--out", f"{nowhere}/run"] if command in ("run", "plan") else [f"{nowhere}/run"]

@@ -17,15 +17,16 @@ from efface.cluster.campaign.rates import Rates
 from efface.cluster.campaign.spec import Campaign
 from efface.cluster.measured_rates import measure_rates
 from efface.cluster.run import Run, execute, open_run
-from efface.cluster.scheduler import metrics as metrics_module
-from efface.cluster.scheduler.metrics import Metrics
+from efface.cluster.scheduler import prometheus
 from efface.cluster.scheduler.progress import Display
+from efface.cluster.scheduler.prometheus import PrometheusMetrics
 from efface.cluster.storage.journal import TaskEnded, TaskStarted, read_journal
 from efface.cluster.storage.records import Failure
 from efface.cluster.storage.remaining import RemainingTasks
 from efface.cluster.summary import KindSummary, summarize
 from efface.cluster.tasks.metric import MetricTask
-from efface.cluster.tasks.task import Outcome, Task
+from efface.cluster.tasks.retry_rules import Outcome
+from efface.cluster.tasks.task import Task
 from efface.cluster.workers.worker import Worker
 from efface.errors import JobFailure, UserError
 from efface.eval.metric import METRICS
@@ -132,9 +133,9 @@ def test_metrics_count_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         inc = observe = set
 
     monkeypatch.setattr(
-        metrics_module, "_meters", lambda: {metric.name: Meter(metric.name) for metric in metrics_module.METRICS}
+        prometheus, "_meters", lambda: {metric.name: Meter(metric.name) for metric in prometheus.PROMETHEUS_METRICS}
     )
-    metrics = Metrics(run.plan, RemainingTasks.everything(run.plan), 1)
+    metrics = PrometheusMetrics(run.plan, RemainingTasks.everything(run.plan), 1)
     assert seen["efface_tasks", "size", "waiting"] == 2
     metrics.started(0, sizes(run)[0])
     metrics.ended(0, sizes(run)[0], Outcome.done(), will_retry=False)
@@ -214,6 +215,33 @@ def test_the_mean_over_the_models_of_a_label_is_reported(
     run = open_run(wanted, tmp_path / "run")
     run_here(run, Worker)
     assert json.loads(run.folder.scores.read_text())["metrics"] == {"esd": {"counting": {"count": 4.0}}}
+
+
+def test_tasks_about_the_base_and_trainings_find_it_unedited(campaign: MakeCampaign, tmp_path: Path) -> None:
+    @METRICS.register("edited-tensors")
+    def edited(base: Base, delta: Delta) -> dict[str, float]:
+        originals, now = base.originals(), base.tensors()
+        return {"edited": float(sum(not originals[name].equal(now[name]) for name in now))}
+
+    wanted = campaign(methods=[{"method": "uce"}], evaluation={**EVALUATION, "metrics": ["edited-tensors"]})
+    run = open_run(wanted, tmp_path / "run")
+    worker = Worker(running.worker_context(run))
+    (training,), (task,) = run.plan.trainings, run.plan.of_kind(MetricTask)
+    assert worker.run(training).is_done
+    for again in (task, training):
+        worker.set_resident(training.model)  # as after a shard of it
+        run.folder.withdraw(run.folder.record_file(again))
+        assert worker.run(again).is_done
+    record = run.folder.record(task)
+    assert record and record.facts["numbers"] == {"edited": 0.0}
+
+
+def test_a_task_that_a_worker_out_of_reach_has_finished_is_not_done_again(run: Run) -> None:
+    run_here(run)
+    task = sizes(run)[0]
+    before = run.folder.record_file(task).stat().st_mtime_ns
+    assert Worker(running.worker_context(run)).run(task).is_done
+    assert run.folder.record_file(task).stat().st_mtime_ns == before
 
 
 def test_an_unknown_metric_is_refused_before_anything_is_done(campaign: MakeCampaign, tmp_path: Path) -> None:

@@ -125,6 +125,6 @@ def test_parts_do_not_shut_each_other_out(run: Run) -> None:
 
 
 @pytest.mark.parametrize(("number", "parts"), [(0, 3), (4, 3), (1, 0), (-1, 3)])
-def test_a_part_that_is_none_is_told_in_a_sentence(number: int, parts: int, run: Run) -> None:
+def test_a_part_that_is_none_is_answered_in_a_sentence(number: int, parts: int, run: Run) -> None:
     with pytest.raises(UserError, match=f"--part {number}/{parts}: should be "):
         execute_part(run, number, parts, quiet())

@@ -24,7 +24,7 @@ from efface.cluster.campaign.planner import plan_campaign
 from efface.cluster.campaign.spec import Campaign
 from efface.cluster.run import Run, execute, open_run, worker_context
 from efface.cluster.storage.journal import TaskEnded, read_journal
-from efface.cluster.tasks.task import Outcome
+from efface.cluster.tasks.retry_rules import Outcome
 from efface.cluster.workers import process_group
 from efface.cluster.workers.process_group import ActorLauncher, RayTrainLauncher
 from efface.cluster.workers.ray_session import init_ray
@@ -91,7 +91,7 @@ def a_member_killed(checkpoint: Path) -> Iterator[list[int]]:
 
 
 @pytest.mark.slow
-def test_a_gang_that_loses_a_process_goes_on_and_ends_with_the_same_delta(
+def test_a_process_group_that_loses_a_process_goes_on_and_ends_with_the_same_delta(
     campaign_inputs: Path, tmp_path: Path, alone: Delta
 ) -> None:
     run = run_of(campaign_inputs, tmp_path / "run")
@@ -120,7 +120,7 @@ def ray_here() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
-def test_a_gang_whose_port_is_taken_meets_at_another(
+def test_a_process_group_whose_port_is_taken_meets_at_another(
     campaign_inputs: Path, tmp_path: Path, alone: Delta, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = run_of(campaign_inputs, tmp_path / "run")
@@ -160,7 +160,7 @@ def test_where_one_process_cannot_go_on_the_others_do_not_wait_for_it(
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
 @pytest.mark.parametrize("launcher", [ActorLauncher, RayTrainLauncher])
-def test_a_gang_one_of_which_runs_out_of_memory_halves_its_batches_together(
+def test_a_process_group_one_of_which_runs_out_of_memory_halves_its_batches_together(
     launcher: type[ActorLauncher], campaign_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def exhaust(rank: int, smaller_batch: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from efface.cluster.tasks.task import Outcome
+from efface.cluster.tasks.retry_rules import Outcome
 from efface.cluster.workers.process_group import RENDEZVOUS_FAILED, ActorLauncher, RankActor, RankNotDone, _root_cause
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -48,15 +48,15 @@ def test_a_port_that_was_taken_meanwhile_is_no_fault_of_the_job(taken: int, monk
 def test_three_ports_are_tried_and_what_went_wrong_later_is_not_tried_again(
     output: list[Outcome], expected: Outcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left, removed, asked = list(output), [], []
+    left, removed, requested = list(output), [], []
     group = SimpleNamespace(wait=lambda seconds: True)
     groups = importlib.import_module("ray.util.placement_group")
-    monkeypatch.setattr(groups, "placement_group", lambda *_, **output: asked.append(output) or group)
+    monkeypatch.setattr(groups, "placement_group", lambda *_, **output: requested.append(output) or group)
     monkeypatch.setattr(groups, "remove_placement_group", removed.append)
     monkeypatch.setattr(ActorLauncher, "_run_ranks", lambda *_: left.pop(0))
     context: Any = SimpleNamespace(cpus=1, gpus=0)
     assert ActorLauncher().run(context, context, 2, one_node=True) == expected
-    assert left == [] and removed == [group] and asked == [{"strategy": "STRICT_PACK"}]
+    assert left == [] and removed == [group] and requested == [{"strategy": "STRICT_PACK"}]
 
 
 def test_of_what_ranks_end_with_under_ray_train_the_reason_counts_and_not_its_consequence() -> None:

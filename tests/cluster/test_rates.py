@@ -224,7 +224,7 @@ def test_measured_rates_go_before_the_shipped_estimates(cache: Path) -> None:
     assert found.seconds_per_image == shipped.seconds_per_image and found.counts == measured.counts
 
 
-def test_rates_asked_for_by_name_go_before_all(plan: MakePlan) -> None:
+def test_rates_requested_by_name_go_before_all(plan: MakePlan) -> None:
     assert rates_for(plan(), "h200") == read_rates("h200")
     with pytest.raises(UserError, match="did you mean 'h200'"):
         rates_for(plan(), "h20")

@@ -17,7 +17,8 @@ from efface.cluster.storage.repair import withdraw_damaged
 from efface.cluster.summary import summarize
 from efface.cluster.tasks.calibration import CALIBRATION
 from efface.cluster.tasks.judging import IMAGES, VERDICTS
-from efface.cluster.tasks.task import Next, Task
+from efface.cluster.tasks.retry_rules import Next
+from efface.cluster.tasks.task import Task
 from efface.cluster.workers.worker import Worker
 from efface.errors import UserError
 

@@ -19,7 +19,8 @@ from efface.cluster.run import Run, execute, open_run, reopen_run
 from efface.cluster.summary import JobSummary, KindSummary, summarize
 from efface.cluster.tasks.calibration import CALIBRATION
 from efface.cluster.tasks.judging import IMAGES, VERDICTS, Shard
-from efface.cluster.tasks.task import Outcome, Task
+from efface.cluster.tasks.retry_rules import Outcome
+from efface.cluster.tasks.task import Task
 from efface.cluster.workers.local_executor import LocalExecutor
 from efface.cluster.workers.worker import Worker
 from efface.eval.image_table import read_images, read_table

@@ -152,7 +152,7 @@ def context(run: Run, base_id: str) -> WorkerContext:
     )
 
 
-def test_what_ray_writes_lies_where_no_other_user_comes(ray_of_ours: RayExecutor) -> None:
+def test_what_ray_writes_is_where_no_other_user_comes(ray_of_ours: RayExecutor) -> None:
     scratch = Path(ray_of_ours._scratch.name)
     assert scratch.stat().st_mode & 0o777 == 0o700
     assert list(scratch.glob("ray/session_*/sockets/*")) and [path.name for path in scratch.iterdir()] == ["ray"]

@@ -22,7 +22,8 @@ from efface.cluster.search.spec import Search
 from efface.cluster.search.study import RunFolderJournal
 from efface.cluster.tasks.calibration import CalibrationTask
 from efface.cluster.tasks.judging import Shard
-from efface.cluster.tasks.task import Outcome, Task
+from efface.cluster.tasks.retry_rules import Outcome
+from efface.cluster.tasks.task import Task
 from efface.cluster.tasks.training import TrainingTask
 from efface.cluster.workers.executor import WorkerClass
 from efface.errors import JobFailure, Stopped, UserError

@@ -318,6 +318,6 @@ def test_the_command_prints_a_forecast_for_each_size(
 
 @pytest.mark.parametrize("wrong", [{"gpus": "8,x"}, {"gpus": "0"}, {"gpus": "1.5"}, {"gpus": ""}, {"speeds": "-1"},
                                    {"speeds": "nan"}, {"rates": "h2000"}])  # fmt: skip
-def test_a_wrong_option_is_told_in_a_sentence(tiny: str, wrong: dict[str, Any]) -> None:
+def test_a_wrong_option_is_answered_in_a_sentence(tiny: str, wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         simulator.main(tiny, **{"gpus": "1", "rates": "h200", **OPTIONS, **wrong})

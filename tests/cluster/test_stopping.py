@@ -21,7 +21,8 @@ from efface.cluster.run import Run, execute, execute_part, open_run, reopen_run,
 from efface.cluster.signals import STOP_SIGNALS
 from efface.cluster.storage.lease import active_driver
 from efface.cluster.storage.run_folder import RunFolder
-from efface.cluster.tasks.task import Outcome, Task
+from efface.cluster.tasks.retry_rules import Outcome
+from efface.cluster.tasks.task import Task
 from efface.cluster.tasks.training import TrainingTask
 from efface.cluster.workers.worker import Worker
 from efface.config_files import parse
@@ -110,7 +111,7 @@ def test_a_job_is_stopped_between_two_steps_and_no_step_is_done_twice(
     monkeypatch.setattr(FakeWorker, "effects", str(tmp_path / "effects"))
     second = run.plan.jobs[1]
 
-    class Asked(FakeWorker):
+    class StopRequested(FakeWorker):
         def _log_effect(self, line: str) -> None:
             super()._log_effect(line)
             if line == f"step {second.id} 7":
@@ -118,7 +119,7 @@ def test_a_job_is_stopped_between_two_steps_and_no_step_is_done_twice(
 
     handlers = [signal.getsignal(number) for number in STOP_SIGNALS]
     with pytest.raises(Stopped, match="the same command continues from there"):
-        run_here(run, Asked)
+        run_here(run, StopRequested)
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == handlers
     assert run.folder.checkpoint(second).is_file() and active_driver(run.folder.root) is None
     remaining = run.remaining_tasks
@@ -130,14 +131,14 @@ def test_a_job_is_stopped_between_two_steps_and_no_step_is_done_twice(
 
 
 def test_while_shards_are_judged_the_one_under_way_is_finished(run: Run) -> None:
-    class Asked(FakeWorker):
+    class StopRequested(FakeWorker):
         def run(self, task: Task) -> Outcome:
             if not isinstance(task, TrainingTask):
                 self.folder.request_stop()
             return super().run(task)
 
     with pytest.raises(Stopped):
-        run_here(run, Asked)
+        run_here(run, StopRequested)
     assert not run.remaining_tasks.failed and not run.folder.table.exists()
 
 
@@ -149,13 +150,13 @@ def test_a_request_of_yesterday_stops_nobody_today(run: Run) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
 def test_a_signal_that_is_ignored_when_a_run_starts_stays_ignored(number: signal.Signals, run: Run) -> None:
-    class Asked(FakeWorker):
+    class StopRequested(FakeWorker):
         def _log_effect(self, line: str) -> None:
             signal.raise_signal(number)
 
     before = signal.signal(number, signal.SIG_IGN)  # as `nohup`, and shells for what runs in the background
     try:
-        run_here(run, Asked)
+        run_here(run, StopRequested)
         assert run.remaining_tasks.is_empty and signal.getsignal(number) is signal.SIG_IGN
     finally:
         signal.signal(number, before)
@@ -166,7 +167,7 @@ def test_a_run_whose_terminal_is_gone_is_stopped_all_the_same(run: Run) -> None:
         def write(self, text: str) -> int:
             raise OSError(5, "Input/output error")
 
-    class Asked(FakeWorker):
+    class StopRequested(FakeWorker):
         def _log_effect(self, line: str) -> None:
             console.file = Gone()
             signal.raise_signal(signal.SIGHUP)
@@ -174,19 +175,19 @@ def test_a_run_whose_terminal_is_gone_is_stopped_all_the_same(run: Run) -> None:
 
     console = Console(file=io.StringIO())
     with pytest.raises(Stopped):
-        execute(run, 0, None, console, Asked)
+        execute(run, 0, None, console, StopRequested)
     assert not run.remaining_tasks.failed
 
 
 def test_a_second_signal_interrupts_at_once(run: Run) -> None:
-    class Asked(FakeWorker):
+    class StopRequested(FakeWorker):
         def _log_effect(self, line: str) -> None:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGTERM)
             raise AssertionError("it went on")
 
     with pytest.raises(KeyboardInterrupt):
-        run_here(run, Asked)
+        run_here(run, StopRequested)
     assert not run.remaining_tasks.failed and active_driver(run.folder.root) is None
     run_here(run)
     assert read_table(run.folder.table) == expected(run.plan, worker_context(run))
@@ -196,12 +197,14 @@ def test_a_part_is_stopped_by_a_request_too(run: Run, monkeypatch: pytest.Monkey
     from efface.cluster import run as running
     from efface.cluster.workers.local_executor import LocalExecutor
 
-    class Asked(FakeWorker):
+    class StopRequested(FakeWorker):
         def _log_effect(self, line: str) -> None:
             self.folder.request_stop()
 
     monkeypatch.setattr(
-        running, "LocalExecutor", lambda context, should_stop, worker: LocalExecutor(context, should_stop, Asked)
+        running,
+        "LocalExecutor",
+        lambda context, should_stop, worker: LocalExecutor(context, should_stop, StopRequested),
     )
     with pytest.raises(Stopped):
         execute_part(run, 1, 2, Console(file=io.StringIO()))

@@ -71,7 +71,9 @@ def test_excluded_combinations_are_left_out() -> None:
         ({"rate": [1, 2]}, {"rate": 3}, "exclude names rate=3, which is not in the sweep"),
     ],
 )
-def test_a_faulty_sweep_is_told_in_a_sentence(config: dict[str, Any], exclude: dict[str, Any], problem: str) -> None:
+def test_a_faulty_sweep_is_answered_in_a_sentence(
+    config: dict[str, Any], exclude: dict[str, Any], problem: str
+) -> None:
     with pytest.raises(UserError) as error:
         configs(config, exclude)
     assert str(error.value).startswith(problem)

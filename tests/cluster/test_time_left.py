@@ -13,7 +13,7 @@ from efface.cluster.scheduler.progress import RATE_TASKS, Display
 from efface.cluster.scheduler.time_left import TimeLeft
 from efface.cluster.storage.remaining import RemainingTasks
 from efface.cluster.storage.run_folder import RunFolder
-from efface.cluster.tasks.task import Outcome
+from efface.cluster.tasks.retry_rules import Outcome
 from efface.files import write_atomic
 
 # The tiny campaign: UCE and ESD of 2 steps; three models of 14 images in shards of 5, 5 and 4; a trial of 8 images.

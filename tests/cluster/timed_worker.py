@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.tasks.judging import Shard
-from efface.cluster.tasks.task import Outcome, Task
+from efface.cluster.tasks.retry_rules import Outcome
+from efface.cluster.tasks.task import Task
 
 DONE = Outcome.done()
 

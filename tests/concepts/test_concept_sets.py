@@ -1,4 +1,4 @@
-"""Concept sets: how a concept is found, what lies beside it, and which mistakes in a file are reported."""
+"""Concept sets: how a concept is found, what is close to it, and which mistakes in a file are reported."""
 
 from pathlib import Path
 
@@ -130,7 +130,7 @@ def test_a_set_without_concepts_is_refused(tmp_path: Path) -> None:
         ("x" * 5000, "unknown concept set 'xxx"),
     ],
 )
-def test_an_unknown_set_is_told_what_was_meant(name: str, sentence: str) -> None:
+def test_an_unknown_set_is_answered_with_what_was_meant(name: str, sentence: str) -> None:
     with pytest.raises(UserError) as caught:
         load_concept_set(name)
     assert str(caught.value).startswith(sentence)

@@ -236,7 +236,7 @@ def test_a_misspelt_concept_is_answered_with_the_nearest(tmp_path: Path, genmu: 
     assert fault(tmp_path, genmu, text).endswith("did you mean 'Van Gogh'?")
 
 
-def test_an_unknown_prompt_set_is_told_what_was_meant(pets: ConceptSet) -> None:
+def test_an_unknown_prompt_set_is_answered_with_what_was_meant(pets: ConceptSet) -> None:
     with pytest.raises(UserError, match="unknown prompt set 'genmu': did you mean 'genmu-2025'"):
         load_prompt_set("genmu", pets)
     with pytest.raises(UserError, match=r"prompts[.]csv: no such file"):

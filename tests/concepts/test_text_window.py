@@ -46,7 +46,7 @@ def test_a_prompt_of_the_windows_size_is_whole_and_one_token_more_is_cut() -> No
 
 
 @pytest.mark.parametrize("name", ["cat", "KITTY", "a  Cat"])
-def test_it_is_told_where_what_asks_for_the_concept_is_cut_off(name: str) -> None:
+def test_it_is_reported_where_the_concept_is_named_behind_the_cut(name: str) -> None:
     (cut,) = cut_prompts(prompts("a cat", adversarial=(f"very very very very very very {name}",)), PETS, WINDOW)
     assert str(cut).startswith("row 4, column adversarial_prompt (") and cut.column == "adversarial_prompt"
     assert str(cut).endswith(" tokens, and what asks for 'Cat' stands behind them)")
@@ -57,7 +57,7 @@ def test_an_adversarial_prompt_that_never_names_the_concept_loses_no_name() -> N
     assert not cut.unnamed
 
 
-def test_a_plan_is_told_in_one_line_of_the_prompts_it_asks() -> None:
+def test_a_plan_reports_in_one_line_the_cut_ones_of_its_prompts() -> None:
     long = tuple(f"a b c d e f {letter}" for letter in "ghijklm")
     mine = prompts("a cat", adversarial=long)
     (line,) = check_prompts(mine, PETS, WINDOW, ["a cat", *long])
@@ -90,7 +90,7 @@ def test_a_prompt_of_which_the_tokenizer_knows_nothing_is_refused() -> None:
         ),
     ],
 )
-def test_a_phrase_or_an_anchor_that_cannot_be_asked_for_is_refused(changes: dict[str, str], sentence: str) -> None:
+def test_a_phrase_or_an_anchor_that_cannot_be_prompted_for_is_refused(changes: dict[str, str], sentence: str) -> None:
     with pytest.raises(UserError, match=f"concept set pets: {sentence}"):
         check_concepts(concept_set(**changes), WINDOW)
 

@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from efface.concepts.concept import Concept
+from efface.concepts.concept import Concept, ConceptSet
 from efface.models.attention_maps import CrossAttentionMaps
 from efface.models.base import Base
 from efface.models.text_encoding import encode_prompts, subject_tokens, token_ids
+from efface.train.data.inversion import InversionConfig, encode_learnt, invert
 from efface.train.data.latents import noised
-from efface.train.methods.fmn import prompt_of, resteering_loss
+from efface.train.method import UnlearningTask, get_method, parse_config
+from efface.train.methods.fmn import resteering_loss
 from efface.train.seeds import generator
 
 
@@ -61,11 +63,55 @@ def test_positions_are_those_of_the_words_and_of_the_end_tokens_asked_for(
     assert found[3:] == list(range(end, end + min(ends, 77 - end)))
 
 
-def test_the_templates_are_the_authors() -> None:
-    cat = Concept(name="cat", kind="animal", phrase="a cat")
-    artist = Concept(name="Van Gogh", kind="style", phrase="a painting in the style of Van Gogh")
-    assert prompt_of(cat) == ("a photo of a cat", "cat")
-    assert prompt_of(artist) == ("a photo in the style of Van Gogh", "Van Gogh")
+@pytest.mark.parametrize(
+    ("kind", "phrase", "prompt"),
+    [("animal", "a cat", "a photo of a cat"), ("style", "a drawing of a cat", "a photo in the style of cat")],
+)
+def test_the_templates_are_the_authors(kind: Any, phrase: str, prompt: str, prepare: Any, tiny_base: Base) -> None:
+    own = ConceptSet(name="own", version=1, concepts=(Concept(name="cat", kind=kind, phrase=phrase),))
+    fmn = get_method("fmn")(parse_config("fmn", {"images": 0, "pooler": "none"}))
+    fmn.prepare(UnlearningTask(tiny_base, own.concepts, own, 0), tiny_base.denoiser.copy())  # type: ignore[attr-defined]
+    batch = fmn.batch(0)  # type: ignore[attr-defined]
+    assert torch.equal(
+        batch.conditioning.encoder_hidden_states, encode_prompts(tiny_base, [prompt]).encoder_hidden_states
+    )
+    assert int(batch.concept.sum()) == 3
+
+
+def test_with_an_inversion_the_concept_is_its_learnt_tokens(prepare: Any, tiny_base: Base) -> None:
+    fmn, student = prepare("fmn", pooler="eos", inversion_steps=3, inversion_tokens=2)
+    batch = fmn.batch(0)
+    assert batch.concept[0].nonzero()[:, 0].tolist() == [9, 10, 11]  # BOS, "a photo of", two tokens, the end
+    plain, _ = prepare("fmn", pooler="eos")
+    words = plain.batch(0).conditioning.encoder_hidden_states
+    assert torch.equal(batch.conditioning.encoder_hidden_states[:, :9], words[:, :9])
+    assert not torch.allclose(batch.conditioning.encoder_hidden_states[:, 9], words[:, 9])
+    fmn.loss(student, batch)
+
+
+def test_an_inversion_learns_what_the_images_are_and_goes_to_the_tables_norm(prepare: Any, tiny_base: Base) -> None:
+    fmn, _ = prepare("fmn")
+    images, config = fmn.data[0].images, InversionConfig(inversion_steps=25, inversion_learning_rate=0.05)
+
+    @torch.no_grad()
+    def error(learnt: Tensor) -> float:
+        asked, _ = encode_learnt(tiny_base, "a photo of", learnt)
+        scheduler = fmn.scheduler
+        samples = [noised(images, [index % 2], scheduler, generator(9, index)) for index in range(16)]
+        errors = [tiny_base.denoiser(one.latents, one.timesteps, asked) - one.truth for one in samples]
+        return float(torch.stack([each.square().mean() for each in errors]).mean())
+
+    start = invert(tiny_base, images, "a photo of", "cat", config.model_copy(update={"inversion_steps": 0}), 0)
+    learnt = invert(tiny_base, images, "a photo of", "cat", config, 0)
+    table = tiny_base.text_encoder.get_input_embeddings().weight
+    assert torch.equal(start[:3], table[token_ids(tiny_base, ["cat"])[0, 1:4]])
+    assert error(learnt) < error(start)
+    # without learning a token's norm goes a tenth of the way in each step
+    still = invert(
+        tiny_base, images, "a photo of", "cat", config.model_copy(update={"inversion_learning_rate": 1e-12}), 0
+    )
+    own = table.norm(dim=1).mean()
+    torch.testing.assert_close(still.norm(dim=1), own + 0.9**25 * (start.norm(dim=1) - own), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()

@@ -58,7 +58,7 @@ def _write_outputs(outputs: list[Path]) -> None:
 
 
 def _records() -> list[tuple[Path, bytes]]:
-    """Where the record of each task lies in a run folder, and what it says."""
+    """Where the record of each task is in a run folder, and what it says."""
     found = []
     with tempfile.TemporaryDirectory() as name:
         for number in range(3):
@@ -160,7 +160,7 @@ def leases(draw: st.DrawFn) -> tuple[bytes, bool]:
 
 
 def check_lease(drawn: tuple[bytes, bool], folder: Path) -> bool:
-    """Whatever lease lies there, a driver learns who works, or takes the run over in the end."""
+    """Whatever lease is there, a driver learns who works, or takes the run over in the end."""
     content, ours = drawn
     if ours:
         content = _as_of_this_machine(content)

@@ -49,12 +49,12 @@ def test_an_unknown_key_with_a_bracket_is_named(tmp_path: Path) -> None:
     assert message.startswith("unknown key 'se[eds', did you mean 'seeds'?")
 
 
-def test_a_key_or_an_override_of_several_lines_is_told_in_one(tmp_path: Path) -> None:
+def test_a_key_or_an_override_of_several_lines_is_reported_in_one(tmp_path: Path) -> None:
     assert "\n" not in refusal(tmp_path, dumped(CAMPAIGN | {"a\nb": 0}))
     assert "\n" not in refusal(tmp_path, dumped(CAMPAIGN), ["=\n\tx=1"])
 
 
-def test_of_a_long_value_the_beginning_is_told(tmp_path: Path) -> None:
+def test_of_a_long_value_the_beginning_is_shown(tmp_path: Path) -> None:
     assert len(refusal(tmp_path, dumped(CAMPAIGN | {"seeds": "9" * 5000}))) < 200
 
 

@@ -48,7 +48,7 @@ def base(campaign_inputs: Path) -> str:
 
 @pytest.fixture(scope="session")
 def finished(campaign_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a campaign of one method, carried out. Not to be changed."""
+    """The run folder of a finished campaign of one method. Not to be changed."""
     folder = tmp_path_factory.mktemp("finished")
     campaign = write_yaml(folder / "campaign.yaml", campaign_dict(campaign_inputs, methods=[{"method": "uce"}]))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:

@@ -42,7 +42,7 @@ def run(efface: RunEfface, campaign_file: CampaignFile, folder: Path) -> str:
     return result.out
 
 
-def test_they_are_told_while_it_runs_in_its_status_and_in_its_log(
+def test_they_are_reported_while_it_runs_in_its_status_and_in_its_log(
     efface: RunEfface, campaign_file: CampaignFile, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"

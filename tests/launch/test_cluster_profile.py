@@ -48,10 +48,10 @@ def test_status_can_be_given_the_profile(
 
     from efface.launch.launch_record import LaunchRecord, append_records
 
-    asked: list[str] = []
+    queried: list[str] = []
 
     def state(self: object, id: str, profile: object) -> str:
-        asked.append(getattr(profile, "name", "none"))
+        queried.append(getattr(profile, "name", "none"))
         return "running"
 
     monkeypatch.setattr("efface.launch.submit.ray.RayJob.state", state)
@@ -59,7 +59,7 @@ def test_status_can_be_given_the_profile(
     append_records(tmp_path / "run", [LaunchRecord("ray", "campaign", "efface-x-0123456789ab", "test")])
     efface("status", tmp_path / "run")
     efface("status", tmp_path / "run", "--cluster", profile(ray={}))
-    assert asked == ["none", "test"]
+    assert queried == ["none", "test"]
 
 
 NO_TOKENS = {

@@ -90,7 +90,7 @@ def test_a_record_of_another_shape_is_unreadable_and_nothing_is_run(
     assert read_records(tmp_path) == active_records(tmp_path) == [] and commands_run() == []
 
 
-def test_a_record_of_the_right_shape_is_asked_about(
+def test_a_record_of_the_right_shape_is_looked_up(
     tmp_path: Path, own_profile: Path, commands_run: Callable[[], list[str]]
 ) -> None:
     """So that the test above would notice if nothing were ever run."""
@@ -119,7 +119,7 @@ def test_no_command_on_a_strangers_folder_runs_what_its_record_says(
         assert result.out.count(": unreadable\n") == len(UNREADABLE)
 
 
-def test_a_profile_is_never_one_that_lies_in_the_strangers_folder(
+def test_a_profile_is_never_one_of_the_strangers_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commands_run: Callable[[], list[str]]
 ) -> None:
     for name in ("mine", "mine.yaml"):
@@ -144,7 +144,7 @@ def test_the_users_token_goes_to_no_address_of_a_strangers_folder(
     assert addresses == []
 
 
-def test_a_folder_with_many_records_has_the_newest_asked_about(
+def test_a_folder_with_many_records_has_the_newest_looked_up(
     tmp_path: Path, commands_run: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch_record, "MAX_RECORDS", 3)

@@ -72,14 +72,14 @@ def test_what_is_missing_is_fetched_and_then_found_without_the_hub(hub: Hub, mon
     assert hub.fetched == [["*.json", "*.safetensors"]]
 
 
-def test_what_lies_on_this_machine_needs_no_hub(hub: Hub, tmp_path: Path) -> None:
+def test_what_is_on_this_machine_needs_no_hub(hub: Hub, tmp_path: Path) -> None:
     assert fetch(RequiredModel("base", str(tmp_path), ()), never) is False
     assert fetch(RequiredModel("judge", "package:miniature/judge", ("*.json",)), never) is False
     assert hub.fetched == []
 
 
 @pytest.mark.parametrize("error", [HubError(429), HubError(503), ConnectionError("reset"), TimeoutError()])
-def test_a_busy_hub_is_asked_again_later_and_later(
+def test_a_busy_hub_is_called_again_later_and_later(
     hub: Hub, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")

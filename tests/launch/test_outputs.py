@@ -1,5 +1,8 @@
 """What commands write: everything has a file of its own, and what is there is never lost by it."""
 
+import json
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +116,33 @@ def test_another_delta_is_replaced_by_force_alone_and_the_same_again_at_once(
     assert efface(*dog).code == 0
 
 
+def test_a_pipe_or_a_device_is_no_file_to_replace(efface: RunEfface, base: str, here: Path) -> None:
+    os.mkfifo("pipe")
+    unlearn = ["unlearn", "uce", "-c", "cat", "-b", base, "--force", "-o"]
+    for out in ("pipe", "/dev/null"):
+        assert efface(*unlearn, out).error_message == f"--out {out}: is a device or a pipe, should be a file"
+    assert stat.S_ISFIFO(os.stat("pipe").st_mode) and stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+def test_of_two_jobs_that_end_at_one_path_neither_replaces_the_other(
+    efface: RunEfface, base: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from efface.train import run_job as training
+
+    run_job = training.run_job
+
+    def run_while_another_ends(*arguments: Any, **more: Any) -> Any:
+        Path("d.safetensors").write_text("of another command")
+        return run_job(*arguments, **more)
+
+    monkeypatch.setattr(training, "run_job", run_while_another_ends)
+    result = efface("unlearn", "uce", "-c", "cat", "-b", base, "-o", "d.safetensors")
+    (other,) = here.glob("d-*.safetensors")
+    assert result.code == 0 and f"the delta is in {other.name}" in result.err and other.name in result.out
+    assert other.name == f"d-{Delta.load(other).provenance['job_id']}.safetensors"
+    assert Path("d.safetensors").read_text() == "of another command"
+
+
 def test_a_url_does_not_become_an_odd_folder(efface: RunEfface, base: str, here: Path) -> None:
     result = efface("unlearn", "uce", "-c", "cat", "-b", base, "-o", "s3://bucket/d.safetensors")
     assert result.error_message == "s3://bucket/d.safetensors: is a URL, should be a path on this machine"
@@ -142,6 +172,43 @@ def test_torchrun_finds_what_came_after_the_job_was_written(
     assert Path("d.json").read_text() == "mine" and not Path("d.safetensors").exists()
     Path("d.json").unlink()
     assert launched(["work.json"]) == 0 and launched(["work.json"]) == 0  # its own results are no obstacle
+    Path("d.json").write_text("mine")
+    assert launched(["work.json"]) == 2 and Path("d.json").read_text() == "mine"  # also beside its own delta
+
+
+@pytest.mark.parametrize(
+    ("out", "file", "message"),
+    [
+        ("d.safetensors", "d.safetensors", "--torchrun-job d.safetensors: is where the delta or its metrics go"),
+        ("d.safetensors", "d.json", "--torchrun-job d.json: is where the delta or its metrics go"),
+        ("d.json", "work.json", "d.json: ends in .json, as the metrics beside it do"),
+    ],
+)
+def test_results_of_a_torchrun_job_do_not_replace_each_other(
+    out: str, file: str, message: str, efface: RunEfface, base: str, here: Path
+) -> None:
+    result = efface("unlearn", "uce", "-c", "cat", "-b", base, "-o", out, "--torchrun-job", file)
+    assert message in result.error_message and not list(here.iterdir())
+
+
+def test_checkpoints_of_two_jobs_are_two_files(efface: RunEfface, base: str, here: Path) -> None:
+    quick = [f"--set={key}={value}" for key, value in ESD_CONFIG.items()]
+    checkpoints = set()
+    for concept, suffix in (("cat", "a"), ("dog", "b")):
+        out = ["-o", f"d.{suffix}", "--torchrun-job", f"{concept}.json"]
+        assert efface("unlearn", "esd", "-c", concept, "-b", base, *out, *quick).code == 0
+        checkpoints.add(json.loads(Path(f"{concept}.json").read_text())["checkpoint"])
+    assert len(checkpoints) == 2
+
+
+def test_two_judges_of_one_name_are_refused(
+    efface: RunEfface, campaign_file: CampaignFile, campaign_inputs: Path, tmp_path: Path
+) -> None:
+    judge = yaml.safe_load((campaign_inputs / "judge.yaml").read_text())
+    (tmp_path / "judge.yaml").write_text(yaml.safe_dump({**judge, "threshold": 0.7}))
+    judges = [str(campaign_inputs / "judge.yaml"), str(tmp_path / "judge.yaml")]
+    result = efface("plan", campaign_file(methods=[UCE], evaluation={"judges": judges}))
+    assert "two are called 'judge' in tables" in result.error_message
 
 
 @pytest.fixture
@@ -165,7 +232,7 @@ def test_attack_replaces_a_prompt_file_by_force_alone_and_its_own_input_never(
     attack: Callable[..., Any], campaign_inputs: Path, here: Path
 ) -> None:
     Path("prompts.csv").write_text("mine")
-    assert attack("-o", "prompts.csv").error_message.startswith(f"--out prompts.csv: {THERE}")
+    assert attack("-o", "prompts.csv").error_message.startswith("--out prompts.csv: exists already; name another file")
     assert Path("prompts.csv").read_text() == "mine"
     assert attack("-o", "prompts.csv", "--force").code == 0 and "zxq" in Path("prompts.csv").read_text()
     own = campaign_inputs / "prompts.csv"
@@ -186,8 +253,10 @@ def test_a_run_does_not_replace_the_file_that_describes_it(
     assert file.read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["table.parquet", "scores.json", "leaderboard.csv", "sheets", "trials.csv"])
-def test_a_run_does_not_replace_what_lies_in_a_folder_of_no_run(
+@pytest.mark.parametrize(
+    "name", ["table.parquet", "scores.json", "leaderboard.csv", "sheets", "trials.csv", "study.jsonl", "stop.json"]
+)
+def test_a_run_does_not_replace_what_is_in_a_folder_of_no_run(
     name: str, efface: RunEfface, campaign_file: CampaignFile, tmp_path: Path
 ) -> None:
     (tmp_path / "run").mkdir()

@@ -77,7 +77,7 @@ def test_an_emoji_and_chinese_keep_their_bytes(tokenizer: CLIPTokenizer) -> None
     assert _letters(tokenizer.decode(ids, skip_special_tokens=True)) == "🦊世界"
 
 
-def test_the_vocabulary_is_laid_out_as_clips(tokenizer: CLIPTokenizer) -> None:
+def test_the_vocabulary_is_ordered_as_clips(tokenizer: CLIPTokenizer) -> None:
     vocabulary = tokenizer.get_vocab()
     ordered = sorted(vocabulary, key=vocabulary.__getitem__)
     assert all(len(symbol) == 1 for symbol in ordered[:256])

@@ -127,7 +127,7 @@ def test_under_autocast_it_keeps_input_in_bf16() -> None:
     assert linear(16, "bf16").saved == 8 * 16 * 2
 
 
-def test_under_autocast_a_trained_weight_lies_there_a_second_time_in_bf16() -> None:
+def test_under_autocast_a_trained_weight_is_there_a_second_time_in_bf16() -> None:
     """Where the layer before is trained too, a gradient goes through the second layer, and so its bf16 copy stays."""
     with torch.device("meta"):
         module = nn.Sequential(nn.Linear(16, 16, bias=False), nn.Linear(16, 16, bias=False))

@@ -1,4 +1,4 @@
-"""The attention backend: what is asked for, what is used, and that nobody's processor is thrown away."""
+"""The attention backend: what is requested, what is used, and that nobody's processor is thrown away."""
 
 import warnings
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ def by_hand(q: Tensor, k: Tensor, v: Tensor, attn_bias: Any = None, op: Any = No
 
 @pytest.fixture
 def with_xformers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """xformers as if it had a CPU kernel; the shapes of the queries it was asked for."""
+    """xformers as if it had a CPU kernel; the shapes of the queries it got."""
     requested = []
 
     def attend(q: Tensor, *arguments: Any, **options: Any) -> Tensor:

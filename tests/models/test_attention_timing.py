@@ -17,7 +17,7 @@ CPU, SHAPES = torch.device("cpu"), ((2, 16, 8), (2, 4, 16))
 
 
 class Counted:
-    """Attention that counts how often it is asked."""
+    """Attention that counts how often it is called."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[tuple[int, ...], torch.dtype, bool]] = []

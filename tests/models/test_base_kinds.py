@@ -91,7 +91,7 @@ def test_what_has_no_say_in_an_image_does_not_matter(
     assert load_base(folder).fingerprint == base_id(read_base(tiny_base_folder))
 
 
-def test_a_folder_without_an_index_is_told_by_its_parts(folder: Path, tiny_base_folder: Path) -> None:
+def test_a_folder_without_an_index_is_recognised_by_its_parts(folder: Path, tiny_base_folder: Path) -> None:
     (folder / "model_index.json").unlink()
     assert load_base(folder).fingerprint == base_id(read_base(tiny_base_folder))
 
@@ -153,7 +153,7 @@ def test_another_kind_is_refused_by_its_configs(
         ("text_encoder", {"hidden_act": "no such function"}, "does not describe a CLIPTextModel"),
     ],
 )
-def test_what_no_library_can_build_is_told_before_any_training(
+def test_what_no_library_can_build_is_reported_before_any_training(
     folder: Path, component: str, settings: dict[str, Any], match: str
 ) -> None:
     name = "scheduler_config.json" if component == "scheduler" else "config.json"

@@ -68,7 +68,7 @@ def test_a_tensor_of_another_shape_is_named(folder: Path, component: str) -> Non
 
 
 @EACH
-def test_all_that_does_not_fit_is_told_in_one_sentence(folder: Path, component: str) -> None:
+def test_all_that_does_not_fit_is_named_in_one_sentence(folder: Path, component: str) -> None:
     def change(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         first, *_, last = sorted(tensors)
         return {"strange": tensors[last]} | {k: v for k, v in tensors.items() if k != last} | {first: torch.zeros(7, 7)}

@@ -61,7 +61,7 @@ def test_shards_are_loaded_as_the_whole(folder: Path, tiny_base_folder: Path) ->
 
 
 @pytest.mark.parametrize("beside", [INDEX, PARTS[0]])
-def test_weights_that_lie_there_twice_are_refused(folder: Path, beside: str) -> None:
+def test_weights_that_are_there_twice_are_refused(folder: Path, beside: str) -> None:
     """diffusers would take the parts, transformers the whole."""
     if beside == INDEX:
         (folder / "unet" / INDEX).write_text(json.dumps({"weight_map": {"conv_in.weight": "other.safetensors"}}))
@@ -106,7 +106,7 @@ def test_a_tensor_in_two_parts_is_refused(folder: Path) -> None:
 def test_an_adapter_beside_the_weights_is_refused(folder: Path, component: str) -> None:
     """transformers would load it into the text encoder without a word."""
     (folder / component / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
-    refused(folder, rf"{component}: an adapter lies beside the weights .*fuse_lora.*, or take it away")
+    refused(folder, rf"{component}: there is an adapter beside the weights .*fuse_lora.*, or take it away")
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_who_may_read_it_is_the_umask_s_to_say(umask: int, tiny_base: Base, tmp_
     ],
     ids=str,
 )  # fmt: skip
-def test_an_odd_scheduler_is_told_in_a_sentence_and_nothing_is_written(
+def test_an_odd_scheduler_is_answered_in_a_sentence_and_nothing_is_written(
     config: dict[str, Any], sentence: str, tiny_base: Base, tmp_path: Path
 ) -> None:
     tiny_base.scheduler_config = config
@@ -117,7 +117,7 @@ def test_a_folder_that_cannot_be_is_answered_in_a_sentence(folder: str, tiny_bas
         export(tiny_base, None, folder)
 
 
-def test_it_may_lie_in_the_home_folder(tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_may_be_in_the_home_folder(tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     export(tiny_base, None, "~/out")
     assert (tmp_path / "out" / "model_index.json").is_file()

@@ -131,7 +131,7 @@ def test_an_adapter_beside_an_encoder_is_refused(tmp_path: Path) -> None:
         load_image_encoder(spec, "cpu")
 
 
-def test_code_of_an_encoders_own_is_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_of_an_encoders_own_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers would prompt on the terminal whether to run it."""
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     spec = write(clip(), tmp_path)

@@ -22,7 +22,7 @@ WHOLE = ["config.json", INDEX, *PARTS, "README.md", "pytorch_model.bin"]
 
 
 class Cache:
-    """A cache of the hub's, laid out as its library does, and what the hub would send."""
+    """A cache of the hub's, in the layout of its library, and what the hub would send."""
 
     def __init__(self, folder: Path) -> None:
         self.repository = folder / "models--llava-hf--llava-1.5-7b-hf"
@@ -74,8 +74,8 @@ def test_weights_of_which_one_part_of_three_came_are_not_here(cache: Cache) -> N
 
 def campaign(cache: Cache) -> Path:
     file = cache.repository / "mine.yaml"
-    asked = {"name": "mine", "base": "miniature", "methods": [{"method": "uce"}]}
-    file.write_text(json.dumps({**asked, "evaluation": {"judges": ["llava-1.5-7b"]}}))
+    campaign = {"name": "mine", "base": "miniature", "methods": [{"method": "uce"}]}
+    file.write_text(json.dumps({**campaign, "evaluation": {"judges": ["llava-1.5-7b"]}}))
     return file
 
 
@@ -100,7 +100,7 @@ def test_the_index_tells_where_the_names_have_no_numbers(cache: Cache, monkeypat
     assert missing_files(cache.snapshot, JUDGE_FILES) == ["head.safetensors"]
 
 
-def test_parts_that_nobody_asked_for_are_not_missed(cache: Cache) -> None:
+def test_parts_that_nobody_requested_are_not_missed(cache: Cache) -> None:
     cache.hold("config.json", INDEX, PARTS[0])
     assert missing_files(cache.snapshot, ("config.json",)) == []
 
@@ -127,7 +127,7 @@ def test_a_download_that_was_broken_off_may_be_of_any_file(cache: Cache) -> None
     assert missing_files(cache.snapshot, JUDGE_FILES) == []
 
 
-def test_a_download_of_another_file_is_of_no_account_where_the_hub_has_told_its_files(cache: Cache) -> None:
+def test_a_download_of_another_file_is_of_no_account_where_the_hub_has_listed_its_files(cache: Cache) -> None:
     cache.hold("config.json", INDEX, *PARTS)
     (cache.blobs / "abc.1234.incomplete").write_text("")
     listing = cache.repository / "trees" / f"{COMMIT}.json"

@@ -55,9 +55,9 @@ def by_diffusers(base: Base, recipe: Recipe, request: ImageRequest) -> np.ndarra
 
 @pytest.mark.parametrize("scheduler", ["pndm", "ddim", "dpm++", "euler", "euler-a", "ddpm", "UniPCMultistepScheduler"])
 def test_images_are_those_of_diffusers_own_pipeline(tiny_base: Base, scheduler: str) -> None:
-    asked = recipe(scheduler=scheduler, negative_prompt="ugly")
-    ours = sample(tiny_base, asked, REQUESTS)
-    theirs = np.stack([by_diffusers(tiny_base, asked, request) for request in REQUESTS])
+    requested = recipe(scheduler=scheduler, negative_prompt="ugly")
+    ours = sample(tiny_base, requested, REQUESTS)
+    theirs = np.stack([by_diffusers(tiny_base, requested, request) for request in REQUESTS])
     assert theirs.std() > 10
     assert far(ours, theirs) <= 1
 
@@ -67,32 +67,32 @@ def test_images_are_those_of_diffusers_own_pipeline(tiny_base: Base, scheduler: 
 def test_so_they_are_of_a_base_that_predicts_velocities(
     tiny_base: Base, scheduler: str, further: dict[str, object]
 ) -> None:
-    asked = recipe(scheduler=scheduler, negative_prompt="ugly")
-    noise = sample(tiny_base, asked, REQUESTS)
+    requested = recipe(scheduler=scheduler, negative_prompt="ugly")
+    noise = sample(tiny_base, requested, REQUESTS)
     tiny_base.scheduler_config |= {"prediction_type": "v_prediction", **further}
-    ours = sample(tiny_base, asked, REQUESTS)
-    theirs = np.stack([by_diffusers(tiny_base, asked, request) for request in REQUESTS])
+    ours = sample(tiny_base, requested, REQUESTS)
+    theirs = np.stack([by_diffusers(tiny_base, requested, request) for request in REQUESTS])
     assert far(ours, theirs) <= 1
     assert far(ours, noise) > 10
 
 
 @pytest.mark.parametrize("guidance_scale", [0.0, 1.0])
 def test_without_guidance_there_is_no_unconditional_half(tiny_base: Base, guidance_scale: float) -> None:
-    asked = recipe(guidance_scale=guidance_scale, batch_size=1)
+    requested = recipe(guidance_scale=guidance_scale, batch_size=1)
     sizes: list[int] = []
     tiny_base.unet.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    ours = sample(tiny_base, asked, REQUESTS[:1])[0]
+    ours = sample(tiny_base, requested, REQUESTS[:1])[0]
     assert set(sizes) == {1}
-    assert far(ours, by_diffusers(tiny_base, asked, REQUESTS[0])) <= 1
+    assert far(ours, by_diffusers(tiny_base, requested, REQUESTS[0])) <= 1
 
 
 @pytest.mark.parametrize("scheduler", ["pndm", "euler-a"])
 def test_bits_do_not_depend_on_order_neighbours_place_or_padding(tiny_base: Base, scheduler: str) -> None:
-    asked = recipe(scheduler=scheduler)
-    together = sample(tiny_base, asked, REQUESTS)
-    assert np.array_equal(sample(tiny_base, asked, REQUESTS[::-1]), together[::-1])
+    requested = recipe(scheduler=scheduler)
+    together = sample(tiny_base, requested, REQUESTS)
+    assert np.array_equal(sample(tiny_base, requested, REQUESTS[::-1]), together[::-1])
     for request, image in zip(REQUESTS, together, strict=True):
-        assert np.array_equal(sample(tiny_base, asked, [request])[0], image)
+        assert np.array_equal(sample(tiny_base, requested, [request])[0], image)
 
 
 def test_every_batch_has_one_shape_the_last_one_padded(tiny_base: Base) -> None:
@@ -144,7 +144,7 @@ def test_a_model_of_nans_gives_grey_images_and_a_warning(tiny_base: Base) -> Non
     assert set(np.unique(images)) == {128}
 
 
-def test_of_which_images_values_were_no_numbers_is_told_one_by_one(
+def test_of_which_images_values_were_no_numbers_is_reported_one_by_one(
     tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Batches of 3 and 1, the last one padded; the second image of the first and the one of the second are broken."""

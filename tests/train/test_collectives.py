@@ -91,7 +91,7 @@ def grey(base: Base, drawn: list[str]) -> None:
     neighbourhood.load_image_encoder = lambda *_: lambda images: torch.from_numpy(images[:, 0, 0].astype(float))
 
 
-def test_a_gang_draws_every_image_once_and_has_those_of_one_process(
+def test_a_process_group_makes_every_image_once_and_has_those_of_one_process(
     tiny_base_folder: Path, tiny_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together(two_draw, tiny_base_folder, tmp_path)

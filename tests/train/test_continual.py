@@ -147,7 +147,7 @@ def test_the_base_is_as_it_was_also_after_an_error(parent: str | None, tiny_base
 
 
 @pytest.mark.parametrize("method", TRAINED)
-def test_a_request_laid_down_is_taken_up_where_it_was(method: str, tiny_base: Base, tmp_path: Path) -> None:
+def test_a_request_that_was_stopped_is_taken_up_where_it_was(method: str, tiny_base: Base, tmp_path: Path) -> None:
     first = erase(tiny_base, "esd", ["cat"])
     wanted, checkpoint = job(tiny_base, method, ["cat", "bus"], first), tmp_path / "checkpoint.safetensors"
     whole, _ = run_job(wanted, tiny_base, WORLD, parent=first)
@@ -317,14 +317,14 @@ def test_nothing_is_mapped_to_what_is_erased_with_it(strategy: Any, tiny_base: B
 def test_an_erased_concept_is_no_neighbour(
     config: dict[str, Any], tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("efface.train.methods.fade.nearest", lambda base, target, phrases, *rest: phrases)
+    monkeypatch.setattr("efface.train.data.neighbours.nearest", lambda base, target, phrases, *rest: phrases)
     method: Any = get_method("fade")(parse_config("fade", {**QUICK["fade"], **config}))
     task = UnlearningTask(tiny_base, (WORLD.find("dog"),), WORLD, 0, erased=(WORLD.find("fox"), WORLD.find("bus")))
     neighbours = method.neighbours(WORLD.find("dog"), task)
     assert "owl" in neighbours and not {"fox", "bus", "dog"} & set(neighbours)
 
 
-def test_the_method_is_told_the_new_request_and_what_was_erased_before(
+def test_the_method_is_given_the_new_request_and_what_was_erased_before(
     tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[UnlearningTask] = []

@@ -131,7 +131,7 @@ def test_a_checkpoint_fits_any_stage_and_any_number_of_processes(
     assert difference(delta, alone, tiny_base) < 1e-3
 
 
-class Asked(NamedTuple):
+class Case(NamedTuple):
     """How a method is run."""
 
     config: dict[str, Any]
@@ -142,11 +142,11 @@ class Asked(NamedTuple):
 
 
 METHODS = {
-    "ca": Asked({"batch_size": 2}, rate=1.0, norm=0.05),
-    "esd": Asked({"variant": "x"}, rate=1.0, norm=0.01),
+    "ca": Case({"batch_size": 2}, rate=1.0, norm=0.05),
+    "esd": Case({"variant": "x"}, rate=1.0, norm=0.01),
     # With the usual eta of 1 the loss is a difference of nearly equal predictions: gradients have fewer good digits.
-    "esd u": Asked({"variant": "u", "eta": 10.0}, rate=0.1, norm=0.5),
-    "fade": Asked({}, rate=0.1, norm=1.0),
+    "esd u": Case({"variant": "u", "eta": 10.0}, rate=0.1, norm=0.5),
+    "fade": Case({}, rate=0.1, norm=1.0),
 }
 """The gradient methods, ESD for a small and for a large part of the UNet."""
 

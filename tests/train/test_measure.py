@@ -15,7 +15,7 @@ from efface.train.trainer.options import TrainingOptions
 
 
 class FakePeak:
-    """Counts how often it is asked, and answers with 1000 bytes more each time."""
+    """Counts how often it is called, and answers with 1000 bytes more each time."""
 
     device, device_name = "cpu", "a GPU"
 

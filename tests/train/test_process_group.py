@@ -87,7 +87,7 @@ def taken_up(rank: int, work: TorchrunJob) -> None:
         pytest.param("after a step", "zero3", marks=pytest.mark.slow),
     ],
 )
-def test_a_gang_that_lost_a_member_ends_bit_for_bit_where_another_does_and_near_one_process(
+def test_a_process_group_that_lost_a_member_ends_bit_for_bit_where_another_does_and_near_one_process(
     when: str, deepspeed: str | None, work: Any, tiny_base: Base, concept_set: ConceptSet
 ) -> None:
     requested = work().model_copy(update={"training_options": TrainingOptions(deepspeed=deepspeed)})
@@ -103,7 +103,7 @@ def test_a_gang_that_lost_a_member_ends_bit_for_bit_where_another_does_and_near_
     assert delta.provenance == alone.provenance
 
 
-def laid_down(rank: int, work: TorchrunJob) -> None:
+def stopped_slowly(rank: int, work: TorchrunJob) -> None:
     """Process 1 is stopped, and process 0 takes its time to write the checkpoint."""
     written = loop.write
 
@@ -121,8 +121,8 @@ def laid_down(rank: int, work: TorchrunJob) -> None:
     assert work.checkpoint and work.checkpoint.is_file()
 
 
-def test_no_process_that_is_told_to_stop_ends_before_the_checkpoint_is_written(work: Any) -> None:
-    together(laid_down, work())
+def test_no_process_that_is_to_stop_ends_before_the_checkpoint_is_written(work: Any) -> None:
+    together(stopped_slowly, work())
 
 
 @pytest.mark.slow
@@ -199,7 +199,7 @@ def test_a_file_that_its_own_metrics_would_overwrite_is_refused(
 
 
 @pytest.mark.usefixtures("alone")
-def test_a_mistake_that_only_another_process_meets_is_told_by_it(
+def test_a_mistake_that_only_another_process_meets_is_reported_by_it(
     work: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "work.json").write_text(work().model_copy(update={"base": "missing-base"}).model_dump_json())
@@ -217,7 +217,7 @@ def test_a_mistake_that_only_another_process_meets_is_told_by_it(
         ("{}", "key 'job' is missing"),
     ],
 )
-def test_a_mistake_is_told_in_a_sentence(
+def test_a_mistake_is_answered_in_a_sentence(
     text: str | None, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "work.json"

@@ -70,7 +70,9 @@ def test_a_method_of_another_package_is_found_through_its_entry_point(monkeypatc
     assert parse_config("nothing", {"strength": 2}).model_dump() == {"strength": 2}
 
 
-def test_an_entry_point_that_fails_is_told_in_a_sentence_and_breaks_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_point_that_fails_is_answered_in_a_sentence_and_breaks_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     entry("broken", "no.such.package", monkeypatch)
     with pytest.raises(UserError, match=r"method 'broken' cannot be loaded from no\.such\.package: No module"):
         get_method("broken")
@@ -82,6 +84,14 @@ def test_an_entry_point_that_registers_another_name_is_refused(monkeypatch: pyte
     monkeypatch.setattr(EntryPoint, "load", lambda self: register_nothing("something"))
     with pytest.raises(UserError, match="should register a method called 'nothing' and does not"):
         get_method("nothing")
+
+
+def test_somebody_elses_method_of_a_built_in_name_does_not_replace_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry("uce", "somebody.methods", monkeypatch)
+    monkeypatch.setattr(EntryPoint, "load", lambda self: pytest.fail("it was loaded"))
+    monkeypatch.setattr(METHODS, "_items", {})
+    monkeypatch.setattr("importlib.import_module", lambda module: METHODS.register("uce")(module))
+    assert METHODS.get("uce") == "efface.train.methods.uce"
 
 
 def test_a_preset_lies_over_the_defaults_and_the_config_over_the_preset(tmp_path: Path) -> None:
@@ -112,7 +122,7 @@ def test_the_catalogue_tells_every_setting_with_range_default_and_meaning() -> N
     assert set(result) == set(method_names())
     fields = {field["name"]: field for field in result["esd"]["fields"]}
     assert fields["eta"]["type"] == "number >= 0" and fields["eta"]["default"] == 1.0
-    assert fields["variant"]["type"] == "'x' | 'u' | 'x-strict' | 'selfattn' | 'full'"
+    assert fields["variant"]["type"].startswith("'x' | 'u' | 'x-strict' | 'selfattn' | 'full' | 'notime'")
     assert fields["erase_from"]["type"] == "string | null"
     assert result["esd"]["policy"] == "either" and result["esd"]["strategies"] == ["continual", "multi", "single"]
     assert all(method["summary"] and all(f["description"] for f in method["fields"]) for method in result.values())

@@ -1,4 +1,4 @@
-"""Chance is a function of seed and purpose."""
+"""Random numbers are a function of seed and purpose."""
 
 import torch
 

@@ -13,6 +13,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 from two_processes import difference
 
 from efface.concepts.concept import ConceptSet
@@ -40,8 +41,11 @@ from efface.train.trainer.options import TrainingOptions
 
 QuickJob = Callable[..., Job]
 GRADIENT = [name for name in method_names() if issubclass(get_method(name), GradientMethod)]
+OF_DENOISER = [name for name in GRADIENT if get_method(name).network == "unet"]  # type: ignore[attr-defined]
 WITHOUT_TEACHER = {"fmn", "mace"}
 """Methods whose batches take no pass without gradient."""
+THROUGH_THE_TEACHER = {"sgrace"}
+"""Methods whose adversary goes back through the frozen denoiser, which keeps its activations."""
 
 
 @pytest.fixture
@@ -50,7 +54,7 @@ def blocks_run() -> Iterator[Counter[bool]]:
     count: Counter[bool] = Counter()
 
     def note(module: nn.Module, inputs: Any) -> None:
-        if isinstance(module, BasicTransformerBlock):
+        if isinstance(module, (BasicTransformerBlock, CLIPEncoderLayer)):
             count[torch.is_grad_enabled()] += 1
 
     handle = torch.nn.modules.module.register_module_forward_pre_hook(note)
@@ -67,11 +71,12 @@ def test_gradient_checkpointing_computes_blocks_twice_and_gives_the_same_delta(
     once = blocks_run.copy()
     delta, _ = run_job(job, tiny_base, concept_set, training_options=TrainingOptions(gradient_checkpointing=True))
     again = blocks_run - once
-    assert again[True] == 2 * once[True] and again[False] == once[False]
+    assert again[False] == once[False]
+    assert again[True] == 2 * once[True] or (name in THROUGH_THE_TEACHER and again[True] > 1.5 * once[True])
     assert all(torch.equal(delta.tensors[key], value) for key, value in plain.tensors.items())
 
 
-def test_the_attention_asked_for_is_used_by_teacher_and_student_and_the_base_gets_its_own_back(
+def test_the_attention_requested_is_used_by_teacher_and_student_and_the_base_gets_its_own_back(
     quick_job: QuickJob, tiny_base: Base, concept_set: ConceptSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: Counter[str] = Counter()
@@ -97,7 +102,7 @@ def test_the_attention_asked_for_is_used_by_teacher_and_student_and_the_base_get
     assert all(processor is own for processor in tiny_base.unet.attn_processors.values())
 
 
-@pytest.mark.parametrize("name", GRADIENT)
+@pytest.mark.parametrize("name", OF_DENOISER)
 def test_xformers_computes_a_jobs_attention_whatever_its_method_hung_on_the_unet(
     name: str, quick_job: QuickJob, tiny_base: Base, concept_set: ConceptSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,7 +236,7 @@ def test_tensorboard_gets_loss_rate_and_gradient_norm_of_every_step(task: Unlear
     assert result["learning_rate"] == [(1, pytest.approx(0.1)), (2, pytest.approx(0.05))]
 
 
-def test_nothing_is_logged_unless_asked_for(
+def test_nothing_is_logged_unless_requested(
     task: UnlearningTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -24,6 +24,7 @@ from efface.errors import StorageError
 from efface.files import content_id, write_atomic
 from efface.models.base import Base
 from efface.models.text_encoding import encode_prompts, last_subject_token
+from efface.train.data.captions import has_one_place
 from efface.train.method import MethodConfig, UnlearningTask
 
 Tokens = Literal["last-subject", "all", "whole", "mean"]
@@ -58,7 +59,7 @@ class EditConfig(MethodConfig):
     @field_validator("templates")
     @classmethod
     def _has_one_place(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
-        if any(template.count("{}") + template.count("{name}") != 1 for template in templates):
+        if not all(map(has_one_place, templates)):
             raise ValueError("every template should hold '{}' or '{name}' once, the place of the concept")
         return templates
 

@@ -56,7 +56,7 @@ def sentences(
     Raises UserError where the concept has no anchor, or a sentence does not name it as the base reads it.
     """
     pairs = captions(concept, concept_set, own, limit)
-    texts = tuple(pair.target for pair in pairs)
+    texts = tuple(pair.targets[0] for pair in pairs)
     conditioning = encode_prompts(base, texts)
     positions = torch.zeros(conditioning.encoder_hidden_states.shape[:2], dtype=torch.bool, device=base.device)
     for row, text in enumerate(texts):

@@ -16,15 +16,16 @@ from efface.models.conditioning import Conditioning
 from efface.models.noise_predictor import NoisePredictor, partial_denoise
 from efface.models.scheduler import make_scheduler
 from efface.models.text_encoding import encode_prompts
+from efface.train.data.timesteps import TimestepConfig
 from efface.train.method import GradientConfig
-from efface.train.seeds import integer, normal
+from efface.train.seeds import choice, integer, normal
 
 
-class RolloutConfig(GradientConfig):
+class RolloutConfig(GradientConfig, TimestepConfig):
     """The settings of a gradient method that trains on roll-outs."""
 
     guidance_scale: float = Field(3.0, ge=1, description="classifier-free guidance of the roll-outs; papers 3")
-    rollout_steps: int = Field(50, ge=1, le=1000, description="DDIM steps of a whole trajectory; papers 50")
+    rollout_steps: int = Field(50, ge=1, le=1000, description="inference steps of a whole trajectory; papers 50")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,10 @@ class Start:
     noise: Tensor  # (B, 4, h, w)
     stop: int  # the step before which it stops
 
+    def repeated(self, count: int) -> "Start":
+        """The same start for `count` roll-outs, one after another: of count B rows."""
+        return Start(self.noise.repeat(count, 1, 1, 1), self.stop)
+
 
 @dataclass(frozen=True)
 class State:
@@ -42,22 +47,38 @@ class State:
     latents: Tensor  # (B, 4, h, w), fp32
     timestep: Tensor  # scalar, int64
 
+    def chunk(self, count: int) -> "list[State]":
+        """As many states of the same timestep, each of as many rows."""
+        return [State(latents, self.timestep) for latents in self.latents.chunk(count)]
+
 
 class Rollouts:
     """Roll-outs of one job, by the model given for each."""
 
-    def __init__(self, base: Base, config: RolloutConfig, stops: Sequence[int] | None = None) -> None:
-        """stops: the steps before which a roll-out may stop; None: all."""
+    def __init__(
+        self,
+        base: Base,
+        config: RolloutConfig,
+        stops: Sequence[int] | None = None,
+        sizes: Sequence[int] | None = None,
+        scheduler: str = "ddim",
+    ) -> None:
+        """stops: the steps before which a roll-out may stop; None: all.
+
+        sizes: pixels that height and width are drawn from; None: the base's own.
+        """
         self.guidance_scale = config.guidance_scale
         # DDIM would clip the predicted image to [-1, 1], which is no bound for latents; `make_scheduler` forbids it
-        self.scheduler = make_scheduler("ddim", base.scheduler_config, config.rollout_steps)
+        self.scheduler = make_scheduler(scheduler, base.scheduler_config, config.rollout_steps)
         self.stops = list(stops) if stops is not None else list(range(config.rollout_steps))
-        self.shape = (config.batch_size, *base.latent_shape)
+        self.rows, (self.channels, side, _) = config.batch_size, base.latent_shape
+        self.sides = [size * side // base.spec.image_size for size in sizes or [base.spec.image_size]]
         self.uncond = encode_prompts(base, [""])
 
     def start(self, rng: torch.Generator) -> Start:
         stop = self.stops[integer(len(self.stops), rng)]
-        return Start(normal(self.shape, rng, self.uncond.device), stop)
+        shape = (self.rows, self.channels, choice(self.sides, rng), choice(self.sides, rng))
+        return Start(normal(shape, rng, self.uncond.device), stop)
 
     def run(self, predict: NoisePredictor, start: Start, conditioning: Conditioning) -> State:
         """From `start` under one row for all, or a row for each latent."""

@@ -8,6 +8,9 @@ meaning of the whole prompt. So the concept's tokens are attended to by nothing,
 
 The norm is taken over the batch as a whole, as in the authors' code, and is no mean over its samples.
 
+With `inversion_steps` the concept is named by learnt tokens instead of its words: a textual inversion of the images, in
+the unedited model (`train/data/inversion.py`), so that what it looks like is forgotten and not what it is called.
+
 The images are the base's own where the authors have photographs. The loss does not look at the prediction: weights
 behind the last cross-attention get a gradient of zero, where the authors' optimiser passes them over.
 """
@@ -27,15 +30,16 @@ from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor
 from efface.models.shapes import ModelShapes
-from efface.models.text_encoding import encode_prompts, last_subject_token, subject_tokens
+from efface.models.text_encoding import encode_prompts, subject_tokens
 from efface.train.data.conditions import without_article
+from efface.train.data.inversion import InversionConfig, encode_learnt, invert
 from efface.train.data.latents import ImageConfig, Noised, Posterior, add_noise, image_posterior, noised
 from efface.train.method import GradientConfig, GradientMethod, Policy, Strategy, UnlearningTask, register
 from efface.train.method_cost import BaseImages, Cost
 from efface.train.seeds import generator, shuffled
 
 
-class FMNConfig(GradientConfig, ImageConfig):
+class FMNConfig(GradientConfig, ImageConfig, InversionConfig):
     """FMN as its authors run it: 35 steps on eight images."""
 
     group: Literal["full", "xattn"] = Field(
@@ -52,6 +56,10 @@ class FMNConfig(GradientConfig, ImageConfig):
         "too, as in the authors' code with SD 1.x (with SD 2.1, which pads otherwise, it has the first alone)",
     )
     images: int = Field(8, ge=0, description="images of a concept; authors about 8 photographs, 0: noise alone")
+
+
+TEMPLATES: dict[str, str] = {"style": "a photo in the style of"}
+"""By the concept's kind; else "a photo of"."""
 
 
 @dataclass(frozen=True)
@@ -124,19 +132,25 @@ class FMN(GradientMethod):
         return noised(data.images, [chosen], self.scheduler, rng)
 
     def _data(self, task: UnlearningTask, concept: Concept) -> Data:
-        prompt, subject = prompt_of(concept)
-        if not (found := subject_tokens(task.base, prompt, subject)):
+        config, base, template = self.config, task.base, TEMPLATES.get(concept.kind, "a photo of")
+        name = concept.name if concept.kind == "style" else without_article(concept.phrase)
+        prompt = f"{template} {name if concept.kind == 'style' else concept.phrase}"
+        images = None
+        if config.images:
+            recipe = config.image_recipe(base.spec.image_size)
+            images = image_posterior(base, recipe, [prompt] * config.images, task.cache)
+        if images and config.inversion_steps:
+            learnt = invert(base, images, template, name, config, task.seed)
+            conditioning, found = encode_learnt(base, template, learnt)
+        else:
+            conditioning, found = encode_prompts(base, [prompt]), subject_tokens(base, prompt, name)
+        if not found:
             raise UserError(f"fmn finds no words of '{concept.name}' in the prompt '{prompt}', as the base reads it")
-        conditioning = encode_prompts(task.base, [prompt])
         positions = torch.zeros(1, conditioning.encoder_hidden_states.shape[1], dtype=torch.bool)
         positions[0, found] = True
-        end = last_subject_token(task.base, [prompt])[0] + 1
-        positions[0, end : {"none": end, "eos": end + 1, "all": None}[self.config.pooler]] = True
-        images = None
-        if self.config.images:
-            recipe = self.config.image_recipe(task.base.spec.image_size)
-            images = image_posterior(task.base, recipe, [prompt] * self.config.images, task.cache)
-        return Data(images, conditioning, positions.to(task.base.device))
+        end = found[-1] + 1  # the concept ends the prompt
+        positions[0, end : {"none": end, "eos": end + 1, "all": None}[config.pooler]] = True
+        return Data(images, conditioning, positions.to(base.device))
 
 
 def resteering_loss(maps: list[Tensor], concept: Tensor) -> Tensor:
@@ -146,10 +160,3 @@ def resteering_loss(maps: list[Tensor], concept: Tensor) -> Tensor:
     """
     squares = [(probabilities * concept[:, None, None, :]).square().sum() for probabilities in maps]
     return torch.stack(squares).sum().sqrt()
-
-
-def prompt_of(concept: Concept) -> tuple[str, str]:
-    """The concept in the authors' template, and the words of it that are the concept."""
-    if concept.kind == "style":
-        return f"a photo in the style of {concept.name}", concept.name
-    return f"a photo of {concept.phrase}", without_article(concept.phrase)

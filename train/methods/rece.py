@@ -39,6 +39,7 @@ class RECEConfig(UCEConfig):
     preserve_scale: float | None = Field(
         None, ge=0, description="s_p of UCE's edit; authors: null, UCE's older code's max(0.1, 1/n) of n"
     )
+    technique: Literal["replace"] = Field("replace", description="values of UCE's edit: its guide's; authors: the same")
     epochs: int = Field(
         1, ge=0, description="attacks and erasures after UCE's; authors: objects and styles 1, unsafe 2, nudity 3"
     )
@@ -76,9 +77,9 @@ class RECE(UCE):
 
     def prompts(self, task: UnlearningTask) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
         """Whole embeddings (77, d), fp64: of every edit's prompt and guide, and of what is preserved."""
-        pairs = [pair for concept in task.concepts for pair in self.edits(concept, task)]
+        pairs = self.edits(task)
         kept = list(dict.fromkeys(["", *self.preserved(task)]))
-        encoded = encode(task.base, [*(prompt for pair in pairs for prompt in pair), *kept])
+        encoded = encode(task.base, [*(prompt for pair in pairs for prompt in pair), *kept], self.config.empty_prompt)
         whole = {prompt: found.embedding.double() for prompt, found in encoded.items()}
         return [(whole[prompt], whole[guide]) for prompt, guide in pairs], [whole[prompt] for prompt in kept]
 

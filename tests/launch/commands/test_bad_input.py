@@ -124,7 +124,7 @@ CAMPAIGN: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "wrong type": ({"seeds": "many"}, [], "seeds: "),
     "override": ({}, ["--set", "evaluation.shard_size=0"], "evaluation.shard_size: "),
     "unknown override": ({}, ["--set", "evaluation.sharp_size=3"], "unknown key 'evaluation.sharp_size', did you mean"),
-    "impossible override": ({}, ["--set", "methods.0.method=uce"], "cannot be laid over the file"),
+    "impossible override": ({}, ["--set", "methods.0.method=uce"], "cannot be applied to the file"),
     "base": ({"base": "miniatur"}, [], "unknown base 'miniatur': did you mean"),
     "method": ({"methods": [{"method": "esdd"}]}, [], "unknown method 'esdd': did you mean 'esd'?"),
     "preset": ({"methods": [{"method": "uce", "preset": "x"}]}, [], "unknown preset 'x' of method 'uce'"),

@@ -45,7 +45,7 @@ def test_unlearn_names_its_file_by_method_concepts_and_job(
     assert (provenance["job"]["concepts"], provenance["job"]["strategy"]) == (["cat", "dog"], "multi")
 
 
-def test_settings_are_laid_over_the_defaults(efface: RunEfface, base: str, tmp_path: Path) -> None:
+def test_settings_override_the_defaults(efface: RunEfface, base: str, tmp_path: Path) -> None:
     out = tmp_path / "d.safetensors"
     settings = ["--set", "ridge=0.25", "--set", "templates=['{}', 'a photo of {}']", "--seed", 3]
     assert efface("unlearn", "uce", "-c", "cat", "-b", base, "-o", out, *settings).code == 0
@@ -157,7 +157,7 @@ def test_a_campaign_overridden_on_the_command_line(
     assert set(read_table(tmp_path / "run" / "table.parquet")["method"].to_pylist()) == {"base", "u"}
 
 
-def test_a_failed_job_is_told_seen_in_the_status_and_tried_again(
+def test_a_failed_job_is_reported_seen_in_the_status_and_tried_again(
     efface: RunEfface, campaign_file: CampaignFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "run"

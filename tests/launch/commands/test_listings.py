@@ -108,13 +108,15 @@ def long_prompts(folder: Path) -> Path:
 def test_prompts_that_the_text_encoder_cuts_are_named_with_row_and_column(efface: RunEfface, tmp_path: Path) -> None:
     file = long_prompts(tmp_path)
     result = efface("prompts", file, "--concepts", "miniature")
-    assert result.code == 0 and "no fault found" not in result.out
+    assert result.code == 0 and "no error found" not in result.out
     lines = result.out.splitlines()
     assert "2 of 6 prompts are longer than the 75 tokens that the text encoder of base 'miniature' reads" in lines[-4]
     message = "(76 tokens, and what asks for '{}' stands behind them)"
     assert lines[-3] == f"row 2, column direct_prompt {message.format('cat')}"
     assert lines[-2] == f"row 3, column indirect_prompt_1 {message.format('dog')}"
     assert lines[-1].endswith("prompts are cut")
+    of_one = efface("prompts", file, "--concepts", "miniature", "--concept", "cat").out.splitlines()
+    assert of_one[-1] == lines[-3] and ": 1 of " in of_one[-2]
     found = parsed(efface, "prompts", file, "--concepts", "miniature")
     assert found["window"] == 75
     assert found["cut"][0] == {"concept": "cat", "row": 2, "column": "direct_prompt", "tokens": 76, "unnamed": True}
@@ -126,7 +128,7 @@ def test_the_base_that_reads_the_prompts_can_be_named_and_may_not_be_here(efface
     (tmp_path / "mine.yaml").write_text("name: mine\nsource: nobody/mine\n")
     result = efface("prompts", file, "--concepts", "miniature", "--base", tmp_path / "mine.yaml")
     assert result.code == 0 and "not fetched yet, nor is its tokenizer" in result.out
-    assert "no fault found" not in result.out
+    assert "no error found" not in result.out
     assert parsed(efface, "prompts", file, "--concepts", "miniature", "-b", tmp_path / "mine.yaml")["window"] is None
 
 

@@ -176,7 +176,7 @@ def test_a_base_that_is_not_here_is_to_be_fetched(tmp_path: Path, monkeypatch: p
     assert "somebody/base: not in the hub's cache" in check.message
 
 
-def test_ports_are_tried_at_the_address_where_a_gang_meets_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ports_are_tried_at_the_address_where_a_process_group_meets_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     import psutil
 
     # In a new process: a Ray that was started in this one keeps to the loopback address for good.

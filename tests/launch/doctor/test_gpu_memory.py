@@ -130,7 +130,7 @@ def test_all_judges_stay_beside_judging_and_beside_training(tmp_path: Path, sd: 
     }
 
 
-def test_a_gang_trains_without_judges_and_a_closed_form_takes_no_gang(tmp_path: Path, sd: ModelShapes) -> None:
+def test_a_process_group_trains_without_judges_and_a_closed_form_takes_none(tmp_path: Path, sd: ModelShapes) -> None:
     judges = [judge(tmp_path / "one", "clip", {"model.safetensors": 10**6})]
     alone = estimate(campaign(tmp_path, judges)).training
     together = estimate(campaign(tmp_path, judges, resources={"gpus": 1, "processes": 2})).training

@@ -87,7 +87,7 @@ def test_the_head_only_drives_and_the_workers_are_those_of_the_profile(applied: 
     assert container["resources"]["requests"] == container["resources"]["limits"]
 
 
-def test_run_folders_and_models_lie_on_the_volume_of_every_pod(applied: Callable[..., list[Any]]) -> None:
+def test_run_folders_and_models_are_on_the_volume_of_every_pod(applied: Callable[..., list[Any]]) -> None:
     _, job = applied(mount="/lab")
     cluster = job["spec"]["rayClusterSpec"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
@@ -129,7 +129,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "out of the volume": (
         {"listen": "nodes", "kube": KUBE_CONFIG},
         ["--out", "/runs"],
-        "--out /runs: lies outside of /data",
+        "--out /runs: is outside of /data",
     ),
 }
 
@@ -144,7 +144,7 @@ KUBECTL = """\
 #!/bin/sh
 # Stands in for a Kubernetes API: keeps what is applied, and answers `get` with the status in the file `status`.
 cd "$(dirname "$0")"
-echo "$3 $4" >> asked
+echo "$3 $4" >> calls
 case $3 in
     apply) cat > applied; echo '{"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}' > status ;;
     get) [ -f status ] && echo "{\\"status\\": $(cat status)}" ;;
@@ -156,7 +156,7 @@ exit 0
 
 @pytest.fixture
 def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the stand-in for kubectl."""
+    """The folder of the fake kubectl."""
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "kubectl").write_text(KUBECTL)
@@ -195,9 +195,9 @@ def test_applied_twice_it_is_one_job_and_one_that_failed_or_was_stopped_is_made_
     assert first.splitlines()[-1].startswith("submitted: kube campaign efface-demo-")
     (kubectl / "status").write_text(json.dumps(status))
     assert get_launcher("kube").state(first.split()[-1], read_profile(cluster)) == state
-    (kubectl / "asked").unlink()
+    (kubectl / "calls").unlink()
     again = efface(*command).out
-    kubectl_calls = [line.split()[0] for line in (kubectl / "asked").read_text().splitlines()]
+    kubectl_calls = [line.split()[0] for line in (kubectl / "calls").read_text().splitlines()]
     if state in ("failed", "stopped"):
         assert (again, kubectl_calls) == (first, ["get", "delete", "apply"])
     else:
@@ -208,9 +208,9 @@ def test_a_job_that_is_stopped_is_suspended(kubectl: Path, efface: RunEfface, pr
     command = ["submit", "kube", "demo", "--cluster", profile(listen="nodes", kube=KUBE_CONFIG)]
     assert "runs no RayJob 'efface-demo-" in efface(*command, "--stop").error_message
     id = efface(*command).out.split()[-1]
-    (kubectl / "asked").unlink()
+    (kubectl / "calls").unlink()
     assert efface(*command, "--stop").out == f"stopped: {id}\n"
-    assert [line.split()[0] for line in (kubectl / "asked").read_text().splitlines()] == ["get", "patch"]
+    assert [line.split()[0] for line in (kubectl / "calls").read_text().splitlines()] == ["get", "patch"]
 
 
 def test_without_kubectl_nothing_is_applied(

@@ -1,0 +1,266 @@
+"""What a run folder holds, for a report: read from its records and files alone, changing nothing.
+
+Every verdict is checked against its record. A damaged file is named, and the model that it speaks of is left out. Where
+the base is at hand the campaign is planned again, which tells what is missing; else only what is there can be shown.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from efface.cluster.campaign.plan import Plan
+from efface.cluster.campaign.planner import plan_campaign
+from efface.cluster.campaign.spec import Campaign
+from efface.cluster.report import chains_of
+from efface.cluster.storage.opening import check_format
+from efface.cluster.storage.records import Record, list_files, parse_failure, parse_record, read_json, sha256
+from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.summary import summarize
+from efface.cluster.tasks.calibration import CALIBRATION
+from efface.cluster.tasks.judging import IMAGES, VERDICTS
+from efface.cluster.tasks.model import BASE
+from efface.cluster.tasks.training import TrainingResult
+from efface.config_files import read_config
+from efface.errors import UserError
+from efface.eval.calibration import Calibration, read_calibration
+from efface.eval.image_errors import broken_images, counted
+from efface.eval.image_table import SCHEMA, read_images, read_table
+from efface.eval.judge_spec import judge_name
+from efface.eval.published import published_for
+from efface.eval.report.content import ReportedModel, RunContent
+from efface.eval.scores.continual import score_stages
+from efface.eval.scores.leaderboard import leaderboard, notes
+from efface.eval.scores.results import Scores
+from efface.eval.scores.scoring import score_table
+from efface.eval.weight_norms import WeightChange, mean_weight_change
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A finished task as it lies in the run folder."""
+
+    record: Record
+    folder: Path
+    stem: str
+
+    def intact(self, name: str) -> Path | None:
+        """An output, if every byte is as it was written."""
+        path = self.folder / f"{self.stem}.{name}"
+        written = self.record.outputs.get(path.name)
+        return path if written and sha256(path) == written.sha256 else None
+
+
+def read_run(root: Path) -> RunContent:
+    """The run in a folder, as far as it is done. Raises UserError where it holds no run."""
+    folder = RunFolder(root)
+    if not check_format(folder):
+        raise UserError(f"{root}: is not a run folder, it holds no {folder.sign.name}")
+    problems: list[str] = []
+    plan = _plan(folder, problems)
+    shards = {path.name: _stored(path) for path in _subfolders(folder.root / "evaluations")}
+    table = _table(folder, plan, shards, problems)
+    problems.extend(_failures(folder))
+    models, changes, seconds = _trained(folder, table)
+    calibrations = _calibrations(folder, problems)
+    judge = _headline(plan, table)
+    of_judge = table.filter(pc.equal(table["judge"], judge))
+    scores = _scores(of_judge, problems)
+    chains = chains_of(plan) if plan else {}
+    scored = {
+        label: [stage for stage in chain if stage[0] in scores] for label, chain in chains.items() if label in scores
+    }
+    followed = {label for chain in scored.values() for label, _ in chain[:-1]}
+    last = {label: score for label, score in scores.items() if label not in followed}
+    rows = leaderboard(last, changes, seconds)
+    broken = broken_images(of_judge)
+    if broken:
+        problems.append(f"images that are no evidence, and count for nothing: {counted(broken)}")
+    return RunContent(
+        name=plan.name if plan else root.name,
+        path=str(root),
+        table=table,
+        judge=judge,
+        rows=tuple(rows),
+        notes=tuple(notes(last, rows)),
+        scores=scores,
+        stages={label: score_stages(chain, scores) for label, chain in scored.items()},
+        models=tuple(models),
+        calibrations=tuple(calibrations),
+        images=lambda: _images(shards),
+        problems=tuple(problems),
+        published=tuple(published_for(dict.fromkeys(table["concept"].to_pylist()))),
+        provenance=_provenance(folder, table, calibrations),
+    )
+
+
+def _plan(folder: RunFolder, problems: list[str]) -> Plan | None:
+    """The plan of the campaign, with what is missing of it among the problems; None where it cannot be made here."""
+    if not folder.campaign.is_file():
+        return None
+    try:
+        plan = plan_campaign(read_config(Campaign, folder.campaign), fetch=False)
+    except UserError as error:
+        problems.append(f"the campaign cannot be planned here, so it is not known what is missing: {error}")
+        return None
+    if plan.provisional:
+        problems.append("the base is not on this machine, so it is not known what is missing")
+        return None
+    summary = summarize(plan, folder)
+    for kind, tasks in summary.tasks.items():
+        if tasks.left or tasks.failed:
+            failed = f", {tasks.failed} were given up" if tasks.failed else ""
+            problems.append(
+                f"{kind}: {tasks.done} of {tasks.all} {tasks.unit}s are done, {tasks.left} are left{failed}"
+            )
+    problems.extend(plan.warnings)
+    return plan
+
+
+def _failures(folder: RunFolder) -> Iterator[str]:
+    for path in _subfolders(folder.root / "jobs"):
+        failure = parse_failure(read_json(path, "failure.json"))
+        if failure:
+            yield f"{path.name} was given up ({failure.stage}): {failure.reason}"
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    """Sorted; none where there is no such folder."""
+    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def _stored(folder: Path) -> list[_Stored]:
+    """The finished tasks of one folder, by the names of their records."""
+    names = sorted(name for name in list_files(folder) if name.endswith(".json"))
+    found = ((name, parse_record(read_json(folder, name))) for name in names)
+    return [_Stored(record, folder, name.removesuffix(".json")) for name, record in found if record]
+
+
+def _table(folder: RunFolder, plan: Plan | None, shards: Mapping[str, list[_Stored]], problems: list[str]) -> pa.Table:
+    """The verdicts of all models that were judged to the end, none of them damaged."""
+    complete = _complete(folder, plan, shards)
+    parts = [SCHEMA.empty_table()]
+    for name, stored in shards.items():
+        tables: list[pa.Table] = []
+        for shard in stored:
+            path = shard.intact(VERDICTS)
+            if path is None:
+                problems.append(
+                    f"{shard.folder / f'{shard.stem}.{VERDICTS}'}: is not as it was written, so {name} is left out"
+                )
+                tables = []
+                break
+            tables.append(read_table(path))
+        whole = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+        if complete is None or set(whole["model_id"].to_pylist()) <= complete:
+            parts.append(whole)
+    return pa.concat_tables(parts)
+
+
+def _complete(folder: RunFolder, plan: Plan | None, shards: Mapping[str, list[_Stored]]) -> set[str] | None:
+    """The ids of the models that were judged to the end, by the plan, or else by the run's own table; None: unknown."""
+    if plan:
+        done = {shard.record.id for stored in shards.values() for shard in stored}
+        return {id for id, planned in plan.shards.items() if all(shard.id in done for shard in planned)}
+    if folder.table.is_file():
+        return set(read_table(folder.table)["model_id"].to_pylist())
+    return None
+
+
+def _headline(plan: Plan | None, table: pa.Table) -> str:
+    if plan:
+        return judge_name(plan.calibrations[0].judge)
+    judges = sorted(table["judge"].unique().to_pylist())
+    return judges[0] if judges else ""
+
+
+def _trained(
+    folder: RunFolder, table: pa.Table
+) -> tuple[list[ReportedModel], dict[str, WeightChange], dict[str, float]]:
+    """The models that were made; of each method all of whose models are in the table, weight change and seconds."""
+    judged = set(table["model_id"].to_pylist())
+    models: list[ReportedModel] = []
+    by_label: dict[str, list[TrainingResult]] = {}
+    for path in _subfolders(folder.root / "jobs"):
+        record = parse_record(read_json(path, "record.json"))
+        if record is None:
+            continue
+        trained = TrainingResult.model_validate(record.facts)
+        models.append(_reported(path.name, trained, record))
+        if record.id in judged:
+            by_label.setdefault(trained.label, []).append(trained)
+    changes = {label: mean_weight_change([t.weight_change for t in found]) for label, found in by_label.items()}
+    known = {label: [t.metrics.seconds for t in found] for label, found in by_label.items()}
+    seconds = {label: sum(filter(None, found)) for label, found in known.items() if None not in found}
+    return models, changes, seconds
+
+
+def _reported(name: str, trained: TrainingResult, record: Record) -> ReportedModel:
+    job = trained.job
+    return ReportedModel(
+        label=trained.label,
+        method=str(job.get("method", "")),
+        name=name,
+        concepts=tuple(map(str, job.get("concepts", ()))),
+        seed=int(job.get("seed", 0)),
+        config=job.get("config", {}),
+        seconds=trained.metrics.seconds,
+        device=record.device,
+        losses=tuple(trained.metrics.losses),
+        changes={group: norms.relative_l2 for group, norms in trained.weight_change.groups.items()},
+    )
+
+
+def _calibrations(folder: RunFolder, problems: list[str]) -> list[Calibration]:
+    found = []
+    for stored in _stored(folder.root / "calibration"):
+        path = stored.intact(CALIBRATION)
+        if path:
+            found.append(read_calibration(path))
+        else:
+            problems.append(f"{stored.folder / stored.stem}: the calibration is not as it was written")
+    return found
+
+
+def _scores(table: pa.Table, problems: list[str]) -> dict[str, Scores]:
+    """Of each method; why one has no score is a problem."""
+    labels = [label for label in dict.fromkeys(table["method"].to_pylist()) if label != BASE]
+    scores = {}
+    for label in labels or ([BASE] if table.num_rows else []):
+        try:
+            scores[label] = score_table(table, method=label)
+        except UserError as error:
+            problems.append(f"not scored: {error}")
+    return scores
+
+
+def _images(shards: Mapping[str, list[_Stored]]) -> Iterator[tuple[str, bytes]]:
+    """Every image once, of the shards whose images are as they were written."""
+    seen: set[str] = set()
+    for stored in shards.values():
+        for shard in stored:
+            path = shard.intact(IMAGES)
+            if path is None:
+                continue
+            table = read_images(path)
+            for sha, png in zip(table["image_sha256"].to_pylist(), table["png"].to_pylist(), strict=True):
+                if sha not in seen:
+                    seen.add(sha)
+                    yield sha, png
+
+
+def _provenance(folder: RunFolder, table: pa.Table, calibrations: list[Calibration]) -> dict[str, str]:
+    found = {}
+    for path, command in ((folder.campaign, "efface run"), (folder.evaluation, "")):
+        if path.is_file():
+            if command:
+                found["the command that makes it again"] = f"{command} {path.name}"
+            found[path.name] = path.read_text(encoding="utf-8", errors="replace")
+    for column, name in (("base_id", "base"), ("recipe_id", "recipe"), ("judge_version", "judge versions")):
+        found[name] = "\n".join(sorted(set(table[column].to_pylist())))
+    found["prompts (SHA-256)"] = "\n".join(sorted({calibration.prompts_sha256 for calibration in calibrations}))
+    sign = read_json(folder.root, folder.sign.name) or {}
+    found["efface"] = str(sign.get("efface", ""))
+    return {name: value for name, value in found.items() if value}

@@ -1,0 +1,118 @@
+"""The HTML file: everything is inside (script, style, thumbnails), nothing is fetched, and texts of others stay text.
+
+Tables are written out, so that they can be read and printed without a script; figures and strips are drawn by one.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from efface.concepts.prompts import AXES
+from efface.eval.calibration import Calibration
+from efface.eval.published import CAUTION
+from efface.eval.report.content import RunContent
+from efface.eval.report.figures import Figure, figures, is_base
+from efface.eval.report.queries import Disagreement, disagreements
+from efface.eval.report.strips import make_strips
+from efface.eval.report.thumbnails import COLUMNS, ROWS, make_sprites
+from efface.text import shown
+
+TEMPLATES = Path(__file__).parent / "templates"
+MAX_THUMBNAIL_BYTES = 12 * 2**20
+"""Of all runs of a report; in base64 a third more."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One run on the page."""
+
+    number: int
+    run: RunContent
+    figures: list[Figure]
+    disagreements: list[Disagreement]
+    data: dict[str, Any]
+    """What the script needs of it."""
+    left_out: int
+    """Images without a thumbnail."""
+
+
+def report_html(runs: Sequence[RunContent], title: str, version: str = "", live_version: str | None = None) -> str:
+    """The whole file.
+
+    version: of what it shows, for `is_report_of`. live_version: of a page that is served while the runs go on; it loads
+    itself anew when the server's `status.json` names another one, and shows what that says meanwhile.
+    """
+    sections = [_section(number, run, MAX_THUMBNAIL_BYTES // len(runs)) for number, run in enumerate(runs)]
+    engine = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    engine.filters |= {"score": _score, "number": _number, "shown": lambda value: shown(str(value))}
+    return engine.get_template("report.html.j2").render(
+        title=title,
+        sections=sections,
+        axes=AXES,
+        is_base=is_base,
+        balanced=_balanced,
+        published_caution=CAUTION,
+        version=version,
+        live_version=live_version,
+        data=_script_json([section.data for section in sections]),
+        style=_template("report.css"),
+        scripts=[_template(name) for name in ("report.js", *(["board.js"] if live_version is not None else []))],
+        plotly=_plotly(),
+    )
+
+
+def _template(name: str) -> str:
+    return (TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _section(number: int, run: RunContent, max_bytes: int) -> Section:
+    strips = make_strips(run)
+    sprites = make_sprites(strips.images, run.images(), max_bytes)
+    drawn = figures(run)
+    data = {
+        "strips": strips.as_json(sprites),
+        "sprites": {"side": sprites.side, "columns": COLUMNS, "rows": ROWS, "pictures": sprites.data_uris()},
+        "figures": {figure.id: figure.plot for figure in drawn},
+    }
+    return Section(number, run, drawn, disagreements(run.table), data, sprites.left_out)
+
+
+@cache
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs  # a second to import
+
+    return str(get_plotlyjs())
+
+
+def _script_json(value: Any) -> str:
+    """JSON that can stand in a script element: no text of it can end the element, or begin a comment."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _score(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _number(value: Any) -> str:
+    """A number with four significant digits, a text as it is, nothing for None."""
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else shown(str(value))
+
+
+def _balanced(calibration: Calibration) -> list[tuple[str, float | None, float | None, int, int]]:
+    """Of each concept: recall, specificity, and on how many images; the least certain first."""
+    rows = [(name, a.recall, a.specificity, a.own, a.others) for name, a in calibration.accuracy.items()]
+    return sorted(rows, key=lambda row: ((row[1] or 0) + (row[2] or 0), row[0]))

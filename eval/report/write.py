@@ -1,0 +1,119 @@
+"""The files of a report: HTML for people, and its numbers as CSV for programs and as Markdown for papers and issues."""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from efface.concepts.prompts import AXES
+from efface.errors import UserError
+from efface.eval.report.content import RunContent
+from efface.eval.report.page import report_html
+from efface.eval.scores.leaderboard import LeaderboardRow
+from efface.files import write_atomic
+from efface.text import csv_cell, shown
+
+SIGN = '<!doctype html>\n<html lang="en">\n<head>\n<meta name="generator" content="efface'
+"""How a report begins; a file that begins otherwise is never replaced."""
+
+HEADER = ("run", "method", "concept", "axis", "score", "low", "high")
+
+
+def write_report(runs: Sequence[RunContent], out: Path, version: str = "") -> list[Path]:
+    """Write `out` (HTML) and, with other suffixes, the CSV and the Markdown; the paths. version: see `is_report_of`.
+
+    Raises UserError where `out` is there and is no report.
+    """
+    if out.exists() and not _head(out).startswith(SIGN):
+        raise UserError(f"{out}: is there and is no report; give --out another file")
+    html = report_html(runs, ", ".join(run.name for run in runs), version)
+    files = {out: html, out.with_suffix(".csv"): scores_csv(runs), out.with_suffix(".md"): scores_markdown(runs)}
+    for path, text in files.items():
+        write_atomic(path, text.encode())
+    return list(files)
+
+
+def is_report_of(path: Path, version: str) -> bool:
+    """Whether a file is a report that was written with this `version`."""
+    return _head(path).startswith(f'{SIGN} {version}">')
+
+
+def _head(path: Path) -> str:
+    """The beginning of a file; nothing where there is none."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return file.read(len(SIGN) + 80).decode(errors="replace")
+
+
+def scores_csv(runs: Sequence[RunContent]) -> str:
+    """One line for each run, method, concept and axis, in full, with its 95 % interval where there is one."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(HEADER)
+    writer.writerows([csv_cell(value) for value in line] for run in runs for line in _lines(run))
+    return text.getvalue()
+
+
+def _lines(run: RunContent) -> Iterator[tuple[str | float, ...]]:
+    for method, scores in run.scores.items():
+        intervals = scores.intervals
+        for concept, values in scores.concepts.items():
+            for axis in (*AXES, "err"):
+                yield run.name, method, concept, axis, values[axis], *intervals.concepts[concept][axis]
+        for axis in AXES:
+            yield run.name, method, "(mean)", axis, scores.axes[axis], *intervals.axes[axis]
+        yield run.name, method, "(mean)", "err_mean", scores.err_mean, *intervals.err_mean
+        yield run.name, method, "(mean)", "err_of_means", scores.err_of_means, *intervals.err_of_means
+
+
+def scores_markdown(runs: Sequence[RunContent]) -> str:
+    """The leaderboards as Markdown tables."""
+    blocks = []
+    for run in runs:
+        header = (
+            "method",
+            "concepts",
+            *AXES,
+            "ERR mean",
+            "95 % interval",
+            "difference",
+            "ERR of means",
+            "relative L2",
+            "seconds",
+        )
+        lines = [f"## {markdown_text(run.name)}", "", *(f"- {markdown_text(problem)}" for problem in run.problems)]
+        lines += [""] if run.problems else []
+        lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+        for row in run.rows:
+            cells = (
+                markdown_text(row.method),
+                str(row.concepts),
+                *(f"{getattr(row, axis):.3f}" for axis in AXES),
+                f"{row.err_mean:.3f}",
+                f"{row.low:.3f}–{row.high:.3f}",
+                _difference(row),
+                f"{row.err_of_means:.3f}",
+                "" if row.relative_l2 is None else f"{row.relative_l2:.1e}",
+                "" if row.seconds is None else f"{row.seconds:.0f}",
+            )
+            lines.append("| " + " | ".join(cells) + " |")
+        lines += [line for note in run.notes for line in ("", markdown_text(note))]
+        blocks.append("\n".join(lines) + "\n")
+    return "\n".join(blocks)
+
+
+def _difference(row: LeaderboardRow) -> str:
+    """Of ERR, to the method that is compared to."""
+    if row.difference is None:
+        return ""
+    interval = f"{row.difference_low:.3f} to {row.difference_high:.3f}"
+    return f"{row.difference:.3f} to {markdown_text(row.compared_to)} ({interval}){' =' * row.ties}"
+
+
+def markdown_text(text: str) -> str:
+    """A text that ends no cell and starts no markup."""
+    escaped = shown(text)
+    for character in "\\|`*_<>[]#":
+        escaped = escaped.replace(character, f"\\{character}")
+    return escaped

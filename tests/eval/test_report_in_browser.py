@@ -1,0 +1,138 @@
+"""The report as people use it, in headless Chromium: sorting, filtering, images, colours, keyboard; no request."""
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from report_runs import HOSTILE, METHODS, rows, run_content
+
+from efface.concepts.prompts import TARGET_AXES
+from efface.eval.report.write import write_report
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+if CHROMIUM is None:
+    pytest.skip("no Chromium on this machine", allow_module_level=True)
+
+Open = Callable[..., "Page"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_report([run_content(rows(prompt=HOSTILE), problems=(HOSTILE,))], path)
+    return path
+
+
+@pytest.fixture
+def page(browser: Any, file: Path) -> Iterator["Page"]:
+    """The report, light; afterwards there must have been no error and no request but for the file itself."""
+    opened = browser.new_page(color_scheme="light", viewport={"width": 1200, "height": 900})
+    errors: list[str] = []
+    opened.on("console", lambda message: errors.append(message.text))
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.on("dialog", lambda dialog: (errors.append("a dialog"), dialog.dismiss()))
+    requests: list[str] = []
+    opened.on("request", lambda request: requests.append(request.url))
+    opened.goto(file.as_uri())
+    yield opened
+    opened.close()
+    assert errors == []
+    assert [url for url in requests if not url.startswith(("data:", "blob:")) and url != file.as_uri()] == []
+
+
+def first_column(page: "Page") -> list[str]:
+    return page.locator("#board-0 tbody tr:visible th").all_text_contents()
+
+
+def test_a_header_sorts_by_mouse_and_by_keyboard(page: "Page") -> None:
+    header = page.locator("#board-0 thead th", has_text="ERR mean")
+    header.get_by_role("button").click()
+    values = [float(text) for text in page.locator("#board-0 tbody td:nth-child(8)").all_text_contents()]
+    assert values == sorted(values, reverse=True)
+    header.get_by_role("button").press("Enter")
+    assert page.locator("#board-0 tbody td:nth-child(8)").all_text_contents() == [f"{v:.3f}" for v in values[::-1]]
+    assert header.get_attribute("aria-sort") == "ascending"
+
+
+def test_the_filter_keeps_the_methods_that_match(page: "Page") -> None:
+    page.get_by_label("Filter").fill("ES")
+    assert first_column(page) == ["esd"]
+    page.get_by_label("Filter").fill("")
+    assert set(first_column(page)) == {"base", *METHODS}
+
+
+def test_images_can_be_narrowed_to_one_method_and_to_what_costs_score(page: "Page") -> None:
+    form = page.locator("form.strips")
+    form.get_by_label("Method").select_option("esd")
+    form.get_by_label("only what costs score").check()
+    failing = sum(row["method"] == "esd" and row["present"] is (row["axis"] in TARGET_AXES) for row in rows())
+    assert page.locator("#strip-0 caption").text_content() == f"{min(20, failing)} of {failing} rows"
+    heads = page.locator("#strip-0 thead th").all_text_contents()
+    assert heads == ["question", "base", "esd"]
+    assert page.locator("#strip-0 tbody td.failure").count() == min(20, failing)
+    form.get_by_label("Concept").select_option("cat")
+    form.get_by_label("Axis").select_option("forget")
+    assert page.locator("#strip-0 tbody tr").count() <= 3
+
+
+def test_more_rows_are_shown_on_request(page: "Page") -> None:
+    assert page.locator("#strip-0 tbody tr").count() == 20
+    page.get_by_role("button", name="Show more").press("Enter")
+    assert page.locator("#strip-0 tbody tr").count() == 30
+    assert page.get_by_role("button", name="Show more").is_hidden()
+
+
+def test_dark_and_light_change_page_and_figures(page: "Page") -> None:
+    def colours() -> list[str]:
+        page.wait_for_selector(".plot .xtick text, .plot .xaxislayer-above text")
+        return [
+            page.evaluate("getComputedStyle(document.body).backgroundColor"),
+            page.evaluate("getComputedStyle(document.querySelector('.plot .xaxislayer-above text')).fill"),
+        ]
+
+    page.locator(".plot").first.scroll_into_view_if_needed()
+    light = colours()
+    page.get_by_role("button", name="Dark").press("Enter")
+    page.wait_for_timeout(300)
+    assert all(before != after for before, after in zip(light, colours(), strict=True))
+    assert page.get_by_role("button", name="Light").get_attribute("aria-pressed") == "true"
+
+
+def test_every_figure_is_drawn_and_described(page: "Page") -> None:
+    plots = page.locator(".plot")
+    for i in range(plots.count()):
+        plots.nth(i).scroll_into_view_if_needed()
+        plots.nth(i).locator("svg").first.wait_for()
+        assert re.search(r"\w+ .*\w", plots.nth(i).get_attribute("aria-label") or "")
+
+
+def test_texts_of_others_stay_texts(page: "Page") -> None:
+    assert "alert('x')" in (page.locator(".problems li").text_content() or "")
+    assert "alert('x')" in (page.locator("#strip-0 .prompt").first.text_content() or "")
+    assert page.locator("#strip-0 script, .problems script").count() == 0
+
+
+def test_the_page_can_be_gone_through_by_keyboard(page: "Page") -> None:
+    """The first stop leads past the header, and every control is reached."""
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    reached = set()
+    for _ in range(150):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.tagName + (document.activeElement.name || '')"))
+    assert {"BUTTON", "INPUT", "SUMMARY", "SELECTconcept", "SELECTmethod"} <= reached

@@ -1,0 +1,218 @@
+"""The files of a report: every number is that of the table, texts of others stay text, and nothing is fetched."""
+
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from statistics import fmean, harmonic_mean
+from typing import Any
+
+import pytest
+from PIL import Image
+from report_runs import CONCEPTS, HOSTILE, METHODS, images, rows, run_content
+
+from efface.concepts.prompts import AXES, TARGET_AXES
+from efface.errors import UserError
+from efface.eval.report.page import report_html
+from efface.eval.report.thumbnails import COLUMNS, ROWS, make_sprites
+from efface.eval.report.write import is_report_of, write_report
+
+
+class Page(HTMLParser):
+    """The tables of a page as rows of texts, the names of elements, and the data of the script."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tables: list[list[list[str]]] = []
+        self.elements: list[str] = []
+        self.loaded: list[str] = []
+        self._cell: list[str] | None = None
+        self._script = False
+        self.data: Any = None
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append(tag)
+        given = dict(attributes)
+        self.loaded += [value for name in ("src", "href") if (value := given.get(name))]
+        self._script = tag == "script" and given.get("type") == "application/json"
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self._cell = []
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th") and self._cell is not None:
+            self.tables[-1][-1].append("".join(self._cell).strip())
+            self._cell = None
+
+    def handle_data(self, data: str) -> None:
+        if self._script:
+            self.data = json.loads(data)
+            self._script = False
+        if self._cell is not None:
+            self._cell.append(data)
+
+
+def recomputed(found: list[dict[str, Any]], method: str, concept: str, axis: str) -> float:
+    """Share of right answers, from the rows alone."""
+    right = [
+        row["present"] is not (axis in TARGET_AXES)
+        for row in found
+        if (row["method"], row["concept"], row["axis"]) == (method, concept, axis)
+    ]
+    return fmean(right)
+
+
+def test_the_leaderboard_and_every_concept_show_the_numbers_of_the_table() -> None:
+    found = rows()
+    page = Page(report_html([run_content(found)], "title"))
+    scores = {
+        method: {concept: [recomputed(found, method, concept, axis) for axis in AXES] for concept in CONCEPTS}
+        for method in METHODS
+    }
+    board = {line[0]: line for line in page.tables[0][1:]}
+    assert set(board) == {"base", *METHODS}
+    for method, by_concept in scores.items():
+        means = [fmean(values) for values in zip(*by_concept.values(), strict=True)]
+        errs = [harmonic_mean(values) for values in by_concept.values()]
+        assert board[method][2:7] == [f"{mean:.3f}" for mean in means]
+        assert board[method][7] == f"{fmean(errs):.3f}"
+        assert board[method][9] == f"{harmonic_mean(means):.3f}"
+    for method, lines in zip(METHODS, page.tables[1:3], strict=True):
+        for concept, *cells in lines[1:]:
+            values = scores[method][concept]
+            assert cells[:6] == [f"{value:.3f}" for value in (*values, harmonic_mean(values))]
+
+
+def test_the_csv_holds_every_score_in_full(tmp_path: Path) -> None:
+    found = rows()
+    _, path, _ = write_report([run_content(found)], tmp_path / "report.html")
+    lines = list(csv.DictReader(io.StringIO(path.read_text())))
+    for line in lines:
+        if line["concept"] in CONCEPTS and line["axis"] in AXES:
+            expected = recomputed(found, line["method"], line["concept"], line["axis"])
+            assert float(line["score"]) == pytest.approx(expected, abs=1e-12)
+    assert len(lines) == len(METHODS) * (len(CONCEPTS) * 6 + 5 + 2)
+
+
+def test_strips_hold_every_answer_beside_the_base_and_begin_with_what_most_models_get_wrong() -> None:
+    found = rows()
+    (run,) = Page(report_html([run_content(found)], "title")).data
+    strips = run["strips"]
+    text = strips["texts"].__getitem__
+    assert strips["columns"][0] == "base" and set(strips["columns"][1:]) == set(METHODS)
+    answers = {
+        (r["method"], r["concept"], r["axis"], r["asked_concept"], r["prompt"], r["seed"]): r["present"] for r in found
+    }
+    seen = 0
+    costs = []
+    for i, (concept, axis, asked, prompt, seed) in enumerate(strips["questions"]):
+        question = (text(concept), text(axis), text(asked), text(prompt), seed)
+        costs.append(0)
+        for column, cells in zip(strips["columns"], strips["cells"], strict=True):
+            state, score, thumbnail, error = cells[i]
+            present = answers[column, *question]
+            assert (state, score, error) == (int(present), 0.75 if present else 0.25, None)
+            assert thumbnail is not None
+            costs[-1] += column != "base" and present is (question[1] in TARGET_AXES)
+            seen += 1
+    assert seen == len(found)
+    assert costs == sorted(costs, reverse=True) and costs[0] == 2
+
+
+def test_the_heat_map_shows_the_change_of_presence() -> None:
+    found = rows()
+    (run,) = Page(report_html([run_content(found)], "title")).data
+    plots = [figure for name, figure in run["figures"].items() if name.startswith("interference")]
+    assert len(plots) == len(METHODS)
+    best = plots[0]["data"][0]  # in the order of the leaderboard
+    method = run_content(found).rows[1].method
+    for target, line in zip(best["y"], best["z"], strict=True):
+        for asked, value in zip(best["x"], line, strict=True):
+            shown = [
+                r["present"]
+                for r in found
+                if (r["method"], r["concept"], r["asked_concept"]) == (method, target, asked)
+            ]
+            assert value == (pytest.approx(fmean(shown) - 1) if shown else None)
+
+
+def test_texts_of_others_are_neither_markup_nor_script_nor_terminal_codes(tmp_path: Path) -> None:
+    found = rows(prompt=HOSTILE)
+    plain = Page(report_html([run_content()], "title"))
+    hostile = run_content(found, name=HOSTILE, path=HOSTILE, problems=(HOSTILE,), provenance={HOSTILE: HOSTILE})
+    html = report_html([hostile], HOSTILE)
+    page = Page(html)
+    assert page.elements.count("script") == plain.elements.count("script")
+    assert "alert('x')</script>" not in html
+    before_data = html.split('<script type="application/json"')[0]
+    assert "\x1b" not in before_data and "\u202e" not in before_data
+    assert f"{HOSTILE} of forget for cat" in page.data[0]["strips"]["texts"]
+    _, csv_path, markdown = write_report([hostile], tmp_path / "report.html")
+    assert "<script>" not in markdown.read_text() and "\x1b" not in markdown.read_text()
+    assert not re.search(r"^[=+@-]", csv_path.read_text(), re.MULTILINE)
+
+
+def test_a_cell_that_would_be_a_formula_is_none_in_the_csv(tmp_path: Path) -> None:
+    _, path, _ = write_report([run_content(name="=1+1")], tmp_path / "report.html")
+    assert {line["run"] for line in csv.DictReader(io.StringIO(path.read_text()))} == {"'=1+1"}
+
+
+def test_nothing_is_loaded_from_elsewhere() -> None:
+    html = report_html([run_content()], "title")
+    assert [target for target in Page(html).loaded if not target.startswith(("#", "data:"))] == []
+    assert "default-src 'none'" in html and "connect-src" not in html
+
+
+def test_a_run_without_any_result_gives_a_page_that_says_so() -> None:
+    empty = run_content().table.slice(0, 0)
+    content = run_content(
+        table=empty,
+        rows=(),
+        scores={},
+        models=(),
+        images=lambda: iter(()),
+        problems=("judging: 0 of 9 images are done",),
+    )
+    html = report_html([content], "title")
+    assert "judging: 0 of 9 images are done" in html
+    assert "No method has been judged to the end." in html
+
+
+def test_a_report_replaces_a_report_and_nothing_else(tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    write_report([run_content()], out)
+    write_report([run_content()], out)
+    assert is_report_of(out, "") and not is_report_of(out, "another")
+    out.write_text("<!doctype html><p>mine</p>")
+    with pytest.raises(UserError, match="no report"):
+        write_report([run_content()], out)
+    assert out.read_text() == "<!doctype html><p>mine</p>"
+
+
+def test_thumbnails_are_where_their_numbers_say() -> None:
+    table = run_content().table
+    wanted = sorted(set(table["image_sha256"].to_pylist()))
+    sprites = make_sprites(wanted, images(table), 2**20)
+    colours = {sha: Image.open(io.BytesIO(png)).getpixel((0, 0)) for sha, png in images(table)}
+    assert sprites.side == 64 and sprites.left_out == 0
+    for sha, number in sprites.positions.items():
+        picture = Image.open(io.BytesIO(sprites.pictures[number // (COLUMNS * ROWS)]))
+        place = number % (COLUMNS * ROWS)
+        middle = (place % COLUMNS * 64 + 32, place // COLUMNS * 64 + 32)
+        assert all(abs(a - b) < 12 for a, b in zip(picture.getpixel(middle), colours[sha], strict=True))
+
+
+def test_thumbnails_shrink_to_fit_and_the_most_important_are_kept() -> None:
+    table = run_content().table
+    wanted = sorted(set(table["image_sha256"].to_pylist()))
+    sprites = make_sprites(wanted, images(table), 600)
+    assert sprites.side == 32
+    kept = list(sprites.positions)
+    assert 0 < len(kept) < len(wanted) and kept == wanted[: len(kept)]
+    assert sprites.left_out == len(wanted) - len(kept)

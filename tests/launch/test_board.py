@@ -1,0 +1,100 @@
+"""`efface report` and `efface board` on a run: what is written, what is served, and to whom."""
+
+import json
+import shutil
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command import RunEfface
+
+from efface.cluster.run import reopen_run
+from efface.errors import UserError
+from efface.launch.commands.board import BoardOptions, make_server
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture
+def address(run: Path) -> Iterator[str]:
+    with make_server(BoardOptions(runs=[str(run)], port=0)) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def get(address: str, path: str, **headers: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(f"http://{address}{path}", headers=headers)) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, ""
+
+
+def test_report_writes_page_csv_and_markdown_into_the_run_folder(efface: RunEfface, run: Path) -> None:
+    result = efface("report", run)
+    assert result.code == 0
+    assert [(run / f"report.{suffix}").is_file() for suffix in ("html", "csv", "md")] == [True] * 3
+    assert result.out.splitlines() == [str(run / f"report.{suffix}") for suffix in ("html", "csv", "md")]
+
+
+def test_several_runs_are_one_page(efface: RunEfface, run: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run, tmp_path / "other")
+    out = tmp_path / "both.html"
+    assert efface("report", run, other, "--out", out).code == 0
+    assert out.read_text().count('<section class="run"') == 2
+
+
+def test_a_report_goes_to_an_html_file(efface: RunEfface, run: Path) -> None:
+    assert efface("report", run, "--out", run / "report.pdf").error_message.endswith("should end in .html")
+
+
+def test_run_ends_with_a_report_and_says_where(efface: RunEfface, run: Path) -> None:
+    result = efface("run", run / "campaign.yaml", "--out", run, "--workers", 0)
+    assert result.code == 0 and str(run / "report.html") in result.out
+    first = (run / "report.html").stat()
+    assert efface("run", run / "campaign.yaml", "--out", run, "--workers", 0).code == 0
+    assert (run / "report.html").stat() == first  # the results are the same, so it is not made again
+
+
+def test_a_file_of_the_user_where_the_report_would_be_is_kept(efface: RunEfface, run: Path) -> None:
+    (run / "report.html").write_text("mine")
+    result = efface("run", run / "campaign.yaml", "--out", run, "--workers", 0)
+    assert result.code == 0 and "no report" in result.err
+    assert (run / "report.html").read_text() == "mine"
+
+
+def test_the_board_serves_the_report_and_what_is_done_now(address: str) -> None:
+    status, page = get(address, "/")
+    assert status == 200 and 'id="live"' in page and "connect-src 'self'" in page
+    status, text = get(address, "/status.json")
+    (now,) = json.loads(text)["runs"]
+    assert now["driver"] is None and now["running"] == []
+    assert now["summary"]["tasks"]["judging"]["left"] == 0
+
+
+def test_the_version_of_the_results_changes_when_there_are_new_ones(address: str, run: Path) -> None:
+    before = json.loads(get(address, "/status.json")[1])["version"]
+    assert json.loads(get(address, "/status.json")[1])["version"] == before
+    opened = reopen_run(run)
+    opened.folder.record_file(opened.plan.shards[opened.plan.jobs[0].id][0]).unlink()
+    assert json.loads(get(address, "/status.json")[1])["version"] != before
+
+
+def test_another_site_that_points_its_name_here_gets_nothing(address: str) -> None:
+    assert get(address, "/", Host="evil.example:80")[0] == 403
+    assert get(address, "/status.json", Host="evil.example")[0] == 403
+    assert get(address, "/../../etc/passwd")[0] == 404
+
+
+def test_a_port_in_use_is_one_sentence(address: str, run: Path) -> None:
+    with pytest.raises(UserError, match="give another, or 0"):
+        make_server(BoardOptions(runs=[str(run)], port=int(address.rpartition(":")[2])))
