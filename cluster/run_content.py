@@ -193,7 +193,7 @@ def _trained(
             by_label.setdefault(trained.label, []).append(trained)
     changes = {label: mean_weight_change([t.weight_change for t in found]) for label, found in by_label.items()}
     known = {label: [t.metrics.seconds for t in found] for label, found in by_label.items()}
-    seconds = {label: sum(filter(None, found)) for label, found in known.items() if None not in found}
+    seconds = {label: float(sum(filter(None, found))) for label, found in known.items() if None not in found}
     return models, changes, seconds
 
 
