@@ -137,6 +137,8 @@ class Method(ABC):
     strategies: ClassVar[frozenset[Strategy]] = frozenset({"single"})
     policy: ClassVar[Policy] = "none"
     delta_kind: DeltaKind = "weights"
+    draws: ClassVar[bool] = True
+    """Whether another seed gives other weights."""
 
     def __init__(self, config: MethodConfig) -> None:
         self.config: Any = config
@@ -158,6 +160,8 @@ class Method(ABC):
 
 class ClosedFormMethod(Method):
     """A method whose new weights are the solution of equations."""
+
+    draws: ClassVar[bool] = False
 
     @abstractmethod
     def solve(self, task: UnlearningTask) -> dict[str, Tensor]:

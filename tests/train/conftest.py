@@ -53,6 +53,15 @@ QUICK: dict[str, dict[str, Any]] = {
         "adversary_tokens": 3,
     },
     "fmn": {"steps": 2, "learning_rate": 1e-3, "images": 2, "image_steps": 2},
+    "mace": {
+        "steps": 2,
+        "learning_rate": 1e-2,
+        "captions": 2,
+        "images": 2,
+        "image_steps": 2,
+        "masks": "attention",
+        "general_captions": ["a harbour", "two horses"],
+    },
     "hirm": {"steps": 2, "learning_rate": 1e-3},
     "tea": {"steps": 2, "learning_rate": 1e-3, "batch_size": 2, "prompts": 4},
     "sgrace": {

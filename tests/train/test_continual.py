@@ -27,6 +27,10 @@ QUICK: dict[str, dict[str, Any]] = {
         **{"steps": 2, "learning_rate": 1e-3, "warmup_steps": 0, "batch_size": 1},
         **{"neighbours": "adjacent", "denoising_steps": 3, "sizes": None},
     },
+    "mace": {
+        **{"steps": 2, "learning_rate": 1e-2, "captions": 2, "images": 2, "image_steps": 2, "masks": "attention"},
+        "general_captions": ["a harbour", "two horses"],
+    },
 }
 CONTINUAL = [name for name in method_names() if "continual" in get_method(name).strategies]
 TRAINED = [name for name in CONTINUAL if not issubclass(get_method(name), ClosedFormMethod)]

@@ -42,7 +42,7 @@ from efface.train.trainer.options import TrainingOptions
 QuickJob = Callable[..., Job]
 GRADIENT = [name for name in method_names() if issubclass(get_method(name), GradientMethod)]
 OF_DENOISER = [name for name in GRADIENT if get_method(name).network == "unet"]  # type: ignore[attr-defined]
-WITHOUT_TEACHER = {"fmn"}
+WITHOUT_TEACHER = {"fmn", "mace"}
 """Methods whose batches take no pass without gradient."""
 THROUGH_THE_TEACHER = {"sgrace"}
 """Methods whose adversary goes back through the frozen denoiser, which keeps its activations."""

@@ -99,6 +99,11 @@ def captions(
     return tuple(_caption(template, concept, anchor, replaces, form) for template in templates[:limit])
 
 
+def everyday_captions(limit: int = 200) -> tuple[str, ...]:
+    """The first of 200 captions of everyday scenes: what a text encoder reads when nothing in particular is meant."""
+    return tuple(motif + setting for motif, setting in _combinations(SUBJECTS, STYLE_SETTINGS)[:limit])
+
+
 def _caption(template: str, concept: Concept, anchor: str, replaces: bool, form: Form) -> Caption:
     caption, name, phrase = template.format(anchor), concept.name, concept.phrase
     if form == "phrase":

@@ -71,17 +71,31 @@ class Noised:
     truth: Tensor  # (B, 4, h, w): the noise, or the velocity
 
 
-def noised(images: Posterior, chosen: Sequence[int], scheduler: DDPMScheduler, rng: torch.Generator) -> Noised:
-    """Images `chosen`, each at a uniform timestep. `scheduler` has the base's `scheduler_config`."""
+def noised(
+    images: Posterior,
+    chosen: Sequence[int],
+    scheduler: DDPMScheduler,
+    rng: torch.Generator,
+    likelihood: Tensor | None = None,
+) -> Noised:
+    """Images `chosen`, each at a timestep of its own. `scheduler` has the base's `scheduler_config`.
+
+    Timesteps are uniform, or as likely as `likelihood` (T,) says, which need not sum to 1.
+    """
     shape, device = (len(chosen), *images.mean.shape[1:]), images.mean.device
     clean = images.latents(torch.tensor(list(chosen)), normal(shape, rng, device))
-    return add_noise(clean, scheduler, rng)
+    return add_noise(clean, scheduler, rng, likelihood)
 
 
-def add_noise(clean: Tensor, scheduler: DDPMScheduler, rng: torch.Generator) -> Noised:
-    """Latents (B, 4, h, w), scaled for the UNet, each at a uniform timestep."""
+def add_noise(
+    clean: Tensor, scheduler: DDPMScheduler, rng: torch.Generator, likelihood: Tensor | None = None
+) -> Noised:
+    """Latents (B, 4, h, w), scaled for the UNet, each at a timestep of its own, drawn as for `noised`."""
     noise = normal(tuple(clean.shape), rng, clean.device)
-    timesteps = integers(scheduler.config.num_train_timesteps, len(clean), rng).to(clean.device)
+    if likelihood is None:
+        timesteps = integers(scheduler.config.num_train_timesteps, len(clean), rng).to(clean.device)
+    else:
+        timesteps = torch.multinomial(likelihood, len(clean), replacement=True, generator=rng).to(clean.device)
     return Noised(scheduler.add_noise(clean, noise, timesteps), timesteps, truth(scheduler, clean, noise, timesteps))
 
 

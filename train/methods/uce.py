@@ -24,18 +24,16 @@ Several concepts (`multi`) are one solve over the sum of their statistics, and s
 from typing import Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
-from efface.concepts.concept import Concept, Kind
 from efface.models.parameter_groups import select
-from efface.models.text_encoding import encode_prompts, last_subject_token
 from efface.train.closed_form import Statistics, key_statistics, ridge_solve
-from efface.train.data.captions import has_one_place
-from efface.train.method import ClosedFormMethod, MethodConfig, UnlearningTask, register
+from efface.train.data.concept_keys import EditConfig, aligned, edits, encode, preserved
+from efface.train.method import ClosedFormMethod, UnlearningTask, register
 
 
-class UCEConfig(MethodConfig):
+class UCEConfig(EditConfig):
     tokens: Literal["last-subject", "all"] = Field(
         "last-subject", description="token positions edited: the authors' newer code, or their older one"
     )
@@ -51,35 +49,6 @@ class UCEConfig(MethodConfig):
         ge=0,
         description="s_p of eq. 7; authors' newer code: 1; the older: null, max(0.1, 1/n) of n",
     )
-    guide: str | None = Field(
-        None, description="prompt the concepts are mapped to; null: each concept's anchor; authors: the empty prompt"
-    )
-    guides: dict[Kind, str] = Field(
-        {}, description="guides by the concept's kind, instead of `guide`; authors: 'art' for styles"
-    )
-    empty_prompt: Literal["end", "start"] = Field(
-        "end",
-        description="token an empty prompt is read at: end-of-text, or (authors) start-of-text, which all share",
-    )
-    preserve: Literal["retained", "none"] | tuple[str, ...] = Field(
-        "retained", description="P of eq. 7: the set's retained concepts, nothing, or these prompts"
-    )
-    erase_aliases: bool = Field(
-        False, description="also edit each concept's aliases, towards the same guide; paper: no"
-    )
-    templates: tuple[str, ...] = Field(
-        ("{}",),
-        min_length=1,
-        description="sentences for concept and guide, each of them a further edit: '{}' is the phrase ('a cat'), "
-        "'{name}' the bare name (authors)",
-    )
-
-    @field_validator("templates")
-    @classmethod
-    def _has_one_place(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
-        if not all(map(has_one_place, templates)):
-            raise ValueError("every template should hold '{}' or '{name}' once, the place of the concept")
-        return templates
 
 
 @register("uce")
@@ -128,58 +97,24 @@ class UCE(ClosedFormMethod):
 
     def embedded(self, task: UnlearningTask) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
         """Keys and guides, (n, d) each, of every edit, and the keys of every preserved prompt."""
-        tokens = self.config.tokens
-        prompts = [pair for concept in task.concepts for pair in self.edits(concept, task)]
-        preserved = self.preserved(task)
-        encoded = self._encode(task, [*(prompt for pair in prompts for prompt in pair), *preserved])
-        edits = [aligned(*encoded[prompt], *encoded[guide], tokens) for prompt, guide in prompts]
-        kept = [encoded[prompt] for prompt in preserved]
-        return edits, [keys if tokens == "all" else keys[last : last + 1] for keys, last in kept]
+        tokens, pairs = self.config.tokens, self.edits(task)
+        kept = self.preserved(task)
+        texts = [*(prompt for pair in pairs for prompt in pair), *kept]
+        encoded = encode(task.base, texts, self.config.empty_prompt)
+        held = [encoded[prompt] for prompt in kept]
+        return (
+            [aligned(encoded[prompt], encoded[guide], tokens) for prompt, guide in pairs],
+            [found.embedding if tokens == "all" else found.keys(tokens) for found in held],
+        )
 
-    def edits(self, concept: Concept, task: UnlearningTask) -> list[tuple[str, str]]:
+    def edits(self, task: UnlearningTask) -> list[tuple[str, str]]:
         """Prompts to edit, each with its guide."""
-        guide = self.config.guides.get(concept.kind, self.config.guide)
-        if guide is None:
-            guide = task.concept_set.anchor_phrase(concept)
-        names = [(concept.phrase, concept.name)]
-        if self.config.erase_aliases:
-            names += [(alias, alias) for alias in concept.aliases]
-        return [
-            (template.format(phrase, name=name), template.format(guide, name=guide))
-            for phrase, name in names
-            for template in self.config.templates
-        ]
+        return [pair for concept in task.concepts for pair in edits(self.config, concept, task)]
 
     def preserved(self, task: UnlearningTask) -> list[str]:
-        """Prompts to preserve, each once; never one of the concepts to forget."""
+        """Prompts to preserve, each once; the older code always preserves the empty one."""
         empty = [""] if self.config.tokens == "all" else []
-        if self.config.preserve == "none":
-            return empty
-        if self.config.preserve != "retained":
-            return list(dict.fromkeys([*empty, *self.config.preserve]))
-        forgotten = {concept.name for concept in task.concepts}
-        retained = (kept for concept in task.concepts for kept in task.concept_set.retained_for(concept))
-        return list(dict.fromkeys([*empty, *(kept.phrase for kept in retained if kept.name not in forgotten)]))
-
-    def _encode(self, task: UnlearningTask, prompts: list[str]) -> dict[str, tuple[Tensor, int]]:
-        """Prompt -> its embedding (77, d) and the position of its last word; an empty prompt's is 0 or 1."""
-        unique = list(dict.fromkeys(prompts))
-        first = 1 if self.config.empty_prompt == "end" else 0
-        positions = [max(first, last) for last in last_subject_token(task.base, unique)]
-        embeddings = encode_prompts(task.base, unique).encoder_hidden_states
-        return dict(zip(unique, zip(embeddings, positions, strict=True), strict=True))
-
-
-def aligned(
-    embedding: Tensor, last: int, guide_embedding: Tensor, guide_last: int, tokens: str
-) -> tuple[Tensor, Tensor]:
-    """Keys and guides, (n, d) each, of a concept's (77, d) embedding and its guide's.
-
-    `last` and `guide_last` are the positions of their last words. n is 1 for `last-subject`; for `all` both
-    run from there as far as the later of the two can.
-    """
-    count = 1 if tokens == "last-subject" else len(embedding) - max(last, guide_last)
-    return embedding[last : last + count], guide_embedding[guide_last : guide_last + count]
+        return list(dict.fromkeys([*empty, *preserved(self.config, task)]))
 
 
 def along(weight: Tensor, keys: Tensor, guides: Tensor) -> Tensor:
