@@ -19,11 +19,14 @@ from efface.cluster.tasks.calibration import CALIBRATION
 from efface.cluster.tasks.judging import IMAGES, VERDICTS, Shard
 from efface.cluster.tasks.metric import MetricTask
 from efface.cluster.tasks.model import BASE, Model
+from efface.cluster.tasks.prompts import FOUND
 from efface.cluster.tasks.task import Task
 from efface.cluster.tasks.training import TrainingResult
+from efface.config_files import read_config
 from efface.errors import UserError
 from efface.eval.calibration import mean_accuracy, read_calibration
 from efface.eval.contact_sheet import write_sheets
+from efface.eval.found_prompts import FoundPrompts
 from efface.eval.image_errors import ImageError, broken_images, counted
 from efface.eval.image_table import read_images, read_table, write_table
 from efface.eval.judge_spec import judge_name
@@ -67,6 +70,8 @@ class Results:
     """Images of each method that are no evidence, by their error; those without any are left out."""
     notes: list[str] = field(default_factory=list)
     """What a reader of the rows has to know."""
+    warnings: list[str] = field(default_factory=list)
+    """What the run found out that should be known before the scores are believed."""
 
     def show(self, console: Console) -> None:
         """The leaderboard, and where the rest is."""
@@ -87,6 +92,8 @@ class Results:
                 console.print("[yellow]read its scores with care: it is wrong too often[/yellow]")
         for label, broken in self.broken.items():
             console.print(Text.assemble((shown(label), "yellow"), f": {counted(broken)}"), soft_wrap=True)
+        for warning in self.warnings:
+            console.print(Text.assemble(("warning", "yellow"), f": {shown(warning)}"), soft_wrap=True)
         for reason in self.unscored:
             console.print(Text.assemble(("not scored", "yellow"), f": {shown(reason)}"), soft_wrap=True)
         for path in (
@@ -128,13 +135,16 @@ def collect_results(plan: Plan, folder: RunFolder) -> Results:
         if (model.job is None or model.id in records) and all(shard.id in records for shard in plan.shards[model.id])
     ]
     _check(folder, records, [(calibration, [CALIBRATION]) for calibration in plan.calibrations])
+    _check(folder, records, [(check, [FOUND]) for check in plan.prompt_checks])
+    prompts = _found_prompts(plan, folder, records)
+    warnings = [found.warning for found in prompts if found.warning]
     accuracy = {
         calibration.judge: mean_accuracy(read_calibration(folder.output(calibration, CALIBRATION)).accuracy)
         for calibration in plan.calibrations
         if calibration.id in records
     }
     if not complete:
-        return Results(folder, [], {}, accuracy, failures, [])
+        return Results(folder, [], {}, accuracy, failures, [], warnings=warnings)
     shards = [shard for model in complete for shard in plan.shards[model.id]]
     _check(folder, records, [(shard, [VERDICTS]) for shard in shards])
     parts = [read_table(folder.output(shard, VERDICTS)) for shard in shards]
@@ -170,13 +180,19 @@ def collect_results(plan: Plan, folder: RunFolder) -> Results:
         "stages": {label: chain.as_json() for label, chain in stages.items()},
         "metrics": _metrics(plan, complete, records),
         "broken": broken,
-        "warnings": list(plan.warnings),
+        "warnings": [*plan.warnings, *warnings],
     }
     write_json(folder.scores, {**summary, **{name: value for name, value in optional.items() if value}})
     write_csv(folder.leaderboard, rows)
     for label, chain in stages.items():
         write_stages(folder.stages(label), chain)
-    return Results(folder, rows, stages, accuracy, failures, unscored, broken, footnotes)
+    return Results(folder, rows, stages, accuracy, failures, unscored, broken, footnotes, warnings)
+
+
+def _found_prompts(plan: Plan, folder: RunFolder, records: Mapping[str, Record]) -> list[FoundPrompts]:
+    """What the run has found to ask, concept by concept."""
+    done = [check for check in plan.prompt_checks if check.id in records]
+    return [read_config(FoundPrompts, folder.output(check, FOUND)) for check in done]
 
 
 def _broken(plan: Plan, table: pa.Table) -> dict[str, dict[ImageError, int]]:

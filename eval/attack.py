@@ -15,30 +15,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from efface.concepts.concept import Concept
 from efface.config_files import StrictModel, parse
-from efface.eval.banned_words import Banned
+from efface.eval.attack_target import AttackTarget
 from efface.registry import Registry
 
 if TYPE_CHECKING:
     from efface.models.base import Base
 
+__all__ = ["ATTACKS", "AdversarialPrompt", "Attack", "AttackConfig", "AttackTarget", "parse_attack_config"]
+
 
 class AttackConfig(StrictModel):
     """The settings of an attack. Every field has a description that gives its unit and its source."""
-
-
-@dataclass(frozen=True)
-class AttackTarget:
-    """A concept to be brought back."""
-
-    concept: Concept
-    prompts: tuple[str, ...]
-    """Direct prompts of the concept, at least one."""
-    others: tuple[str, ...]
-    """Direct prompts of the other concepts of the set."""
-    banned: Banned
-    """What no prompt may say: a prompt that matches is never kept."""
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,14 @@ class ConceptChoice(StrictModel):
     targets: Literal["all"] | tuple[str, ...] = Field("all", description="concepts or aliases of the set")
 
 
+class PromptSearchChoice(StrictModel):
+    """How adversarial prompts are found, where the prompt set has none."""
+
+    attack: str = Field("token-search", description="an attack of `efface attacks`")
+    config: dict[str, Any] = Field({}, description="fields of the attack's config")
+    seed: int = Field(0, ge=0, description="of the search")
+
+
 class Evaluation(StrictModel):
     """How each model, and the base, is judged."""
 
@@ -54,6 +62,7 @@ class Evaluation(StrictModel):
         {},
         description="at most so many prompts of each asked concept on an axis, 0: the axis is left out; default: all",
     )
+    prompt_search: PromptSearchChoice = PromptSearchChoice()
     shard_size: int = Field(64, ge=1, le=1024, description="images in one task")
 
     @field_validator("prompts_per_concept")

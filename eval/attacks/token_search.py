@@ -24,7 +24,8 @@ from pydantic import Field
 from torch import Tensor
 
 from efface.errors import UserError
-from efface.eval.attack import ATTACKS, AdversarialPrompt, Attack, AttackConfig, AttackTarget
+from efface.eval.attack import ATTACKS, AdversarialPrompt, Attack, AttackConfig
+from efface.eval.attack_target import AttackTarget
 from efface.eval.banned_words import Banned
 from efface.models.base import Base
 from efface.models.text_encoding import encode_ids, token_ids, with_all_vectors
