@@ -10,7 +10,7 @@ from itertools import islice
 
 from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import PromptSet
-from efface.eval.attack import AdversarialPrompt, Attack
+from efface.eval.attack import AdversarialPrompt, PromptAttack
 from efface.eval.attack_target import AttackTarget, attack_target
 from efface.eval.found_prompts import MIN_DETECTION_RATE, FoundPrompt, FoundPrompts
 from efface.eval.image_errors import image_errors, verdicts
@@ -72,7 +72,7 @@ class PromptCheck:
 
 
 def find_candidates(
-    attack: Attack, target: AttackTarget, seed: int, count: int = CANDIDATES * ROUNDS
+    attack: PromptAttack, target: AttackTarget, seed: int, count: int = CANDIDATES * ROUNDS
 ) -> list[AdversarialPrompt]:
     """What is allowed of the first `count` prompts that an attack finds, each text once, the strongest first."""
     found = {prompt.text: prompt for prompt in islice(attack.find(target, seed), count)}
@@ -122,7 +122,7 @@ def found_prompts(concept: str, attack: str, tried: Sequence[KeptPrompt], enough
 
 
 def adversarial_prompts(
-    attack: Attack,
+    attack: PromptAttack,
     concept_set: ConceptSet,
     prompt_set: PromptSet,
     check: PromptCheck | None,

@@ -8,7 +8,7 @@ from efface.cluster.campaign.spec import Evaluation
 from efface.cluster.tasks.prompts import PromptCheck, PromptSearch
 from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import PromptSet
-from efface.eval.attack import parse_attack_config
+from efface.eval.attack import parse_attack_config, prompt_attack
 from efface.eval.attack_target import attack_target
 from efface.eval.found_prompts import slot
 from efface.models.base import BaseSpec, text_encoder_id
@@ -45,6 +45,7 @@ def plan_prompt_searches(
     """
     limit = evaluation.prompts_per_concept.get("adversarial")
     settings = evaluation.prompt_search
+    prompt_attack(settings.attack)
     config = parse_attack_config(settings.attack, settings.config).model_dump(mode="json")
     missing = [t for t in targets if (row := prompts.rows.get(t.name)) and not row.adversarial]
     if limit == 0 or not missing:

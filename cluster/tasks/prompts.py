@@ -68,10 +68,10 @@ class PromptSearch(Task):
     def run(self, worker: Worker) -> None:
         from efface.errors import UserError
         from efface.eval.adversarial_prompts import find_candidates
-        from efface.eval.attack import ATTACKS, parse_attack_config
+        from efface.eval.attack import parse_attack_config, prompt_attack
 
         worker.set_resident(None)
-        attack = ATTACKS.get(self.attack)(worker.base, parse_attack_config(self.attack, self.config))
+        attack = prompt_attack(self.attack)(worker.base, parse_attack_config(self.attack, self.config))
         reason = ""
         try:
             found = find_candidates(attack, self.target, self.seed)
