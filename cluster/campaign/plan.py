@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
+from efface.cluster.campaign.attack_tasks import plan_attacks
 from efface.cluster.campaign.prompt_searches import PromptSearches, plan_prompt_searches
 from efface.cluster.campaign.sharding import Judging, cut_shards, retaining
-from efface.cluster.campaign.spec import Evaluation, Resources
+from efface.cluster.campaign.spec import AttackChoice, Evaluation, Resources
 from efface.cluster.tasks.calibration import CalibrationTask
 from efface.cluster.tasks.judging import Shard
 from efface.cluster.tasks.metric import MetricTask
@@ -178,6 +179,7 @@ def make_plan(
     models: Sequence[Model],
     evaluation: Evaluation,
     resources: Resources,
+    attacks: Sequence[AttackChoice] = (),
 ) -> Plan:
     """The plan that judges `models` and the base. Raises UserError for what is unknown or missing in `evaluation`."""
     prompts = load_prompt_set(evaluation.prompts or _base_default(base, "prompts"), concept_set)
@@ -224,6 +226,7 @@ def make_plan(
         *(TrainingTask(model, first) for model in models),
         *cut_shards(everything, targets, retaining(concept_set, targets, models), judging, evaluation),
         *(MetricTask(model, metric) for model in models if model.job for metric in evaluation.metrics),
+        *plan_attacks(attacks, everything, concept_set, prompts, (recipe.id, calibrations[0].id)),
     )
     asked = {request.prompt for task in tasks if isinstance(task, Shard) for request in task.eval_requests}
     texts = {text for text in asked if read_slot(text) is None}

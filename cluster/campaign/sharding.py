@@ -64,19 +64,20 @@ def retaining(concept_set: ConceptSet, targets: Sequence[Concept], models: Seque
     names = {target.name for target in targets}
     if all(model.job is None or model.job.strategy == "single" for model in models):
         return concept_set
-    concepts = list(concept_set.all)
-    for i, concept in enumerate(concepts):
+    changed = {}
+    for concept in concept_set.all:
         if concept.name in names and all(other.name in names for other in concept_set.retained_for(concept)):
             near = {concept.name, *(other.name for other in concept_set.adjacent_to(concept))}
             others = tuple(other.name for other in concept_set.neighbours if other.name not in near | names)
-            concepts[i] = concept.model_copy(update={"retained": others}) if others else concept
-    first = len(concept_set.concepts)
-    return ConceptSet(
-        name=concept_set.name,
-        version=concept_set.version,
-        concepts=tuple(concepts[:first]),
-        neighbours=tuple(concepts[first:]),
-    )
+            if others:
+                changed[concept.name] = concept.model_copy(update={"retained": others})
+    fields = {key: getattr(concept_set, key) for key in ConceptSet.model_fields}
+    lists = {
+        key: tuple(changed.get(concept.name, concept) for concept in value)
+        for key, value in fields.items()
+        if isinstance(value, tuple)
+    }
+    return ConceptSet(**{**fields, **lists})
 
 
 def _without_forgotten(

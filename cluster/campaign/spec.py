@@ -75,6 +75,17 @@ class Evaluation(StrictModel):
         return limits
 
 
+class AttackChoice(StrictModel):
+    """An attack on every model, for every concept that it was made to forget."""
+
+    attack: str = Field(description="by name, of `efface attacks`")
+    config: dict[str, Any] = Field({}, description="fields of the attack's config")
+    budget: int = Field(20_000, ge=1, description="model calls for each model and concept, all instances together")
+    prompts: int = Field(1, ge=1, description="direct prompts of the concept, each tried by every seed")
+    seeds: tuple[int, ...] = Field((0, 1, 2, 3), min_length=1, description="image seeds")
+    seed: int = Field(0, ge=0, description="of the attack's own random numbers")
+
+
 class Resources(StrictModel):
     """What one worker holds of the cluster."""
 
@@ -119,6 +130,7 @@ class Campaign(StrictModel):
     methods: tuple[MethodChoice, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     evaluation: Evaluation = Evaluation()
+    attacks: tuple[AttackChoice, ...] = Field((), description="on every model; default: none")
     resources: Resources = Resources()
     limits: Limits = Limits()
     training: dict[str, Any] = Field(

@@ -57,6 +57,11 @@ class RunPaths:
         return self.root / "scores.json"
 
     @property
+    def attacks(self) -> Path:
+        """Attacks on the models, a row for each method and attack."""
+        return self.root / "attacks.csv"
+
+    @property
     def leaderboard(self) -> Path:
         return self.root / "leaderboard.csv"
 

@@ -40,6 +40,7 @@ class Shard(Task):
         from efface.eval.image_table import write_table
         from efface.models.sampler import SamplingCost
 
+        requests = fill(self.eval_requests, worker.found_prompts)
         cost = SamplingCost()
         worker.set_resident(self.model)
         verdicts, images = evaluate(
