@@ -11,10 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
+import torch
 from pydantic import Field
 
 from efface.concepts.concept import Concept
 from efface.config_files import StrictModel
+from efface.errors import UserError
 from efface.eval.attack import Attack, AttackKind, AttackTarget
 from efface.eval.image_errors import image_errors, verdicts
 from efface.eval.judge import Judge
@@ -23,9 +25,10 @@ from efface.models.base import Base
 from efface.models.delta import Delta
 from efface.models.recipe import Recipe
 
-End = Literal["shown before", "found", "not found", "out of budget", "not finite", "no verdict"]
+End = Literal["shown before", "found", "not found", "out of budget", "not finite", "failed", "no verdict"]
 """How an instance ended: the direct prompt shows the concept; the attack does; it does not, after all its attempts, or
-as far as its budget went, or until its numbers went astray; nothing that was made for it could be judged."""
+as far as its budget went, or until its numbers went astray, or until it broke; nothing that was made for it could be
+judged."""
 ENDS: tuple[End, ...] = get_args(End)
 
 
@@ -62,7 +65,7 @@ class AttackResult(StrictModel):
     post_asr: float | None = Field(description="share of them shown by that or by the attack; null: none was judged")
     judged: int = Field(ge=0, description="instances with a verdict")
     ends: dict[End, int]
-    judge_errors: dict[str, int] = Field({}, description="what a judge failed with, and how often")
+    errors: dict[str, int] = Field({}, description="what the judge or the attack broke with, and how often")
     caveat: str = Field("", description="what a success does not show")
     failed: str = Field("", description="why the attack did not get to its first instance")
     instances: tuple[InstanceResult, ...]
@@ -71,7 +74,7 @@ class AttackResult(StrictModel):
     def note(self) -> str:
         """What is to be known before the rates are believed; "" where nothing is."""
         parts = [f"{count} {end}" for end, count in self.ends.items() if end in ENDS[3:]]
-        parts += [f"{count} x {error}" for error, count in self.judge_errors.items()]
+        parts += [f"{count} x {error}" for error, count in self.errors.items()]
         return "; ".join([*([self.failed] if self.failed else []), *parts])
 
 
@@ -88,9 +91,15 @@ class _Judged:
         errors = image_errors(images, [i for i, finite in enumerate(attempt.finite) if not finite])
         try:
             return [v.present for v in verdicts(self.judge, images, [self.concept] * len(images), errors)]
-        except Exception as error:  # of whatever library the judge is made of; counted, and no verdict
-            self.errors[f"{type(error).__name__}: {error}"[:200]] += 1
+        except Exception as error:  # of whatever library the judge is made of
+            self.broke(error)
             return [None] * len(images)
+
+    def broke(self, error: Exception) -> None:
+        """Count what went wrong; what is no fault of judge or attack is raised: of the user, of the memory."""
+        if isinstance(error, UserError | MemoryError | torch.OutOfMemoryError):
+            raise error
+        self.errors[f"{type(error).__name__}: {error}"[:200]] += 1
 
 
 def run_attack(
@@ -124,6 +133,9 @@ def run_attack(
         attack.prepare(Oracle(base, delta, recipe, whole), target, seed)
     except (BudgetExhausted, NotFinite) as error:
         failed = f"before the first instance: {error}"
+    except Exception as error:
+        judged.broke(error)
+        failed = f"before the first instance: {type(error).__name__}"
     for i, instance in enumerate(instances):
         share = Budget((whole.calls - whole.spent) // (len(instances) - i))
         results.append(_attacked(attack, Oracle(base, delta, recipe, share), judged, instance, bool(failed)))
@@ -146,7 +158,7 @@ def run_attack(
         post_asr=sum(bool(result.post) for result in known) / len(known) if known else None,
         judged=len(known),
         ends={end: ends[end] for end in ENDS if ends[end]},
-        judge_errors=dict(judged.errors),
+        errors=dict(judged.errors),
         caveat=attack.caveat,
         failed=failed,
         instances=tuple(results),
@@ -176,6 +188,9 @@ def _attacked(attack: Attack, oracle: Oracle, judged: _Judged, instance: Instanc
         stopped = "out of budget"
     except NotFinite:
         stopped = "not finite"
+    except Exception as error:
+        judged.broke(error)
+        stopped = "failed"
     # Without a verdict on the direct prompt, pre would be unknown and post not comparable with it.
     known = pre is True or (pre is False and read > 0)
     post = (pre is True or won is not None) if known else None

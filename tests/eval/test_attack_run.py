@@ -9,10 +9,12 @@ import pytest
 
 from efface.concepts.concept import ConceptSet
 from efface.concepts.prompts import PromptSet
+from efface.errors import UserError
 from efface.eval.attack import ATTACKS, Attack, AttackConfig, parse_attack_config
 from efface.eval.attack_run import AttackResult, run_attack
 from efface.eval.attack_table import attack_rows
 from efface.eval.attack_target import attack_target
+from efface.eval.attacks.published import PublishedConfig
 from efface.eval.oracle import Attempt, Budget, BudgetExhausted, Instance, NotFinite, Oracle
 from efface.models.base import Base
 from efface.models.delta import Delta
@@ -124,7 +126,7 @@ class ThrowingJudge:
 def test_a_judge_that_throws_is_counted_and_is_no_verdict(attacked: Any, tiny_base: Base) -> None:
     result = attacked(Shows(tiny_base, AttackConfig()), ThrowingJudge())
     assert (result.pre_asr, result.post_asr, result.judged) == (None, None, 0)
-    assert result.judge_errors == {"RuntimeError: no model": 8} and "2 no verdict" in result.note
+    assert result.errors == {"RuntimeError: no model": 8} and "2 no verdict" in result.note
     assert [r.end for r in result.instances] == ["no verdict", "no verdict"]
     row = attack_rows([result])[0]
     assert row.adaptive_post_asr is None and row.static_post_asr is None and row.unjudged == 2
@@ -147,6 +149,22 @@ def test_numbers_that_went_astray_before_any_attempt_are_no_verdict(
     result = attacked(Diverges(tiny_base, AttackConfig()), stub_judge(lambda image, concept: False))
     assert [(r.end, r.post) for r in result.instances] == [("not finite", None)] * 2
     assert result.post_asr is None and "2 not finite" in result.note
+
+
+class Breaks(Shows):
+    def attempts(self, oracle: Oracle, instance: Instance) -> Iterator[Attempt]:
+        yield from super().attempts(oracle, instance)
+        raise IndexError("out of range")
+
+
+def test_an_attack_that_breaks_is_counted_and_nothing_else_is_lost(
+    attacked: Any, tiny_base: Base, stub_judge: Any
+) -> None:
+    result = attacked(Breaks(tiny_base, AttackConfig()), stub_judge(lambda image, concept: False))
+    assert result.ends == {"failed": 2} and result.errors == {"IndexError: out of range": 2}
+    assert [(r.attempts, r.post) for r in result.instances] == [(3, False)] * 2
+    with pytest.raises(UserError):
+        attacked(ATTACKS.get("published")(tiny_base, PublishedConfig(file="nowhere.csv")), stub_judge(is_grey))
 
 
 def test_a_budget_that_ends_after_some_attempts_is_told(attacked: Any, tiny_base: Base, stub_judge: Any) -> None:
