@@ -6,6 +6,7 @@ Records and outputs are only read here; damaged ones are reported, and `storage/
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc

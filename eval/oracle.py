@@ -21,7 +21,7 @@ from efface.models.delta import Delta
 from efface.models.noise_predictor import NoisePredictor, truth
 from efface.models.recipe import Recipe
 from efface.models.sampler import decode, denoise
-from efface.models.sampler_hooks import guidance_for
+from efface.models.sampler_hooks import Guidance, hook_of
 from efface.models.text_encoding import encode_prompts
 
 
@@ -99,8 +99,21 @@ class Oracle:
 
     @property
     def predict(self) -> NoisePredictor:
-        """What is in place now predicts, on the budget."""
-        return self.counting(self.base.denoiser)
+        """What is in place now predicts, with the sampler hook that belongs to it, on the budget."""
+        denoiser, hook = self.base.denoiser, hook_of(self.base)
+
+        def call(latents: Tensor, timestep: int | Tensor, conditioning: Conditioning) -> Tensor:
+            with hook.attached(denoiser):
+                return denoiser(latents, timestep, conditioning)
+
+        return self.counting(call)
+
+    @contextmanager
+    def guided(self, prompt: str) -> Iterator[tuple[Guidance, NoisePredictor]]:
+        """The guidance of an image of this prompt, by the hook of what is in place, and what it predicts with."""
+        hook = hook_of(self.base)
+        with hook.attached(self.base.denoiser):
+            yield hook.guidance([prompt]), self.counting(self.base.denoiser)
 
     def encode(self, prompt: str) -> Conditioning:
         """(1, 77, D), without gradient."""
@@ -112,17 +125,14 @@ class Oracle:
         return torch.randn((1, *self._latent_shape), generator=generator).to(self.base.device)
 
     @torch.no_grad()
-    def latents(self, cond: Conditioning, seed: int, predict: NoisePredictor | None = None) -> Tensor:
-        """Latents (1, C, h, w) of the image that the sampler makes by the recipe."""
-        return denoise(
-            self.base,
-            self.recipe,
-            predict or self.predict,
-            guidance_for(self.base)(),
-            cond,
-            self.encode(self.recipe.negative_prompt),
-            [torch.Generator().manual_seed(seed)],
-        )
+    def latents(self, cond: Conditioning, seed: int, prompt: str = "", predict: NoisePredictor | None = None) -> Tensor:
+        """Latents (1, C, h, w) of the image that the sampler makes by the recipe.
+
+        prompt: the text of `cond`, which some sampler hooks read; "" where it has none.
+        """
+        uncond, generators = self.encode(self.recipe.negative_prompt), [torch.Generator().manual_seed(seed)]
+        with self.guided(prompt) as (guidance, own):
+            return denoise(self.base, self.recipe, predict or own, guidance, cond, uncond, generators)
 
     def attempt(
         self,
@@ -134,7 +144,7 @@ class Oracle:
         **facts: Any,
     ) -> Attempt:
         """The image of a conditioning and a seed."""
-        return self.decoded(self.latents(cond, seed, predict), how, prompt, **facts)
+        return self.decoded(self.latents(cond, seed, prompt or "", predict), how, prompt, **facts)
 
     @torch.no_grad()
     def decoded(

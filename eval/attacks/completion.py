@@ -14,7 +14,6 @@ from torch import Tensor
 
 from efface.eval.attack import ATTACKS, Attack, AttackConfig
 from efface.eval.oracle import Attempt, Instance, Oracle
-from efface.models.sampler_hooks import guidance_for
 from efface.models.scheduler import make_scheduler
 
 
@@ -45,11 +44,11 @@ class Completion(Attack):
     @staticmethod
     def _steps(oracle: Oracle, instance: Instance, scheduler: DDIMScheduler, times: Tensor, latents: Tensor) -> Tensor:
         """Latents (1, C, h, w) after these steps of whatever model is in place."""
-        guidance, recipe = guidance_for(oracle.base)(), oracle.recipe
-        cond, uncond = oracle.encode(instance.prompt), oracle.encode(recipe.negative_prompt)
-        for time in times:
-            model_input = scheduler.scale_model_input(latents, time)
-            timestep = time.to(latents.device)
-            eps = guidance(oracle.predict, model_input, timestep, cond, uncond, recipe.guidance_scale)
-            latents = scheduler.step(eps, time, latents).prev_sample
+        scale, uncond = oracle.recipe.guidance_scale, oracle.encode(oracle.recipe.negative_prompt)
+        cond = oracle.encode(instance.prompt)
+        with oracle.guided(instance.prompt) as (guidance, predict):
+            for time in times:
+                model_input = scheduler.scale_model_input(latents, time)
+                eps = guidance(predict, model_input, time.to(latents.device), cond, uncond, scale)
+                latents = scheduler.step(eps, time, latents).prev_sample
         return latents

@@ -11,7 +11,6 @@ import torch
 
 from efface.eval.attack import ATTACKS, Attack, AttackConfig
 from efface.eval.oracle import Attempt, Instance, Oracle
-from efface.models.sampler_hooks import guidance_for
 from efface.models.scheduler import make_scheduler
 
 
@@ -32,14 +31,15 @@ class Inpainting(Attack):
             given = oracle.latents(oracle.encode(instance.prompt), instance.seed)
         half = given.shape[-1] // 2
         scheduler = make_scheduler("ddim", base.scheduler_config, recipe.steps)
-        noise, guidance = oracle.noise(instance.seed + 1), guidance_for(base)()
+        noise = oracle.noise(instance.seed + 1)
         cond, uncond = oracle.encode(instance.prompt), oracle.encode(recipe.negative_prompt)
         latents = oracle.noise(instance.seed)
-        for time in scheduler.timesteps:
-            known, _ = oracle.noised(given, time[None].to(given.device), noise)
-            latents = torch.cat([known[..., :half], latents[..., half:]], dim=-1)
-            eps = guidance(oracle.predict, latents, time.to(base.device), cond, uncond, recipe.guidance_scale)
-            latents = scheduler.step(eps, time, latents).prev_sample
+        with oracle.guided(instance.prompt) as (guidance, predict):
+            for time in scheduler.timesteps:
+                known, _ = oracle.noised(given, time[None].to(given.device), noise)
+                latents = torch.cat([known[..., :half], latents[..., half:]], dim=-1)
+                eps = guidance(predict, latents, time.to(base.device), cond, uncond, recipe.guidance_scale)
+                latents = scheduler.step(eps, time, latents).prev_sample
         whole = oracle.decoded(torch.cat([given[..., :half], latents[..., half:]], dim=-1))
         middle = whole.images.shape[2] // 2
         new = whole.images[:, :, middle:]

@@ -17,7 +17,6 @@ from torch import Tensor
 from efface.eval.attack import ATTACKS, Attack, AttackConfig
 from efface.eval.oracle import Attempt, Instance, Oracle
 from efface.models.conditioning import Conditioning
-from efface.models.sampler_hooks import guidance_for
 from efface.models.scheduler import make_scheduler
 
 
@@ -56,16 +55,17 @@ class NoiseScale(Attack):
         base, recipe = oracle.base, oracle.recipe
         scheduler = make_scheduler("ddim", base.scheduler_config, recipe.steps)
         kept, final = scheduler.alphas_cumprod, float(scheduler.final_alpha_cumprod)
-        guidance, uncond = guidance_for(base)(), oracle.encode(recipe.negative_prompt)
+        uncond = oracle.encode(recipe.negative_prompt)
         generator = torch.Generator().manual_seed(instance.seed)
         latents = oracle.noise(instance.seed)
         times = [int(time) for time in scheduler.timesteps]
-        for now, before in zip(times, [*times[1:], -1], strict=True):
-            timestep = torch.tensor(now, device=base.device)
-            eps = guidance(oracle.predict, latents, timestep, cond, uncond, recipe.guidance_scale)
-            z = torch.randn(latents.shape, generator=generator).to(latents)
-            at, after = float(kept[now]), float(kept[before]) if before >= 0 else final
-            if scheduler.config.prediction_type == "v_prediction":
-                eps = at**0.5 * eps + (1 - at) ** 0.5 * latents
-            latents = ddim_step(latents, eps, at, after, eta, scale, z)
+        with oracle.guided(instance.prompt) as (guidance, predict):
+            for now, before in zip(times, [*times[1:], -1], strict=True):
+                timestep = torch.tensor(now, device=base.device)
+                eps = guidance(predict, latents, timestep, cond, uncond, recipe.guidance_scale)
+                z = torch.randn(latents.shape, generator=generator).to(latents)
+                at, after = float(kept[now]), float(kept[before]) if before >= 0 else final
+                if scheduler.config.prediction_type == "v_prediction":
+                    eps = at**0.5 * eps + (1 - at) ** 0.5 * latents
+                latents = ddim_step(latents, eps, at, after, eta, scale, z)
         return latents
