@@ -6,6 +6,7 @@ Records and outputs are only read here; damaged ones are reported, and `storage/
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,15 +16,21 @@ from rich.text import Text
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.storage.records import Record, sha256
 from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.tasks.attack import ATTACK, TRANSFER, AttackTask, Transferred, Transfers, TransferTask
 from efface.cluster.tasks.calibration import CALIBRATION
 from efface.cluster.tasks.judging import IMAGES, VERDICTS, Shard
 from efface.cluster.tasks.metric import MetricTask
 from efface.cluster.tasks.model import BASE, Model
+from efface.cluster.tasks.prompts import FOUND
 from efface.cluster.tasks.task import Task
 from efface.cluster.tasks.training import TrainingResult
+from efface.config_files import read_config
 from efface.errors import UserError
+from efface.eval.attack_run import AttackResult
+from efface.eval.attack_table import AttackRow, attack_rows, attack_table, write_attack_csv
 from efface.eval.calibration import mean_accuracy, read_calibration
 from efface.eval.contact_sheet import write_sheets
+from efface.eval.found_prompts import FoundPrompts
 from efface.eval.image_errors import ImageError, broken_images, counted
 from efface.eval.image_table import read_images, read_table, write_table
 from efface.eval.judge_spec import judge_name
@@ -67,6 +74,10 @@ class Results:
     """Images of each method that are no evidence, by their error; those without any are left out."""
     notes: list[str] = field(default_factory=list)
     """What a reader of the rows has to know."""
+    warnings: list[str] = field(default_factory=list)
+    """What the run found out that should be known before the scores are believed."""
+    attacks: list[AttackRow] = field(default_factory=list)
+    """A row for each method and attack."""
 
     def show(self, console: Console) -> None:
         """The leaderboard, and where the rest is."""
@@ -87,6 +98,15 @@ class Results:
                 console.print("[yellow]read its scores with care: it is wrong too often[/yellow]")
         for label, broken in self.broken.items():
             console.print(Text.assemble((shown(label), "yellow"), f": {counted(broken)}"), soft_wrap=True)
+        if self.attacks:
+            console.print(attack_table(self.attacks))
+            for row in self.attacks:
+                if row.note:
+                    console.print(
+                        Text.assemble((shown(f"{row.attack} on {row.method}"), "yellow"), f": {shown(row.note)}")
+                    )
+        for warning in self.warnings:
+            console.print(Text.assemble(("warning", "yellow"), f": {shown(warning)}"), soft_wrap=True)
         for reason in self.unscored:
             console.print(Text.assemble(("not scored", "yellow"), f": {shown(reason)}"), soft_wrap=True)
         for path in (
@@ -128,13 +148,16 @@ def collect_results(plan: Plan, folder: RunFolder) -> Results:
         if (model.job is None or model.id in records) and all(shard.id in records for shard in plan.shards[model.id])
     ]
     _check(folder, records, [(calibration, [CALIBRATION]) for calibration in plan.calibrations])
+    _check(folder, records, [(check, [FOUND]) for check in plan.prompt_checks])
+    prompts = _found_prompts(plan, folder, records)
+    warnings = [found.warning for found in prompts if found.warning]
     accuracy = {
         calibration.judge: mean_accuracy(read_calibration(folder.output(calibration, CALIBRATION)).accuracy)
         for calibration in plan.calibrations
         if calibration.id in records
     }
     if not complete:
-        return Results(folder, [], {}, accuracy, failures, [])
+        return Results(folder, [], {}, accuracy, failures, [], warnings=warnings)
     shards = [shard for model in complete for shard in plan.shards[model.id]]
     _check(folder, records, [(shard, [VERDICTS]) for shard in shards])
     parts = [read_table(folder.output(shard, VERDICTS)) for shard in shards]
@@ -164,19 +187,55 @@ def collect_results(plan: Plan, folder: RunFolder) -> Results:
         "judges": accuracy,
     }
     broken = _broken(plan, table)
+    attacks = _attacks(plan, folder, records)
+    attacked = attack_rows(attacks)
+    if attacked:
+        write_attack_csv(folder.attacks, attacked)
     optional = {
         "differences": {label: difference.as_json() for label, difference in compared.items()},
         "image_costs": {label: asdict(cost) for label, cost in costs.items()},
+        "adversarial_axis": _adversarial_axis(plan, prompts),
+        "attacks": [result.model_dump(mode="json", exclude={"instances"}) for result in attacks],
+        "transfers": [row.model_dump(mode="json") for row in _transfers(plan, folder, records)],
         "stages": {label: chain.as_json() for label, chain in stages.items()},
         "metrics": _metrics(plan, complete, records),
         "broken": broken,
-        "warnings": list(plan.warnings),
+        "warnings": [*plan.warnings, *warnings],
     }
     write_json(folder.scores, {**summary, **{name: value for name, value in optional.items() if value}})
     write_csv(folder.leaderboard, rows)
     for label, chain in stages.items():
         write_stages(folder.stages(label), chain)
-    return Results(folder, rows, stages, accuracy, failures, unscored, broken, footnotes)
+    return Results(folder, rows, stages, accuracy, failures, unscored, broken, footnotes, warnings, attacked)
+
+
+def _adversarial_axis(plan: Plan, found: Sequence[FoundPrompts]) -> dict[str, Any]:
+    """What the adversarial axis of every ERR here is asked by: static prompts, the same for all models."""
+    if "adversarial" not in plan.axes:
+        return {}
+    sources = {prompts.concept: f"found by {prompts.attack}" for prompts in found}
+    of_set = f"prompt set {plan.prompt_set.name}"
+    return {"kind": "static", "prompts": {t.name: sources.get(t.name, of_set) for t in plan.targets}}
+
+
+def _attacks(plan: Plan, folder: RunFolder, records: Mapping[str, Record]) -> list[AttackResult]:
+    """What the attacks came to that are done, in the order of the plan."""
+    done = [task for task in plan.of_kind(AttackTask) if task.id in records]
+    _check(folder, records, [(task, [ATTACK]) for task in done])
+    return [read_config(AttackResult, folder.output(task, ATTACK)) for task in done]
+
+
+def _transfers(plan: Plan, folder: RunFolder, records: Mapping[str, Record]) -> list[Transferred]:
+    """The matrix of attacks and models: what was found against one, tried on another."""
+    done = [task for task in plan.of_kind(TransferTask) if task.id in records]
+    _check(folder, records, [(task, [TRANSFER]) for task in done])
+    return [row for task in done for row in read_config(Transfers, folder.output(task, TRANSFER)).rows]
+
+
+def _found_prompts(plan: Plan, folder: RunFolder, records: Mapping[str, Record]) -> list[FoundPrompts]:
+    """What the run has found to ask, concept by concept."""
+    done = [check for check in plan.prompt_checks if check.id in records]
+    return [read_config(FoundPrompts, folder.output(check, FOUND)) for check in done]
 
 
 def _broken(plan: Plan, table: pa.Table) -> dict[str, dict[ImageError, int]]:

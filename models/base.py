@@ -195,6 +195,22 @@ def base_id(spec: BaseSpec, fetch: bool = True) -> str:
         return fingerprint(parts, None if parts.weights else RANDOM_SEED)
 
 
+def text_encoder_id(spec: BaseSpec, fetch: bool = True) -> str:
+    """The fingerprint of its text encoder and tokenizer alone, 64 hex digits: bases that share them have the same.
+
+    Of a base in one file, whose parts cannot be told apart without reading them, it is that of the whole. Raises as
+    `base_id` does.
+    """
+    parts = base_parts(spec, fetch)
+    if parts.single_file:
+        return base_id(spec, fetch)
+    component = "text_encoder"
+    weights = {component: parts.weights[component]} if component in parts.weights else {}
+    own = Parts({component: parts.configs[component]}, parts.tokenizer, weights)
+    with _readable(spec.source):
+        return fingerprint(own, None if parts.weights else RANDOM_SEED)
+
+
 def base_parts(spec: BaseSpec, fetch: bool = True) -> Parts:
     """The files that make the base. Raises as `base_id` does."""
     with _readable(spec.source):

@@ -1,4 +1,4 @@
-"""Prompts by the embeddings of their tokens, with gradient: what inversion and inner adversaries change."""
+"""Prompts by the embeddings of their tokens, with gradient: what inversion and searches for prompts change."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,22 +58,6 @@ def one_hot_gradient(base: Base, ids: Tensor, count: int, loss: Callable[[Condit
     with torch.enable_grad():
         (gradient,) = torch.autograd.grad(loss(encode_embeddings(base, ids, embeddings)), embeddings)
     return (gradient.float() @ table.float().T).cpu()
-
-
-def sign_ascent(loss: Callable[[Tensor], Tensor], start: Tensor, steps: int, step_size: float, radius: float) -> Tensor:
-    """The strongest inner adversary of projected gradient ascent (Madry et al., ICLR 2018): start + a perturbation.
-
-    Each step adds `step_size` times the sign of the loss's gradient; no number is ever further than `radius` from where
-    it started.
-    """
-    moved = start.detach().clone()
-    for _ in range(steps):
-        moved.requires_grad_()
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(loss(moved), moved)
-        moved = moved.detach() + step_size * gradient.sign()
-        moved = start + (moved - start).clamp(-radius, radius)
-    return moved.detach()
 
 
 @contextmanager

@@ -13,17 +13,21 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
-from efface.cluster.campaign.sharding import Judging, cut_shards
-from efface.cluster.campaign.spec import Evaluation, Resources
+from efface.cluster.campaign.attack_tasks import plan_attacks
+from efface.cluster.campaign.prompt_searches import PromptSearches, plan_prompt_searches
+from efface.cluster.campaign.sharding import Judging, cut_shards, retaining
+from efface.cluster.campaign.spec import AttackChoice, Evaluation, Resources
 from efface.cluster.tasks.calibration import CalibrationTask
 from efface.cluster.tasks.judging import Shard
 from efface.cluster.tasks.metric import MetricTask
 from efface.cluster.tasks.model import BASE, Model
+from efface.cluster.tasks.prompts import PromptCheck, PromptSearch
 from efface.cluster.tasks.task import Task
 from efface.cluster.tasks.training import TrainingTask
 from efface.concepts.concept import Concept, ConceptSet
-from efface.concepts.prompts import PromptSet, load_prompt_set
+from efface.concepts.prompts import AXES, Axis, PromptSet, load_prompt_set
 from efface.errors import UserError
+from efface.eval.found_prompts import read_slot
 from efface.eval.judge_identity import judge_identity
 from efface.eval.judge_spec import judge_name
 from efface.eval.metric import METRICS
@@ -74,6 +78,16 @@ class Plan:
         return self.of_kind(CalibrationTask)
 
     @cached_property
+    def prompt_searches(self) -> tuple[PromptSearch, ...]:
+        """One for each target whose adversarial prompts have to be found."""
+        return self.of_kind(PromptSearch)
+
+    @cached_property
+    def prompt_checks(self) -> tuple[PromptCheck, ...]:
+        """One for each of `prompt_searches`."""
+        return self.of_kind(PromptCheck)
+
+    @cached_property
     def trainings(self) -> tuple[TrainingTask, ...]:
         """One for each of `jobs`."""
         return self.of_kind(TrainingTask)
@@ -101,7 +115,10 @@ class Plan:
         return self.base_id == NOT_FETCHED
 
     def part(self, number: int, parts: int) -> Plan:
-        """Part `number` (1, …) of `parts`: whole chains of models with their tasks, and a share of the base's."""
+        """Part `number` (1, …) of `parts`: whole chains of models with their tasks, and a share of the base's.
+
+        Each part finds all prompts, beginning with others than the next; what one has found is done for all.
+        """
         share: dict[str, int] = {}
         chains = itertools.count()
         for model in self.jobs:
@@ -115,7 +132,8 @@ class Plan:
             return task.model is None or next(base_tasks) % parts == number - 1
 
         models = tuple(model for model in self.models if not model.job or model.folder in mine)
-        return replace(self, models=models, tasks=tuple(filter(is_mine, self.tasks)))
+        tasks = _rotated([task for task in self.tasks if is_mine(task)], number - 1)
+        return replace(self, models=models, tasks=tasks)
 
     def only(self, models: Sequence[Model]) -> Plan:
         """The part about some of its models; and what is about none."""
@@ -134,6 +152,13 @@ class Plan:
             for ask in question.asks
         }
         return tuple(concept for concept in self.concept_set.all if concept.name in asked)
+
+    @cached_property
+    def axes(self) -> tuple[Axis, ...]:
+        """That are asked."""
+        shared = {id(shard.eval_requests): shard.eval_requests for shard in self.of_kind(Shard)}
+        asked = {ask.axis for requests in shared.values() for request in requests for ask in request.asks}
+        return tuple(axis for axis in AXES if axis in asked)
 
     @property
     def images(self) -> int:
@@ -154,6 +179,7 @@ def make_plan(
     models: Sequence[Model],
     evaluation: Evaluation,
     resources: Resources,
+    attacks: Sequence[AttackChoice] = (),
 ) -> Plan:
     """The plan that judges `models` and the base. Raises UserError for what is unknown or missing in `evaluation`."""
     prompts = load_prompt_set(evaluation.prompts or _base_default(base, "prompts"), concept_set)
@@ -189,16 +215,44 @@ def make_plan(
         seen.add(model.id)
     for metric in evaluation.metrics:
         METRICS.get(metric)
-    judged_by = Judging(prompts, recipe.id, tuple(calibration.id for calibration in calibrations))
+    to_find = plan_prompt_searches(
+        base, prompts, concept_set, targets, evaluation, (base_id, recipe.id, calibrations[0].id)
+    )
+    first = tuple(check.id for check in to_find.checks)
+    judging = Judging(to_find.prompts, recipe.id, tuple(calibration.id for calibration in calibrations))
     tasks = (
         *calibrations,
-        *(TrainingTask(model) for model in models),
-        *cut_shards(everything, targets, concept_set, judged_by, evaluation),
+        *to_find.tasks,
+        *(TrainingTask(model, first) for model in models),
+        *cut_shards(everything, targets, retaining(concept_set, targets, models), judging, evaluation),
         *(MetricTask(model, metric) for model in models if model.job for metric in evaluation.metrics),
+        *plan_attacks(attacks, everything, concept_set, prompts, (recipe.id, calibrations[0].id)),
     )
-    texts = {request.prompt for task in tasks if isinstance(task, Shard) for request in task.eval_requests}
-    warnings = check_texts(base, concept_set, prompts, texts)
+    asked = {request.prompt for task in tasks if isinstance(task, Shard) for request in task.eval_requests}
+    texts = {text for text in asked if read_slot(text) is None}
+    warnings = (*_to_be_found(to_find, prompts, targets), *check_texts(base, concept_set, prompts, texts))
     return Plan(name, base, base_id, concept_set, recipe, prompts, targets, everything, tasks, resources, warnings)
+
+
+def _rotated(tasks: Sequence[Task], by: int) -> tuple[Task, ...]:
+    """The tasks with their searches of prompts, and the checks of these, rotated among themselves."""
+    order = list(tasks)
+    for kind in (PromptSearch, PromptCheck):
+        places = [place for place, task in enumerate(tasks) if isinstance(task, kind)]
+        for i, place in enumerate(places):
+            order[place] = tasks[places[(i + by) % len(places)]]
+    return tuple(order)
+
+
+def _to_be_found(to_find: PromptSearches, prompts: PromptSet, targets: Sequence[Concept]) -> tuple[str, ...]:
+    """What is searched, and what becomes of a concept for which nothing is found."""
+    if not to_find.searches:
+        return ()
+    return (
+        f"prompt set '{prompts.name}' has no adversarial prompts for {len(to_find.searches)} of {len(targets)} "
+        "targets: they are searched first, before anything is trained; a concept for which none is found that the base "
+        "follows is named then, and asked by the strongest, so that its adversarial score says little",
+    )
 
 
 def _base_default(base: BaseSpec, key: str, field: str | None = None) -> str:

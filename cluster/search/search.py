@@ -27,6 +27,7 @@ from efface.cluster.search.trial_source import TrialSource
 from efface.cluster.signals import stop_signals
 from efface.cluster.storage.journal import Journal
 from efface.cluster.storage.lease import Lease
+from efface.cluster.storage.prompt_cache import keep, restore
 from efface.cluster.storage.remaining import RemainingTasks
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.workers.executor import WorkerClass
@@ -95,6 +96,7 @@ def run_search(
     study = Study(search, study_file)
     if not (study.is_complete(trials) and unjudged(base, folder).is_empty):
         with Lease(folder.root) as lease, stop_signals(console) as signals:
+            restore(first.tasks, folder)
             study = Study(search, study_file)  # another driver may have gone on with it until now
             if study.damaged:
                 console.print(f"{study_file}: damaged; what it lacks is proposed again", soft_wrap=True, markup=False)
@@ -107,6 +109,7 @@ def run_search(
                 most = _most_tasks(first, base, study, trials)
                 executor = make_executor(run, most, workers, address, should_stop, worker)
                 closing.callback(executor.close)
+                closing.callback(lambda: keep(first.tasks, folder))
                 journal = closing.enter_context(contextlib.closing(Journal(folder)))
                 dispatch(RemainingTasks(), source, executor, [journal, source], search.limits, should_stop, source)
     rows = study.rows

@@ -16,7 +16,7 @@ from efface.cluster.search.spec import Point, Search
 from efface.cluster.storage.records import sha256
 from efface.cluster.storage.remaining import RemainingTasks, remaining_tasks
 from efface.cluster.storage.run_folder import RunFolder
-from efface.cluster.tasks.judging import VERDICTS, Shard, shard_requires
+from efface.cluster.tasks.judging import VERDICTS, Shard
 from efface.cluster.tasks.model import BASE, Model
 from efface.cluster.tasks.task import Task
 from efface.cluster.tasks.training import TrainingResult
@@ -140,8 +140,8 @@ def rung_shards(plan: Plan, rungs: tuple[int, ...], size: int) -> list[list[Shar
 
 def _rung_shards(plan: Plan, model: Model, rung: int, seeds: range, size: int) -> Iterator[Shard]:
     asked = [question for shard in plan.shards[model.id] for question in shard.eval_requests if question.seed in seeds]
-    calibrations = tuple(calibration.id for calibration in plan.calibrations)
-    judged_by, requires = [plan.recipe.id, *calibrations], shard_requires(model, calibrations)
+    judged_by = [plan.recipe.id, *(calibration.id for calibration in plan.calibrations)]
+    requires = next((shard.requires for shard in plan.shards[model.id]), ())
     for number, start in enumerate(range(0, len(asked), size)):
         part = tuple(asked[start : start + size])
         what = [[q.prompt, q.seed, [[a.concept, a.axis, a.asked_concept] for a in q.asks]] for q in part]

@@ -33,6 +33,8 @@ class TrainingTask(Task):
     priority = Priority.LONG
 
     model: Model
+    after: tuple[str, ...] = ()
+    """Products that should be there before anything is trained, though the training does not use them."""
 
     @cached_property
     def id(self) -> str:
@@ -40,7 +42,7 @@ class TrainingTask(Task):
 
     @cached_property
     def requires(self) -> tuple[str, ...]:
-        return (self.model.predecessor,) if self.model.predecessor else ()
+        return (self.model.predecessor, *self.after) if self.model.predecessor else self.after
 
     @property
     def job(self) -> Job:

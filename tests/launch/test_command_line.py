@@ -35,9 +35,10 @@ COMMANDS: dict[str, tuple[list[str], set[str]]] = {
         | DEVICE,
     ),
     "attack": (
-        [],
+        ["models"],
         {"--concepts", "--prompts", "--concept", "-c", "--judge", "--per-concept", "--seed", "--out", "-o"}
-        | {"--attack", "--set", "-s", "--force"}
+        | {"--attack", "--set", "-s", "--force", "--budget", "--images"}
+        | JSON
         | BASE
         | DEVICE,
     ),

@@ -10,7 +10,6 @@ from efface.models.embedding_space import (
     encode_embeddings,
     framed_ids,
     one_hot_gradient,
-    sign_ascent,
 )
 from efface.models.text_encoding import encode_prompts, token_ids
 
@@ -47,9 +46,3 @@ def test_the_gradient_by_one_hot_tokens_is_that_of_a_step_towards_another_token(
     moved[1][1] -= h * table[333]
     up, down = (float(loss(encode_embeddings(tiny_base, ids, embeddings))) for embeddings in moved)
     assert float(found) == pytest.approx((up - down) / (2 * h), rel=0.05)
-
-
-def test_sign_ascent_climbs_and_stays_within_its_radius() -> None:
-    start = torch.tensor([0.0, 1.0, -2.0], dtype=torch.float64)
-    found = sign_ascent(lambda x: (x * torch.tensor([1.0, -1.0, 2.0])).sum(), start, 5, 0.1, 0.25)
-    assert torch.allclose(found, start + torch.tensor([0.25, -0.25, 0.25], dtype=torch.float64))
