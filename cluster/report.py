@@ -6,7 +6,6 @@ Records and outputs are only read here; damaged ones are reported, and `storage/
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,12 +27,22 @@ from efface.eval.contact_sheet import write_sheets
 from efface.eval.image_errors import ImageError, broken_images, counted
 from efface.eval.image_table import read_images, read_table, write_table
 from efface.eval.judge_spec import judge_name
-from efface.eval.metrics.weight_change import mean_weight_change
+from efface.eval.scores.comparison import differences
+from efface.eval.scores.continual import Stages, score_stages
 from efface.eval.scores.continual import rich_table as stages_table
-from efface.eval.scores.continual import score_stages
 from efface.eval.scores.continual import write_csv as write_stages
-from efface.eval.scores.leaderboard import ImageCost, LeaderboardRow, leaderboard, rich_table, write_csv
+from efface.eval.scores.leaderboard import (
+    ImageCost,
+    LeaderboardRow,
+    differences_table,
+    leaderboard,
+    notes,
+    rich_table,
+    write_csv,
+)
+from efface.eval.scores.results import Scores
 from efface.eval.scores.scoring import score_table
+from efface.eval.weight_norms import mean_weight_change
 from efface.files import write_json
 from efface.text import rich_text, shown
 
@@ -47,8 +56,8 @@ class Results:
 
     folder: RunFolder
     rows: list[LeaderboardRow]
-    stages: dict[str, dict[str, Any]]
-    """Of each chain of requests, by its method's label: what `score_stages` says."""
+    stages: dict[str, Stages]
+    """Of each chain of requests, by its method's label."""
     accuracy: dict[str, float | None]
     """Of each judge on images of the unedited base."""
     failures: list[str]
@@ -56,11 +65,18 @@ class Results:
     """Why a method of the plan has no row."""
     broken: dict[str, dict[ImageError, int]] = field(default_factory=dict)
     """Images of each method that are no evidence, by their error; those without any are left out."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the rows has to know."""
 
     def show(self, console: Console) -> None:
         """The leaderboard, and where the rest is."""
         if self.rows:
             console.print(rich_table(self.rows, console.width))
+        differences = differences_table(self.rows)
+        if differences:
+            console.print(differences)
+        for note in self.notes:
+            console.print(rich_text(note), soft_wrap=True)
         for label, chain in self.stages.items():
             console.print(stages_table(chain, f"{label}, request by request"))
         for judge, accuracy in self.accuracy.items():
@@ -136,16 +152,23 @@ def collect_results(plan: Plan, folder: RunFolder) -> Results:
     changes = {label: mean_weight_change([t.weight_change for t in trained]) for label, trained in by_label.items()}
     seconds = {label: known for label, trained in by_label.items() if (known := _seconds(trained)) is not None}
     stages = _stages(plan, scores)
+    last = _of_last_stages(plan, scores)
+    compared = differences(last)
     costs = _image_costs(shards, records)
-    rows = leaderboard(_of_last_stages(plan, scores), changes, seconds, costs)
-    summary = {"methods": scores, "weight_change": changes, "seconds": seconds, "judges": accuracy}
+    rows = leaderboard(last, changes, seconds, costs, compared)
+    footnotes = notes(last, rows)
+    summary = {
+        "methods": {label: score.as_json() for label, score in scores.items()},
+        "weight_change": {label: change.as_json() for label, change in changes.items()},
+        "seconds": seconds,
+        "judges": accuracy,
+    }
     broken = _broken(plan, table)
-    metrics = _metrics(plan, complete, records)
-    image_costs = {label: asdict(cost) for label, cost in costs.items()}
     optional = {
-        "image_costs": image_costs,
-        "stages": stages,
-        "metrics": metrics,
+        "differences": {label: difference.as_json() for label, difference in compared.items()},
+        "image_costs": {label: asdict(cost) for label, cost in costs.items()},
+        "stages": {label: chain.as_json() for label, chain in stages.items()},
+        "metrics": _metrics(plan, complete, records),
         "broken": broken,
         "warnings": list(plan.warnings),
     }
@@ -153,7 +176,7 @@ def collect_results(plan: Plan, folder: RunFolder) -> Results:
     write_csv(folder.leaderboard, rows)
     for label, chain in stages.items():
         write_stages(folder.stages(label), chain)
-    return Results(folder, rows, stages, accuracy, failures, unscored, broken)
+    return Results(folder, rows, stages, accuracy, failures, unscored, broken, footnotes)
 
 
 def _broken(plan: Plan, table: pa.Table) -> dict[str, dict[ImageError, int]]:
@@ -221,7 +244,7 @@ def chains_of(plan: Plan) -> dict[str, list[tuple[str, str]]]:
     return {chain[-1][0]: chain for chain in chains}
 
 
-def _stages(plan: Plan, scores: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _stages(plan: Plan, scores: dict[str, Scores]) -> dict[str, Stages]:
     """What there is to say of every chain that is scored up to some request, as far as it is."""
     stages = {}
     for label, chain in chains_of(plan).items():
@@ -231,7 +254,7 @@ def _stages(plan: Plan, scores: dict[str, dict[str, Any]]) -> dict[str, dict[str
     return stages
 
 
-def _of_last_stages(plan: Plan, scores: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _of_last_stages(plan: Plan, scores: dict[str, Scores]) -> dict[str, Scores]:
     """The scores without those of models that another request followed."""
     followed = {label for chain in chains_of(plan).values() for label, _ in chain[:-1]}
     return {label: score for label, score in scores.items() if label not in followed}
@@ -259,10 +282,10 @@ def _finder(
     return find
 
 
-def _scores(plan: Plan, table: pa.Table) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """What `score_table` says of each label by the headline judge, and why some have no score."""
+def _scores(plan: Plan, table: pa.Table) -> tuple[dict[str, Scores], list[str]]:
+    """The scores of each label by the headline judge, and why some have no score."""
     table = _of_first_judge(plan, table)
-    scores: dict[str, dict[str, Any]] = {}
+    scores: dict[str, Scores] = {}
     unscored = []
     present = set(table["method"].unique().to_pylist())
     for label in [*dict.fromkeys(model.label for model in plan.jobs), BASE]:

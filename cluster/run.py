@@ -31,6 +31,7 @@ from efface.cluster.workers.ray_executor import RayExecutor
 from efface.cluster.workers.worker import Worker, WorkerContext
 from efface.config_files import read_config, to_yaml
 from efface.errors import JobFailure, StorageError, UserError
+from efface.eval.weight_norms import WeightChange
 from efface.files import content_id, is_remote
 from efface.models.base import BaseSpec
 from efface.models.delta import Delta
@@ -90,8 +91,8 @@ def open_evaluation(deltas: Sequence[tuple[Path, Delta]], evaluation_config: Del
     return Run(plan, folder, evaluation_config.limits)
 
 
-def _weight_changes(spec: BaseSpec, deltas: Sequence[tuple[Path, Delta]]) -> list[dict[str, Any]]:
-    """What `weight_change` says of each. Raises UserError where one changes nothing, so that nothing can be judged."""
+def _weight_changes(spec: BaseSpec, deltas: Sequence[tuple[Path, Delta]]) -> list[WeightChange]:
+    """Of each. Raises UserError where one changes nothing, so that nothing can be judged."""
     from efface.eval.metrics.weight_change import weight_change
     from efface.models.base import load_base
 

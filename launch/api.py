@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
     from efface.cluster.report import Results
-    from efface.launch.commands.score import Scores
+    from efface.launch.commands.score import TableScores
     from efface.launch.commands.unlearn import Unlearned
     from efface.models.base import Base
 
@@ -54,7 +54,7 @@ def evaluate(deltas: Any, **options: Any) -> "Results":
     return run(EvaluateOptions(deltas=paths, **settings))
 
 
-def score(table: str | Path, **options: Any) -> "Scores":
+def score(table: str | Path, **options: Any) -> "TableScores":
     """Every score of an image table or a run folder, recomputed. See `efface score --help`."""
     from efface.launch.commands.score import ScoreOptions, run
 

@@ -32,9 +32,9 @@ def test_two_steps_of_esd_x_at_full_size_change_only_the_cross_attention(tmp_pat
     assert sum(tensor.numel() for tensor in delta.tensors.values()) == ATTN2_PARAMETERS
     delta.save(tmp_path / "delta.safetensors")
     change = weight_change(base, Delta.load(tmp_path / "delta.safetensors"))
-    assert change["unet"]["parameters"] == 859_520_964
-    assert change["unet"]["challenge"] == pytest.approx(change["unet"]["global_l2"] / 859_520_964)
-    assert 0 < change["unet"]["changed_tensors"] <= len(delta.tensors)
+    assert change.unet.parameters == 859_520_964
+    assert change.unet.challenge == pytest.approx(change.unet.global_l2 / 859_520_964)
+    assert 0 < change.unet.changed_tensors <= len(delta.tensors)
 
 
 # Two steps of two short roll-outs, or on two images, and the trained numbers: 16 layers of cross-attention as above, or

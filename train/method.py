@@ -68,6 +68,9 @@ class TrainingConfig(MethodConfig):
     )
     schedule_cycles: int = Field(1, ge=1, description="times that a cosine schedule starts from the full rate")
     warmup_steps: int = Field(0, ge=0, description="optimiser steps in which the learning rate rises linearly from 0")
+    warmup_from_zero: bool = Field(
+        False, description="the first of these has rate 0, as in the schedules of transformers; false: 1/warmup_steps"
+    )
     loss_shape: Literal["plain", "hellinger"] = Field(
         "plain", description="the method's loss as it is, or 1 - exp(-loss / hellinger_scale) (arXiv 2509.21167)"
     )

@@ -10,7 +10,7 @@ import contextlib
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
@@ -33,6 +33,7 @@ from efface.cluster.workers.executor import WorkerClass
 from efface.cluster.workers.worker import Worker
 from efface.config_files import to_yaml
 from efface.errors import UserError
+from efface.eval.scores.results import Scores
 from efface.text import shown
 
 if TYPE_CHECKING:
@@ -47,16 +48,14 @@ class SearchResults:
     rows: list[TrialRow]
     """Every trial, in the order they began."""
     front: list[TrialRow]
-    base: dict[str, Any]
+    base: Scores
     """The scores of the unedited base."""
 
     def show(self, console: Console) -> None:
         """Print the Pareto front, and which files hold the rest."""
         states = [row.result.state for row in self.rows]
         counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
-        console.print(
-            f"{len(states)} trials: {', '.join(counts)}; the unedited base has ERR {self.base['err_mean']:.3f}"
-        )
+        console.print(f"{len(states)} trials: {', '.join(counts)}; the unedited base has ERR {self.base.err_mean:.3f}")
         if self.front:
             console.print("Pareto front of ERR, weight change and training time, judged on all images:")
             console.print(rich_table(self.front))

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from efface.cluster.tasks.model import Model
 from efface.cluster.tasks.task import CountedCost, Priority, RateUse, Task
+from efface.eval.weight_norms import WeightChange
 
 if TYPE_CHECKING:
     from efface.cluster.campaign.plan import Plan
@@ -141,11 +142,10 @@ class TrainingResult(BaseModel):
     job: dict[str, Any]
     """The JSON of the `Job`."""
     metrics: TrainingMetrics
-    weight_change: dict[str, Any]
-    """The JSON of `eval.metrics.weight_change`."""
+    weight_change: WeightChange
 
 
-def training_facts(model: Model, metrics: TrainingMetrics, change: dict[str, Any]) -> dict[str, Any]:
+def training_facts(model: Model, metrics: TrainingMetrics, change: WeightChange) -> dict[str, Any]:
     """The JSON of a model's `TrainingResult`, for its record."""
     assert model.job
     job = model.job.model_dump(mode="json")

@@ -9,6 +9,7 @@ from efface.concepts.prompts import AXES
 from efface.errors import UserError
 from efface.eval.report.content import RunContent
 from efface.eval.report.page import report_html
+from efface.eval.scores.leaderboard import LeaderboardRow
 from efface.files import write_atomic
 from efface.text import csv_cell, shown
 
@@ -56,21 +57,31 @@ def scores_csv(runs: Sequence[RunContent]) -> str:
 
 def _lines(run: RunContent) -> Iterator[tuple[str | float, ...]]:
     for method, scores in run.scores.items():
-        intervals = scores["intervals"]
-        for concept, values in scores["concepts"].items():
+        intervals = scores.intervals
+        for concept, values in scores.concepts.items():
             for axis in (*AXES, "err"):
-                yield run.name, method, concept, axis, values[axis], *intervals["concepts"][concept][axis]
+                yield run.name, method, concept, axis, values[axis], *intervals.concepts[concept][axis]
         for axis in AXES:
-            yield run.name, method, "(mean)", axis, scores["axes"][axis], *intervals["axes"][axis]
-        for name in ("err_mean", "err_of_means"):
-            yield run.name, method, "(mean)", name, scores[name], *intervals[name]
+            yield run.name, method, "(mean)", axis, scores.axes[axis], *intervals.axes[axis]
+        yield run.name, method, "(mean)", "err_mean", scores.err_mean, *intervals.err_mean
+        yield run.name, method, "(mean)", "err_of_means", scores.err_of_means, *intervals.err_of_means
 
 
 def scores_markdown(runs: Sequence[RunContent]) -> str:
     """The leaderboards as Markdown tables."""
     blocks = []
     for run in runs:
-        header = ("method", "concepts", *AXES, "ERR mean", "95 % interval", "ERR of means", "relative L2", "seconds")
+        header = (
+            "method",
+            "concepts",
+            *AXES,
+            "ERR mean",
+            "95 % interval",
+            "difference",
+            "ERR of means",
+            "relative L2",
+            "seconds",
+        )
         lines = [f"## {markdown_text(run.name)}", "", *(f"- {markdown_text(problem)}" for problem in run.problems)]
         lines += [""] if run.problems else []
         lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
@@ -81,13 +92,23 @@ def scores_markdown(runs: Sequence[RunContent]) -> str:
                 *(f"{getattr(row, axis):.3f}" for axis in AXES),
                 f"{row.err_mean:.3f}",
                 f"{row.low:.3f}–{row.high:.3f}",
+                _difference(row),
                 f"{row.err_of_means:.3f}",
                 "" if row.relative_l2 is None else f"{row.relative_l2:.1e}",
                 "" if row.seconds is None else f"{row.seconds:.0f}",
             )
             lines.append("| " + " | ".join(cells) + " |")
+        lines += [line for note in run.notes for line in ("", markdown_text(note))]
         blocks.append("\n".join(lines) + "\n")
     return "\n".join(blocks)
+
+
+def _difference(row: LeaderboardRow) -> str:
+    """Of ERR, to the method that is compared to."""
+    if row.difference is None:
+        return ""
+    interval = f"{row.difference_low:.3f} to {row.difference_high:.3f}"
+    return f"{row.difference:.3f} to {markdown_text(row.compared_to)} ({interval}){' =' * row.ties}"
 
 
 def markdown_text(text: str) -> str:

@@ -313,7 +313,7 @@ def test_nothing_is_mapped_to_what_is_erased_with_it(strategy: Any, tiny_base: B
 def test_an_erased_concept_is_no_neighbour(
     config: dict[str, Any], tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("efface.train.methods.fade.nearest", lambda base, target, phrases, *rest: phrases)
+    monkeypatch.setattr("efface.train.data.neighbours.nearest", lambda base, target, phrases, *rest: phrases)
     method: Any = get_method("fade")(parse_config("fade", {**QUICK["fade"], **config}))
     task = UnlearningTask(tiny_base, (WORLD.find("dog"),), WORLD, 0, erased=(WORLD.find("fox"), WORLD.find("bus")))
     neighbours = method.neighbours(WORLD.find("dog"), task)

@@ -32,7 +32,7 @@ def test_the_delta_names_the_hook_and_the_phrase(
     assert delta.kind == "hook" and delta.tensors == {} and metrics["losses"] == []
     assert hook["name"] == name and hook["config"]["prompts"] == ["a cat"]
     change = weight_change(tiny_base, delta)
-    assert (change["all"]["global_l2"], change["unet"]["changed_tensors"], change["groups"]) == (0.0, 0, {})
+    assert (change.all.global_l2, change.unet.changed_tensors, change.groups) == (0.0, 0, {})
 
 
 def test_phrases_are_the_configs_or_the_concepts_with_their_aliases(

@@ -61,7 +61,7 @@ def test_only_the_text_encoder_changes(
     delta, _ = run_job(quick_job(name), tiny_base, concept_set)
     assert {key.split(".")[0] for key in delta.tensors} == {"text_encoder"}
     change = weight_change(tiny_base, delta)
-    assert change["unet"]["global_l2"] == 0 < change["all"]["global_l2"] and "te-full" in change["groups"]
+    assert change.unet.global_l2 == 0 < change.all.global_l2 and "te-full" in change.groups
 
 
 def test_prompts_are_encoded_anew_for_each_model(tiny_base: Base, delta: Delta) -> None:

@@ -7,7 +7,7 @@ before left, and has files of its own. The processes of a group share the drawin
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from efface.models.base import Base
 from efface.models.noise_predictor import truth
 from efface.models.recipe import Recipe
 from efface.models.sampler import ImageRequest, sample
+from efface.train.data.views import View
 from efface.train.method import MethodConfig
 from efface.train.seeds import integers, normal
 from efface.train.trainer.collectives import all_gather, distributed_map
@@ -84,14 +85,20 @@ def add_noise(clean: Tensor, scheduler: DDPMScheduler, rng: torch.Generator) -> 
     return Noised(scheduler.add_noise(clean, noise, timesteps), timesteps, truth(scheduler, clean, noise, timesteps))
 
 
-def image_posterior(base: Base, recipe: Recipe, prompts: Sequence[str], cache: Path | None) -> Posterior:
-    """The base's images of `prompts`, image i with seed i; from a file in `cache` where all processes have one."""
-    key = content_id([base.state_id, recipe.id, list(prompts)])
+def image_posterior(
+    base: Base, recipe: Recipe, prompts: Sequence[str], cache: Path | None, views: Sequence[Sequence[View]] = ()
+) -> Posterior:
+    """The base's images of `prompts`, image i with seed i; from a file in `cache` where all processes have one.
+
+    With `views` row r N + i is image i in its view r: `views[r][i]`.
+    """
+    seen = [[asdict(view) for view in each] for each in views]
+    key = content_id([base.state_id, recipe.id, list(prompts), *([seen] if seen else [])])
     file = cache / f"latents-{key}.safetensors" if cache else None
     if all(all_gather(file is not None and file.is_file())) and file:
         found = safetensors.torch.load(file.read_bytes())
     else:
-        found = _make(base, recipe, [ImageRequest(prompt, seed) for seed, prompt in enumerate(prompts)])
+        found = _make(base, recipe, [ImageRequest(prompt, seed) for seed, prompt in enumerate(prompts)], views)
         if file:
             with suppress(StorageError):  # a cache that cannot be written costs time only
                 write_atomic(file, safetensors.torch.save(found))
@@ -99,16 +106,31 @@ def image_posterior(base: Base, recipe: Recipe, prompts: Sequence[str], cache: P
     return Posterior(mean, std, base.vae.config.scaling_factor)
 
 
-def _make(base: Base, recipe: Recipe, requests: Sequence[ImageRequest]) -> dict[str, Tensor]:
-    batches = [requests[start : start + recipe.batch_size] for start in range(0, len(requests), recipe.batch_size)]
-    encoded = distributed_map(batches, lambda batch: _encode(base, sample(base, recipe, batch)))
-    mean, std = (torch.cat(parts).contiguous() for parts in zip(*encoded, strict=True))
+def _make(
+    base: Base, recipe: Recipe, requests: Sequence[ImageRequest], views: Sequence[Sequence[View]]
+) -> dict[str, Tensor]:
+    starts = range(0, len(requests), recipe.batch_size)
+
+    def encoded(start: int) -> list[tuple[Tensor, Tensor]]:
+        """Of each view of a batch of images."""
+        images = sample(base, recipe, requests[start : start + recipe.batch_size])
+        if not views:
+            return [_encode(base, images / np.float32(127.5) - np.float32(1))]
+        return [
+            _encode(base, np.stack([view.pixels(image) for view, image in zip(each[start:], images, strict=False)]))
+            for each in views
+        ]
+
+    batches = distributed_map(list(starts), encoded)
+    mean, std = (
+        torch.cat([batch[row][part] for row in range(max(1, len(views))) for batch in batches]).contiguous()
+        for part in (0, 1)
+    )
     return {"mean": mean, "std": std}
 
 
 @torch.no_grad()
-def _encode(base: Base, images: np.ndarray) -> tuple[Tensor, Tensor]:
-    """uint8 (B, H, W, 3) to mean and standard deviation, (B, 4, h, w) fp32 on the CPU."""
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(base.device, torch.float32) / 127.5 - 1
-    posterior = base.vae.encode(pixels).latent_dist
+def _encode(base: Base, pixels: np.ndarray) -> tuple[Tensor, Tensor]:
+    """fp32 (B, H, W, 3) in [-1, 1] to mean and standard deviation, (B, 4, h, w) fp32 on the CPU."""
+    posterior = base.vae.encode(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(base.device)).latent_dist
     return posterior.mean.float().cpu(), posterior.std.float().cpu()

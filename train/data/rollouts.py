@@ -25,7 +25,7 @@ class RolloutConfig(GradientConfig, TimestepConfig):
     """The settings of a gradient method that trains on roll-outs."""
 
     guidance_scale: float = Field(3.0, ge=1, description="classifier-free guidance of the roll-outs; papers 3")
-    rollout_steps: int = Field(50, ge=1, le=1000, description="DDIM steps of a whole trajectory; papers 50")
+    rollout_steps: int = Field(50, ge=1, le=1000, description="inference steps of a whole trajectory; papers 50")
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class Rollouts:
         config: RolloutConfig,
         stops: Sequence[int] | None = None,
         sizes: Sequence[int] | None = None,
+        scheduler: str = "ddim",
     ) -> None:
         """stops: the steps before which a roll-out may stop; None: all.
 
@@ -68,7 +69,7 @@ class Rollouts:
         """
         self.guidance_scale = config.guidance_scale
         # DDIM would clip the predicted image to [-1, 1], which is no bound for latents; `make_scheduler` forbids it
-        self.scheduler = make_scheduler("ddim", base.scheduler_config, config.rollout_steps)
+        self.scheduler = make_scheduler(scheduler, base.scheduler_config, config.rollout_steps)
         self.stops = list(stops) if stops is not None else list(range(config.rollout_steps))
         self.rows, (self.channels, side, _) = config.batch_size, base.latent_shape
         self.sides = [size * side // base.spec.image_size for size in sizes or [base.spec.image_size]]

@@ -123,7 +123,7 @@ class TEA(GradientMethod):
         turns = range(first, first + self.config.batch_size)
         drawn = [self.pairs[shuffled(len(self.pairs), turn, self.seed, "tea")] for turn in turns]
         anchor = self.tokens([pair.anchor for pair in drawn])
-        return Pairs(self.tokens([pair.target for pair in drawn]), anchor, self.states(self.teacher, anchor))
+        return Pairs(self.tokens([pair.targets[0] for pair in drawn]), anchor, self.states(self.teacher, anchor))
 
     def before_step(self, step: int) -> None:
         batches = self.config.gradient_accumulation_steps

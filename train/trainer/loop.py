@@ -152,7 +152,12 @@ def train_step(training: TrainState) -> float:
     config: TrainingConfig = method.config
     accelerator = engine.accelerator
     rate = method.learning_rate * learning_rate_factor(
-        training.step, method.steps, config.warmup_steps, config.schedule, config.schedule_cycles
+        training.step,
+        method.steps,
+        config.warmup_steps,
+        config.schedule,
+        config.schedule_cycles,
+        config.warmup_from_zero,
     )
     first = training.step * config.gradient_accumulation_steps
     losses = []
@@ -209,10 +214,12 @@ def save(training: TrainState, path: Path, key: str) -> None:
         write(path, key, Checkpoint(training.losses, trained, moments, training.method.state()))
 
 
-def learning_rate_factor(step: int, steps: int, warmup_steps: int, schedule: str, cycles: int = 1) -> float:
-    """The share of the learning rate at step 0, 1, …: rises from 1 / warm-up, then goes by the schedule."""
+def learning_rate_factor(
+    step: int, steps: int, warmup_steps: int, schedule: str, cycles: int = 1, warmup_from_zero: bool = False
+) -> float:
+    """The share of the learning rate at step 0, 1, …: rises from 1 / warm-up, or 0, then goes by the schedule."""
     if step < warmup_steps:
-        return (step + 1) / warmup_steps
+        return (step + (not warmup_from_zero)) / warmup_steps
     done = (step - warmup_steps) / max(1, steps - warmup_steps)
     if schedule == "linear":
         return 1 - done
