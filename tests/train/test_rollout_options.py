@@ -42,6 +42,8 @@ def test_steps_are_those_where_the_frozen_base_tells_the_concept_from_its_anchor
 
 @torch.no_grad()
 def test_a_method_stops_its_rollouts_there_alone(prepare: Any) -> None:
+    with pytest.raises(UserError, match=r"no step has a score above 0\.99"):
+        prepare("esd", timestep_threshold=0.99, timestep_images=2, image_steps=2)
     free, _ = prepare("sdd")
     assert {int(free.batch(index).state.timestep) for index in range(12)} == {667, 334, 1}
     scores = []

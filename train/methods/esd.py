@@ -29,6 +29,7 @@ from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts
 from efface.train.data.captions import has_one_place
 from efface.train.data.rollouts import RolloutConfig, Rollouts, Start, predictions, rollout_rows
+from efface.train.data.timesteps import selected_stops
 from efface.train.method import GradientMethod, Policy, Strategy, UnlearningTask, register
 from efface.train.method_cost import Cost
 from efface.train.seeds import generator, integer
@@ -135,6 +136,7 @@ class ESD(GradientMethod):
             frozen_rows=max(largest, teacher_rows),
             mean_frozen_rows=mean + teacher_rows,
             latent_sizes=(config.size // shapes.pixels_per_latent,) if config.size else (),
+            images=config.selection_images(shapes),
         )
 
     def prepare(self, task: UnlearningTask, student: Denoiser) -> None:
@@ -145,7 +147,8 @@ class ESD(GradientMethod):
         texts = [text.format(concept.phrase, name=concept.name) for concept in task.concepts for text in config.prompts]
         self.prompts = encode_prompts(base, texts)
         self.origin = encode_prompts(base, [config.erase_from]) if config.erase_from else None
-        self.rollouts = Rollouts(base, config, sizes=[config.size] if config.size else None, scheduler=config.scheduler)
+        stops = selected_stops(task, config, config.rollout_steps)
+        self.rollouts = Rollouts(base, config, stops, [config.size] if config.size else None, config.scheduler)
 
     def draw(self, index: int) -> tuple[Conditioning, Start]:
         """What is random in a batch: one row, the concept's prompt, and where the trajectory starts and stops."""
