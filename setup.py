@@ -27,6 +27,7 @@ setup(
             "cluster/deploy/**/*",
             "launch/submit/templates/**/*",
             "eval/report/templates/*",
+            "cluster/package/templates/*",
             "eval/published/*.csv",
         ]
     },

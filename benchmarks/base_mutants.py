@@ -13,7 +13,7 @@ BASE_MUTANTS = (
     Mutant(
         "an export has no vocabulary for transformers 4",
         EXPORT,
-        '    tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))\n',
+        '    pipeline.tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))\n',
         "",
         f"{T_EXPORT} -k transformers_4",
     ),

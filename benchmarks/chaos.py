@@ -107,7 +107,11 @@ def main() -> None:
     if args.real:
         groups = [Group("real", numbers(args.real), real=True)]
     start = time.monotonic()
-    found = run_all([group for group in groups if group.numbers], args.seed)
+    groups = [group for group in groups if group.numbers]
+    found = run_all(groups, args.seed)
+    ended_early = [group.name for group in groups if len(found[group.name]) < len(group.numbers)]
+    if ended_early:
+        sys.exit(f"broken, and not all were run: {', '.join(ended_early)}")
     minutes = round((time.monotonic() - start) / 60, 1)
     measured = {name: summed(reports) for name, reports in found.items()}
     for name, total in measured.items():

@@ -1,9 +1,10 @@
-"""Which promises the tests would miss: `python -m benchmarks.mutants [--only NAME …] [--chaos]`.
+"""Which promises the tests would miss: `python -m benchmarks.mutants [--group GROUP] [--only NAME …] [--chaos]`.
 
 Each mutant (`benchmarks/*_mutants.py`) breaks one promise in a copy of the sources, and names the tests that must fail
-then. They run on the unchanged copy first, where all of them must pass. A mutant whose text is not found exactly once,
-or whose tests cannot run, is an error. `--chaos` tries the disturbances that should see it too. Exit code 1 where a
-mutant survives its tests. Writes benchmarks/results/mutants.json, unless only some were tried.
+then. They run on the unchanged copy first, where all of them must pass (`--passing`: where that is known already). A
+mutant whose text is not found exactly once, or whose tests cannot run, is an error. `--chaos` tries the disturbances
+that should see it too. Exit code 1 where a mutant survives its tests. Writes benchmarks/results/mutants-GROUP.json,
+unless only some of a list were tried.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,7 @@ LIBRARIES = (
 
 T_CHAOS = "tests/cluster/test_chaos.py"
 
-MUTANTS = (*RUN_MUTANTS, *WORK_MUTANTS, *OUTPUT_MUTANTS, *BASE_MUTANTS)
+GROUPS = {"run": RUN_MUTANTS, "work": WORK_MUTANTS, "output": OUTPUT_MUTANTS, "base": BASE_MUTANTS}
 
 
 def copy_sources(folder: Path) -> None:
@@ -119,7 +121,19 @@ def mutate(folder: Path, mutant: Mutant) -> None:
     path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
 
 
-def try_all(mutants: list[Mutant], chaos: bool) -> dict[str, dict[str, Any]]:
+def joined(suites: Iterable[str]) -> list[str]:
+    """All of them, those of the same files as one."""
+    expressions: dict[str, list[str]] = {}
+    for suite in sorted(suites):
+        files, _, expression = suite.partition(" -k ")
+        expressions.setdefault(files, []).append(expression.strip("'"))
+    return [
+        f"{files} -k '{' or '.join(f'({each})' for each in found)}'" if all(found) else files
+        for files, found in expressions.items()
+    ]
+
+
+def try_all(mutants: list[Mutant], chaos: bool, passing: bool) -> dict[str, dict[str, Any]]:
     """What caught each mutant."""
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
@@ -130,7 +144,7 @@ def try_all(mutants: list[Mutant], chaos: bool) -> dict[str, dict[str, Any]]:
             shutil.copy2(ROOT / mutant.file, folder / mutant.file)
         suites = {mutant.tests for mutant in mutants}
         suites |= {f"{T_CHAOS} -k '{mutant.chaos}'" for mutant in mutants if chaos and mutant.chaos}
-        for tests in sorted(suites):
+        for tests in [] if passing else joined(suites):
             print(f"unchanged: {tests}", flush=True)
             if failed := failed_tests(folder, tests):
                 raise RuntimeError(f"{tests}: {failed[0]} fails on the unchanged sources, so it shows nothing")
@@ -150,21 +164,29 @@ def try_all(mutants: list[Mutant], chaos: bool) -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--group", choices=GROUPS, help="those of one list")
     parser.add_argument("--only", nargs="+", help="words of the names of some mutants")
+    parser.add_argument("--passing", action="store_true", help="the tests are known to pass on the unchanged sources")
     parser.add_argument("--chaos", action="store_true", help="try the disturbances too")
     args = parser.parse_args()
-    mutants = [m for m in MUTANTS if not args.only or any(word in m.name for word in args.only)]
-    start = time.monotonic()
+    groups = [args.group] if args.group else list(GROUPS)
     import_libraries()
-    found = try_all(mutants, args.chaos)
-    survivors = [name for name, caught in found.items() if not caught["tests"]]
-    print(f"{len(found)} mutants, {len(survivors)} survive: {', '.join(survivors) or 'none'}")
-    if not args.only:
-        minutes = round((time.monotonic() - start) / 60, 1)
-        print(
-            write_result("mutants", {"mutants": len(found), "survivors": survivors, "caught": found}, minutes=minutes)
-        )
+    survivors = [name for group in groups for name in try_group(group, args.only, args.chaos, args.passing)]
     sys.exit(bool(survivors))
+
+
+def try_group(group: str, only: list[str] | None, chaos: bool, passing: bool) -> list[str]:
+    """Try the mutants of a list, and write what caught them; the names of those that survive."""
+    mutants = [m for m in GROUPS[group] if not only or any(word in m.name for word in only)]
+    start = time.monotonic()
+    found = try_all(mutants, chaos, passing)
+    survivors = [name for name, caught in found.items() if not caught["tests"]]
+    print(f"{group}: {len(found)} mutants, {len(survivors)} survive: {', '.join(survivors) or 'none'}")
+    if not only:
+        minutes = round((time.monotonic() - start) / 60, 1)
+        measured = {"mutants": len(found), "survivors": survivors, "caught": found}
+        print(write_result(f"mutants-{group}", measured, minutes=minutes))
+    return survivors
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ QUEUE, LOOP, ENGINE = "cluster/scheduler/queue.py", "train/trainer/loop.py", "tr
 CHECKPOINT, CONTINUAL, RUN_JOB = "train/trainer/checkpoint.py", "train/continual.py", "train/run_job.py"
 REGISTRY = "efface/registry.py"
 T_OPEN, T_DISPATCH, T_QUEUE = (f"tests/cluster/test_{name}.py" for name in ("open_tasks", "dispatch", "queue"))
-T_RUN, T_STOP = "tests/cluster/test_run_in_process.py", "tests/cluster/test_stopping.py"
+T_RUN, T_CHAINS = "tests/cluster/test_run_in_process.py", "tests/cluster/test_chains.py"
 T_LOOP, T_CHECKPOINT, T_CONTINUAL, T_JOB = (
     f"tests/train/test_{name}.py" for name in ("loop", "checkpoint", "continual", "job")
 )
@@ -28,7 +28,7 @@ WORK_MUTANTS = (
         TASKS,
         "        return (self.model.folder,)\n",
         "        return ()\n",
-        f"{T_OPEN} -k metric_that_a_campaign",
+        f"{T_OPEN} -k metric_waits",
     ),
     Mutant(
         "a shard is judged on the base",
@@ -49,14 +49,14 @@ WORK_MUTANTS = (
         TRAINING,
         "            checkpoint=folder.checkpoint(model),\n",
         "",
-        f"{T_STOP} -k between_two_steps",
+        f"{T_CHAINS} -k inside_a_job",
     ),
     Mutant(
         "a finished training keeps its checkpoint",
         TRAINING,
         "        folder.checkpoint(model).unlink(missing_ok=True)\n",
         "",
-        f"{T_STOP} -k between_two_steps",
+        f"{T_CHAINS} -k inside_a_job",
     ),
     Mutant(
         "a task given up leaves the rest of its model queued",
@@ -87,7 +87,13 @@ WORK_MUTANTS = (
         f"{T_OPEN} -k out_of_reach",
     ),
     # training
-    Mutant("warm-up begins at the full rate", LOOP, "(step + 1) / warmup_steps", "1.0", f"{T_LOOP} -k warms_up"),
+    Mutant(
+        "warm-up begins at the full rate",
+        LOOP,
+        "(step + (not warmup_from_zero)) / warmup_steps",
+        "1.0",
+        f"{T_LOOP} -k warms_up",
+    ),
     Mutant(
         "batches of all steps are those of the first",
         LOOP,

@@ -5,7 +5,7 @@ Records and outputs are only read here; damaged ones are reported, and `storage/
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -16,27 +16,43 @@ from rich.text import Text
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.storage.records import Record, sha256
 from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.tasks.attack import ATTACK, TRANSFER, AttackTask, Transferred, Transfers, TransferTask
 from efface.cluster.tasks.calibration import CALIBRATION
 from efface.cluster.tasks.judging import IMAGES, VERDICTS, Shard
 from efface.cluster.tasks.metric import MetricTask
 from efface.cluster.tasks.model import BASE, Model
+from efface.cluster.tasks.prompts import FOUND
 from efface.cluster.tasks.task import Task
 from efface.cluster.tasks.training import TrainingResult
+from efface.config_files import read_config
 from efface.errors import UserError
+from efface.eval.attack_run import AttackResult
+from efface.eval.attack_table import AttackRow, attack_rows, attack_table, write_attack_csv
 from efface.eval.calibration import read_calibration
 from efface.eval.contact_sheet import write_sheets
+from efface.eval.found_prompts import FoundPrompts
 from efface.eval.image_errors import ImageError, broken_images, counted
 from efface.eval.image_table import read_images, read_table, write_table
 from efface.eval.judge_accuracy import Accuracy, mean_accuracy, together
 from efface.eval.judge_spec import judge_name
-from efface.eval.metrics.weight_change import mean_weight_change
+from efface.eval.scores.comparison import differences
+from efface.eval.scores.continual import Stages, score_stages
 from efface.eval.scores.continual import rich_table as stages_table
-from efface.eval.scores.continual import score_stages
 from efface.eval.scores.continual import write_csv as write_stages
 from efface.eval.scores.corrected import corrected_scores
-from efface.eval.scores.leaderboard import LeaderboardRow, leaderboard, rich_table, write_csv
+from efface.eval.scores.leaderboard import (
+    ImageCost,
+    LeaderboardRow,
+    differences_table,
+    leaderboard,
+    notes,
+    rich_table,
+    write_csv,
+)
+from efface.eval.scores.results import Scores
 from efface.eval.scores.scoring import score_table
 from efface.eval.scores.shown import split_shown
+from efface.eval.weight_norms import mean_weight_change
 from efface.files import write_json
 from efface.text import rich_text, shown
 
@@ -50,8 +66,8 @@ class Results:
 
     folder: RunFolder
     rows: list[LeaderboardRow]
-    stages: dict[str, dict[str, Any]]
-    """Of each chain of requests, by its method's label: what `score_stages` says."""
+    stages: dict[str, Stages]
+    """Of each chain of requests, by its method's label."""
     accuracy: dict[str, float | None]
     """Of each judge on images of the unedited base."""
     failures: list[str]
@@ -61,11 +77,22 @@ class Results:
     """Images of each method that are no evidence, by their error; those without any are left out."""
     measured: dict[str, Accuracy] = field(default_factory=dict)
     """What `accuracy` of each judge was measured on, all concepts together."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the rows has to know."""
+    warnings: list[str] = field(default_factory=list)
+    """What the run found out that should be known before the scores are believed."""
+    attacks: list[AttackRow] = field(default_factory=list)
+    """A row for each method and attack."""
 
     def show(self, console: Console) -> None:
         """The leaderboard, and where the rest is."""
         if self.rows:
             console.print(rich_table(self.rows, console.width))
+        differences = differences_table(self.rows)
+        if differences:
+            console.print(differences)
+        for note in self.notes:
+            console.print(rich_text(note), soft_wrap=True)
         for label, chain in self.stages.items():
             console.print(stages_table(chain, f"{label}, request by request"))
         for judge, accuracy in self.accuracy.items():
@@ -76,6 +103,15 @@ class Results:
                 console.print("[yellow]read its scores with care: it is wrong too often[/yellow]")
         for label, broken in self.broken.items():
             console.print(Text.assemble((shown(label), "yellow"), f": {counted(broken)}"), soft_wrap=True)
+        if self.attacks:
+            console.print(attack_table(self.attacks))
+            for row in self.attacks:
+                if row.note:
+                    console.print(
+                        Text.assemble((shown(f"{row.attack} on {row.method}"), "yellow"), f": {shown(row.note)}")
+                    )
+        for warning in self.warnings:
+            console.print(Text.assemble(("warning", "yellow"), f": {shown(warning)}"), soft_wrap=True)
         for reason in self.unscored:
             console.print(Text.assemble(("not scored", "yellow"), f": {shown(reason)}"), soft_wrap=True)
         for path in (
@@ -128,6 +164,9 @@ def collect_results(plan: Plan, folder: RunFolder) -> Results:
         if (model.job is None or model.id in records) and all(shard.id in records for shard in plan.shards[model.id])
     ]
     _check(folder, records, [(calibration, [CALIBRATION]) for calibration in plan.calibrations])
+    _check(folder, records, [(check, [FOUND]) for check in plan.prompt_checks])
+    prompts = _found_prompts(plan, folder, records)
+    warnings = [found.warning for found in prompts if found.warning]
     by_concept = {
         calibration.judge: read_calibration(folder.output(calibration, CALIBRATION)).accuracy
         for calibration in plan.calibrations
@@ -136,7 +175,7 @@ def collect_results(plan: Plan, folder: RunFolder) -> Results:
     accuracy = {judge: mean_accuracy(found) for judge, found in by_concept.items()}
     measured = {judge: together(found.values()) for judge, found in by_concept.items()}
     if not complete:
-        return Results(folder, [], {}, accuracy, failures, [], measured=measured)
+        return Results(folder, [], {}, accuracy, failures, [], measured=measured, warnings=warnings)
     shards = [shard for model in complete for shard in plan.shards[model.id]]
     _check(folder, records, [(shard, [VERDICTS]) for shard in shards])
     parts = [read_table(folder.output(shard, VERDICTS)) for shard in shards]
@@ -154,23 +193,39 @@ def collect_results(plan: Plan, folder: RunFolder) -> Results:
     changes = {label: mean_weight_change([t.weight_change for t in trained]) for label, trained in by_label.items()}
     seconds = {label: known for label, trained in by_label.items() if (known := _seconds(trained)) is not None}
     stages = _stages(plan, scores)
-    rows = leaderboard(_of_last_stages(plan, scores), changes, seconds)
-    summary = {"methods": scores, "weight_change": changes, "seconds": seconds, "judges": accuracy}
+    last = _of_last_stages(plan, scores)
+    compared = differences(last)
+    costs = _image_costs(shards, records)
+    rows = leaderboard(last, changes, seconds, costs, compared)
+    footnotes = notes(last, rows)
+    summary = {
+        "methods": {label: score.as_json() for label, score in scores.items()},
+        "weight_change": {label: change.as_json() for label, change in changes.items()},
+        "seconds": seconds,
+        "judges": accuracy,
+    }
     broken = _broken(plan, table)
-    metrics = _metrics(plan, complete, records)
-    corrected = _corrected(plan, table, by_concept.get(plan.calibrations[0].judge, {}), scores)
+    attacks = _attacks(plan, folder, records)
+    attacked = attack_rows(attacks)
+    if attacked:
+        write_attack_csv(folder.attacks, attacked)
     optional = {
-        "corrected": corrected,
-        "stages": stages,
-        "metrics": metrics,
+        "corrected": _corrected(plan, table, by_concept.get(plan.calibrations[0].judge, {}), scores),
+        "differences": {label: difference.as_json() for label, difference in compared.items()},
+        "image_costs": {label: asdict(cost) for label, cost in costs.items()},
+        "adversarial_axis": _adversarial_axis(plan, prompts),
+        "attacks": [result.model_dump(mode="json", exclude={"instances"}) for result in attacks],
+        "transfers": [row.model_dump(mode="json") for row in _transfers(plan, folder, records)],
+        "stages": {label: chain.as_json() for label, chain in stages.items()},
+        "metrics": _metrics(plan, complete, records),
         "broken": broken,
-        "warnings": list(plan.warnings),
+        "warnings": [*plan.warnings, *warnings],
     }
     write_json(folder.scores, {**summary, **{name: value for name, value in optional.items() if value}})
     write_csv(folder.leaderboard, rows)
     for label, chain in stages.items():
         write_stages(folder.stages(label), chain)
-    return Results(folder, rows, stages, accuracy, failures, unscored, broken, measured)
+    return Results(folder, rows, stages, accuracy, failures, unscored, broken, measured, footnotes, warnings, attacked)
 
 
 def _corrected(
@@ -184,6 +239,35 @@ def _corrected(
         if rows.num_rows and accuracy.keys() >= set(rows["asked_concept"].unique().to_pylist()):
             found[label] = corrected_scores(rows, accuracy)
     return found
+
+
+def _adversarial_axis(plan: Plan, found: Sequence[FoundPrompts]) -> dict[str, Any]:
+    """What the adversarial axis of every ERR here is asked by: static prompts, the same for all models."""
+    if "adversarial" not in plan.axes:
+        return {}
+    sources = {prompts.concept: f"found by {prompts.attack}" for prompts in found}
+    of_set = f"prompt set {plan.prompt_set.name}"
+    return {"kind": "static", "prompts": {t.name: sources.get(t.name, of_set) for t in plan.targets}}
+
+
+def _attacks(plan: Plan, folder: RunFolder, records: Mapping[str, Record]) -> list[AttackResult]:
+    """What the attacks came to that are done, in the order of the plan."""
+    done = [task for task in plan.of_kind(AttackTask) if task.id in records]
+    _check(folder, records, [(task, [ATTACK]) for task in done])
+    return [read_config(AttackResult, folder.output(task, ATTACK)) for task in done]
+
+
+def _transfers(plan: Plan, folder: RunFolder, records: Mapping[str, Record]) -> list[Transferred]:
+    """The matrix of attacks and models: what was found against one, tried on another."""
+    done = [task for task in plan.of_kind(TransferTask) if task.id in records]
+    _check(folder, records, [(task, [TRANSFER]) for task in done])
+    return [row for task in done for row in read_config(Transfers, folder.output(task, TRANSFER)).rows]
+
+
+def _found_prompts(plan: Plan, folder: RunFolder, records: Mapping[str, Record]) -> list[FoundPrompts]:
+    """What the run has found to ask, concept by concept."""
+    done = [check for check in plan.prompt_checks if check.id in records]
+    return [read_config(FoundPrompts, folder.output(check, FOUND)) for check in done]
 
 
 def _broken(plan: Plan, table: pa.Table) -> dict[str, dict[ImageError, int]]:
@@ -209,6 +293,14 @@ def _seconds(trained: Sequence[TrainingResult]) -> float | None:
     """Of all trainings together; None where that is not known of each."""
     known = [t.metrics.seconds for t in trained if t.metrics.seconds is not None]
     return sum(known) if len(known) == len(trained) else None
+
+
+def _image_costs(shards: Sequence[Shard], records: Mapping[str, Record]) -> dict[str, ImageCost]:
+    """By label; without one whose records do not all say it, as those of earlier releases."""
+    found: dict[str, list[dict[str, float] | None]] = {}
+    for shard in shards:
+        found.setdefault(shard.model.label, []).append(records[shard.id].facts.get("sampling"))
+    return {label: ImageCost.mean(list(filter(None, costs))) for label, costs in found.items() if all(costs)}
 
 
 def _metrics(
@@ -243,7 +335,7 @@ def chains_of(plan: Plan) -> dict[str, list[tuple[str, str]]]:
     return {chain[-1][0]: chain for chain in chains}
 
 
-def _stages(plan: Plan, scores: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _stages(plan: Plan, scores: dict[str, Scores]) -> dict[str, Stages]:
     """What there is to say of every chain that is scored up to some request, as far as it is."""
     stages = {}
     for label, chain in chains_of(plan).items():
@@ -253,7 +345,7 @@ def _stages(plan: Plan, scores: dict[str, dict[str, Any]]) -> dict[str, dict[str
     return stages
 
 
-def _of_last_stages(plan: Plan, scores: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _of_last_stages(plan: Plan, scores: dict[str, Scores]) -> dict[str, Scores]:
     """The scores without those of models that another request followed."""
     followed = {label for chain in chains_of(plan).values() for label, _ in chain[:-1]}
     return {label: score for label, score in scores.items() if label not in followed}
@@ -281,10 +373,10 @@ def _finder(
     return find
 
 
-def _scores(plan: Plan, table: pa.Table) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """What `score_table` says of each label by the headline judge, and why some have no score."""
+def _scores(plan: Plan, table: pa.Table) -> tuple[dict[str, Scores], list[str]]:
+    """The scores of each label by the headline judge, and why some have no score."""
     table = _of_first_judge(plan, table)
-    scores: dict[str, dict[str, Any]] = {}
+    scores: dict[str, Scores] = {}
     unscored = []
     present = set(table["method"].unique().to_pylist())
     for label in [*dict.fromkeys(model.label for model in plan.jobs), BASE]:

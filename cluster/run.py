@@ -21,6 +21,7 @@ from efface.cluster.scheduler.prometheus import PrometheusMetrics
 from efface.cluster.signals import stop_signals
 from efface.cluster.storage.journal import Journal
 from efface.cluster.storage.lease import Lease, held_lease
+from efface.cluster.storage.prompt_cache import keep, restore
 from efface.cluster.storage.remaining import RemainingTasks, remaining_tasks
 from efface.cluster.storage.repair import withdraw_damaged
 from efface.cluster.storage.run_folder import RunFolder
@@ -31,6 +32,7 @@ from efface.cluster.workers.ray_executor import RayExecutor
 from efface.cluster.workers.worker import Worker, WorkerContext
 from efface.config_files import read_config, to_yaml
 from efface.errors import JobFailure, StorageError, UserError
+from efface.eval.weight_norms import WeightChange
 from efface.files import content_id, is_remote
 from efface.models.base import BaseSpec
 from efface.models.delta import Delta
@@ -90,8 +92,8 @@ def open_evaluation(deltas: Sequence[tuple[Path, Delta]], evaluation_config: Del
     return Run(plan, folder, evaluation_config.limits)
 
 
-def _weight_changes(spec: BaseSpec, deltas: Sequence[tuple[Path, Delta]]) -> list[dict[str, Any]]:
-    """What `weight_change` says of each. Raises UserError where one changes nothing, so that nothing can be judged."""
+def _weight_changes(spec: BaseSpec, deltas: Sequence[tuple[Path, Delta]]) -> list[WeightChange]:
+    """Of each. Raises UserError where one changes nothing, so that nothing can be judged."""
     from efface.eval.metrics.weight_change import weight_change
     from efface.models.base import load_base
 
@@ -118,6 +120,7 @@ def execute(
             return collect_results(run.plan, run.folder)
     with Lease(run.folder.root) as lease, stop_signals(console) as signals:
         should_stop = stop_condition(run.folder, lease, signals)
+        restore(run.plan.tasks, run.folder)
         remaining = run.remaining_tasks
         for _ in range(MAX_ROUNDS):
             if not remaining.is_empty:
@@ -158,6 +161,7 @@ def execute_part(run: Run, number: int, parts: int, console: Console) -> int:
     if not 1 <= number <= parts:
         raise UserError(f"--part {number}/{parts}: should be 1/{parts} to {parts}/{parts}")
     part = replace(run, plan=run.plan.part(number, parts))
+    restore(part.plan.tasks, run.folder)
     with stop_signals(console) as signals:
         stop_request = run.folder.stop_request()
         for _ in range(MAX_ROUNDS):
@@ -192,6 +196,7 @@ def _dispatch(
         rates = rates_for(run.plan)
         display = closing.enter_context(Display(run.plan, remaining, executor.workers, console, run.folder, rates))
         metrics = PrometheusMetrics(run.plan, remaining, executor.workers)
+        closing.callback(lambda: keep(run.plan.tasks, run.folder))
         dispatch(remaining, run.folder, executor, [journal, display, metrics], run.limits, should_stop)
     update_measured_rates(run.plan, run.folder, remaining.tasks)
 
@@ -208,6 +213,7 @@ def worker_context(run: Run) -> WorkerContext:
         recipe=plan.recipe,
         prompt_set=plan.prompt_set,
         calibrations=tuple(replace(calibration, requests=(), parts=()) for calibration in plan.calibrations),
+        prompt_checks=plan.prompt_checks,
         judged=plan.judged,
         cpus=plan.resources.cpus,
         gpus=plan.resources.gpus,

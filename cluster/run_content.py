@@ -7,7 +7,6 @@ the base is at hand the campaign is planned again, which tells what is missing; 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -30,12 +29,13 @@ from efface.eval.calibration import Calibration, read_calibration
 from efface.eval.image_errors import broken_images, counted
 from efface.eval.image_table import SCHEMA, read_images, read_table
 from efface.eval.judge_spec import judge_name
-from efface.eval.metrics.weight_change import mean_weight_change
 from efface.eval.published import published_for
 from efface.eval.report.content import ReportedModel, RunContent
 from efface.eval.scores.continual import score_stages
-from efface.eval.scores.leaderboard import leaderboard
+from efface.eval.scores.leaderboard import leaderboard, notes
+from efface.eval.scores.results import Scores
 from efface.eval.scores.scoring import score_table
+from efface.eval.weight_norms import WeightChange, mean_weight_change
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ def read_run(root: Path) -> RunContent:
         label: [stage for stage in chain if stage[0] in scores] for label, chain in chains.items() if label in scores
     }
     followed = {label for chain in scored.values() for label, _ in chain[:-1]}
+    last = {label: score for label, score in scores.items() if label not in followed}
+    rows = leaderboard(last, changes, seconds)
     broken = broken_images(of_judge)
     if broken:
         problems.append(f"images that are no evidence, and count for nothing: {counted(broken)}")
@@ -81,7 +83,8 @@ def read_run(root: Path) -> RunContent:
         path=str(root),
         table=table,
         judge=judge,
-        rows=tuple(leaderboard({label: s for label, s in scores.items() if label not in followed}, changes, seconds)),
+        rows=tuple(rows),
+        notes=tuple(notes(last, rows)),
         scores=scores,
         stages={label: score_stages(chain, scores) for label, chain in scored.items()},
         models=tuple(models),
@@ -175,7 +178,7 @@ def _headline(plan: Plan | None, table: pa.Table) -> str:
 
 def _trained(
     folder: RunFolder, table: pa.Table
-) -> tuple[list[ReportedModel], dict[str, dict[str, Any]], dict[str, float]]:
+) -> tuple[list[ReportedModel], dict[str, WeightChange], dict[str, float]]:
     """The models that were made; of each method all of whose models are in the table, weight change and seconds."""
     judged = set(table["model_id"].to_pylist())
     models: list[ReportedModel] = []
@@ -190,7 +193,7 @@ def _trained(
             by_label.setdefault(trained.label, []).append(trained)
     changes = {label: mean_weight_change([t.weight_change for t in found]) for label, found in by_label.items()}
     known = {label: [t.metrics.seconds for t in found] for label, found in by_label.items()}
-    seconds = {label: sum(filter(None, found)) for label, found in known.items() if None not in found}
+    seconds = {label: float(sum(filter(None, found))) for label, found in known.items() if None not in found}
     return models, changes, seconds
 
 
@@ -206,7 +209,7 @@ def _reported(name: str, trained: TrainingResult, record: Record) -> ReportedMod
         seconds=trained.metrics.seconds,
         device=record.device,
         losses=tuple(trained.metrics.losses),
-        changes={group: change["relative_l2"] for group, change in trained.weight_change["groups"].items()},
+        changes={group: norms.relative_l2 for group, norms in trained.weight_change.groups.items()},
     )
 
 
@@ -221,8 +224,8 @@ def _calibrations(folder: RunFolder, problems: list[str]) -> list[Calibration]:
     return found
 
 
-def _scores(table: pa.Table, problems: list[str]) -> dict[str, dict[str, Any]]:
-    """What `score_table` says of each method; why one has no score is a problem."""
+def _scores(table: pa.Table, problems: list[str]) -> dict[str, Scores]:
+    """Of each method; why one has no score is a problem."""
     labels = [label for label in dict.fromkeys(table["method"].to_pylist()) if label != BASE]
     scores = {}
     for label in labels or ([BASE] if table.num_rows else []):

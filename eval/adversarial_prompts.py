@@ -1,28 +1,30 @@
-"""Adversarial prompts for a whole concept set, found once against the base and then used with every edited model.
+"""Adversarial prompts: what an attack finds for a concept, as far as the base really makes the concept from it.
 
-They are a static set: found without any edited model, they show whether a concept comes back by other words. A prompt
-counts only if the base makes the concept from it, as the judge sees it.
+An attack knows the text encoder alone, so what it thinks strong may show nothing. Its candidates are tried on the
+unedited base, the strongest first, and a prompt is *confirmed* where a judge finds the concept in enough of its images.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from efface.concepts.concept import Concept, ConceptSet
-from efface.concepts.prompts import PromptSet, prompt_of
-from efface.eval.attack import AdversarialPrompt, Attack, AttackTarget
-from efface.eval.banned_words import banned_for
+from efface.concepts.prompts import PromptSet
+from efface.eval.attack import AdversarialPrompt, PromptAttack
+from efface.eval.attack_target import AttackTarget, attack_target
+from efface.eval.found_prompts import MIN_DETECTION_RATE, FoundPrompt, FoundPrompts
 from efface.eval.image_errors import image_errors, verdicts
 from efface.eval.judge import Judge
 from efface.models.base import Base
 from efface.models.recipe import Recipe
 from efface.models.sampler import ImageRequest, sample
 
-CHECK_SEEDS = (0, 1, 2, 3)
-MIN_DETECTION_RATE = 0.5
-"""Share of the check's images that must show the concept."""
+CHECK_SEEDS = (20_000, 20_001, 20_002, 20_003)
+"""Image seeds of the check, apart from those of campaigns and calibrations: prompts that were chosen on the very images
+they are scored on would score too well on the base."""
+
 CANDIDATES = 6
-"""Prompts that are taken from an attack in each round."""
+"""Prompts that are checked in one round."""
 ROUNDS = 4
 
 
@@ -32,37 +34,95 @@ class KeptPrompt:
 
     prompt: AdversarialPrompt
     detection_rate: float | None
+    unreadable: int = 0
+    """Verdicts that could not be read; they count as images without the concept."""
 
     @property
     def rank(self) -> tuple[float, float]:
         return (1.0 if self.detection_rate is None else self.detection_rate), self.prompt.strength
 
+    @property
+    def confirmed(self) -> bool:
+        """Whether the base makes the concept from it, or nobody looked."""
+        return self.detection_rate is None or self.detection_rate >= MIN_DETECTION_RATE
+
 
 @dataclass(frozen=True)
 class PromptCheck:
-    """Keeps the prompts from which `base` makes a concept, by the verdicts of `judge`."""
+    """Whether `base` makes a concept from prompts, by the verdicts of `judge`."""
 
     base: Base
     recipe: Recipe
     judge: Judge
 
-    def kept(self, concept: Concept, found: Sequence[AdversarialPrompt]) -> list[KeptPrompt]:
-        """Those that show the concept in enough images; an unreadable verdict counts as none."""
-        if not found:
-            return []
+    def rated(self, concept: Concept, found: Sequence[AdversarialPrompt]) -> list[KeptPrompt]:
+        """Each prompt with the share of its images that show the concept."""
         requests = [ImageRequest(prompt.text, seed) for prompt in found for seed in CHECK_SEEDS]
         not_finite: set[int] = set()
         images = sample(self.base, self.recipe, requests, on_not_finite=not_finite.add)
         answers = verdicts(self.judge, images, [concept] * len(requests), image_errors(images, not_finite))
-        of_prompts = [answers[i : i + len(CHECK_SEEDS)] for i in range(0, len(answers), len(CHECK_SEEDS))]
-        rates = [sum(bool(verdict.present) for verdict in some) / len(CHECK_SEEDS) for some in of_prompts]
+        of_prompts = [
+            [verdict.present for verdict in answers[i : i + len(CHECK_SEEDS)]]
+            for i in range(0, len(answers), len(CHECK_SEEDS))
+        ]
         return [
-            KeptPrompt(prompt, rate) for prompt, rate in zip(found, rates, strict=True) if rate >= MIN_DETECTION_RATE
+            KeptPrompt(prompt, sum(map(bool, present)) / len(CHECK_SEEDS), present.count(None))
+            for prompt, present in zip(found, of_prompts, strict=True)
         ]
 
 
+def find_candidates(
+    attack: PromptAttack, target: AttackTarget, seed: int, count: int = CANDIDATES * ROUNDS
+) -> list[AdversarialPrompt]:
+    """What is allowed of the first `count` prompts that an attack finds, each text once, the strongest first."""
+    found = {prompt.text: prompt for prompt in islice(attack.find(target, seed), count)}
+    allowed = [prompt for text, prompt in found.items() if not target.banned.matches(text)]
+    return sorted(allowed, key=lambda prompt: prompt.strength, reverse=True)
+
+
+def check_candidates(
+    candidates: Sequence[AdversarialPrompt], concept: Concept, check: PromptCheck, enough: int
+) -> list[KeptPrompt]:
+    """The candidates that were tried, round by round until `enough` are confirmed.
+
+    The most often detected come first, then the strongest.
+    """
+    tried: list[KeptPrompt] = []
+    for start in range(0, len(candidates), CANDIDATES):
+        tried += check.rated(concept, candidates[start : start + CANDIDATES])
+        if sum(prompt.confirmed for prompt in tried) >= enough:
+            break
+    return ranked(tried)
+
+
+def ranked(prompts: Iterable[KeptPrompt]) -> list[KeptPrompt]:
+    """The most often detected first, then the strongest."""
+    return sorted(prompts, key=lambda found: found.rank, reverse=True)
+
+
+def found_prompts(concept: str, attack: str, tried: Sequence[KeptPrompt], enough: int) -> FoundPrompts:
+    """Of the prompts that were `tried`, ranked: the confirmed ones, or where none is the strongest."""
+    confirmed = [prompt for prompt in tried if prompt.confirmed]
+    return FoundPrompts(
+        concept=concept,
+        attack=attack,
+        prompts=tuple(
+            FoundPrompt(
+                text=kept.prompt.text,
+                strength=kept.prompt.strength,
+                detection_rate=kept.detection_rate or 0.0,
+                unreadable=kept.unreadable,
+            )
+            for kept in (confirmed or tried)[:enough]
+        ),
+        tried=len(tried),
+        images=len(tried) * len(CHECK_SEEDS),
+        unreadable=sum(kept.unreadable for kept in tried),
+    )
+
+
 def adversarial_prompts(
-    attack: Attack,
+    attack: PromptAttack,
     concept_set: ConceptSet,
     prompt_set: PromptSet,
     check: PromptCheck | None,
@@ -71,52 +131,23 @@ def adversarial_prompts(
     targets: Sequence[Concept] | None = None,
     on_concept: Callable[[str, Sequence[KeptPrompt]], None] | None = None,
 ) -> dict[str, tuple[KeptPrompt, ...]]:
-    """Concept name -> at most `per_concept` prompts, the most often detected first, then the strongest.
+    """Concept name -> at most `per_concept` confirmed prompts, the most often detected first, then the strongest.
 
     `targets`: of the set, all unless given; what is found for one does not depend on the others.
 
-    Fewer (or none) where 4 rounds of 6 candidates hold no more from which the base makes the concept in half of 4
-    images. Without a check the strongest of one round. No prompt holds a name, an alias or a word of the descriptions.
+    Fewer (or none) where 24 candidates hold no more from which the base makes the concept in half of 4 images. Without
+    a check the strongest of 6. No prompt holds a name, an alias or a word of the descriptions.
     """
     result: dict[str, tuple[KeptPrompt, ...]] = {}
     for concept in concept_set.concepts if targets is None else targets:
         target = attack_target(concept, concept_set, prompt_set)
-        kept = _search(attack.find(target, seed), target, check, per_concept)
-        result[concept.name] = tuple(sorted(kept, key=lambda found: found.rank, reverse=True)[:per_concept])
+        count = CANDIDATES * (ROUNDS if check else 1)
+        candidates = find_candidates(attack, target, seed, count)
+        if check:
+            tried = check_candidates(candidates, concept, check, per_concept)
+        else:
+            tried = ranked(KeptPrompt(prompt, None) for prompt in candidates)
+        result[concept.name] = tuple(prompt for prompt in tried if prompt.confirmed)[:per_concept]
         if on_concept:
             on_concept(concept.name, result[concept.name])
     return result
-
-
-def attack_target(concept: Concept, concept_set: ConceptSet, prompt_set: PromptSet) -> AttackTarget:
-    """A concept, what it is to be kept apart from, and what its prompts may not say."""
-    others = [other for other in concept_set.concepts if other.name != concept.name]
-    descriptions = [prompt.text for prompt in prompt_set.axis("indirect", concept_set, concept)]
-    return AttackTarget(
-        concept=concept,
-        prompts=tuple(_direct(prompt_set, concept_set, concept)),
-        others=tuple(text for other in others for text in _direct(prompt_set, concept_set, other)),
-        banned=banned_for(concept, descriptions),
-    )
-
-
-def _search(
-    candidates: Iterator[AdversarialPrompt], target: AttackTarget, check: PromptCheck | None, enough: int
-) -> list[KeptPrompt]:
-    """What is kept of the candidates, each text once, after as many rounds as it takes to have enough."""
-    kept: dict[str, KeptPrompt] = {}
-    for _ in range(ROUNDS if check else 1):
-        found = {prompt.text: prompt for prompt in islice(candidates, CANDIDATES)}
-        allowed = [prompt for text, prompt in found.items() if not target.banned.matches(text)]
-        if not found:
-            break
-        some = check.kept(target.concept, allowed) if check else [KeptPrompt(prompt, None) for prompt in allowed]
-        kept |= {found.prompt.text: found for found in some}
-        if len(kept) >= enough:
-            break
-    return list(kept.values())
-
-
-def _direct(prompt_set: PromptSet, concept_set: ConceptSet, concept: Concept) -> list[str]:
-    own = [prompt.text for prompt in prompt_set.axis("forget", concept_set, concept)]
-    return own or [prompt_of(concept.phrase)]

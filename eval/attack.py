@@ -1,44 +1,42 @@
-"""What an attack is: a strict config, and a search for prompts that bring a concept back without its name.
+"""What an attack is: a strict config, and a way to bring a concept back from a model that was made to forget it.
 
-    @ATTACKS.register("token-search")
-    class TokenSearch(Attack):
-        Config = TokenSearchConfig
+    @ATTACKS.register("unlearn-diff-atk")
+    class UnlearnDiffAtk(Attack):
+        Config = UnlearnDiffAtkConfig
 
-        def find(self, target: AttackTarget, seed: int) -> Iterator[AdversarialPrompt]: ...
+        def attempts(self, oracle: Oracle, instance: Instance) -> Iterator[Attempt]: ...
 
-One file each in `eval/attacks/`, or an entry point of the group `efface.attacks`. `adversarial_prompts.py` runs one
-over a concept set, and keeps the prompts from which the base really makes the concept.
+An attack is *adaptive* where it looks at the edited model, and *static* where it knows the base alone (`PromptAttack`):
+its prompts are the same for every model, so they make the adversarial axis. The two are never mixed in one number.
+One file each in `eval/attacks/`, or an entry point of the group `efface.attacks`. `oracle.py` is what an attack may
+ask, within a budget; `attack_run.py` runs one and judges what it makes.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from efface.concepts.concept import Concept
 from efface.config_files import StrictModel, parse
-from efface.eval.banned_words import Banned
+from efface.eval.attack_target import AttackTarget
 from efface.registry import Registry
 
 if TYPE_CHECKING:
+    from efface.eval.oracle import Attempt, Instance, Oracle
     from efface.models.base import Base
+
+__all__ = [
+    *("ATTACKS", "AdversarialPrompt", "Attack", "AttackConfig", "AttackKind", "AttackTarget"),
+    *("PromptAttack", "parse_attack_config"),
+]
+
+AttackKind = Literal["static", "adaptive"]
 
 
 class AttackConfig(StrictModel):
     """The settings of an attack. Every field has a description that gives its unit and its source."""
-
-
-@dataclass(frozen=True)
-class AttackTarget:
-    """A concept to be brought back."""
-
-    concept: Concept
-    prompts: tuple[str, ...]
-    """Direct prompts of the concept, at least one."""
-    others: tuple[str, ...]
-    """Direct prompts of the other concepts of the set."""
-    banned: Banned
-    """What no prompt may say: a prompt that matches is never kept."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +51,38 @@ class AdversarialPrompt:
 
 
 class Attack(ABC):
-    """A config applied to the unedited base, which it reads and leaves as it was."""
+    """A config applied to a base, in place of whose weights a delta may lie."""
 
     Config: ClassVar[type[AttackConfig]]
+    kind: ClassVar[AttackKind] = "adaptive"
+    caveat: ClassVar[str] = ""
+    """What a success does not show, in a sentence without its end."""
 
     def __init__(self, base: "Base", config: Any) -> None:
         """config: an instance of `Config`."""
         self.base = base
         self.config = config
+
+    def prepare(self, oracle: "Oracle", target: AttackTarget, seed: int) -> None:
+        """What is done once for all instances, on the same budget."""
+        self.target = target
+        self.seed = seed
+
+    @abstractmethod
+    def attempts(self, oracle: "Oracle", instance: "Instance") -> Iterator["Attempt"]:
+        """Images that may show the concept, one attempt after another, until the caller has enough.
+
+        A function of the models, the config, the target, the seed and the instance. Raises BudgetExhausted, and
+        NotFinite where numbers went astray.
+        """
+
+
+class PromptAttack(Attack):
+    """A search for prompts against the unedited base's text encoder, which it reads and leaves as it was."""
+
+    kind: ClassVar[AttackKind] = "static"
+    candidates: ClassVar[int] = 6
+    """Prompts that are tried on each instance."""
 
     @abstractmethod
     def find(self, target: AttackTarget, seed: int) -> Iterator[AdversarialPrompt]:
@@ -68,6 +90,22 @@ class Attack(ABC):
 
         A function of the base, the config, the target and the seed. Raises UserError where there can be none.
         """
+
+    def prepare(self, oracle: "Oracle", target: AttackTarget, seed: int) -> None:
+        super().prepare(oracle, target, seed)
+        self.__dict__.pop("_found", None)
+        with oracle.unedited():
+            self._found  # noqa: B018  found while the base is itself
+
+    @cached_property
+    def _found(self) -> list[AdversarialPrompt]:
+        found = {prompt.text: prompt for prompt in islice(self.find(self.target, self.seed), self.candidates)}
+        allowed = [prompt for text, prompt in found.items() if not self.target.banned.matches(text)]
+        return sorted(allowed, key=lambda prompt: prompt.strength, reverse=True)
+
+    def attempts(self, oracle: "Oracle", instance: "Instance") -> Iterator["Attempt"]:
+        for prompt in self._found:
+            yield oracle.attempt(oracle.encode(prompt.text), instance.seed, prompt=prompt.text)
 
 
 ATTACKS: Registry[type[Attack]] = Registry("attack", "efface.attacks", package="efface.eval.attacks")
@@ -77,3 +115,14 @@ ATTACKS: Registry[type[Attack]] = Registry("attack", "efface.attacks", package="
 def parse_attack_config(name: str, settings: dict[str, Any]) -> AttackConfig:
     """The attack's defaults, overridden by `settings`. Raises UserError for an unknown attack or field."""
     return parse(ATTACKS.get(name).Config, settings, f"config of attack '{name}'")
+
+
+def prompt_attack(name: str) -> type[PromptAttack]:
+    """A static attack by name. Raises UserError for one that needs an edited model, and for an unknown one."""
+    from efface.errors import UserError
+
+    found = ATTACKS.get(name)
+    if not issubclass(found, PromptAttack):
+        static = [other for other in ATTACKS.names() if issubclass(ATTACKS.get(other), PromptAttack)]
+        raise UserError(f"attack '{name}' needs an edited model, prompts for all are found by {', '.join(static)}")
+    return found

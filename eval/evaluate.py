@@ -16,7 +16,7 @@ from efface.eval.image_table import IMAGE_SCHEMA, SCHEMA
 from efface.eval.judge import Judge
 from efface.models.base import Base
 from efface.models.recipe import Recipe
-from efface.models.sampler import ImageRequest, sample
+from efface.models.sampler import ImageRequest, SamplingCost, sample
 
 
 def evaluate(
@@ -29,19 +29,20 @@ def evaluate(
     model_id: str,
     method: str,
     on_batch: Callable[[int], None] | None = None,
+    cost: SamplingCost | None = None,
 ) -> tuple[pa.Table, pa.Table]:
     """(verdicts, images) of `base` as it stands: with a delta swapped in, or without for the unedited model.
 
     verdicts: `table.SCHEMA`, rows by question, then ask, then judge. images: `table.IMAGE_SCHEMA`, one row
-    per question. method: the label of the rows, "base" for the unedited model. Raises UserError before the
-    first image where a judge does not know a concept.
+    per question. method: the label of the rows, "base" for the unedited model. What the images took is added to
+    `cost`. Raises UserError before the first image where a judge does not know a concept.
     """
     requested = [tuple(dict.fromkeys(ask.asked_concept for ask in request.asks)) for request in eval_requests]
     for judge in judges:
         judge.check([concept_set.find(name) for name in dict.fromkeys(name for names in requested for name in names)])
     requests = [ImageRequest(request.prompt, request.seed) for request in eval_requests]
     not_finite: set[int] = set()
-    images = sample(base, recipe, requests, on_batch, not_finite.add)
+    images = sample(base, recipe, requests, on_batch, not_finite.add, cost)
     errors = image_errors(images, not_finite)
     # One verdict per image, concept and judge, however many asks share it.
     pairs = [(i, name) for i, names in enumerate(requested) for name in names]

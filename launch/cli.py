@@ -20,6 +20,7 @@ from efface.text import shown
 
 PANELS = {
     "Erase": ("unlearn", "export"),
+    "Hand in": ("package", "verify"),
     "Judge": ("evaluate", "score", "attack"),
     "Campaigns": (
         "run",

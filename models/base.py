@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from efface.models.delta import Delta
     from efface.models.denoiser import Denoiser
+    from efface.models.network import Network
 
 RANDOM = "random:"
 RANDOM_SEED = 0
@@ -89,6 +90,12 @@ class Base:
     def denoiser(self) -> Denoiser:
         """The network that predicts noise."""
         return FAMILIES.get(self.spec.family).denoiser(self)
+
+    def network(self, component: Literal["unet", "text_encoder"]) -> Network:
+        """The network of that name, to be edited: a `Denoiser` or a `TextEncoder`; not copied."""
+        from efface.models.text_encoder import TextEncoder
+
+        return self.denoiser if component == "unet" else TextEncoder(self.text_encoder)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -186,6 +193,22 @@ def base_id(spec: BaseSpec, fetch: bool = True) -> str:
     parts = base_parts(spec, fetch)
     with _readable(spec.source):
         return fingerprint(parts, None if parts.weights else RANDOM_SEED)
+
+
+def text_encoder_id(spec: BaseSpec, fetch: bool = True) -> str:
+    """The fingerprint of its text encoder and tokenizer alone, 64 hex digits: bases that share them have the same.
+
+    Of a base in one file, whose parts cannot be told apart without reading them, it is that of the whole. Raises as
+    `base_id` does.
+    """
+    parts = base_parts(spec, fetch)
+    if parts.single_file:
+        return base_id(spec, fetch)
+    component = "text_encoder"
+    weights = {component: parts.weights[component]} if component in parts.weights else {}
+    own = Parts({component: parts.configs[component]}, parts.tokenizer, weights)
+    with _readable(spec.source):
+        return fingerprint(own, None if parts.weights else RANDOM_SEED)
 
 
 def base_parts(spec: BaseSpec, fetch: bool = True) -> Parts:

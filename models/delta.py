@@ -2,7 +2,8 @@
 
 Three kinds. `weights`: new values of whole tensors, by full name. `adapter`: for a module M of rank r,
 `M.down` (r, in, …), `M.up` (out, r, …) and the scalar `M.alpha`; merged, its weight is W + alpha / r * up @
-down. `hook`: no tensor at all; the provenance names what acts at sampling time.
+down. `hook`: the provenance names what acts at sampling time, and the tensors are
+its own; no weight changes.
 
 The same content gives the same bytes, and those bytes are checked by their own hash when read.
 """
@@ -96,6 +97,8 @@ class Delta:
                 f"delta {self.id} was made from the base {self.base_id[:16]}, not from '{base.spec.name}' "
                 f"({base.fingerprint[:16]}); use the base it was made from"
             )
+        if self.kind == "hook":
+            return {}
         originals = base.originals()
         edited = merge(self.tensors, originals) if self.kind == "adapter" else self.tensors
         for name, value in edited.items():
@@ -195,8 +198,6 @@ def _validation_error(delta: Delta, header: dict[str, Any]) -> str | None:
             return f"'{name}' ({tensor.dtype}) is no fp32 tensor of {', '.join(COMPONENTS)}"
         if not tensor.isfinite().all():
             return f"'{name}' holds numbers that are not finite"
-    if delta.kind == "hook" and delta.tensors:
-        return "a hook holds no tensors"
     if delta.kind == "adapter":
         modules = {name.rpartition(".")[0] for name in delta.tensors}
         if set(delta.tensors) != {f"{module}.{part}" for module in modules for part in ("down", "up", "alpha")}:

@@ -1,23 +1,17 @@
 """The network that predicts noise, and that is edited: diffusers' UNet of any model family."""
 
-import copy
 from collections.abc import Iterator
-from typing import Any
 
 from torch import Tensor, nn
 
 from efface.models.conditioning import Conditioning
+from efface.models.network import Network
 
 
-class Denoiser:
+class Denoiser(Network):
     """Itself a `NoisePredictor`, computed in the network's dtype and given back in fp32."""
 
     component = "unet"
-    """The first part of its parameters' full names."""
-
-    def __init__(self, module: nn.Module) -> None:
-        """module: the network, or what wraps it for several processes."""
-        self.module: Any = module
 
     def __call__(self, latents: Tensor, timestep: int | Tensor, conditioning: Conditioning) -> Tensor:
         dtype = next(self.module.parameters()).dtype
@@ -28,19 +22,6 @@ class Denoiser:
             latents.to(dtype), timestep, conditioning.encoder_hidden_states, **added
         ).sample.float()
         return predicted
-
-    @property
-    def modules(self) -> dict[str, nn.Module]:
-        """The edited modules by the first part of their parameters' full names."""
-        return {self.component: self.module}
-
-    def copy(self) -> "Denoiser":
-        """A deep copy to be trained: fp32, in eval mode, without gradient."""
-        return type(self)(copy.deepcopy(self.module).float().eval().requires_grad_(False))
-
-    def wrapped(self, wrap: nn.Module) -> "Denoiser":
-        """The same, called through what wraps the network for several processes."""
-        return type(self)(wrap)
 
     def cross_attention_projections(self) -> Iterator[nn.Module]:
         """The key and value projections of every cross-attention; their input is (B, tokens, D)."""

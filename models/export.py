@@ -4,14 +4,17 @@ Folders are written so that old loaders read them as well as new ones: diffusers
 which papers' own code pins.
 """
 
+import copy
 import json
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import diffusers
+import torch
 import transformers
 from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
@@ -21,11 +24,15 @@ from efface.errors import UserError
 from efface.files import local_path, open_to_readers
 from efface.models.base import Base
 from efface.models.delta import Delta
+from efface.models.sampler_hooks import stock_advice
+
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 
-def export(base: Base, delta: Delta | None, folder: str | Path) -> None:
+def export(base: Base, delta: Delta | None, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
     """Write `base` with `delta` merged to a new `folder`, which `DiffusionPipeline.from_pretrained` loads.
 
+    dtype: of the weights in its files; a loader that is told nothing computes in fp32 all the same.
     The folder appears whole or not at all; `base` is left as it was. Raises UserError where `folder` is taken
     or cannot be written, for a delta that acts at sampling time only, or changes nothing, and for a scheduler that
     diffusers does not know.
@@ -33,10 +40,13 @@ def export(base: Base, delta: Delta | None, folder: str | Path) -> None:
     folder = local_path(folder)
     check_new_folder(folder)
     if delta and delta.kind == "hook":
-        raise UserError(f"delta {delta.id} acts at sampling time and changes no weight: there is nothing to export")
+        raise UserError(
+            f"delta {delta.id} acts at sampling time and changes no weight, so there is nothing to export: "
+            f"{stock_advice(delta)}"
+        )
     if delta and not delta.has_effect(base):
         raise UserError(f"delta {delta.id} changes no weight of base '{base.spec.name}', which nothing was erased from")
-    scheduler = _scheduler(base)
+    _scheduler(base)  # refused before anything is written
     applied = base.applied
     base.swap(delta)
     try:
@@ -44,14 +54,7 @@ def export(base: Base, delta: Delta | None, folder: str | Path) -> None:
         unfinished = folder.parent / f".{folder.name[:60]}.{uuid.uuid4().hex[:8]}"
         unfinished.mkdir(parents=True)
         try:
-            write_pipeline(
-                unfinished,
-                vae=base.vae,
-                text_encoder=base.text_encoder,
-                tokenizer=base.tokenizer,
-                unet=base.unet,
-                scheduler=scheduler,
-            )
+            _save(pipeline_of(base, dtype), unfinished)
             unfinished.rename(folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -59,6 +62,11 @@ def export(base: Base, delta: Delta | None, folder: str | Path) -> None:
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
     finally:
         base.swap(applied, force=True)
+
+
+def _in_dtype(module: Module, dtype: torch.dtype) -> Module:
+    """The module, or a copy of it in another dtype: the base keeps its bits."""
+    return module if dtype == torch.float32 else copy.deepcopy(module).to(dtype)
 
 
 def check_new_folder(folder: Path) -> None:
@@ -81,21 +89,33 @@ def write_pipeline(
     scheduler: SchedulerMixin,
 ) -> None:
     """The parts as a diffusers folder that `from_pretrained` loads without any argument, in releases old and new."""
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+    _save(_pipeline(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler), folder)
+
+
+def pipeline_of(base: Base, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
+    """A stock pipeline of the base as it is now, with the base's own scheduler. In fp32 it shares the base's weights.
+
+    Raises UserError for a scheduler that diffusers does not know.
+    """
+    return _pipeline(
+        vae=_in_dtype(base.vae, dtype),
+        text_encoder=_in_dtype(base.text_encoder, dtype),
+        tokenizer=base.tokenizer,
+        unet=_in_dtype(base.unet, dtype),
+        scheduler=_scheduler(base),
     )
+
+
+def _pipeline(**parts: Any) -> StableDiffusionPipeline:
+    return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+
+
+def _save(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     with _no_progress_bars():
         pipeline.save_pretrained(folder)
     _name_text_encoder_as_ever(folder / "text_encoder")
     # Before release 5, transformers' CLIPTokenizer reads these two and no tokenizer.json.
-    tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
+    pipeline.tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
     open_to_readers(folder)
 
 

@@ -41,6 +41,7 @@ UNET: dict[str, Rule] = {
     "selflayer": lambda name, owner: "attn1" in name and name.startswith(SELF_LAYERS),
     "transformer": lambda name, owner: ".attentions." in name and name.endswith(".weight") and _matrix(owner),
     "full": lambda name, owner: True,
+    "none": lambda name, owner: False,
 }
 TEXT_ENCODER: dict[str, Rule] = {
     "te-full": lambda name, owner: ".final_layer_norm." not in name,

@@ -6,6 +6,7 @@ the last one padded. On a CPU in fp32 that holds bit for bit.
 
 import copy
 import inspect
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor
 from efface.models.recipe import Recipe
-from efface.models.sampler_hooks import Guidance, guidance_for
+from efface.models.sampler_hooks import Guidance, hook_of
 from efface.models.scheduler import make_scheduler
 from efface.models.text_encoding import encode_prompts
 
@@ -31,6 +32,17 @@ class ImageRequest:
     seed: int
 
 
+@dataclass
+class SamplingCost:
+    """What images took, added up from call to call."""
+
+    images: int = 0
+    unet_rows: int = 0
+    """Passes of the denoiser, each of one latent with one prompt: plain guidance takes two a step."""
+    seconds: float = 0.0
+    """From the prompts to the pixels."""
+
+
 @torch.no_grad()
 def sample(
     base: Base,
@@ -38,30 +50,36 @@ def sample(
     requests: Sequence[ImageRequest],
     on_batch: Callable[[int], None] | None = None,
     on_not_finite: Callable[[int], None] | None = None,
+    cost: SamplingCost | None = None,
 ) -> np.ndarray:
     """One image a request: uint8 (N, H, W, 3).
 
     `on_batch(n)` is called after every batch with the number of images done in it, `on_not_finite(i)` for every
-    request of whose image some values were no numbers. Raises UserError for an unknown scheduler.
+    request of whose image some values were no numbers. What the images took is added to `cost`. Raises UserError for an
+    unknown scheduler.
     """
+    cost, begin = cost or SamplingCost(), time.perf_counter()
     embeddings = {prompt: encode_prompts(base, [prompt]) for prompt in dict.fromkeys(r.prompt for r in requests)}
     uncond = encode_prompts(base, [recipe.negative_prompt])
-    predict = _denoiser(base, recipe)
-    new_guidance = guidance_for(base)
+    denoiser, hook = _denoiser(base, recipe), hook_of(base)
     images = []
-    for start in range(0, len(requests), recipe.batch_size):
-        batch = requests[start : start + recipe.batch_size]
-        padded = [*batch, *[batch[-1]] * (recipe.batch_size - len(batch))]
-        cond = Conditioning.cat([embeddings[request.prompt] for request in padded])
-        generators = [torch.Generator().manual_seed(request.seed) for request in padded]
-        latents = denoise(base, recipe, predict, new_guidance(), cond, uncond, generators)
-        decoded, finite = decode(base, latents)
-        images.append(decoded[: len(batch)])
-        for i in range(len(batch)):
-            if on_not_finite and not finite[i]:
-                on_not_finite(start + i)
-        if on_batch:
-            on_batch(len(batch))
+    with hook.attached(denoiser):
+        for start in range(0, len(requests), recipe.batch_size):
+            batch = requests[start : start + recipe.batch_size]
+            padded = [*batch, *[batch[-1]] * (recipe.batch_size - len(batch))]
+            cond = Conditioning.cat([embeddings[request.prompt] for request in padded])
+            generators = [torch.Generator().manual_seed(request.seed) for request in padded]
+            guidance, predict = hook.guidance([request.prompt for request in padded]), _Counted(denoiser)
+            decoded, finite = decode(base, denoise(base, recipe, predict, guidance, cond, uncond, generators))
+            cost.unet_rows += predict.rows * len(batch) // recipe.batch_size
+            images.append(decoded[: len(batch)])
+            for i in range(len(batch)):
+                if on_not_finite and not finite[i]:
+                    on_not_finite(start + i)
+            if on_batch:
+                on_batch(len(batch))
+    cost.images += len(requests)
+    cost.seconds += time.perf_counter() - begin
     return np.concatenate(images) if images else np.zeros((0, recipe.height, recipe.width, 3), np.uint8)
 
 
@@ -104,6 +122,17 @@ def decode(base: Base, latents: Tensor) -> tuple[np.ndarray, list[bool]]:
         pixels = pixels.nan_to_num(0.0, 1.0, -1.0)
     levels = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round()
     return levels.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy(), finite
+
+
+class _Counted:
+    """A denoiser that counts the rows it is given."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser, self.rows = denoiser, 0
+
+    def __call__(self, latents: Tensor, timestep: int | Tensor, conditioning: Conditioning) -> Tensor:
+        self.rows += len(latents)
+        return self.denoiser(latents, timestep, conditioning)
 
 
 def _denoiser(base: Base, recipe: Recipe) -> Denoiser:

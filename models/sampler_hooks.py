@@ -1,25 +1,30 @@
-"""Sampler hooks: erasers that change no weight but the guidance, while an image is made.
+"""Sampler hooks: what erases a concept while an image is made, and changes no weight.
 
-A delta of kind `hook` names one in its provenance, `{"hook": {"name": …, "config": {…}}}`. A hook is made anew for
-every batch, so it may keep state from step to step, and is called at every step in place of plain guidance.
+A delta of kind `hook` names one in its provenance, `{"hook": {"name": …, "config": {…}}}`. A hook may do two things:
+replace the guidance of a batch, whose prompts it knows, so that it may rewrite their conditioning; and attach itself to
+modules of the denoiser, to change what flows through them. Both are functions of the base, the config and the prompts
+alone, row by row, so that an image still depends on nothing else.
+
+`models/hooks/` has one file for each; a package of somebody else's adds one through the entry point group
+`efface.hooks`.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar, Protocol
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from efface.config_files import StrictModel, parse
-from efface.errors import UserError, did_you_mean
+from efface.errors import UserError
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
-from efface.models.noise_predictor import NoisePredictor, classifier_free_guidance, noise_scale
+from efface.models.delta import Delta
+from efface.models.denoiser import Denoiser
+from efface.models.noise_predictor import NoisePredictor, classifier_free_guidance
 from efface.models.text_encoding import encode_prompts
-
-NoiseScale = Callable[[Any], float]
-"""`predictor.noise_scale`, of the base."""
+from efface.registry import Registry
 
 
 class Guidance(Protocol):
@@ -36,98 +41,67 @@ class Guidance(Protocol):
     ) -> Tensor: ...
 
 
-class NegativePromptConfig(StrictModel):
-    prompts: tuple[str, ...] = Field(min_length=1, description="phrases to keep away from, joined by commas")
+class HookConfig(StrictModel):
+    """The settings of a hook. Every field has a description that gives its unit and its source."""
+
+    prompts: tuple[str, ...] = Field(min_length=1, description="phrases of what is to be forgotten")
 
 
-class NegativePrompt:
-    """The prompts in place of the recipe's negative prompt: the free baseline."""
+class SamplerHook:
+    """What acts on images of one base as it stands; this class itself is no hook at all."""
 
-    def __init__(self, config: NegativePromptConfig, unsafe: Conditioning, noise_scale: NoiseScale) -> None:
-        self.unsafe = unsafe
+    Config: ClassVar[type[HookConfig]]
+    stock_pipeline: ClassVar[str] = "diffusers has no pipeline that does so"
+    """What a user of diffusers' own pipelines can do instead; `{prompts}` stands for the phrases."""
 
-    def __call__(
-        self,
-        predict: NoisePredictor,
-        latents: Tensor,
-        timestep: Any,
-        cond: Conditioning,
-        uncond: Conditioning,
-        guidance_scale: float,
-    ) -> Tensor:
-        return classifier_free_guidance(predict, latents, timestep, cond, self.unsafe, guidance_scale)
+    @classmethod
+    def passes(cls, settings: Any) -> int:
+        """Rows that a guided step takes of the denoiser for an image; plain guidance takes 2."""
+        return 2
 
+    def guidance(self, prompts: Sequence[str]) -> Guidance:
+        """Of a batch of images of these prompts, one a row. Made anew for each batch, so it may keep state."""
+        return classifier_free_guidance
 
-class SLDConfig(StrictModel):
-    """The defaults are the authors' "medium"."""
-
-    prompts: tuple[str, ...] = Field(min_length=1, description="phrases to keep away from, joined by commas")
-    warm_up: int = Field(default=10, ge=0, description="steps before the hook acts (delta of the paper)")
-    scale: float = Field(default=1000, ge=0, description="safety guidance scale s_S")
-    threshold: float = Field(default=0.01, description="lambda: where eps(c) - eps(S) is below it, the hook acts")
-    momentum: float = Field(default=0.3, ge=0, description="momentum scale s_m")
-    beta: float = Field(default=0.4, ge=0, le=1, description="decay of the momentum")
+    def attached(self, denoiser: Denoiser) -> AbstractContextManager[None]:
+        """Within it the hook acts on modules of the denoiser, which is left as it was."""
+        return nullcontext()
 
 
-class SLD:
-    """Safe Latent Diffusion (Schramowski et al., CVPR 2023, arXiv 2211.05105), eqs. 3 to 8.
-
-    eps = eps(0) + s_g (eps(c) - eps(0) - gamma), gamma = mu (eps(S) - eps(0)) + s_m nu, for the unsafe prompt S;
-    mu = min(1, |s_S (eps(c) - eps(S))|) where eps(c) - eps(S) < lambda, else 0; nu = beta nu + (1 - beta) gamma.
-
-    All of these are differences of noise; those of a model that predicts velocities are scaled to it.
-    """
-
-    def __init__(self, config: SLDConfig, unsafe: Conditioning, noise_scale: NoiseScale) -> None:
-        self.config, self.unsafe, self.noise_scale = config, unsafe, noise_scale
-        self.step = 0
-        self.nu: Tensor | float = 0.0
-
-    def __call__(
-        self,
-        predict: NoisePredictor,
-        latents: Tensor,
-        timestep: Any,
-        cond: Conditioning,
-        uncond: Conditioning,
-        guidance_scale: float,
-    ) -> Tensor:
-        conditions = Conditioning.cat([one.expand(len(latents)) for one in (uncond, cond, self.unsafe)])
-        pred_0, pred_c, pred_s = predict(latents.repeat(3, 1, 1, 1), timestep, conditions).chunk(3)
-        config, scale = self.config, self.noise_scale(timestep)
-        unsafe = scale * (pred_c - pred_s)
-        mu = (config.scale * unsafe).abs().clamp(max=1)
-        mu = torch.where(unsafe < config.threshold, mu, 0.0)
-        gamma = mu * (scale * (pred_s - pred_0)) + config.momentum * self.nu
-        self.nu = config.beta * self.nu + (1 - config.beta) * gamma
-        acting = self.step >= config.warm_up and scale > 0  # at 0 there is noise alone, whatever the prompt
-        self.step += 1
-        return pred_0 + guidance_scale * (pred_c - pred_0 - (gamma / scale if acting else 0.0))
+HOOKS: Registry[Callable[[Base, Any], SamplerHook]] = Registry(
+    "sampler hook", "efface.hooks", package="efface.models.hooks"
+)
 
 
-HOOKS: dict[str, tuple[type[StrictModel], Callable[[Any, Conditioning, NoiseScale], Guidance]]] = {
-    "negative-prompt": (NegativePromptConfig, NegativePrompt),
-    "sld": (SLDConfig, SLD),
-}
+def hook_of(base: Base) -> SamplerHook:
+    """The hook that the delta in `base` names; one that does nothing where it names none.
 
-
-def guidance_for(base: Base) -> Callable[[], Guidance]:
-    """What makes the guidance of a batch: that of the hook delta in `base`, or plain guidance.
-
-    Raises UserError where the delta names no hook this efface knows, or its config is not one.
+    Raises UserError where there is no such hook here, or its config is not one.
     """
     if base.applied is None or base.applied.kind != "hook":
-        return lambda: classifier_free_guidance
-    hook = base.applied.provenance.get("hook", {})
-    name = str(hook.get("name", ""))
-    if name not in HOOKS:
-        raise UserError(f"delta {base.applied.id}: unknown sampler hook '{name}', {did_you_mean(name, HOOKS)}")
-    config_class, make = HOOKS[name]
-    config = parse(config_class, hook.get("config", {}), f"delta {base.applied.id}, hook {name}")
-    unsafe = _unsafe(base, config.prompts)  # type: ignore[attr-defined]
-    scale = noise_scale(base.scheduler_config)
-    return lambda: make(config, unsafe, scale)
+        return SamplerHook()
+    hook, config = named_hook(base.applied)
+    return hook(base, config)
 
 
-def _unsafe(base: Base, prompts: Sequence[str]) -> Conditioning:
+def named_hook(delta: Delta) -> tuple[Any, HookConfig]:
+    """The class and the config of a delta of kind `hook`. Raises as `hook_of` does."""
+    entry = delta.provenance.get("hook")
+    entry = entry if isinstance(entry, dict) else {}
+    name, settings = str(entry.get("name", "")), entry.get("config") or {}
+    try:
+        hook: Any = HOOKS.get(name)
+    except UserError as error:
+        raise UserError(f"delta {delta.id}: {error}") from None
+    return hook, parse(hook.Config, settings, f"delta {delta.id}, hook {name}")
+
+
+def stock_advice(delta: Delta) -> str:
+    """What a user of diffusers' own pipelines can do in place of a delta of kind `hook`, as part of a sentence."""
+    hook, config = named_hook(delta)
+    return str(hook.stock_pipeline).format(prompts=", ".join(config.prompts))
+
+
+def joined(base: Base, prompts: Sequence[str]) -> Conditioning:
+    """One row: the phrases as one prompt, joined by commas."""
     return encode_prompts(base, [", ".join(prompts)])

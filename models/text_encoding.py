@@ -35,6 +35,14 @@ def last_subject_token(base: Base, prompts: Sequence[str]) -> list[int]:
     return [int(length) - 2 for length in _tokenize(base, prompts)["attention_mask"].sum(dim=1)]
 
 
+def subject_tokens(base: Base, prompt: str, subject: str) -> list[int]:
+    """The positions in `prompt` of the tokens of `subject`, wherever it stands; [] where the prompt was cut before."""
+    ids, words = token_ids(base, [prompt])[0].tolist(), token_ids(base, [subject])[0].tolist()
+    words = words[1 : 1 + last_subject_token(base, [subject])[0]]
+    starts = [start for start in range(len(ids)) if words and ids[start : start + len(words)] == words]
+    return sorted({start + offset for start in starts for offset in range(len(words))})
+
+
 def with_all_vectors(tokenizer: CLIPTokenizer, prompt: str) -> str:
     """The prompt with every learnt token (textual inversion) of several vectors spelled out: `<toy> <toy>_1 <toy>_2`.
 

@@ -1,14 +1,15 @@
-"""The closed-form edit of a linear map: where some keys should go, where others stay, how dear change is.
+"""Closed-form edits of a linear map: pure functions of keys (text embeddings) and values (what a layer makes of them).
 
-    W = ( ridge W0 + sum_i s_i v_i c_i^T ) ( ridge I + sum_i s_i c_i c_i^T )^-1
+Four solutions, from which the methods without training are made.
 
-the minimiser over W of  sum_i s_i || W c_i - v_i ||^2 + ridge || W - W0 ||_F^2  (UCE, arXiv 2308.14761,
-eq. 7). A key that is erased gets the value of another key, one that is preserved has its own (v = W0 c). Both
-enter by the same two sums, which add up: the statistics of several concepts are the sum of theirs, so editing
-many at once, or one more later from the same W0, is one solve over the sum.
+    ridge_solve         keys go where they should, at a price of change (UCE, RECE, MACE)
+    invariant_solve     the same in a null space, with some keys held exactly (SPEED)
+    project_out         the part of some keys that others do not explain is taken away (Double Projections)
+    nearest_rotation    the orthogonal map that agrees best with a matrix (OCE)
 
-Where every value is W0 times another key, v = W0 c*, one map serves all layers that read those keys: W = W0 T
-with T the solution for W0 = I and values c*.
+Where every value is W times another key, v = W c*, the edit is one map of the keys: it serves all layers that read
+them, and is solved once, for W = I. Everything is fp64: text embeddings share a large mean, so that their second
+moment is ill-conditioned.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the solve needs to know of its keys (n of them, in `d_in` dimensions) and values (`d_out`)."""
+    """What the ridge solve needs to know of its keys (n of them, in `d_in` dimensions) and values (`d_out`).
+
+    Those of several concepts are the sum of theirs: editing many at once, or one more later from the same W0, is one
+    solve over the sum.
+    """
 
     value_key: Tensor  # sum s v c^T, (d_out, d_in)
     key_key: Tensor  # sum s c c^T, (d_in, d_in)
@@ -33,17 +38,20 @@ def key_statistics(
 ) -> Statistics:
     """Statistics of keys (n, d_in) that should map to values (n, d_out), each counted `strength` times.
 
-    Text embeddings share a large mean, so their second moment is ill-conditioned: the sums are taken in fp64
-    unless asked otherwise, and `ridge_solve` works in the same `dtype`.
+    `ridge_solve` works in the same `dtype`.
     """
     keys, values = keys.to(dtype), values.to(dtype)
     return Statistics(strength * values.T @ keys, strength * keys.T @ keys)
 
 
 def ridge_solve(weight: Tensor, statistics: Statistics, ridge: float) -> Tensor:
-    """The edited weight (d_out, d_in), in the dtype of `statistics`; `ridge` > 0 is the price of change.
+    """W = ( ridge W0 + sum_i s_i v_i c_i^T ) ( ridge I + sum_i s_i c_i c_i^T )^-1, (d_out, d_in).
 
+    The minimiser of  sum_i s_i || W c_i - v_i ||^2 + ridge || W - W0 ||_F^2  (UCE, arXiv 2308.14761, eq. 7), in the
+    dtype of `statistics`. A key that is erased gets the value of another key, one that is preserved has its own.
     Solved by Cholesky factors for the difference to `weight`: with nothing to change it is `weight` exactly.
+
+    Raises torch.linalg.LinAlgError where the sum is singular; `ridge` > 0 excludes that.
     """
     key_key = statistics.key_key
     before = weight.to(key_key)
@@ -51,3 +59,75 @@ def ridge_solve(weight: Tensor, statistics: Statistics, ridge: float) -> Tensor:
     gram = key_key + ridge * torch.eye(len(key_key), dtype=key_key.dtype, device=key_key.device)
     change = torch.cholesky_solve(residual.T, torch.linalg.cholesky(gram)).T
     return before + change
+
+
+def row_basis(rows: Tensor, tolerance: float = 1e-10) -> Tensor:
+    """An orthonormal basis (r, d) of the span of `rows` (n, d), without directions that are rounding alone.
+
+    These are directions whose singular value is at most `tolerance` of the largest.
+    """
+    _, singular, basis = torch.linalg.svd(rows.double(), full_matrices=False)
+    return basis[singular > tolerance * singular[:1]]
+
+
+def null_projector(rows: Tensor, threshold: float) -> Tensor:
+    """P (d, d), which keeps the directions that `rows` r_i (n, d) hardly use: P = U U^T.
+
+    U are the eigenvectors of mean_i r_i r_i^T with an eigenvalue below `threshold` (SPEED, arXiv 2503.07392).
+    """
+    rows = rows.double()
+    identity = torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
+    if len(rows) < rows.shape[1]:  # all others have the eigenvalue 0
+        _, singular, directions = torch.linalg.svd(rows, full_matrices=False)
+        used = directions[singular.square() / len(rows) >= threshold]
+    else:
+        values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
+        used = vectors.T[values >= threshold]
+    return identity - used.T @ used
+
+
+def invariant_solve(keys: Tensor, null: Tensor, invariants: Tensor, ridge: float, invariant_ridge: float) -> Tensor:
+    """N (d, d), which turns the wanted change of keys into the change of the weight that respects what must stay.
+
+        N = Q - Q K ( K^T Q K + invariant_ridge I )^-1 K^T Q,        Q = P ( T P + ridge I )^-1
+
+    with the second moment T = sum_i t_i t_i^T of `keys` (n, d), the projector P `null` (d, d) and the columns K of
+    `invariants` (k, d). For values W a_i, the change X = sum_i W (a_i - t_i) t_i^T N minimises
+    sum_i || (W + X) t_i - W a_i ||^2 + ridge ||X||_F^2 among all X = X P with X K = 0; with
+    `invariant_ridge` > 0 the last is bought at a price instead.
+    """
+    keys, null, invariants = keys.double(), null.double(), invariants.double()
+    identity = torch.eye(len(null), dtype=torch.float64, device=null.device)
+    free = null @ torch.linalg.inv(keys.T @ keys @ null + ridge * identity)
+    free = (free + free.T) / 2  # it is symmetric: P (T P + s)^-1 = (P T + s)^-1 P
+    moved = invariants @ free
+    # where an invariant is outside the null space already, its row and column are rounding, which 1e-10 leaves out
+    gram = moved @ invariants.T + invariant_ridge * torch.eye(len(invariants), dtype=torch.float64, device=null.device)
+    return free - moved.T @ torch.linalg.pinv(gram, rtol=1e-10, hermitian=True) @ moved
+
+
+def project_out(keys: Tensor, proxies: Tensor, preserved: Tensor, ridge: float) -> Tensor:
+    """M (d, d), such that W M maps `keys` (n, d) to what W made of `proxies` (n, d), and `preserved` to themselves.
+
+        M = I + (C* - C)^T ( H H^T + ridge I )^-1 H,        H = C (I - B^T B)
+
+    for the rows C of the keys, C* of the proxies, B (r, d) an orthonormal basis of what is preserved. Exact for
+    `ridge` 0 where the rows of H are independent; else the nearest, of the smallest norm.
+    """
+    keys, proxies, basis = keys.double(), proxies.double(), preserved.double()
+    unexplained = keys - keys @ basis.T @ basis
+    gram = unexplained @ unexplained.T + ridge * torch.eye(len(keys), dtype=torch.float64, device=keys.device)
+    change = (proxies - keys).T @ torch.linalg.pinv(gram, rtol=1e-10, hermitian=True) @ unexplained
+    return torch.eye(keys.shape[1], dtype=torch.float64, device=keys.device) + change
+
+
+def nearest_rotation(matrix: Tensor) -> Tensor:
+    """The Q (d, d) with Q^T Q = I and det Q = 1 that maximises <Q, matrix> = tr(Q^T matrix).
+
+    Q = U S V^T for the singular value decomposition U D V^T; S is I but for the last entry, of the smallest singular
+    value, which is -1 where U V^T alone would be a reflection (orthogonal Procrustes, as Kabsch solved it).
+    """
+    left, _, right = torch.linalg.svd(matrix.double())
+    if torch.linalg.det(left @ right) < 0:
+        left[:, -1] *= -1
+    return left @ right

@@ -34,7 +34,7 @@ def check_parent(job: Job, parent: Delta | None, base: Base, closed_form: bool) 
         )
     if parent.base_id != base.fingerprint:
         raise UserError(f"{name} was made from the base {parent.base_id[:16]}, not from {base.fingerprint[:16]}")
-    if parent.kind == "hook":
+    if parent.kind == "hook" and not closed_form:
         raise UserError(f"{name} acts at sampling time and changes no weight, so there is nothing to go on from")
     if not parent.has_effect(base):
         raise UserError(f"{name} changes no weight of the base (a relative L2 of 0): it erased nothing to go on from")

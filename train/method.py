@@ -13,11 +13,12 @@ The frozen original is `task.base`, which is also every method's teacher: a meth
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -26,8 +27,6 @@ from efface.config_files import CONFIGS, StrictModel, parse, read_yaml
 from efface.errors import UserError, did_you_mean
 from efface.files import local_path
 from efface.models.base import Base
-from efface.models.denoiser import Denoiser
-from efface.models.noise_predictor import NoisePredictor
 from efface.models.parameter_groups import select
 from efface.models.shapes import ModelShapes
 from efface.registry import Registry
@@ -67,7 +66,35 @@ class TrainingConfig(MethodConfig):
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="the learning rate after the warm-up: kept, or lowered towards 0 at the end"
     )
+    schedule_cycles: int = Field(1, ge=1, description="times that a cosine schedule starts from the full rate")
     warmup_steps: int = Field(0, ge=0, description="optimiser steps in which the learning rate rises linearly from 0")
+    warmup_from_zero: bool = Field(
+        False, description="the first of these has rate 0, as in the schedules of transformers; false: 1/warmup_steps"
+    )
+    loss_shape: Literal["plain", "hellinger"] = Field(
+        "plain", description="the method's loss as it is, or 1 - exp(-loss / hellinger_scale) (arXiv 2509.21167)"
+    )
+    hellinger_scale: float = Field(1.0, gt=0, description="the loss at which that is 0.63; of the loss's own unit")
+    near_start: Literal["l1", "l2"] = Field(
+        "l2", description="mean |change| or mean squared change of the trained weights, as near_start_weight counts it"
+    )
+    near_start_weight: float = Field(
+        0.0,
+        ge=0,
+        description="what the change since the job's start adds to the loss; CUIG: 50 (l1) or 25000 (l2)",
+    )
+    select: Literal["all", "gradient", "importance"] = Field(
+        "all",
+        description="entries of the weights that are trained: all, those of the largest gradient (SalUn's saliency), "
+        "or of the largest |weight x gradient| (selective fine-tuning)",
+    )
+    select_share: float = Field(0.5, gt=0, le=1, description="share of the entries selected; SalUn 0.5, CUIG 0.05")
+    select_batches: int = Field(50, ge=1, description="batches whose gradients are summed to select; CUIG about 50")
+    protect: Literal["none", "retained"] | tuple[str, ...] = Field(
+        "none",
+        description="prompts on whose mean token embeddings the change of cross-attention keys and values does not "
+        "act: none, those of the retained concepts, or these",
+    )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32",
         description="of the UNets' forward passes and of the weights that are not trained; the trained ones, the loss "
@@ -80,6 +107,10 @@ class GradientConfig(TrainingConfig):
 
     steps: int = Field(ge=1, description="optimiser steps")
     learning_rate: float = Field(gt=0, description="learning rate of the optimiser, never scaled by anything")
+
+
+def _names_nothing(text: str) -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -98,6 +129,12 @@ class UnlearningTask:
     """A folder for costly data that is a function of its key (anchor images, say); None: nothing is kept."""
     erased: tuple[Concept, ...] = ()
     """What earlier requests of a chain erased, oldest first: nothing to hold still, or to map a concept to."""
+    names_held_out: Callable[[str], bool] = _names_nothing
+    """Whether a text names a concept that is held out."""
+
+    def may_see(self, texts: Iterable[str]) -> list[str]:
+        """Of words and captions that come from elsewhere than the set those that name nothing that is held out."""
+        return [text for text in texts if not self.names_held_out(text)]
 
 
 class Method(ABC):
@@ -109,19 +146,32 @@ class Method(ABC):
     Config: ClassVar[type[MethodConfig]]
     strategies: ClassVar[frozenset[Strategy]] = frozenset({"single"})
     policy: ClassVar[Policy] = "none"
-    delta_kind: ClassVar[DeltaKind] = "weights"
+    delta_kind: DeltaKind = "weights"
+    draws: ClassVar[bool] = True
+    """Whether another seed gives other weights."""
 
     def __init__(self, config: MethodConfig) -> None:
         self.config: Any = config
+
+    @property
+    def image_passes(self) -> int:
+        """Rows that a guided step of the edited model takes of the denoiser for an image."""
+        return 2
 
     @property
     @abstractmethod
     def group(self) -> str:
         """The parameter group (`models/parameter_groups.py`) that this config changes; nothing else is touched."""
 
+    def hook_config(self, task: UnlearningTask) -> StrictModel:
+        """Of a method whose delta is a `hook`: the config of the hook of its name (`models/sampler_hooks.py`)."""
+        raise NotImplementedError
+
 
 class ClosedFormMethod(Method):
     """A method whose new weights are the solution of equations."""
+
+    draws: ClassVar[bool] = False
 
     @abstractmethod
     def solve(self, task: UnlearningTask) -> dict[str, Tensor]:
@@ -133,18 +183,22 @@ class GradientMethod(Method):
 
     `add_adapters` and `prepare` are called once, then `batch` and `loss` in turns. Everything random in a batch is a
     function of the task's seed and the batch's index (`train/seeds.py`), so that a run can be stopped and resumed at
-    any step.
+    any step. A method that learns something beside the weights does so in `before_step` and `after_step`, as a function
+    of seed, step and `state`.
     """
+
+    network: ClassVar[Literal["unet", "text_encoder"]] = "unet"
+    """Which network is trained: the student is a `Denoiser`, or a `TextEncoder`."""
 
     @abstractmethod
     def cost(self, shapes: ModelShapes) -> Cost:
         """What a batch takes and what comes before the first one; memory and hours are estimated from it."""
 
-    def add_adapters(self, student: Denoiser, seed: int) -> None:
+    def add_adapters(self, student: Any, seed: int) -> None:
         """Add the trained modules of an adapter method to the student; other methods have none."""
 
     @abstractmethod
-    def prepare(self, task: UnlearningTask, student: Denoiser) -> None:
+    def prepare(self, task: UnlearningTask, student: Any) -> None:
         """Encode prompts, make data, and register hooks on the student."""
 
     @abstractmethod
@@ -152,16 +206,35 @@ class GradientMethod(Method):
         """The data of batch `index` (0, 1, …), made without gradient: roll-outs, teacher predictions."""
 
     @abstractmethod
-    def loss(self, student: NoisePredictor, batch: Any) -> Tensor:
+    def loss(self, student: Any, batch: Any) -> Tensor:
         """The scalar to be minimised, fp32: a pure function of the student's predictions and the batch."""
 
-    def trained(self, student: Denoiser) -> dict[str, nn.Parameter]:
+    def trained(self, student: Any) -> dict[str, nn.Parameter]:
         """The trained tensors by full name, known after `add_adapters`; an adapter method's are its adapters'."""
         return select(student.modules, self.group)
 
-    def saved(self, student: Denoiser) -> dict[str, Tensor]:
+    def saved(self, student: Any) -> dict[str, Tensor]:
         """The tensors of the delta, asked for once after the last step."""
         return {name: value.detach() for name, value in self.trained(student).items()}
+
+    def selection_loss(self, student: Any, index: int) -> Tensor:
+        """The loss by whose gradient `select` picks entries, of batch 0, 1, …; a method may have one of its own."""
+        with torch.no_grad():
+            batch = self.batch(index)
+        return self.loss(student, batch)
+
+    def before_step(self, step: int) -> None:
+        """Change the method's own state (an adversary, say) before optimiser step 0, 1, …; in every process alike."""
+
+    def after_step(self, step: int) -> None:
+        """The same, once the weights have been changed (an average of them, say)."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What `before_step` and `after_step` keep, fp32; part of a checkpoint."""
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from the `state` of a checkpoint."""
 
     @property
     def steps(self) -> int:

@@ -34,6 +34,10 @@ class Cost:
     """Rows of the largest pass without one: a step of a roll-out, or the teacher's."""
     mean_frozen_rows: float = 0.0
     """Rows of all passes without a gradient in a batch, on average."""
+    mean_search_rows: float = 0.0
+    """Rows of all passes before a step with a gradient to the conditioning (an adversary's), on average."""
+    text_rows: int = 0
+    """Prompts in the pass of the text encoder with a gradient, where that is what is trained."""
     latent_sizes: tuple[int, ...] = ()
     """Sides that the latents' height and width are drawn from; empty: the base's own."""
     images: BaseImages | None = None

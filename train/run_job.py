@@ -77,7 +77,10 @@ def run_job(
     if parent is not None and not closed_form:
         kind, tensors = stack(base, parent, kind, tensors)
     own = {name: _own(value) for name, value in sorted(tensors.items())}
-    delta = Delta(kind, own, _provenance(job, parent, method if reduce_micro_batch else None))
+    provenance = _provenance(job, parent, method if reduce_micro_batch else None)
+    if kind == "hook":
+        provenance["hook"] = {"name": method.name, "config": method.hook_config(task).model_dump(mode="json")}
+    delta = Delta(kind, own, provenance)
     if not delta.has_effect(base, parent):
         raise JobFailure(
             f"method '{job.method}' changed no weight (a relative L2 of 0), so nothing is forgotten: the anchor of "
@@ -93,13 +96,21 @@ def _task(job: Job, base: Base, concept_set: ConceptSet, cache: Path | None, clo
 
     The method sees nothing of the concept set that is held out.
     """
-    concept_set = concept_set.shown(job.concepts)
+    whole, concept_set = concept_set, concept_set.shown(job.concepts)
     concepts = tuple(
         with_remaining_anchor(concept_set.find(name), concept_set, erased=job.concepts) for name in job.concepts
     )
-    if job.strategy == "continual" and not closed_form:
-        return UnlearningTask(base, concepts[-1:], concept_set, job.seed, cache, erased=concepts[:-1])
-    return UnlearningTask(base, concepts, concept_set, job.seed, cache)
+    newest_alone = job.strategy == "continual" and not closed_form
+    asked, erased = (concepts[-1:], concepts[:-1]) if newest_alone else (concepts, ())
+    return UnlearningTask(
+        base,
+        asked,
+        concept_set,
+        job.seed,
+        cache,
+        erased,
+        names_held_out=lambda text: whole.held_out_in(text, job.concepts) is not None,
+    )
 
 
 def _provenance(job: Job, parent: Delta | None, reduced: Method | None) -> dict[str, Any]:

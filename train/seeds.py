@@ -5,9 +5,13 @@ So a number depends neither on the device nor on what was drawn before it, and a
 
 import hashlib
 import json
+from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+Item = TypeVar("Item")
 
 
 def generator(seed: int, *purpose: str | int) -> torch.Generator:
@@ -29,3 +33,19 @@ def integer(high: int, generator: torch.Generator) -> int:
 def integers(high: int, count: int, generator: torch.Generator) -> Tensor:
     """`count` uniform integers in [0, high), int64, on the CPU."""
     return torch.randint(high, (count,), generator=generator)
+
+
+def shuffled(count: int, turn: int, seed: int, *purpose: str | int) -> int:
+    """Which of `count` items is shown in turn 0, 1, …: all of them once, in a new order each time round."""
+    rounds, position = divmod(turn, count)
+    return int(torch.randperm(count, generator=generator(seed, *purpose, "round", rounds))[position])
+
+
+def choice(items: Sequence[Item], generator: torch.Generator) -> Item:
+    """One of the items, each as likely as another; of a single one that, and nothing is drawn."""
+    return items[integer(len(items), generator)] if len(items) > 1 else items[0]
+
+
+def uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Uniform numbers in [0, 1), fp32, on the CPU."""
+    return torch.rand(shape, generator=generator)

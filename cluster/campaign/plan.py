@@ -13,19 +13,23 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
-from efface.cluster.campaign.sharding import Judging, cut_shards
-from efface.cluster.campaign.spec import Evaluation, Resources
+from efface.cluster.campaign.attack_tasks import plan_attacks
+from efface.cluster.campaign.prompt_searches import PromptSearches, plan_prompt_searches
+from efface.cluster.campaign.sharding import Judging, cut_shards, retaining
+from efface.cluster.campaign.spec import AttackChoice, Evaluation, Resources
 from efface.cluster.tasks.calibration import CalibrationPart, CalibrationTask, calibration_tasks
 from efface.cluster.tasks.judging import Shard
 from efface.cluster.tasks.metric import MetricTask
 from efface.cluster.tasks.model import BASE, Model
+from efface.cluster.tasks.prompts import PromptCheck, PromptSearch
 from efface.cluster.tasks.task import Task
 from efface.cluster.tasks.training import TrainingTask
 from efface.concepts.concept import Concept, ConceptSet
-from efface.concepts.prompts import KEPT_AXES, Axis, PromptSet, load_prompt_set
+from efface.concepts.prompts import AXES, KEPT_AXES, Axis, PromptSet, load_prompt_set
 from efface.errors import UserError
 from efface.eval.calibration_requests import calibration_requests
 from efface.eval.eval_requests import EvalRequest, eval_requests
+from efface.eval.found_prompts import read_slot
 from efface.eval.judge_identity import judge_identity
 from efface.eval.judge_spec import judge_name, read_judge
 from efface.eval.metric import METRICS
@@ -77,6 +81,16 @@ class Plan:
         return self.of_kind(CalibrationTask)
 
     @cached_property
+    def prompt_searches(self) -> tuple[PromptSearch, ...]:
+        """One for each target whose adversarial prompts have to be found."""
+        return self.of_kind(PromptSearch)
+
+    @cached_property
+    def prompt_checks(self) -> tuple[PromptCheck, ...]:
+        """One for each of `prompt_searches`."""
+        return self.of_kind(PromptCheck)
+
+    @cached_property
     def trainings(self) -> tuple[TrainingTask, ...]:
         """One for each of `jobs`."""
         return self.of_kind(TrainingTask)
@@ -104,7 +118,11 @@ class Plan:
         return self.base_id == NOT_FETCHED
 
     def part(self, number: int, parts: int) -> Plan:
-        """Part `number` (1, …) of `parts`: whole chains of models with their tasks, and a share of the base's."""
+        """Part `number` (1, …) of `parts`: whole chains of models with their tasks, and a share of the base's.
+
+        Each part makes all calibrations and finds all prompts, beginning elsewhere than the next; what one has done is
+        done for all.
+        """
         share: dict[str, int] = {}
         chains = itertools.count()
         for model in self.jobs:
@@ -118,18 +136,21 @@ class Plan:
             return task.model is None or next(base_tasks) % parts == number - 1
 
         models = tuple(model for model in self.models if not model.job or model.folder in mine)
-        # All parts calibrate, and take what others have done: each begins elsewhere.
-        calibrating = self.of_kind(CalibrationPart)
-        turn = (number - 1) * len(calibrating) // parts
-        in_turn = iter([*calibrating[turn:], *calibrating[:turn]])
-        tasks = (next(in_turn) if isinstance(task, CalibrationPart) else task for task in self.tasks if is_mine(task))
-        return replace(self, models=models, tasks=tuple(tasks))
+        tasks = _rotated([task for task in self.tasks if is_mine(task)], number, parts)
+        return replace(self, models=models, tasks=tasks)
 
     def only(self, models: Sequence[Model]) -> Plan:
         """The part about some of its models; and what is about none."""
         kept = {model.folder for model in models}
         tasks = tuple(task for task in self.tasks if task.model is None or task.model.folder in kept)
         return replace(self, models=tuple(models), tasks=tasks)
+
+    @cached_property
+    def axes(self) -> tuple[Axis, ...]:
+        """That are asked."""
+        shared = {id(shard.eval_requests): shard.eval_requests for shard in self.of_kind(Shard)}
+        asked = {ask.axis for requests in shared.values() for request in requests for ask in request.asks}
+        return tuple(axis for axis in AXES if axis in asked)
 
     @property
     def images(self) -> int:
@@ -150,12 +171,14 @@ def make_plan(
     models: Sequence[Model],
     evaluation: Evaluation,
     resources: Resources,
+    attacks: Sequence[AttackChoice] = (),
 ) -> Plan:
     """The plan that judges `models` and the base. Raises UserError for what is unknown or missing in `evaluation`."""
     prompts = load_prompt_set(evaluation.prompts or _base_default(base, "prompts"), concept_set)
     recipe = load_recipe(evaluation.recipe or _base_default(base, "recipe"))
     judges = evaluation.judges or (_base_default(base, "judge", "judges"),)
-    judged = _judged(prompts, concept_set, targets, evaluation)
+    retained = retaining(concept_set, targets, models)
+    judged = _judged(prompts, retained, targets, evaluation)
     calibrating = [
         calibration_tasks(
             judge,
@@ -190,17 +213,28 @@ def make_plan(
         seen.add(model.id)
     for metric in evaluation.metrics:
         METRICS.get(metric)
-    judged_by = Judging(prompts, recipe.id, tuple(calibration.id for calibration in calibrations))
+    to_find = plan_prompt_searches(
+        base, prompts, concept_set, targets, evaluation, (base_id, recipe.id, calibrations[0].id)
+    )
+    first = tuple(check.id for check in to_find.checks)
+    judging = Judging(to_find.prompts, recipe.id, tuple(calibration.id for calibration in calibrations))
     tasks = (
         *(part for parts, _ in calibrating for part in parts),
         *calibrations,
-        *(TrainingTask(model) for model in models),
-        *cut_shards(everything, targets, concept_set, judged_by, evaluation),
+        *to_find.tasks,
+        *(TrainingTask(model, first) for model in models),
+        *cut_shards(everything, targets, retained, judging, evaluation),
         *(MetricTask(model, metric) for model in models if model.job for metric in evaluation.metrics),
+        *plan_attacks(attacks, everything, concept_set, prompts, (recipe.id, calibrations[0].id)),
     )
     shards = [task for task in tasks if isinstance(task, Shard)]
-    texts = {request.prompt for shard in shards for request in shard.eval_requests}
-    warnings = (*check_texts(base, concept_set, prompts, texts), *_nothing_held_out(concept_set, shards))
+    asked = {request.prompt for shard in shards for request in shard.eval_requests}
+    texts = {text for text in asked if read_slot(text) is None}
+    warnings = (
+        *_to_be_found(to_find, prompts, targets),
+        *check_texts(base, concept_set, prompts, texts),
+        *_nothing_held_out(concept_set, shards),
+    )
     return Plan(
         name, base, base_id, concept_set, recipe, prompts, targets, everything, tasks, resources, judged, warnings
     )
@@ -209,9 +243,14 @@ def make_plan(
 def _judged(
     prompts: PromptSet, concept_set: ConceptSet, targets: Sequence[Concept], evaluation: Evaluation
 ) -> tuple[Concept, ...]:
-    """Every concept that a judge may be asked about, in the order of the set."""
-    requests = eval_requests(prompts, concept_set, targets, (0,), evaluation.prompts_per_concept)
-    asked = {ask.asked_concept for request in requests for ask in request.asks}
+    """Every concept that a judge may be asked about, in the order of the set: the targets, and what has to stay.
+
+    The adversarial axis asks for the targets alone, by prompts that may still have to be found.
+    """
+    names = {target.name for target in targets}
+    limits: dict[Axis, int] = {**evaluation.prompts_per_concept, "adversarial": 0}
+    requests = eval_requests(prompts, concept_set, tuple(map(concept_set.find, names)), (0,), limits)
+    asked = names | {ask.asked_concept for request in requests for ask in request.asks}
     return tuple(concept for concept in concept_set.all if concept.name in asked)
 
 
@@ -236,6 +275,28 @@ def _nothing_held_out(concept_set: ConceptSet, shards: Sequence[Shard]) -> Itera
                 f"concept set {concept_set.name}: nothing is held out on the axis {axis} of {', '.join(concepts)}, so "
                 "it is scored on concepts that methods may hold still by name; mark some with `held_out: true`"
             )
+
+
+def _rotated(tasks: Sequence[Task], number: int, parts: int) -> tuple[Task, ...]:
+    """The tasks, with those that every part does for all rotated among their kind: each part begins elsewhere."""
+    order = list(tasks)
+    for kind in (CalibrationPart, PromptSearch, PromptCheck):
+        places = [place for place, task in enumerate(tasks) if isinstance(task, kind)]
+        turn = (number - 1) * len(places) // parts
+        for i, place in enumerate(places):
+            order[place] = tasks[places[(i + turn) % len(places)]]
+    return tuple(order)
+
+
+def _to_be_found(to_find: PromptSearches, prompts: PromptSet, targets: Sequence[Concept]) -> tuple[str, ...]:
+    """What is searched, and what becomes of a concept for which nothing is found."""
+    if not to_find.searches:
+        return ()
+    return (
+        f"prompt set '{prompts.name}' has no adversarial prompts for {len(to_find.searches)} of {len(targets)} "
+        "targets: they are searched first, before anything is trained; a concept for which none is found that the base "
+        "follows is named then, and asked by the strongest, so that its adversarial score says little",
+    )
 
 
 def _base_default(base: BaseSpec, key: str, field: str | None = None) -> str:

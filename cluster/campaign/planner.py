@@ -43,7 +43,15 @@ def plan_campaign(campaign: Campaign, fetch: bool = True) -> Plan:
         base_id = NOT_FETCHED
     models = list(_jobs(campaign, base, base_id, concept_set, targets))
     return make_plan(
-        campaign.name, base, base_id, concept_set, targets, models, campaign.evaluation, campaign.resources
+        campaign.name,
+        base,
+        base_id,
+        concept_set,
+        targets,
+        models,
+        campaign.evaluation,
+        campaign.resources,
+        campaign.attacks,
     )
 
 

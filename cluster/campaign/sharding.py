@@ -10,6 +10,7 @@ from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import PromptSet
 from efface.errors import UserError
 from efface.eval.eval_requests import EvalRequest, eval_requests
+from efface.eval.found_prompts import checks_of
 from efface.files import content_id
 
 Parts = tuple[tuple[tuple[EvalRequest, ...], str], ...]
@@ -20,6 +21,7 @@ class Judging:
     """What all shards of a plan share."""
 
     prompts: PromptSet
+    """With slots where prompts have to be found."""
     recipe_id: str
     calibrations: tuple[str, ...]
     """Ids, one for each judge."""
@@ -37,29 +39,65 @@ def cut_shards(
     Raises UserError where a model has nothing left to be asked on an axis.
     """
     seeds = range(evaluation.images_per_prompt)
+    targets = tuple(concept_set.find(target.name) for target in targets)
     judged_by = [judging.recipe_id, *judging.calibrations]
-    asked_of: dict[tuple[str, ...] | None, Parts] = {}
+    asked_of: dict[tuple[str, ...] | None, tuple[Parts, tuple[str, ...]]] = {}
     for model in models:
         forgotten = model.job.concepts if model.job else None
         if forgotten not in asked_of:
             asked = tuple(map(concept_set.find, forgotten)) if forgotten else targets
             all_questions = eval_requests(judging.prompts, concept_set, asked, seeds, evaluation.prompts_per_concept)
-            kept = _without_forgotten(all_questions, model) if forgotten else all_questions
-            asked_of[forgotten] = _parts(kept, evaluation.shard_size, judged_by)
-        requires = shard_requires(model, judging.calibrations)
-        for index, (part, part_id) in enumerate(asked_of[forgotten]):
+            kept = _without_forgotten(all_questions, model, targets) if forgotten else all_questions
+            asked_of[forgotten] = _parts(kept, evaluation.shard_size, judged_by), checks_of(kept)
+        parts, checks = asked_of[forgotten]
+        requires = shard_requires(model, judging.calibrations, checks)
+        for index, (part, part_id) in enumerate(parts):
             yield Shard(model, index, part, content_id([model.id, model.label, part_id]), requires)
 
 
-def _without_forgotten(all_questions: tuple[EvalRequest, ...], model: Model) -> tuple[EvalRequest, ...]:
+def retaining(concept_set: ConceptSet, targets: Sequence[Concept], models: Sequence[Model]) -> ConceptSet:
+    """The set, with neighbours to be retained where a model forgets whatever else would be.
+
+    Of a target all of whose retained concepts are targets too, they become the neighbours that are neither near it nor
+    a target. Where every model forgets a concept alone, the set is as it was.
+    """
+    names = {target.name for target in targets}
+    if all(model.job is None or model.job.strategy == "single" for model in models):
+        return concept_set
+    changed = {}
+    for concept in concept_set.all:
+        if concept.name in names and all(other.name in names for other in concept_set.retained_for(concept)):
+            near = {concept.name, *(other.name for other in concept_set.adjacent_to(concept))}
+            others = tuple(other.name for other in concept_set.neighbours if other.name not in near | names)
+            if others:
+                changed[concept.name] = concept.model_copy(update={"retained": others})
+    fields = {key: getattr(concept_set, key) for key in ConceptSet.model_fields}
+    lists = {
+        key: tuple(changed.get(concept.name, concept) for concept in value)
+        for key, value in fields.items()
+        if isinstance(value, tuple)
+    }
+    return ConceptSet(**{**fields, **lists})
+
+
+def _without_forgotten(
+    all_questions: tuple[EvalRequest, ...], model: Model, targets: Sequence[Concept]
+) -> tuple[EvalRequest, ...]:
     """The questions, less those that would ask a model to have kept a concept that it was made to forget.
 
-    Raises UserError where that leaves an axis of a concept with nothing to ask, so that it could not be scored.
+    In a chain of requests nothing counts as retained that a later request erases: the axis asks after each request for
+    the same. Raises UserError where an axis of a concept is left with nothing to ask, so that it could not be scored.
     """
-    forgotten = model.job.concepts if model.job else ()
+    forgotten = set(model.job.concepts if model.job else ())
+    chain = model.job is not None and model.job.strategy == "continual"
+    erased: dict[str, set[str]] = {"retain": forgotten | {t.name for t in targets} if chain else forgotten}
     kept = []
     for question in all_questions:
-        asks = tuple(a for a in question.asks if a.asked_concept not in forgotten or a.concept == a.asked_concept)
+        asks = tuple(
+            a
+            for a in question.asks
+            if a.concept == a.asked_concept or a.asked_concept not in erased.get(a.axis, forgotten)
+        )
         if asks:
             kept.append(EvalRequest(question.prompt, question.seed, asks))
     still_asked = {(a.concept, a.axis) for question in kept for a in question.asks}

@@ -40,6 +40,14 @@ class ConceptChoice(StrictModel):
     targets: Literal["all"] | tuple[str, ...] = Field("all", description="concepts or aliases of the set")
 
 
+class PromptSearchChoice(StrictModel):
+    """How adversarial prompts are found, where the prompt set has none."""
+
+    attack: str = Field("token-search", description="an attack of `efface attacks`")
+    config: dict[str, Any] = Field({}, description="fields of the attack's config")
+    seed: int = Field(0, ge=0, description="of the search")
+
+
 class Evaluation(StrictModel):
     """How each model, and the base, is judged."""
 
@@ -54,6 +62,7 @@ class Evaluation(StrictModel):
         {},
         description="at most so many prompts of each asked concept on an axis, 0: the axis is left out; default: all",
     )
+    prompt_search: PromptSearchChoice = PromptSearchChoice()
     shard_size: int = Field(64, ge=1, le=1024, description="images in one task")
 
     @field_validator("prompts_per_concept")
@@ -64,6 +73,17 @@ class Evaluation(StrictModel):
         if all(limits.get(axis) == 0 for axis in AXES):
             raise ValueError("leaves every axis out, should leave one in")
         return limits
+
+
+class AttackChoice(StrictModel):
+    """An attack on every model, for every concept that it was made to forget."""
+
+    attack: str = Field(description="by name, of `efface attacks`")
+    config: dict[str, Any] = Field({}, description="fields of the attack's config")
+    budget: int = Field(20_000, ge=1, description="model calls for each model and concept, all instances together")
+    prompts: int = Field(1, ge=1, description="direct prompts of the concept, each tried by every seed")
+    seeds: tuple[int, ...] = Field((0, 1, 2, 3), min_length=1, description="image seeds")
+    seed: int = Field(0, ge=0, description="of the attack's own random numbers")
 
 
 class Resources(StrictModel):
@@ -110,6 +130,7 @@ class Campaign(StrictModel):
     methods: tuple[MethodChoice, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     evaluation: Evaluation = Evaluation()
+    attacks: tuple[AttackChoice, ...] = Field((), description="on every model; default: none")
     resources: Resources = Resources()
     limits: Limits = Limits()
     training: dict[str, Any] = Field(

@@ -3,7 +3,6 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -12,6 +11,7 @@ from rich.text import Text
 from efface.cluster.search.result import TrialRow
 from efface.cluster.storage.run_folder import RunFolder
 from efface.concepts.prompts import AXES
+from efface.eval.scores.results import Scores
 from efface.files import write_atomic, write_json
 
 OBJECTIVES = {"err_mean": "max", "weight_change": "min", "seconds": "min"}
@@ -46,14 +46,12 @@ def front_of(rows: Sequence[TrialRow], last_rung: int) -> list[TrialRow]:
     return [row for row, _ in front]
 
 
-def write_results(
-    folder: RunFolder, rows: Sequence[TrialRow], front: Sequence[TrialRow], base: Mapping[str, Any]
-) -> None:
+def write_results(folder: RunFolder, rows: Sequence[TrialRow], front: Sequence[TrialRow], base: Scores) -> None:
     """trials.csv, pareto.csv and pareto.json in the folder."""
     fields = list(dict.fromkeys(name for row in rows for name in row.point))
     write_atomic(folder.root / "trials.csv", _csv(rows, fields))
     write_atomic(folder.root / "pareto.csv", _csv(front, fields))
-    known = {"err_mean": base["err_mean"], "interval": base["intervals"]["err_mean"], "axes": base["axes"]}
+    known = {"err_mean": base.err_mean, "interval": base.intervals.err_mean, "axes": base.axes}
     write_json(
         folder.root / "pareto.json",
         {"objectives": OBJECTIVES, "base": known, "front": [row.as_json() for row in front]},

@@ -10,7 +10,7 @@ import contextlib
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
@@ -27,12 +27,14 @@ from efface.cluster.search.trial_source import TrialSource
 from efface.cluster.signals import stop_signals
 from efface.cluster.storage.journal import Journal
 from efface.cluster.storage.lease import Lease
+from efface.cluster.storage.prompt_cache import keep, restore
 from efface.cluster.storage.remaining import RemainingTasks
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.workers.executor import WorkerClass
 from efface.cluster.workers.worker import Worker
 from efface.config_files import to_yaml
 from efface.errors import UserError
+from efface.eval.scores.results import Scores
 from efface.text import shown
 
 if TYPE_CHECKING:
@@ -47,16 +49,14 @@ class SearchResults:
     rows: list[TrialRow]
     """Every trial, in the order they began."""
     front: list[TrialRow]
-    base: dict[str, Any]
+    base: Scores
     """The scores of the unedited base."""
 
     def show(self, console: Console) -> None:
         """Print the Pareto front, and which files hold the rest."""
         states = [row.result.state for row in self.rows]
         counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
-        console.print(
-            f"{len(states)} trials: {', '.join(counts)}; the unedited base has ERR {self.base['err_mean']:.3f}"
-        )
+        console.print(f"{len(states)} trials: {', '.join(counts)}; the unedited base has ERR {self.base.err_mean:.3f}")
         if self.front:
             console.print("Pareto front of ERR, weight change and training time, judged on all images:")
             console.print(rich_table(self.front))
@@ -96,6 +96,7 @@ def run_search(
     study = Study(search, study_file)
     if not (study.is_complete(trials) and unjudged(base, folder).is_empty):
         with Lease(folder.root) as lease, stop_signals(console) as signals:
+            restore(first.tasks, folder)
             study = Study(search, study_file)  # another driver may have gone on with it until now
             if study.damaged:
                 console.print(f"{study_file}: damaged; what it lacks is proposed again", soft_wrap=True, markup=False)
@@ -108,6 +109,7 @@ def run_search(
                 most = _most_tasks(first, base, study, trials)
                 executor = make_executor(run, most, workers, address, should_stop, worker)
                 closing.callback(executor.close)
+                closing.callback(lambda: keep(first.tasks, folder))
                 journal = closing.enter_context(contextlib.closing(Journal(folder)))
                 dispatch(RemainingTasks(), source, executor, [journal, source], search.limits, should_stop, source)
     rows = study.rows

@@ -6,7 +6,6 @@ was interrupted goes on where it was.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import pyarrow as pa
 
@@ -17,15 +16,16 @@ from efface.cluster.search.spec import Point, Search
 from efface.cluster.storage.records import sha256
 from efface.cluster.storage.remaining import RemainingTasks, remaining_tasks
 from efface.cluster.storage.run_folder import RunFolder
-from efface.cluster.tasks.judging import VERDICTS, Shard, shard_requires
+from efface.cluster.tasks.judging import VERDICTS, Shard
 from efface.cluster.tasks.model import BASE, Model
 from efface.cluster.tasks.task import Task
 from efface.cluster.tasks.training import TrainingResult
 from efface.concepts.prompts import AXES
 from efface.errors import StorageError, UserError
 from efface.eval.image_table import read_table
-from efface.eval.metrics.weight_change import mean_weight_change
+from efface.eval.scores.results import Scores as MethodScores
 from efface.eval.scores.scoring import score_table
+from efface.eval.weight_norms import mean_weight_change
 from efface.files import content_id
 
 FAILED = -1.0
@@ -74,8 +74,8 @@ class Trial:
             raise
         except UserError as error:  # too many verdicts that could not be read
             return failed(str(error))
-        low, high = found["intervals"]["err_mean"]
-        scores = Scores(found["err_mean"], (low, high), found["axes"], self.search.rungs[rung])
+        axes = {str(axis): score for axis, score in found.axes.items()}
+        scores = Scores(found.err_mean, found.intervals.err_mean, axes, self.search.rungs[rung])
         return TrialResult("judged", scores.err_mean, cost, scores)
 
     def _shards(self, rung: int) -> list[Shard]:
@@ -92,10 +92,10 @@ class Trial:
         """Of a trial whose jobs are all done."""
         records = self.folder.records(self.plan.trainings)
         trained = [TrainingResult.model_validate(records[task.id].facts) for task in self.plan.trainings]
-        changes = mean_weight_change([result.weight_change for result in trained])["all"]
+        changes = mean_weight_change([result.weight_change for result in trained]).all
         return Cost(
-            weight_change=changes["relative_l2"],
-            challenge=changes["challenge"],
+            weight_change=changes.relative_l2,
+            challenge=changes.challenge,
             seconds=sum(record.seconds or 0.0 for record in records.values()),
             jobs=tuple(model.folder for model in self.plan.jobs),
         )
@@ -111,7 +111,7 @@ def base_plan(plan: Plan) -> Plan:
     return plan.only(plan.models[:1])
 
 
-def base_scores(plan: Plan, folder: RunFolder) -> dict[str, Any]:
+def base_scores(plan: Plan, folder: RunFolder) -> MethodScores:
     """The scores of the unedited base on the images of the last rung, once all of them are judged."""
     return score_table(_verdicts(folder, plan.shards[plan.models[0].id]), method=BASE)
 
@@ -140,8 +140,8 @@ def rung_shards(plan: Plan, rungs: tuple[int, ...], size: int) -> list[list[Shar
 
 def _rung_shards(plan: Plan, model: Model, rung: int, seeds: range, size: int) -> Iterator[Shard]:
     asked = [question for shard in plan.shards[model.id] for question in shard.eval_requests if question.seed in seeds]
-    calibrations = tuple(calibration.id for calibration in plan.calibrations)
-    judged_by, requires = [plan.recipe.id, *calibrations], shard_requires(model, calibrations)
+    judged_by = [plan.recipe.id, *(calibration.id for calibration in plan.calibrations)]
+    requires = next((shard.requires for shard in plan.shards[model.id]), ())
     for number, start in enumerate(range(0, len(asked), size)):
         part = tuple(asked[start : start + size])
         what = [[q.prompt, q.seed, [[a.concept, a.axis, a.asked_concept] for a in q.asks]] for q in part]

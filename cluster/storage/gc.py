@@ -21,7 +21,7 @@ from efface.files import is_remote, is_temporary
 PARTIAL_FILE_AGE = 3600.0
 """Seconds in which a half-written file may yet become a whole one: parts of a run write without a lease."""
 
-SHARED_FOLDERS = ("calibration", "calibration/parts", "sheets", "stages", "leases", "logs", "launch")
+SHARED_FOLDERS = ("calibration", "calibration/parts", "prompts", "sheets", "stages", "leases", "logs", "launch")
 """Subfolders whose files belong to no one model."""
 
 JOB_FILES = {"checkpoint.safetensors", "delta.safetensors", "failure.json", "log.txt"}

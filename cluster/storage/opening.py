@@ -23,7 +23,7 @@ RESULTS = (
 )
 """What a run, or a search, writes under a name that anybody might choose."""
 
-TASK_FOLDERS = ("calibration", "calibration/parts", "jobs", "evaluations")
+TASK_FOLDERS = ("calibration", "calibration/parts", "prompts", "jobs", "evaluations")
 
 
 def open_folder(paths: RunPaths, config_file: Path, text: str, mutable_keys: Iterable[str]) -> None:

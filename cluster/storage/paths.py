@@ -3,6 +3,8 @@
     run.json                                       the sign of a run folder, with the version of its format
     campaign.yaml                                  the campaign as it was read (evaluation.yaml, search.yaml: instead)
     calibration/<judge>-<id>.calibration.json      how a judge does on images of the base
+    prompts/<concept>-<id>.candidates.json         adversarial prompts that a search found, and of these, in
+    prompts/<concept>-<id>-<id>.prompts.json       another file, what is asked
     jobs/<job>/delta.safetensors, record.json      a finished training; failure.json: the model was given up;
                                                    log.txt; checkpoint.safetensors while it is trained
     evaluations/<model>/<shard>.verdicts.parquet   rows of the image table
@@ -53,6 +55,11 @@ class RunPaths:
     @property
     def scores(self) -> Path:
         return self.root / "scores.json"
+
+    @property
+    def attacks(self) -> Path:
+        """Attacks on the models, a row for each method and attack."""
+        return self.root / "attacks.csv"
 
     @property
     def leaderboard(self) -> Path:

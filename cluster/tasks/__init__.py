@@ -1,1 +1,1 @@
-"""What a task is (`task.py`), and the kinds there are, one file each: calibration, training, judging, metric."""
+"""What a task is (`task.py`), and its kinds, a file each: calibration, prompts, training, judging, metric, attack."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from efface.cluster.tasks.model import Model
@@ -20,7 +20,8 @@ VERDICTS, IMAGES = "verdicts.parquet", "images.parquet"
 
 @dataclass(frozen=True)
 class Shard(Task):
-    """A part of a model's images. It waits for the model, and for the calibration of every judge."""
+    """A part of a model's images. It waits for the model, for the calibration of every judge, and for prompts that have
+    to be found."""
 
     kind = "judging"
     unit = "image"
@@ -28,30 +29,36 @@ class Shard(Task):
     model: Model
     index: int
     eval_requests: tuple[EvalRequest, ...]
+    """With slots where a prompt has to be found."""
     id: str
     requires: tuple[str, ...] = ()
 
     def run(self, worker: Worker) -> None:
         from efface.eval.evaluate import evaluate
+        from efface.eval.found_prompts import fill
         from efface.eval.image_errors import broken_images, counted
         from efface.eval.image_table import write_table
+        from efface.models.sampler import SamplingCost
 
+        requests = fill(self.eval_requests, worker.found_prompts)
+        cost = SamplingCost()
         worker.set_resident(self.model)
         verdicts, images = evaluate(
             worker.base,
             worker.recipe,
-            self.eval_requests,
+            requests,
             worker.judges(),
             worker.context.concept_set,
             model_id=self.model.id,
             method=self.model.label,
+            cost=cost,
         )
         outputs = [worker.folder.output(self, name) for name in (VERDICTS, IMAGES)]
         for path, table in zip(outputs, (verdicts, images), strict=True):
             write_table(path, table)
         broken = broken_images(verdicts)
-        facts = {"broken": broken} if broken else {}
-        worker.finish(self, outputs, note=counted(broken) if broken else "", images=len(self.eval_requests), **facts)
+        facts = {"sampling": asdict(cost), **({"broken": broken} if broken else {})}
+        worker.finish(self, outputs, note=counted(broken) if broken else "", images=len(requests), **facts)
 
     @property
     def size(self) -> int:
@@ -80,6 +87,6 @@ class Shard(Task):
         return f"{self.index:05d}-{self.id}"
 
 
-def shard_requires(model: Model, calibrations: tuple[str, ...]) -> tuple[str, ...]:
-    """What all shards of a model require: the model, and the calibrations with these ids."""
-    return (model.folder, *calibrations)
+def shard_requires(model: Model, calibrations: tuple[str, ...], checks: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """What all shards of a model require: the model, and the calibrations and checks of prompts with these ids."""
+    return (model.folder, *calibrations, *checks)

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from efface.cluster.tasks.model import Model
 from efface.cluster.tasks.task import CountedCost, Priority, RateUse, Task
+from efface.eval.weight_norms import WeightChange
 
 if TYPE_CHECKING:
     from efface.cluster.campaign.plan import Plan
@@ -32,6 +33,8 @@ class TrainingTask(Task):
     priority = Priority.LONG
 
     model: Model
+    after: tuple[str, ...] = ()
+    """Products that should be there before anything is trained, though the training does not use them."""
 
     @cached_property
     def id(self) -> str:
@@ -39,7 +42,7 @@ class TrainingTask(Task):
 
     @cached_property
     def requires(self) -> tuple[str, ...]:
-        return (self.model.predecessor,) if self.model.predecessor else ()
+        return (self.model.predecessor, *self.after) if self.model.predecessor else self.after
 
     @property
     def job(self) -> Job:
@@ -141,11 +144,10 @@ class TrainingResult(BaseModel):
     job: dict[str, Any]
     """The JSON of the `Job`."""
     metrics: TrainingMetrics
-    weight_change: dict[str, Any]
-    """The JSON of `eval.metrics.weight_change`."""
+    weight_change: WeightChange
 
 
-def training_facts(model: Model, metrics: TrainingMetrics, change: dict[str, Any]) -> dict[str, Any]:
+def training_facts(model: Model, metrics: TrainingMetrics, change: WeightChange) -> dict[str, Any]:
     """The JSON of a model's `TrainingResult`, for its record."""
     assert model.job
     job = model.job.model_dump(mode="json")
@@ -165,9 +167,14 @@ def trained_concepts(job: Job, steps: int) -> int:
 
 
 def steps_of(job: Job) -> int:
-    """The optimiser steps that a job will take; 0 for a closed form."""
-    from efface.train.method import GradientMethod, get_method, parse_config
+    """The optimiser steps that a job will take; 0 for a closed form, and for a method that is not known here.
 
+    Deltas made elsewhere may name such a method; they are judged and not trained.
+    """
+    from efface.train.method import METHODS, GradientMethod, get_method, parse_config
+
+    if job.method not in METHODS.names():
+        return 0
     method = get_method(job.method)
     if not issubclass(method, GradientMethod):
         return 0

@@ -20,12 +20,15 @@ from efface.cluster.storage.lease import check_shared
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.tasks.calibration import CALIBRATION, CalibrationTask
 from efface.cluster.tasks.model import Model
+from efface.cluster.tasks.prompts import FOUND, PromptCheck
 from efface.cluster.tasks.retry_rules import Outcome
 from efface.cluster.tasks.task import DamagedInput, Task
 from efface.cluster.workers.log_capture import log_to
 from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import PromptSet
+from efface.config_files import read_config
 from efface.errors import JobFailure, Stopped, StorageError, UserError
+from efface.eval.found_prompts import FoundPrompts
 from efface.files import as_path, write_atomic
 from efface.models.base import BaseSpec
 from efface.models.recipe import Recipe
@@ -49,6 +52,8 @@ class WorkerContext:
     """Every concept that a judge will be asked about."""
     cpus: int
     gpus: float
+    prompt_checks: tuple[PromptCheck, ...] = ()
+    """What finds the prompts that stand as slots in what is asked."""
     checkpoint_steps: int = 50
     """Optimiser steps between two checkpoints of a training."""
     stop_request: str | None = None
@@ -107,6 +112,7 @@ class Worker:
         self._attention = {"attention": set_attention(self.base.unet, attention)["used"]} if attention else {}
         self._judges: dict[str, Judge] = {}
         self._uncalibrated: dict[str, Judge] = {}
+        self._found: dict[str, FoundPrompts] = {}
         self._resident = self.base.fingerprint[:16]
         self._should_stop = should_stop or (lambda: self.folder.stop_request() not in (None, context.stop_request))
         self._last_poll = self._last_log_flush = time.monotonic()
@@ -201,6 +207,16 @@ class Worker:
         if judge not in self._uncalibrated:
             self._uncalibrated[judge] = load_judge(judge, self.device)
         return self._uncalibrated[judge]
+
+    def found_prompts(self, check: str) -> FoundPrompts:
+        """What the check of prompts with this id came to. Raises DamagedInput."""
+        if check not in self._found:
+            task = next(task for task in self.context.prompt_checks if task.id == check)
+            path = self.folder.output(task, FOUND)
+            if not self.folder.is_intact(task):
+                raise DamagedInput(path, self.folder.record_file(task))
+            self._found[check] = read_config(FoundPrompts, path)
+        return self._found[check]
 
     def on_step(self, task: Task, done: int, steps: int, loss: float) -> None:
         """After every optimiser step. Raises Stopped where it is to be interrupted, JobFailure if it was given up."""

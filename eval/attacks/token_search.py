@@ -24,10 +24,12 @@ from pydantic import Field
 from torch import Tensor
 
 from efface.errors import UserError
-from efface.eval.attack import ATTACKS, AdversarialPrompt, Attack, AttackConfig, AttackTarget
+from efface.eval.attack import ATTACKS, AdversarialPrompt, AttackConfig, PromptAttack
+from efface.eval.attack_target import AttackTarget
 from efface.eval.banned_words import Banned
 from efface.models.base import Base
 from efface.models.text_encoding import encode_ids, token_ids, with_all_vectors
+from efface.models.token_space import best_exchanges, exchange_one
 
 ATTEMPTS = 1000
 POSITIONS = 24
@@ -43,7 +45,7 @@ class TokenSearchConfig(AttackConfig):
 
 
 @ATTACKS.register("token-search")
-class TokenSearch(Attack):
+class TokenSearch(PromptAttack):
     """Greedy coordinate gradient on the base's text encoder, towards the concept and away from others."""
 
     Config = TokenSearchConfig
@@ -147,10 +149,8 @@ def search(
     best = start = float(_similarities(base, goal, tokens[None])[0])
     for _ in range(config.steps):
         gain = _token_gains(base, goal, tokens)
-        gain[:, ~allowed] = -torch.inf
-        gain[torch.arange(config.tokens), tokens] = -torch.inf
-        choices = gain.topk(min(config.top_k, int(allowed.sum()) - 1), dim=1).indices
-        tried = _candidates(tokens, choices, config.candidates, generator)
+        choices = best_exchanges(gain, tokens, allowed, config.top_k)
+        tried = exchange_one(tokens, choices, config.candidates, generator)
         tried = tried[torch.tensor(vocabulary.valid(tried.tolist(), banned))]
         if len(tried) == 0:
             continue
@@ -185,15 +185,6 @@ def _random_prompt(
         f"token search: no prompt of {count} tokens can be made from the {len(pool)} that are not banned, "
         "should be fewer tokens or another tokenizer"
     )
-
-
-def _candidates(tokens: Tensor, choices: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Different prompts with one token of `tokens` (n,) exchanged for one of its position's `choices` (n, k)."""
-    positions, ranks = choices.shape
-    sampled = torch.randperm(positions * ranks, generator=generator)[:count]
-    tried = tokens.repeat(len(sampled), 1)
-    tried[torch.arange(len(sampled)), sampled // ranks] = choices.flatten()[sampled]
-    return tried
 
 
 def _with_special_tokens(base: Base, tokens: Tensor, positions: int) -> Tensor:

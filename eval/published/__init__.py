@@ -2,9 +2,9 @@
 
 `genmu-2025.csv`: the challenge's site (github.com/shreyanshhub/GENMU-, evaluation and leaderboard): the "ERR" of each
 concept (headed "ERB" at other times) of four baselines and of two teams. Judge and images are not published.
-`maproute-plus-plus.csv`: MapRoute++ (arXiv 2608.13478): five axes of one method, judged by a model of the LLaVA family.
+`maproute-plus-plus.csv`: MapRoute++ (arXiv 2608.13478): five axes of one method; the judge is of the LLaVA family.
 
-Judge and recipe differ from one's own and from each other, so the numbers can be set side by side and not compared. Names
+Judge and recipe differ from one's own and from each other: numbers to be set side by side, not to be compared. Names
 are spelled as in the source; the concept set genmu-2025 knows them as aliases.
 """
 
@@ -37,7 +37,7 @@ class Published:
 def published_for(concepts: Iterable[str]) -> list[Published]:
     """What was published on these concepts (names or aliases of genmu-2025), in their order."""
     known = load_concept_set("genmu-2025")
-    wanted = {}
+    wanted: dict[str, None] = {}
     for name in concepts:
         try:
             wanted[known.find(name).name] = None

@@ -8,7 +8,9 @@ import pyarrow as pa
 
 from efface.eval.calibration import Calibration
 from efface.eval.published import Published
+from efface.eval.scores.continual import Stages
 from efface.eval.scores.leaderboard import LeaderboardRow
+from efface.eval.scores.results import Scores
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,16 @@ class RunContent:
     judge: str
     """Of the headline."""
     rows: tuple[LeaderboardRow, ...]
-    scores: Mapping[str, Any]
-    """What `score_table` says of each method by the headline judge."""
-    stages: Mapping[str, Any]
-    """Of each chain of requests, by its method: what `score_stages` says."""
+    scores: Mapping[str, Scores]
+    """Of each method, by the headline judge."""
+    stages: Mapping[str, Stages]
+    """Of each chain of requests, by its method."""
     models: tuple[ReportedModel, ...]
     calibrations: tuple[Calibration, ...]
     images: Callable[[], Iterator[tuple[str, bytes]]]
     """Every image that was kept, once, as its hash and a PNG."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the leaderboard has to know."""
     problems: tuple[str, ...] = ()
     """What is missing, failed or damaged, and what should be known before results are believed; a sentence each."""
     published: tuple[Published, ...] = ()

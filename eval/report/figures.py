@@ -3,13 +3,14 @@
 Colours of text and grid are set in the browser, for light and dark. A figure is drawn by the script in the file.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from efface.concepts.prompts import TARGET_AXES
 from efface.eval.report.content import ReportedModel, RunContent
 from efface.eval.report.queries import interference
+from efface.eval.scores.continual import Stages
 from efface.eval.scores.leaderboard import LeaderboardRow
 from efface.eval.scores.scoring import BASE
 
@@ -139,14 +140,14 @@ def heat_map(run: RunContent, method: str, number: int) -> Figure | None:
     )
 
 
-def chain(label: str, report: Mapping[str, Any], number: int) -> Figure:
+def chain(label: str, report: Stages, number: int) -> Figure:
     """Retention, and what came back, after each request of a chain."""
-    stages = report["stages"]
-    requests = [f"{stage['stage']}. {stage['request']}" for stage in stages]
-    came_back = {axis: [(stage["relapse"]["mean"] or {}).get(axis) for stage in stages] for axis in TARGET_AXES}
+    stages = report.stages
+    requests = [f"{stage.stage}. {stage.request}" for stage in stages]
+    came_back = {axis: [(stage.relapse.mean or {}).get(axis) for stage in stages] for axis in TARGET_AXES}
     lines = {
-        "ERR": [stage["err_mean"] for stage in stages],
-        "retention": [stage["retention"] for stage in stages],
+        "ERR": [stage.err_mean for stage in stages],
+        "retention": [stage.retention for stage in stages],
         **{f"relapse ({axis})": values for axis, values in came_back.items()},
     }
     plot = _plot(

@@ -12,14 +12,16 @@ from typing import Any
 
 import jinja2
 
-from efface.concepts.prompts import AXES
+from efface.concepts.prompts import AXES, KEPT_AXES
 from efface.eval.calibration import Calibration
+from efface.eval.judge_accuracy import Accuracy, together
 from efface.eval.published import CAUTION
 from efface.eval.report.content import RunContent
 from efface.eval.report.figures import Figure, figures, is_base
 from efface.eval.report.queries import Disagreement, disagreements
 from efface.eval.report.strips import make_strips
 from efface.eval.report.thumbnails import COLUMNS, ROWS, make_sprites
+from efface.eval.scores.leaderboard import shows_some
 from efface.text import shown
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -55,13 +57,21 @@ def report_html(runs: Sequence[RunContent], title: str, version: str = "", live_
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    engine.filters |= {"score": _score, "number": _number, "shown": lambda value: shown(str(value))}
+    engine.filters |= {
+        "score": _score,
+        "interval": _interval,
+        "number": _number,
+        "shown": lambda value: shown(str(value)),
+    }
     return engine.get_template("report.html.j2").render(
         title=title,
         sections=sections,
         axes=AXES,
         is_base=is_base,
         balanced=_balanced,
+        together=together,
+        kept_axes=KEPT_AXES,
+        shows_some=shows_some,
         published_caution=CAUTION,
         version=version,
         live_version=live_version,
@@ -112,7 +122,10 @@ def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else shown(str(value))
 
 
-def _balanced(calibration: Calibration) -> list[tuple[str, float | None, float | None, int, int]]:
-    """Of each concept: recall, specificity, and on how many images; the least certain first."""
-    rows = [(name, a.recall, a.specificity, a.own, a.others) for name, a in calibration.accuracy.items()]
-    return sorted(rows, key=lambda row: ((row[1] or 0) + (row[2] or 0), row[0]))
+def _interval(ends: tuple[float, float] | None) -> str:
+    return "" if ends is None else f"{ends[0]:.3f}–{ends[1]:.3f}"
+
+
+def _balanced(calibration: Calibration) -> list[tuple[str, Accuracy]]:
+    """Of each concept how often the judge is right, the least often first."""
+    return sorted(calibration.accuracy.items(), key=lambda of: ((of[1].recall or 0) + (of[1].specificity or 0), of[0]))

@@ -5,10 +5,11 @@ import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from efface.concepts.prompts import AXES
+from efface.concepts.prompts import AXES, KEPT_AXES
 from efface.errors import UserError
 from efface.eval.report.content import RunContent
 from efface.eval.report.page import report_html
+from efface.eval.scores.leaderboard import LeaderboardRow, shows_some
 from efface.files import write_atomic
 from efface.text import csv_cell, shown
 
@@ -46,7 +47,10 @@ def _head(path: Path) -> str:
 
 
 def scores_csv(runs: Sequence[RunContent]) -> str:
-    """One line for each run, method, concept and axis, in full, with its 95 % interval where there is one."""
+    """One line for each run, method, concept and axis, in full, with its 95 % interval where there is one.
+
+    `adjacent_shown` and `retain_shown` are of concepts that methods may see.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HEADER)
@@ -56,41 +60,68 @@ def scores_csv(runs: Sequence[RunContent]) -> str:
 
 def _lines(run: RunContent) -> Iterator[tuple[str | float, ...]]:
     for method, scores in run.scores.items():
-        intervals = scores["intervals"]
-        for concept, values in scores["concepts"].items():
+        intervals = scores.intervals
+        for concept, values in scores.concepts.items():
             for axis in (*AXES, "err"):
-                yield run.name, method, concept, axis, values[axis], *intervals["concepts"][concept][axis]
+                yield run.name, method, concept, axis, values[axis], *intervals.concepts[concept][axis]
         for axis in AXES:
-            yield run.name, method, "(mean)", axis, scores["axes"][axis], *intervals["axes"][axis]
-        for name in ("err_mean", "err_of_means"):
-            yield run.name, method, "(mean)", name, scores[name], *intervals[name]
+            yield run.name, method, "(mean)", axis, scores.axes[axis], *intervals.axes[axis]
+        for concept, seen in {**scores.shown.concepts, "(mean)": scores.shown.axes}.items():
+            for axis, value in seen.items():
+                if value is not None:
+                    yield run.name, method, concept, f"{axis}_shown", value, "", ""
+        yield run.name, method, "(mean)", "err_mean", scores.err_mean, *intervals.err_mean
+        yield run.name, method, "(mean)", "err_of_means", scores.err_of_means, *intervals.err_of_means
 
 
 def scores_markdown(runs: Sequence[RunContent]) -> str:
     """The leaderboards as Markdown tables."""
     blocks = []
     for run in runs:
-        header = ("method", "concepts", *AXES, "ERR mean", "95 % interval", "ERR of means", "relative L2", "seconds")
-        lines = [f"## {_cell(run.name)}", "", *(f"- {_cell(problem)}" for problem in run.problems)]
+        of_shown = [f"{axis}_shown" for axis in KEPT_AXES] if shows_some(run.rows) else []
+        header = (
+            "method",
+            "concepts",
+            *AXES,
+            *of_shown,
+            "ERR mean",
+            "95 % interval",
+            "difference",
+            "ERR of means",
+            "relative L2",
+            "seconds",
+        )
+        lines = [f"## {markdown_text(run.name)}", "", *(f"- {markdown_text(problem)}" for problem in run.problems)]
         lines += [""] if run.problems else []
         lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
         for row in run.rows:
             cells = (
-                _cell(row.method),
+                markdown_text(row.method),
                 str(row.concepts),
                 *(f"{getattr(row, axis):.3f}" for axis in AXES),
+                *("" if (value := getattr(row, name)) is None else f"{value:.3f}" for name in of_shown),
                 f"{row.err_mean:.3f}",
                 f"{row.low:.3f}–{row.high:.3f}",
+                _difference(row),
                 f"{row.err_of_means:.3f}",
                 "" if row.relative_l2 is None else f"{row.relative_l2:.1e}",
                 "" if row.seconds is None else f"{row.seconds:.0f}",
             )
             lines.append("| " + " | ".join(cells) + " |")
+        lines += [line for note in run.notes for line in ("", markdown_text(note))]
         blocks.append("\n".join(lines) + "\n")
     return "\n".join(blocks)
 
 
-def _cell(text: str) -> str:
+def _difference(row: LeaderboardRow) -> str:
+    """Of ERR, to the method that is compared to."""
+    if row.difference is None:
+        return ""
+    interval = f"{row.difference_low:.3f} to {row.difference_high:.3f}"
+    return f"{row.difference:.3f} to {markdown_text(row.compared_to)} ({interval}){' =' * row.ties}"
+
+
+def markdown_text(text: str) -> str:
     """A text that ends no cell and starts no markup."""
     escaped = shown(text)
     for character in "\\|`*_<>[]#":

@@ -20,6 +20,7 @@ Sources: relapse of the first target over a chain, D_k - D_1, and utility collap
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -29,11 +30,9 @@ from rich.table import Table
 
 from efface.concepts.prompts import AXES, TARGET_AXES, Axis
 from efface.errors import UserError
+from efface.eval.scores.results import Summary
 from efface.files import as_path, write_atomic
 from efface.text import csv_cell, rich_text
-
-Scores = Mapping[str, Mapping[str, Any]]
-"""Label -> what `score_table` gave for it."""
 
 COLUMNS = (
     *("stage", "label", "request", "err_mean", *AXES, "retention"),
@@ -41,17 +40,57 @@ COLUMNS = (
 )
 
 
-def score_stages(chain: Sequence[tuple[str, str]], scores: Scores) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Relapse:
+    """How far targets came back that were erased by earlier requests, on the axes forget, indirect and adversarial."""
+
+    concepts: dict[str, dict[Axis, float]]
+    mean: dict[Axis, float] | None
+    """None of no target."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The model after a request of a chain."""
+
+    stage: int
+    """1, 2, …"""
+    label: str
+    request: str
+    """The concept that this request erased."""
+    erased: list[str]
+    """All so far, in order."""
+    err_mean: float
+    axes: dict[Axis, float]
+    retention: float
+    relapse: Relapse
+
+
+@dataclass(frozen=True)
+class StageMeans:
+    """Means over the stages; the relapse is over those that have one."""
+
+    err_mean: float
+    axes: dict[Axis, float]
+    retention: float
+    relapse: dict[Axis, float] | None
+
+
+@dataclass(frozen=True)
+class Stages:
+    """A chain of requests, judged after each."""
+
+    stages: list[Stage]
+    mean: StageMeans
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def score_stages(chain: Sequence[tuple[str, str]], scores: Mapping[str, Summary[float]]) -> Stages:
     """The stages of one chain, from the labels of its models and the concept that each was to forget, in order.
 
-        {"stages": [{"stage": k, "label": …, "request": NAME, "erased": [NAME, …], "err_mean": …, "axes": {axis: …},
-                     "retention": …,
-                     "relapse": {"concepts": {NAME: {axis: …}}, "mean": {axis: …}}}, …],
-         "mean": {"err_mean": …, "axes": {axis: …}, "retention": …, "relapse": {axis: …}}}
-
-    The relapse has the axes forget, indirect and adversarial; of the first stage it is empty, and its mean null, as
-    that over stages is of a chain of one. Raises UserError where a model of the chain, or one of its concepts, was not
-    scored.
+    scores: by label. Raises UserError where a model of the chain, or one of its concepts, was not scored.
     """
     names = [name for _, name in chain]
     _check(chain, scores)
@@ -59,28 +98,31 @@ def score_stages(chain: Sequence[tuple[str, str]], scores: Scores) -> dict[str, 
     for k, (label, name) in enumerate(chain):
         found = scores[label]
         relapses = {
-            earlier: relapse(scores[chain[j][0]]["concepts"][earlier], found["concepts"][earlier])
+            earlier: relapse(scores[chain[j][0]].concepts[earlier], found.concepts[earlier])
             for j, earlier in enumerate(names[:k])
         }
         stages.append(
-            {
-                "stage": k + 1,
-                "label": label,
-                "request": name,
-                "erased": names[: k + 1],
-                "err_mean": found["err_mean"],
-                "axes": {axis: found["axes"][axis] for axis in AXES},
-                "retention": fmean((found["axes"]["adjacent"], found["axes"]["retain"])),
-                "relapse": {"concepts": relapses, "mean": _mean(list(relapses.values()), TARGET_AXES)},
-            }
+            Stage(
+                stage=k + 1,
+                label=label,
+                request=name,
+                erased=names[: k + 1],
+                err_mean=found.err_mean,
+                axes={axis: found.axes[axis] for axis in AXES},
+                retention=fmean((found.axes["adjacent"], found.axes["retain"])),
+                relapse=Relapse(relapses, _mean(list(relapses.values()), TARGET_AXES)),
+            )
         )
-    mean = {
-        "err_mean": fmean(stage["err_mean"] for stage in stages),
-        "axes": _mean([stage["axes"] for stage in stages], AXES),
-        "retention": fmean(stage["retention"] for stage in stages),
-        "relapse": _mean([stage["relapse"]["mean"] for stage in stages[1:]], TARGET_AXES),
-    }
-    return {"stages": stages, "mean": mean}
+    known = [stage.relapse.mean for stage in stages if stage.relapse.mean is not None]
+    axes = _mean([stage.axes for stage in stages], AXES)
+    assert axes, "a chain has a stage"
+    mean = StageMeans(
+        err_mean=fmean(stage.err_mean for stage in stages),
+        axes=axes,
+        retention=fmean(stage.retention for stage in stages),
+        relapse=_mean(known, TARGET_AXES),
+    )
+    return Stages(stages, mean)
 
 
 def relapse(after_its_own: Mapping[str, float], now: Mapping[str, float]) -> dict[Axis, float]:
@@ -88,14 +130,13 @@ def relapse(after_its_own: Mapping[str, float], now: Mapping[str, float]) -> dic
     return {axis: after_its_own[axis] - now[axis] for axis in TARGET_AXES}
 
 
-def rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+def rows(report: Stages) -> list[dict[str, Any]]:
     """A flat row for each stage, then one of the means over stages (`stage` "mean"); None where nothing is known."""
-    return [_row(stage, stage["relapse"]["mean"]) for stage in report["stages"]] + [
-        _row({"stage": "mean", "label": "", "request": "", **report["mean"]}, report["mean"]["relapse"])
-    ]
+    stages = [_row(stage, stage.relapse.mean, stage.stage, stage.label, stage.request) for stage in report.stages]
+    return [*stages, _row(report.mean, report.mean.relapse, "mean")]
 
 
-def write_csv(path: str | Path, report: Mapping[str, Any]) -> None:
+def write_csv(path: str | Path, report: Stages) -> None:
     """The rows with every number in full; an empty cell where it is not known."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
@@ -104,7 +145,7 @@ def write_csv(path: str | Path, report: Mapping[str, Any]) -> None:
     write_atomic(as_path(path), text.getvalue().encode())
 
 
-def rich_table(report: Mapping[str, Any], title: str | None = None) -> Table:
+def rich_table(report: Stages, title: str | None = None) -> Table:
     """The rows in at most 100 columns of text; "back" is the mean relapse of the targets erased before."""
     table = Table(box=box.SIMPLE_HEAD, padding=0, title=rich_text(title) if title else None, title_justify="left")
     table.add_column("", justify="right")
@@ -120,12 +161,18 @@ def rich_table(report: Mapping[str, Any], title: str | None = None) -> Table:
     return table
 
 
-def _row(stage: Mapping[str, Any], came_back: Mapping[str, float] | None) -> dict[str, Any]:
+def _row(
+    of: Stage | StageMeans,
+    relapse: Mapping[Axis, float] | None,
+    stage: int | str,
+    label: str = "",
+    request: str = "",
+) -> dict[str, Any]:
     return {
-        **{name: stage[name] for name in ("stage", "label", "request", "err_mean")},
-        **stage["axes"],
-        "retention": stage["retention"],
-        **{f"relapse_{axis}": came_back[axis] if came_back else None for axis in TARGET_AXES},
+        **{"stage": stage, "label": label, "request": request, "err_mean": of.err_mean},
+        **{axis: of.axes[axis] for axis in AXES},
+        "retention": of.retention,
+        **{f"relapse_{axis}": relapse[axis] if relapse else None for axis in TARGET_AXES},
     }
 
 
@@ -134,7 +181,7 @@ def _mean(scores: Sequence[Mapping[Axis, float]], axes: Sequence[Axis]) -> dict[
     return {axis: fmean(score[axis] for score in scores) for axis in axes} if scores else None
 
 
-def _check(chain: Sequence[tuple[str, str]], scores: Scores) -> None:
+def _check(chain: Sequence[tuple[str, str]], scores: Mapping[str, Summary[float]]) -> None:
     if not chain:
         raise UserError("a chain without a request has no stages to score")
     names = [name for _, name in chain]
@@ -144,7 +191,7 @@ def _check(chain: Sequence[tuple[str, str]], scores: Scores) -> None:
     for k, (label, _) in enumerate(chain):
         if label not in scores:
             raise UserError(f"stage {k + 1} of the chain, '{label}', has no scores, should be judged like the others")
-        missing = [name for name in names[: k + 1] if name not in scores[label]["concepts"]]
+        missing = [name for name in names[: k + 1] if name not in scores[label].concepts]
         if missing:
             raise UserError(
                 f"stage {k + 1} of the chain, '{label}', is not scored on {', '.join(missing)}, "

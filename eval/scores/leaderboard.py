@@ -1,31 +1,36 @@
-"""The leaderboard: one row per method and one for the base, as CSV for machines and as a table for people."""
+"""The leaderboard: one row per method and one for the base, as CSV and as tables for a terminal."""
 
 import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.table import Table
 
+from efface.eval.scores.comparison import differences
+from efface.eval.scores.results import Difference, Range, Scores
 from efface.eval.scores.scoring import BASE
+from efface.eval.weight_norms import WeightChange
 from efface.files import as_path, write_atomic
-from efface.text import csv_cell, rich_text
+from efface.text import csv_cell, rich_text, shown
 
 
 @dataclass(frozen=True)
 class LeaderboardRow:
-    """One method's line. Scores lie in [0, 1], higher is better; `low` and `high` are the 95 % interval of
-    `err_mean`.
+    """One method's line. Scores lie in [0, 1], higher is better; `low` and `high` are the 95 % interval of `err_mean`.
 
     adjacent, retain: of concepts that no method could see; adjacent_shown, retain_shown: of those that it may hold
     still by name, which no other number goes by. None where there are none.
-
-    challenge_all, challenge_unet, global_l2, relative_l2: see `weight_change.measure`, over all parts or the
-    UNet alone; seconds: of the unlearning itself, all models of the method together. None where not known.
+    difference: `err_mean` less that of the method `compared_to`, with the ends of its interval; none for the base, for
+    that method itself, and where the questions are not the same.
+    prompts: of a concept on an axis, fewest and most; single_prompt_axes: those on which some concept has one, so that
+    the intervals speak of these prompts only; training_seeds: models of a concept, fewest and most.
+    challenge_all, challenge_unet, global_l2, relative_l2: see `weight_norms.Norms`, over all parts or the UNet alone;
+    seconds: of the unlearning itself, all models of the method together. None where not known.
     broken: images that are no evidence (`image_errors.py`); unread: verdicts on whole images that could not be read.
+    passes_per_image, seconds_per_image: see `ImageCost`.
     """
 
     method: str
@@ -39,6 +44,13 @@ class LeaderboardRow:
     err_of_means: float
     low: float
     high: float
+    compared_to: str = ""
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+    prompts: str = ""
+    single_prompt_axes: str = ""
+    training_seeds: str = ""
     challenge_all: float | None = None
     challenge_unet: float | None = None
     global_l2: float | None = None
@@ -48,53 +60,115 @@ class LeaderboardRow:
     unread: int = 0
     adjacent_shown: float | None = None
     retain_shown: float | None = None
+    passes_per_image: float | None = None
+    seconds_per_image: float | None = None
+
+    @property
+    def ties(self) -> bool:
+        """Whether the images do not say which of the two is better."""
+        low, high = self.difference_low, self.difference_high
+        return low is not None and high is not None and low <= 0 <= high
+
+
+@dataclass(frozen=True)
+class ImageCost:
+    """What one image of a method takes: passes of the UNet, each of one latent with one prompt, and seconds."""
+
+    passes: float
+    seconds: float
+
+    @staticmethod
+    def mean(costs: Sequence[Mapping[str, float]]) -> "ImageCost":
+        """Over all images of `SamplingCost`s."""
+        images, rows, seconds = (sum(cost[key] for cost in costs) for key in ("images", "unet_rows", "seconds"))
+        return ImageCost(rows / max(1, images), seconds / max(1, images))
 
 
 def leaderboard(
-    scores: Mapping[str, Mapping[str, Any]],
-    weight_changes: Mapping[str, Mapping[str, Any]] | None = None,
+    scores: Mapping[str, Scores],
+    weight_changes: Mapping[str, WeightChange] | None = None,
     seconds: Mapping[str, float] | None = None,
+    image_costs: Mapping[str, ImageCost] | None = None,
+    compared: Mapping[str, Difference] | None = None,
 ) -> list[LeaderboardRow]:
-    """Rows from what `score_table` gave for each label: the base first, then by `err_mean`, the best first.
+    """Rows from the scores of each label: the base first, then by `err_mean`, the best first.
 
-    weight_changes: label -> `mean_weight_change`; seconds: label -> seconds. Where methods have
-    different questions there is one base row for each different score of the base.
+    weight_changes: label -> mean over its models; seconds: label -> seconds; image_costs: label -> cost of an image,
+    the base's under "base"; compared: label -> difference to another method, to the best unless given. Where methods
+    have different questions there is one base row for each different score of the base.
     """
-    weight_changes, seconds = weight_changes or {}, seconds or {}
-    bases: list[tuple[str, Mapping[str, Any]]] = []
+    weight_changes, seconds, image_costs = weight_changes or {}, seconds or {}, image_costs or {}
+    compared = differences(scores) if compared is None else compared
+    bases: list[tuple[str, Scores]] = []
     for label, score in scores.items():
-        base = score["base"]
+        base = score.base
         if base is not None and all(base != seen for _, seen in bases):
             bases.append((BASE if not bases else f"{BASE} ({label})", base))
-    methods = [_row(label, score, weight_changes.get(label), seconds.get(label)) for label, score in scores.items()]
+    methods = [
+        _row(label, score, compared.get(label), weight_changes.get(label), seconds.get(label), image_costs.get(label))
+        for label, score in scores.items()
+    ]
     return [
-        *(_row(label, score, None, None) for label, score in bases),
+        *(_row(label, score, None, None, None, image_costs.get(BASE)) for label, score in bases),
         *sorted(methods, key=lambda row: (-row.err_mean, row.method)),
     ]
 
 
+def notes(scores: Mapping[str, Scores], rows: Sequence[LeaderboardRow]) -> list[str]:
+    """What a reader of the leaderboard has to know: of what the intervals speak, and what marks a tie."""
+    labels: dict[str, list[str]] = {}
+    for label, score in scores.items():
+        labels.setdefault(score.sampling.describe(), []).append(shown(label))
+    lines = [line if len(labels) == 1 else f"{', '.join(of)}: {line}" for line, of in labels.items()]
+    tied = next((row.compared_to for row in rows if row.ties), None)
+    if tied is not None:
+        lines.append(f"=: a tie with {shown(tied)}, as the interval of the difference, on the same questions, holds 0")
+    return lines
+
+
 def _row(
-    label: str, score: Mapping[str, Any], change: Mapping[str, Any] | None, seconds: float | None
+    label: str,
+    score: Scores,
+    compared: Difference | None,
+    change: WeightChange | None,
+    seconds: float | None,
+    cost: ImageCost | None,
 ) -> LeaderboardRow:
-    low, high = score["intervals"]["err_mean"]
+    low, high = score.intervals.err_mean
+    difference, difference_low, difference_high = compared.err_mean if compared else (None, None, None)
+    prompts = score.sampling.prompts.values()
     return LeaderboardRow(
         method=label,
-        concepts=len(score["concepts"]),
-        **score["axes"],
-        err_mean=score["err_mean"],
-        err_of_means=score["err_of_means"],
+        concepts=len(score.concepts),
+        **score.axes,
+        err_mean=score.err_mean,
+        err_of_means=score.err_of_means,
         low=low,
         high=high,
-        challenge_all=change["all"]["challenge"] if change else None,
-        challenge_unet=change["unet"]["challenge"] if change else None,
-        global_l2=change["all"]["global_l2"] if change else None,
-        relative_l2=change["all"]["relative_l2"] if change else None,
+        compared_to=compared.to if compared else "",
+        difference=difference,
+        difference_low=difference_low,
+        difference_high=difference_high,
+        prompts=str(Range(min(of.least for of in prompts), max(of.most for of in prompts))),
+        single_prompt_axes=" ".join(score.sampling.single_prompt_axes),
+        training_seeds=str(score.sampling.training_seeds),
+        challenge_all=change.all.challenge if change else None,
+        challenge_unet=change.unet.challenge if change else None,
+        global_l2=change.all.global_l2 if change else None,
+        relative_l2=change.all.relative_l2 if change else None,
         seconds=seconds,
-        broken=sum(score["invalid"]["images"].values()),
-        unread=score["invalid"]["unread"],
-        adjacent_shown=score["shown"]["axes"]["adjacent"],
-        retain_shown=score["shown"]["axes"]["retain"],
+        broken=sum(score.invalid.images.values()),
+        unread=score.invalid.unread,
+        adjacent_shown=score.shown.axes["adjacent"],
+        retain_shown=score.shown.axes["retain"],
+        passes_per_image=cost.passes if cost else None,
+        seconds_per_image=cost.seconds if cost else None,
     )
+
+
+def shows_some(rows: Sequence[LeaderboardRow]) -> bool:
+    """Whether any method was judged on concepts that it may have seen."""
+    return any(row.adjacent_shown is not None or row.retain_shown is not None for row in rows)
 
 
 def write_csv(path: str | Path, rows: Sequence[LeaderboardRow]) -> None:
@@ -108,10 +182,10 @@ def write_csv(path: str | Path, rows: Sequence[LeaderboardRow]) -> None:
 
 def rich_table(rows: Sequence[LeaderboardRow], width: int = 100) -> Table:
     """The rows in at most `width` columns of text, at least 70; "change" is the relative L2 of all weights,
-    "broken", where there are any, counts images that are no evidence. "shown" are the two axes before it on concepts
-    that methods may see.
+    "broken", where there are any, counts images that are no evidence; "passes" of the UNet for one image are there
+    where methods differ in them. "shown" are the two axes before it on concepts that methods may see.
 
-    Below 100 columns the interval, the seconds and what was shown are left out, which the CSV always has.
+    Below 100 columns the interval, the seconds, the passes and what was shown are left out, which the CSV always has.
     """
     full_width = width >= 100
     table = Table(box=box.SIMPLE_HEAD, padding=0)
@@ -119,22 +193,41 @@ def rich_table(rows: Sequence[LeaderboardRow], width: int = 100) -> Table:
     axes = ("forget", "indir.", "advers.", "adjac.", "retain")
     interval, seconds = (("95 %\ninterval",), ("sec.",)) if full_width else ((), ())
     broken = ("bro-\nken",) if any(row.broken for row in rows) else ()
-    some_shown = any(row.adjacent_shown is not None or row.retain_shown is not None for row in rows)
-    shown = ("adjac.\nshown", "retain\nshown") if full_width and some_shown else ()
-    for head in ("n", *axes, *shown, "ERR\nmean", *interval, "ERR of\nmeans", "change\nrel. L2", *seconds, *broken):
+    of_shown = ("adjac.\nshown", "retain\nshown") if full_width and shows_some(rows) else ()
+    passes = ("pas-\nses",) if full_width and len({row.passes_per_image for row in rows} - {None}) > 1 else ()
+    scores = (*axes, *of_shown, "ERR\nmean", *interval, "ERR of\nmeans")
+    for head in ("n", *scores, "change\nrel. L2", *seconds, *passes, *broken):
         table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             rich_text(row.method),
             str(row.concepts),
             *(f"{value:.3f}" for value in (row.forget, row.indirect, row.adversarial, row.adjacent, row.retain)),
-            *(["" if v is None else f"{v:.3f}" for v in (row.adjacent_shown, row.retain_shown)] if shown else []),
+            *(["" if v is None else f"{v:.3f}" for v in (row.adjacent_shown, row.retain_shown)] if of_shown else []),
             f"{row.err_mean:.3f}",
             *([f"{row.low:.3f}-{row.high:.3f}"] if full_width else []),
             f"{row.err_of_means:.3f}",
             "" if row.relative_l2 is None else f"{row.relative_l2:.1e}",
             *(["" if row.seconds is None else f"{row.seconds:.0f}"] if full_width else []),
+            *(["" if row.passes_per_image is None else f"{row.passes_per_image:.0f}"] if passes else []),
             *([str(row.broken or "")] if broken else []),
             style="dim" if row.method.startswith(BASE) else None,
         )
+    return table
+
+
+def differences_table(rows: Sequence[LeaderboardRow]) -> Table | None:
+    """ERR of each method less that of another, on the same questions; None where there is nothing to compare."""
+    compared = [row for row in rows if row.difference is not None]
+    if not compared:
+        return None
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
+    table.add_column("difference", overflow="fold", max_width=36)
+    table.add_column("to", overflow="fold", max_width=36)
+    for head in ("ERR\nmean", "95 %\ninterval"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in compared:
+        interval = f"{row.difference_low:.3f} to {row.difference_high:.3f}"
+        number = f"{row.difference:.3f}" + ("=" if row.ties else " ")
+        table.add_row(rich_text(row.method), rich_text(row.compared_to), number, interval)
     return table

@@ -10,13 +10,12 @@ Several models of one method for one concept (its training seeds) weigh the same
 models of their means over images, and a concept's ERR is the harmonic mean of the five numbers shown beside
 it.
 
-The 95 % intervals resample prompts (within each concept and axis) and seeds (once for everything) with
-replacement, 1000 times, from a fixed random seed.
+The 95 % intervals are over prompts, images and training seeds, as `jackknife.py` says.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+import hashlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,22 +25,16 @@ from numpy.typing import NDArray
 from efface.concepts.prompts import AXES, TARGET_AXES, Axis
 from efface.errors import UserError, did_you_mean
 from efface.eval.image_errors import broken_images, counted
-from efface.eval.scores.shown import split_shown, with_shown
-from efface.eval.scores.statistics import (
-    BOOTSTRAP_SAMPLES,
-    Array,
-    clustered_mean,
-    confidence_interval,
-    err_mean,
-    err_of_means,
-    harmonic_mean,
-    resample_counts,
-)
+from efface.eval.scores.cells import Answers, Cells, IntArray
+from efface.eval.scores.jackknife import estimate
+from efface.eval.scores.results import Interval, Invalid, Range, Sampling, Scores, Summary
+from efface.eval.scores.shown import shown_scores, split_shown
+from efface.eval.scores.statistics import Array
 
 BASE = "base"
 MAX_INVALID = 0.05
-BOOTSTRAP_SEED = 0
-IntArray = NDArray[np.int64]
+QUESTION = ["concept", "axis", "asked_concept", "prompt_id", "seed"]
+"""Columns that say what was asked."""
 
 
 def score_table(
@@ -51,18 +44,11 @@ def score_table(
     judge: str | None = None,
     recipe: str | None = None,
     base: str | None = None,
-) -> dict[str, Any]:
+) -> Scores:
     """The scores of one method in an image table: one edited model, or one set of single-concept models.
 
     method, judge, recipe (its id), base (its id): which rows, where the table holds several. The unedited
-    base is scored beside, on the same questions, where the table has it (method "base"). Of the rows without a verdict
-    ("null"), "unread" are on images that are whole; "images" counts those that are no evidence by their error. Returns
-
-        {"concepts": {NAME: {axis: …, "err": …}}, "axes": {axis: …}, "err_mean": …, "err_of_means": …,
-         "intervals": {the same four, each number a [low, high]},
-         "invalid": {"null": n, "rows": n, "unread": n, "images": {error: n}, "concepts": {NAME: {axis: n}}},
-         "shown": {"concepts": …, "axes": …, "nothing_held_out": …}, see `shown_scores`,
-         "base": {the same without "base"} or None}
+    base is scored beside, on the same questions, where the table has it (method "base").
 
     The axes adjacent and retain are scored on concepts that were held out from the method, see `split_shown`.
 
@@ -82,13 +68,8 @@ def score_table(
         of_base = of_base.filter(_equal(of_base[column], edited[column][0].as_py()))
     name = f"method '{edited['method'][0]}'"
     _check_models(edited, name)
-    base_scores = _with_shown(_same_questions(of_base, edited), "the base") if has_base else None
-    return {**_with_shown(edited, name), "base": base_scores}
-
-
-def _with_shown(table: pa.Table, name: str) -> dict[str, Any]:
-    scored, shown = split_shown(table)
-    return with_shown(_scores(scored, name), table, scored, shown)
+    base_scores = _scores(_same_questions(of_base, edited), "the base", None) if has_base else None
+    return _scores(edited, name, base_scores)
 
 
 def _one(table: pa.Table, column: str, wanted: str | None, remedy: str) -> pa.Table:
@@ -130,10 +111,9 @@ def _check_models(table: pa.Table, name: str) -> None:
 
 def _same_questions(of_base: pa.Table, edited: pa.Table) -> pa.Table:
     """The base's rows for just the questions of the edited models, each once."""
-    keys = ["concept", "axis", "asked_concept", "prompt_id", "seed"]
-    wanted = edited.select(keys).group_by(keys).aggregate([])
-    found = wanted.join(of_base, keys, join_type="inner")
-    answered = found.select(keys).group_by(keys).aggregate([]).num_rows
+    wanted = edited.select(QUESTION).group_by(QUESTION).aggregate([])
+    found = wanted.join(of_base, QUESTION, join_type="inner")
+    answered = found.select(QUESTION).group_by(QUESTION).aggregate([]).num_rows
     if answered < wanted.num_rows:
         raise UserError(
             f"the base has no rows for {wanted.num_rows - answered} of the {wanted.num_rows} questions "
@@ -142,61 +122,54 @@ def _same_questions(of_base: pa.Table, edited: pa.Table) -> pa.Table:
     return found
 
 
-@dataclass(frozen=True)
-class _ClusteredScores:
-    """The rows of one axis of one concept as prompts x seeds, every model weighing the same."""
-
-    mean: float
-    successes: Array
-    weights: Array
-
-    @classmethod
-    def of(cls, success: Array, model: IntArray, prompt: IntArray, seed: IntArray, seeds: int) -> Self:
-        """All (rows,): success in {0, 1}, and numbers of model, prompt and (of `seeds` in all) seed."""
-        model = np.unique(model, return_inverse=True)[1]
-        prompt = np.unique(prompt, return_inverse=True)[1]
-        counts = np.bincount(model)
-        means = np.bincount(model, weights=success) / counts
-        share = 1.0 / (len(counts) * counts[model])
-        successes, weights = np.zeros((2, prompt.max() + 1, seeds))
-        np.add.at(successes, (prompt, seed), success * share)
-        np.add.at(weights, (prompt, seed), share)
-        return cls(float(means.mean()), successes, weights)
-
-
-def _scores(table: pa.Table, name: str) -> dict[str, Any]:
-    """Everything but "base", for the rows of one method (or the base, whose `name` stands in messages)."""
+def _scores(table: pa.Table, name: str, base: Scores | None) -> Scores:
+    """Of the rows of one method (or the base); `name` stands in messages."""
+    images = broken_images(table)
+    table, shown = split_shown(table)
+    table = table.sort_by([(column, "ascending") for column in (*QUESTION, "model_id")])
     concepts, concept = _factorized(table, "concept")
-    seeds, seed = _factorized(table, "seed")
-    model, prompt = _factorized(table, "model_id")[1], _factorized(table, "prompt_id")[1]
-    axis = pc.index_in(table["axis"], pa.array(AXES)).to_numpy()
+    columns = {name: _factorized(table, f"{name}_id")[1] for name in ("model", "prompt")}
+    columns |= {"concept": concept, "seed": _factorized(table, "seed")[1]}
+    columns["axis"] = axis = pc.index_in(table["axis"], pa.array(AXES)).to_numpy().astype(np.int64)
     present = table["present"].cast(pa.float64()).to_numpy()  # null becomes NaN
     success = np.where(axis < len(TARGET_AXES), 1.0 - present, present)  # AXES begins with the target's
-    clustered: list[list[_ClusteredScores]] = []
-    invalid: dict[str, dict[Axis, int]] = {}
-    for number, of in enumerate(concepts):
-        clustered.append([])
-        invalid[of] = {}
-        for a, one_axis in enumerate(AXES):
-            rows = np.flatnonzero((concept == number) & (axis == a))
-            read = rows[~np.isnan(success[rows])]
-            invalid[of][one_axis] = len(rows) - len(read)
-            _check_cell(f"{name}: concept '{of}', axis {one_axis}", table, rows, len(read))
-            clustered[-1].append(_ClusteredScores.of(success[read], model[read], prompt[read], seed[read], len(seeds)))
-    points = np.array([[cell.mean for cell in cells] for cells in clustered])
-    return {
-        **_summary(concepts, points[None], lambda values: float(values[0])),
-        "intervals": _summary(
-            concepts, _bootstrap(clustered, len(seeds)), lambda values: list(confidence_interval(values))
+    read = ~np.isnan(success)
+    invalid = _invalid_by_cell(table, name, concepts, concept * len(AXES) + axis, read)
+    answers = Answers(success=success[read], **{name: values[read] for name, values in columns.items()})
+    estimates = estimate(answers)
+    low = _summary(concepts, estimates.concepts.low, estimates.overall.low)
+    high = _summary(concepts, estimates.concepts.high, estimates.overall.high)
+    points = _summary(concepts, estimates.concepts.score, estimates.overall.score)
+    return Scores(
+        **vars(points),
+        intervals=_intervals(low, high),
+        invalid=Invalid(
+            null=int((~read).sum()),
+            rows=len(success),
+            unread=int((~read & table["image_error"].is_null().to_numpy()).sum()),
+            images=images,
+            concepts=invalid,
         ),
-        "invalid": {
-            "null": int(np.isnan(success).sum()),
-            "rows": len(success),
-            "unread": int((np.isnan(success) & table["image_error"].is_null().to_numpy()).sum()),
-            "images": broken_images(table),
-            "concepts": invalid,
-        },
-    }
+        sampling=_sampling(Cells(answers)),
+        shown=shown_scores(table, shown),
+        base=base,
+        estimates=estimates,
+        questions=_hash(
+            table.select(QUESTION).group_by(QUESTION).aggregate([]).sort_by([(c, "ascending") for c in QUESTION])
+        ),
+    )
+
+
+def _sampling(cells: Cells) -> Sampling:
+    prompts = {axis: Range(int(of.min()), int(of.max())) for axis, of in zip(AXES, cells.prompts.T, strict=True)}
+    return Sampling(prompts, Range(int(cells.models.min()), int(cells.models.max())))
+
+
+def _hash(table: pa.Table) -> str:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table.combine_chunks())
+    return hashlib.sha256(sink.getvalue()).hexdigest()
 
 
 def _factorized(table: pa.Table, column: str) -> tuple[list[Any], IntArray]:
@@ -205,51 +178,48 @@ def _factorized(table: pa.Table, column: str) -> tuple[list[Any], IntArray]:
     return values, pc.index_in(table[column], pa.array(values)).to_numpy().astype(np.int64)
 
 
-def _check_cell(location: str, table: pa.Table, rows: IntArray, read: int) -> None:
-    if len(rows) == 0:
-        raise UserError(f"{location}: the image table has no rows, should have some on each of {', '.join(AXES)}")
-    if len(rows) - read > MAX_INVALID * len(rows):
-        broken = broken_images(table.take(rows))
+def _invalid_by_cell(
+    table: pa.Table, name: str, concepts: Sequence[str], cell: IntArray, read: NDArray[np.bool_]
+) -> dict[str, dict[Axis, int]]:
+    """How many rows of each concept and axis have no verdict. Raises UserError where those are too many, or all."""
+    cells = len(concepts) * len(AXES)
+    rows, valid = np.bincount(cell, minlength=cells), np.bincount(cell[read], minlength=cells)
+    invalid = rows - valid
+    for number in np.flatnonzero((rows == 0) | (invalid > MAX_INVALID * rows)).tolist():
+        location = f"{name}: concept '{concepts[number // len(AXES)]}', axis {AXES[number % len(AXES)]}"
+        if rows[number] == 0:
+            raise UserError(f"{location}: the image table has no rows, should have some on each of {', '.join(AXES)}")
+        broken = broken_images(table.take(np.flatnonzero(cell == number)))
         why = f"; {counted(broken)}" if broken else ""
         raise UserError(
-            f"{location}: {len(rows) - read} of {len(rows)} verdicts could not be read, a score needs at most "
+            f"{location}: {invalid[number]} of {rows[number]} verdicts could not be read, a score needs at most "
             f"{MAX_INVALID:.0%}{why}"
         )
+    by_concept = invalid.reshape(-1, len(AXES)).tolist()
+    return {concept: dict(zip(AXES, counts, strict=True)) for concept, counts in zip(concepts, by_concept, strict=True)}
 
 
-def _bootstrap(clustered: Sequence[Sequence[_ClusteredScores]], seeds: int) -> Array:
-    """Axis scores under resampled prompts and seeds: (draws, concepts, 5)."""
-    rng = np.random.default_rng(BOOTSTRAP_SEED)
-    seed_counts = resample_counts(seeds, BOOTSTRAP_SAMPLES, rng)
-    return np.stack(
-        [
-            np.stack(
-                [
-                    clustered_mean(
-                        cell.successes,
-                        cell.weights,
-                        resample_counts(len(cell.weights), BOOTSTRAP_SAMPLES, rng),
-                        seed_counts,
-                    )
-                    for cell in cells
-                ],
-                axis=-1,
-            )
-            for cells in clustered
-        ],
-        axis=1,
+def _summary(concepts: Sequence[str], of_concepts: Array, overall: Array) -> Summary[float]:
+    """Scores of the concepts (concepts, 6) and of all (7,), by their names."""
+    *axes, err_mean, err_of_means = overall.tolist()
+    names = (*AXES, "err")
+    return Summary(
+        concepts={
+            name: dict(zip(names, of, strict=True)) for name, of in zip(concepts, of_concepts.tolist(), strict=True)
+        },
+        axes=dict(zip(AXES, axes, strict=True)),
+        err_mean=err_mean,
+        err_of_means=err_of_means,
     )
 
 
-def _summary(concepts: Sequence[str], axes: Array, statistic: Callable[[Array], Any]) -> dict[str, Any]:
-    """The four numbers of scores (samples, concepts, 5), each from its samples (samples,)."""
-    err = harmonic_mean(axes)
-    return {
-        "concepts": {
-            concept: {axis: statistic(axes[:, c, a]) for a, axis in enumerate(AXES)} | {"err": statistic(err[:, c])}
-            for c, concept in enumerate(concepts)
+def _intervals(low: Summary[float], high: Summary[float]) -> Summary[Interval]:
+    return Summary(
+        concepts={
+            name: {score: Interval(of[score], high.concepts[name][score]) for score in of}
+            for name, of in low.concepts.items()
         },
-        "axes": {axis: statistic(axes[:, :, a].mean(axis=1)) for a, axis in enumerate(AXES)},
-        "err_mean": statistic(err_mean(axes)),
-        "err_of_means": statistic(err_of_means(axes)),
-    }
+        axes={axis: Interval(low.axes[axis], high.axes[axis]) for axis in AXES},
+        err_mean=Interval(low.err_mean, high.err_mean),
+        err_of_means=Interval(low.err_of_means, high.err_of_means),
+    )

@@ -7,14 +7,13 @@ what it is given; only what was held out says what it costs everything else.
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from efface.concepts.prompts import AXES, KEPT_AXES, Axis
-from efface.eval.image_errors import ImageError, broken_images
+from efface.eval.scores.results import Shown
 
 
 def split_shown(table: pa.Table) -> tuple[pa.Table, pa.Table]:
@@ -30,33 +29,21 @@ def split_shown(table: pa.Table) -> tuple[pa.Table, pa.Table]:
     return table.filter(pa.array(scored)), table.filter(pa.array(was_shown))
 
 
-def shown_scores(scored: pa.Table, shown: pa.Table) -> dict[str, Any]:
-    """Of concepts that methods may see, from what `split_shown` gave:
-
-        {"concepts": {NAME: {axis: … or None}}, "axes": {axis: … or None}, "nothing_held_out": {axis: [NAME, …]}}
-
-    with the axes adjacent and retain. A score is the mean over models of the share of images that show the asked
-    concept; None where there is no such image. `nothing_held_out`: the concepts whose own axis goes by these too.
-    """
+def shown_scores(scored: pa.Table, shown: pa.Table) -> Shown:
+    """Of concepts that methods may see, from what `split_shown` gave."""
     names = sorted(scored["concept"].unique().to_pylist())
     concepts = {name: {axis: _share(shown, name, axis) for axis in KEPT_AXES} for name in names}
     both = scored.filter(pc.fill_null(pc.invert(scored["held_out"]), False))
     found = both.select(["concept", "axis"]).group_by(["concept", "axis"]).aggregate([]).to_pylist()
-    return {
-        "concepts": concepts,
-        "axes": {axis: _mean([concepts[name][axis] for name in names]) for axis in KEPT_AXES},
-        "nothing_held_out": {
+    return Shown(
+        concepts=concepts,
+        axes={axis: _mean([concepts[name][axis] for name in names]) for axis in KEPT_AXES},
+        nothing_held_out={
             axis: sorted(cell["concept"] for cell in found if cell["axis"] == axis)
             for axis in KEPT_AXES
             if any(cell["axis"] == axis for cell in found)
         },
-    }
-
-
-def with_shown(scores: dict[str, Any], table: pa.Table, scored: pa.Table, shown: pa.Table) -> dict[str, Any]:
-    """What `scored` came to, with the scores of `shown` beside; broken images are counted in the whole table."""
-    broken: dict[ImageError, int] = broken_images(table)
-    return {**scores, "invalid": {**scores["invalid"], "images": broken}, "shown": shown_scores(scored, shown)}
+    )
 
 
 def _cells(table: pa.Table) -> np.ndarray:

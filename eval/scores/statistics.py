@@ -1,16 +1,22 @@
-"""The arithmetic of scores: harmonic means and bootstrap intervals. Arrays in, arrays out.
+"""The arithmetic of scores: harmonic means, and intervals of what lies in [0, 1]. Arrays in, arrays out.
 
-Source: the Genmu challenge, ERR = HM(forget, indirect, adversarial, adjacent, retain), each in [0, 1],
-higher better.
+Sources: the Genmu challenge, ERR = HM(forget, indirect, adversarial, adjacent, retain), each in [0, 1], higher better.
+Intervals of proportions in clustered samples: Wilson's with an effective sample size (Kott and Carr 1997; compared by
+Franco, Little, Louis and Slud 2019), widened for few clusters as by Korn and Graubard 1998. Difference of two such
+estimates: Newcombe 1998 (method 10), in general MOVER (Zou and Donner 2008).
 """
+
+from functools import cache
+from math import gamma, pi, sqrt
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-BOOTSTRAP_SAMPLES = 1000
 CONFIDENCE_LEVEL = 0.95
+Z = NormalDist().inv_cdf((1 + CONFIDENCE_LEVEL) / 2)
 
 
 def harmonic_mean(values: Array) -> Array:
@@ -30,27 +36,65 @@ def err_of_means(axes: Array) -> Array:
     return harmonic_mean(np.asarray(axes).mean(axis=-2))
 
 
-def resample_counts(size: int, draws: int, rng: np.random.Generator) -> Array:
-    """How often each of `size` things comes up in a sample of `size` with replacement: (draws, size)."""
-    return rng.multinomial(size, np.full(size, 1.0 / size), size=draws).astype(np.float64)
+def harmonic_mean_bias(values: Array, variances: Array) -> Array:
+    """What the harmonic mean of noisy values is off by on average: half its second derivatives times variances.
 
+        d2 H / dv_i2 = -2 H^2 / (k v_i^3) (1 - H / (k v_i))
 
-def clustered_mean(successes: Array, weights: Array, prompt_counts: Array, seed_counts: Array) -> Array:
-    """Weighted mean of a prompts x seeds table under resampled prompts and seeds (two-way cluster bootstrap).
-
-        mean_d = sum_ps P_dp S_ds successes_ps / sum_ps P_dp S_ds weights_ps
-
-    successes, weights: (prompts, seeds), summed over the rows of a cell; prompt_counts: (draws, prompts);
-    seed_counts: (draws, seeds). Returns (draws,); NaN where a draw holds no row.
+    Both (..., k), the values above 0; returns (...).
     """
-    hits = ((prompt_counts @ successes) * seed_counts).sum(axis=1)
-    rows = ((prompt_counts @ weights) * seed_counts).sum(axis=1)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(hits / rows)
+    k = values.shape[-1]
+    mean = harmonic_mean(values)[..., None]
+    curvature = -2 * mean**2 / (k * values**3) * (1 - mean / (k * values))
+    return np.asarray((curvature * variances).sum(axis=-1) / 2)
 
 
-def confidence_interval(samples: Array) -> tuple[float, float]:
-    """The middle 95 % of bootstrap samples (draws,); draws without rows (NaN) do not count."""
-    tail = 100 * (1 - CONFIDENCE_LEVEL) / 2
-    low, high = np.nanpercentile(samples, [tail, 100 - tail])
-    return float(low), float(high)
+def t_quantile(df: Array) -> Array:
+    """Student's t at 97.5 %, for any degrees of freedom >= 1 (less counts as 1; inf is the normal distribution)."""
+    reciprocal = 1.0 / np.maximum(np.asarray(df, dtype=np.float64), 1.0)
+    return np.interp(reciprocal, *_t_quantiles())
+
+
+@cache
+def _t_quantiles() -> tuple[Array, Array]:
+    """The quantile at 1 / df = 0, 1/100, …, 1: with t = sqrt(df) tan(u) it is an integral of cos(u)^(df - 1)."""
+    reciprocals = np.linspace(0, 1, 101)
+    u = np.linspace(0, pi / 2, 20_001)
+    middle = (u[1:] + u[:-1]) / 2
+    quantiles = [Z]
+    for df in 1 / reciprocals[1:]:
+        density = 2 * _gamma_ratio(df) / sqrt(pi) * np.cos(middle) ** (df - 1)
+        inside = np.concatenate([[0.0], np.cumsum(density) * (u[1] - u[0])])
+        quantiles.append(sqrt(df) * np.tan(np.interp(CONFIDENCE_LEVEL, inside, u)))
+    return reciprocals, np.array(quantiles)
+
+
+def _gamma_ratio(df: float) -> float:
+    return gamma((df + 1) / 2) / gamma(df / 2)
+
+
+def cluster_quantile(df: Array, images: Array) -> Array:
+    """The normal quantile, widened as t is for `df` degrees of freedom against one less than there are images."""
+    return Z * np.maximum(t_quantile(df) / t_quantile(np.asarray(images) - 1.0), 1.0)
+
+
+def wilson_interval(estimate: Array, effective: Array, quantile: Array) -> tuple[Array, Array]:
+    """Wilson's score interval of a share in [0, 1] that is as certain as `effective` > 0 independent images make it."""
+    square = quantile**2 / effective
+    middle = (estimate + square / 2) / (1 + square)
+    half = np.sqrt(square * estimate * (1 - estimate) + square**2 / 4) / (1 + square)
+    return middle - half, middle + half
+
+
+def difference_interval(
+    first: tuple[Array, Array, Array], second: tuple[Array, Array, Array], correlation: Array
+) -> tuple[Array, Array]:
+    """The interval of first - second from those of both, each (estimate, low, high), and how their errors correlate."""
+    (one, one_low, one_high), (two, two_low, two_high) = first, second
+    below = _combined(one - one_low, two_high - two, correlation)
+    above = _combined(one_high - one, two - two_low, correlation)
+    return one - two - below, one - two + above
+
+
+def _combined(one: Array, two: Array, correlation: Array) -> Array:
+    return np.sqrt(np.maximum(one**2 + two**2 - 2 * correlation * one * two, 0.0))

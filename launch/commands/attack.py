@@ -1,10 +1,10 @@
-"""`efface attack`: adversarial prompts for a prompt set, found against the base."""
+"""`efface attack`: an attack on edited models; without one, adversarial prompts for a prompt set, found on the base."""
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,14 +18,18 @@ from efface.launch.tables import print_line
 
 if TYPE_CHECKING:
     from efface.eval.adversarial_prompts import KeptPrompt
+    from efface.launch.attack_models import AttackedModels
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttackOptions:
-    """Search adversarial prompts against a base, and write its prompt file with them filled in."""
+    """Attack edited models; or without one, search prompts against a base and write its prompt file with them."""
 
+    models: Annotated[
+        list[Path], typer.Argument(help="Delta files to attack; default: none, a search on the base.", **LOCAL)
+    ] = field(default_factory=list)
     base: BaseOption = "miniature"
     concepts: ConceptsOption = None
     prompts: PromptsOption = None
@@ -42,6 +46,10 @@ class AttackOptions:
         typer.Option(help="Keeps what shows the concept in the base's images; default: the base's own."),
     ] = None
     per_concept: Annotated[int, typer.Option(min=1, help="Prompts for each concept, at most.")] = 5
+    budget: Annotated[int, typer.Option(min=1, help="Model calls for each model and concept.")] = 20_000
+    images: Annotated[
+        int, typer.Option(min=1, help="Image seeds of the direct prompt that a model is attacked at.")
+    ] = 4
     seed: Annotated[int, typer.Option(help="Same seed, same prompts.")] = 0
     out: Annotated[
         Path | None,
@@ -59,7 +67,16 @@ class AttackResult:
     found: dict[str, tuple["KeptPrompt", ...]]
 
 
-def run(options: AttackOptions) -> AttackResult:
+def run(options: AttackOptions) -> "AttackResult | AttackedModels":
+    """Attack the models that are named; without any, search prompts. Raises UserError, before anything is computed."""
+    if options.models:
+        from efface.launch.attack_models import attack_models
+
+        return attack_models(options)
+    return search_prompts(options)
+
+
+def search_prompts(options: AttackOptions) -> AttackResult:
     """Write the prompt set with the adversarial prompts of the named concepts (default: all) replaced.
 
     Raises UserError, before anything is computed.
@@ -67,13 +84,14 @@ def run(options: AttackOptions) -> AttackResult:
     from efface.concepts.concept import load_concept_set
     from efface.concepts.prompts import PromptSet, load_prompt_set
     from efface.eval.adversarial_prompts import PromptCheck, adversarial_prompts
-    from efface.eval.attack import ATTACKS, parse_attack_config
+    from efface.eval.attack import parse_attack_config, prompt_attack
     from efface.eval.judge_spec import load_judge
     from efface.launch.device import resolve_device
     from efface.models.base import base_id, load_base, read_base
     from efface.models.recipe import load_recipe
     from efface.models.tokenizer import check_texts
 
+    attack = prompt_attack(options.attack)
     config = parse_attack_config(options.attack, parse_key_values(options.settings))
     spec = read_base(options.base)
     names = {"--concepts": options.concepts or spec.concepts, "--prompts": options.prompts or spec.prompts}
@@ -108,7 +126,7 @@ def run(options: AttackOptions) -> AttackResult:
 
     base = load_base(spec, device)
     found = adversarial_prompts(
-        ATTACKS.get(options.attack)(base, config),
+        attack(base, config),
         concept_set,
         prompt_set,
         PromptCheck(base, load_recipe(spec.recipe), load_judge(judge_name, device)) if judge_name else None,
@@ -125,9 +143,19 @@ def run(options: AttackOptions) -> AttackResult:
     return AttackResult(free, found)
 
 
-def show(result: AttackResult) -> None:
+def show(result: "AttackResult | AttackedModels") -> None:
+    if not isinstance(result, AttackResult):
+        result.show()
+        return
     count = sum(map(len, result.found.values()))
     print_line(f"{result.path}: {count} adversarial prompts for {len(result.found)} concepts")
 
 
-COMMAND = Command("attack", AttackOptions, run, show)
+def as_json(result: "AttackResult | AttackedModels") -> Any:
+    """Every instance of every model; or the prompt file, and how many prompts were found for each concept."""
+    if not isinstance(result, AttackResult):
+        return result.as_json()
+    return {"path": str(result.path), "found": {name: len(kept) for name, kept in result.found.items()}}
+
+
+COMMAND = Command("attack", AttackOptions, run, show, as_json=as_json)

@@ -11,7 +11,7 @@ from efface.launch.listing import Listing
 
 @dataclass(frozen=True, kw_only=True)
 class AttacksOptions:
-    """The attacks that search adversarial prompts, and their settings."""
+    """The attacks there are, static (on the base alone) and adaptive (on the edited model), and their settings."""
 
     name: Annotated[str | None, typer.Argument(help="One attack, with every field of its config.")] = None
 
@@ -21,11 +21,12 @@ def run(options: AttacksOptions) -> Listing:
     from efface.config_fields import describe
     from efface.eval.attack import ATTACKS
 
-    return Listing([describe(name, ATTACKS.get(name)) for name in ATTACKS.names()]).only(options.name, ATTACKS)
+    found = [{**describe(name, ATTACKS.get(name)), "kind": ATTACKS.get(name).kind} for name in ATTACKS.names()]
+    return Listing(found).only(options.name, ATTACKS)
 
 
 def show(listing: Listing) -> None:
-    listing.show({"attack": "name", "": "summary"})
+    listing.show({"attack": "name", "kind": "kind", "": "summary"})
 
 
 COMMAND = Command("attacks", AttacksOptions, run, show, as_json=lambda listing: listing.entries)

@@ -6,19 +6,33 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from efface.errors import UserError
 from efface.launch.command import Command
 from efface.launch.execution import execute_run, failure_code, show_results
 from efface.launch.options import LOCAL, BaseOption, ConceptsOption, DeviceOption, PromptsOption, WorkersOption
 
 if TYPE_CHECKING:
     from efface.cluster.report import Results
+    from efface.models.delta import Delta
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
     """Make images with edited models and the base, judge them, and write table, scores and contact sheets."""
 
-    deltas: Annotated[list[Path], typer.Argument(help="Delta files of one method.", **LOCAL)]
+    deltas: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Delta files of one method; with --concept, models that somebody else edited: diffusers folders, "
+            "checkpoints, UNet state dicts, LoRAs.",
+            **LOCAL,
+        ),
+    ]
+    concept: Annotated[
+        list[str],
+        typer.Option("--concept", "-c", help="What somebody else's model should have forgotten; repeatable."),
+    ] = field(default_factory=list)
+    label: Annotated[str, typer.Option(help="The name in tables of the method of somebody else's model.")] = "foreign"
     base: BaseOption = "miniature"
     concepts: ConceptsOption = None
     prompts: PromptsOption = None
@@ -41,7 +55,6 @@ def run(options: EvaluateOptions) -> "Results":
     from efface.cluster.run import open_evaluation
     from efface.config_files import parse
     from efface.launch.device import resolve_device
-    from efface.models.delta import Delta
 
     evaluation = parse(
         Evaluation,
@@ -59,8 +72,30 @@ def run(options: EvaluateOptions) -> "Results":
         evaluation=evaluation,
         resources=Resources(gpus=1 if resolve_device(options.device).startswith("cuda") else 0),
     )
-    deltas = [(path, Delta.load(path)) for path in options.deltas]
+    deltas = _foreign(options) if options.concept else [(path, _own(path)) for path in options.deltas]
     return execute_run(open_evaluation(deltas, requested, options.out), options.workers, None)
+
+
+def _own(path: Path) -> "Delta":
+    from efface.models.delta import Delta
+
+    try:
+        return Delta.load(path)
+    except UserError as error:
+        hint = "a model that somebody else edited is judged with --concept, which says what it should have forgotten"
+        raise UserError(f"{error}; {hint}") from None
+
+
+def _foreign(options: EvaluateOptions) -> "list[tuple[Path, Delta]]":
+    from efface.concepts.concept import load_concept_set
+    from efface.models.base import load_base, read_base
+    from efface.train.foreign_delta import foreign_delta
+
+    named = options.concepts or read_base(options.base).concepts
+    if not named:
+        raise UserError(f"base '{options.base}' names no concept set, so --concepts must be given")
+    concept_set, base = load_concept_set(named), load_base(options.base)
+    return [(path, foreign_delta(path, base, concept_set, options.concept, options.label)) for path in options.deltas]
 
 
 COMMAND = Command("evaluate", EvaluateOptions, run, show_results, exit_code=failure_code)

@@ -56,17 +56,27 @@ class PlannedModel:
 
 
 @dataclass(frozen=True)
+class PromptsToFind:
+    """Concepts whose adversarial prompts the run finds for itself; and those of which earlier runs have found them."""
+
+    concepts: int
+    known: int
+
+
+@dataclass(frozen=True)
 class PlanReport:
     """A campaign's plan, held against its run folder.
 
     provisional: the base is not known before it is fetched, so ids will change and nothing counts as done. warnings:
     what should be known before the results are believed. estimate: None where no rates are known of this machine's
-    device.
+    device. axes: that are asked; without all five there is no ERR.
     """
 
     campaign: str
     base: str
     provisional: bool
+    axes: tuple[str, ...]
+    searched: "PromptsToFind"
     all: Amounts
     left: Amounts
     warnings: tuple[str, ...]
@@ -77,6 +87,8 @@ class PlanReport:
         return {
             "campaign": self.campaign,
             "provisional": self.provisional,
+            "axes": list(self.axes),
+            "adversarial_prompts": asdict(self.searched),
             "all": asdict(self.all),
             "left": asdict(self.left),
             "estimate": self.estimate.as_json() if self.estimate else None,
@@ -91,16 +103,21 @@ def run(options: PlanOptions) -> PlanReport:
     from efface.cluster.campaign.planner import plan_campaign
     from efface.cluster.campaign.rates import rates_for
     from efface.cluster.campaign.spec import read_campaign
+    from efface.cluster.storage.prompt_cache import cached, prompt_tasks
     from efface.cluster.storage.remaining import remaining_tasks
     from efface.cluster.storage.run_folder import RunFolder
 
     plan = plan_campaign(read_campaign(options.campaign, options.overrides), fetch=False)
     left = remaining_tasks(plan, RunFolder(optional_path(options.out) or f"runs/{plan.name}"))
+    restorable = {task.id for task in prompt_tasks(plan.tasks) if cached(task)}
+    left.tasks = [task for task in left.tasks if task.id not in restorable]
     rates = rates_for(plan, options.rates)
     return PlanReport(
         campaign=plan.name,
         base=plan.base.name,
         provisional=plan.provisional,
+        axes=plan.axes,
+        searched=PromptsToFind(len(plan.prompt_checks), sum(check.id in restorable for check in plan.prompt_checks)),
         all=Amounts(len(plan.jobs), plan.shard_count, plan.images),
         left=Amounts(len(left.trainings), len(left.shards), sum(len(shard.eval_requests) for shard in left.shards)),
         warnings=plan.warnings,
@@ -114,6 +131,7 @@ def show(report: PlanReport) -> None:
     print_table(header, [list(vars(model).values()) for model in report.models])
     left, all_of_it = asdict(report.left), asdict(report.all)
     print(", ".join(f"{left[what]} of {all_of_it[what]} {what}" for what in all_of_it) + " left to do")
+    print_line(_axes_line(report))
     if report.estimate:
         for line in report.estimate.describe():
             print_line(line)
@@ -128,6 +146,18 @@ def show(report: PlanReport) -> None:
 
 
 COMMAND = Command("plan", PlanOptions, run, show, as_json=PlanReport.as_json)
+
+
+def _axes_line(report: PlanReport) -> str:
+    """`axes: forget, …: all five, so there is an ERR`."""
+    from efface.concepts.prompts import AXES
+
+    missing = [axis for axis in AXES if axis not in report.axes]
+    verdict = f"no {', no '.join(missing)}, and so no ERR" if missing else "all five, so there is an ERR"
+    found = report.searched
+    known = f", {found.known} of them known from earlier runs" if found.known else ""
+    searched = f"; adversarial prompts are found for {found.concepts} concepts{known}" if found.concepts else ""
+    return f"axes: {', '.join(report.axes)}: {verdict}{searched}"
 
 
 def _models(plan: "Plan", left: "RemainingTasks") -> tuple[PlannedModel, ...]:

@@ -14,6 +14,7 @@ from efface.launch.text_encoder import UNKNOWN_WINDOW, TextEncoderOption, find_w
 if TYPE_CHECKING:
     from efface.concepts.concept import ConceptSet
     from efface.concepts.prompts import Prompt, PromptSet
+    from efface.concepts.published import PublishedPrompts
     from efface.concepts.text_window import CutPrompt, TextWindow
 
 
@@ -49,8 +50,68 @@ class PromptListing:
     cut: "tuple[CutPrompt, ...]" = ()
 
 
-def run(options: PromptsOptions) -> PromptListing:
+@dataclass(frozen=True)
+class PublishedListing:
+    """A published file with one prompt a row, and what was understood of it."""
+
+    read: "PublishedPrompts"
+
+    def show(self) -> None:
+        """What it is, what its columns mean, and what can be done with it."""
+        read, form = self.read, self.read.format
+        seeds = sum(prompt.seed is not None for prompt in read.prompts)
+        print_line(f"{read.file}: {len(read.prompts)} prompts in the columns of {form.papers.rstrip(',')}")
+        print_line(f"prompts in column '{form.prompt}'" + (f", concepts in '{form.concept}'" if read.concepts else ""))
+        if seeds:
+            print_line(f"{seeds} name a seed, which is not used: instances have seeds of their own")
+        if read.empty:
+            print_line(f"{read.empty} rows have no prompt")
+        if read.ignored:
+            print_line(f"not read: {', '.join(read.ignored)}")
+        if read.concepts:
+            print_table(["label", "prompts"], [[name, count] for name, count in read.concepts.items()])
+        print_line("it names no concept of a set: try it with `efface attack MODEL --attack published --set file=…`")
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as data."""
+        read = self.read
+        return {
+            "file": read.file,
+            "format": read.format.papers.rstrip(","),
+            "prompt_column": read.format.prompt,
+            "concept_column": read.format.concept,
+            "prompts": len(read.prompts),
+            "labels": read.concepts,
+            "ignored": list(read.ignored),
+            "empty": read.empty,
+        }
+
+
+def run(options: PromptsOptions) -> "PromptListing | PublishedListing":
     """Read and check the file. Raises UserError."""
+    published = _published(options.file)
+    return PublishedListing(published) if published else _listing(options)
+
+
+def _published(file: str) -> "PublishedPrompts | None":
+    """The prompts of a published file; None of a prompt set."""
+    from efface.concepts.prompts import prompt_set_names
+    from efface.concepts.published import published_format, read_published
+    from efface.files import local_path
+
+    if file in prompt_set_names():
+        return None
+    try:
+        path = local_path(file)
+        if not path.is_file() or published_format(path) is None:
+            return None
+    except OSError:
+        return None
+    return read_published(path)
+
+
+def _listing(options: PromptsOptions) -> PromptListing:
+    """Of a prompt set."""
     from efface.concepts.concept import load_concept_set
     from efface.concepts.prompts import AXES, load_prompt_set
     from efface.concepts.text_window import check_concepts, cut_prompts
@@ -74,9 +135,12 @@ def run(options: PromptsOptions) -> PromptListing:
     return PromptListing(options.file, prompt_set, concept_set, counts, None, window, cut)
 
 
-def show(listing: PromptListing) -> None:
+def show(listing: "PromptListing | PublishedListing") -> None:
     from efface.concepts.prompts import AXES
 
+    if isinstance(listing, PublishedListing):
+        listing.show()
+        return
     if listing.selected is not None:
         print_table(["axis", "concept", "prompt"], [[p.axis, p.asked_concept, p.text] for p in listing.selected])
         for line in _findings(listing):
@@ -105,8 +169,10 @@ def _findings(listing: PromptListing) -> Iterator[str]:
         yield from map(str, listing.cut)
 
 
-def as_json(listing: PromptListing) -> Any:
-    """The prompts of the target that was requested, or how many there are of each."""
+def as_json(listing: "PromptListing | PublishedListing") -> Any:
+    """The prompts of the target that was requested, or how many there are of each; of a published file, what it is."""
+    if isinstance(listing, PublishedListing):
+        return listing.as_json()
     if listing.selected is not None:
         return [vars(prompt) for prompt in listing.selected]
     prompt_set = listing.prompt_set

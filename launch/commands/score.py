@@ -1,6 +1,6 @@
 """`efface score`: every score, from the image table alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +11,8 @@ from efface.launch.command import Command
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from efface.eval.scores.results import Difference, Scores
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions:
@@ -18,6 +20,9 @@ class ScoreOptions:
 
     table: Annotated[str, typer.Argument(help="An image table, or a folder of them: a path or a URL.")]
     method: Annotated[str | None, typer.Option(help="Score only this method of the table.")] = None
+    against: Annotated[
+        str | None, typer.Option(help="Show differences to this method, on the same images; default: to the best.")
+    ] = None
     judge: Annotated[str | None, typer.Option(help="Take this judge's verdicts.")] = None
     recipe: Annotated[str | None, typer.Option(help="Take images of this recipe, by its id in the table.")] = None
     base: Annotated[str | None, typer.Option(help="Take models of this base, by its id in the table.")] = None
@@ -30,30 +35,34 @@ class ScoreOptions:
 
 
 @dataclass(frozen=True)
-class Scores:
-    """What `score_table` gives for each method, by its label."""
+class TableScores:
+    """The scores of each method of a table, and their differences to one of them, by label."""
 
-    methods: dict[str, dict[str, Any]]
+    methods: dict[str, "Scores"]
+    differences: dict[str, "Difference"] = field(default_factory=dict)
+    requested: str | None = None
+    corrected: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By label, corrected for the judge's errors, where its calibration was given."""
 
 
-def run(options: ScoreOptions) -> Scores:
+def run(options: ScoreOptions) -> TableScores:
     """Score each method of the table, or the one requested; a run folder means its table. Raises UserError."""
     from efface.eval.image_table import read_table
+    from efface.eval.scores.comparison import differences
     from efface.eval.scores.scoring import BASE, score_table
     from efface.files import as_path
 
     path = as_path(options.table)
     rows = read_table(path / "table.parquet" if (path / "table.parquet").is_file() else path)
     labels = sorted(set(rows["method"].unique().to_pylist()) - {BASE}) or [BASE]
-    labels = [options.method] if options.method else labels
+    if options.method:
+        labels = list(dict.fromkeys(label for label in (options.method, options.against) if label))
     scores = {
         label: score_table(rows, method=label, judge=options.judge, recipe=options.recipe, base=options.base)
         for label in labels
     }
-    if options.calibration is not None:
-        for label, score in scores.items():
-            score["corrected"] = _corrected(options, rows, label)
-    return Scores(scores)
+    corrected = {label: _corrected(options, rows, label) for label in labels} if options.calibration else {}
+    return TableScores(scores, differences(scores, options.against), options.method, corrected)
 
 
 def _corrected(options: ScoreOptions, rows: "pa.Table", label: str) -> dict[str, Any]:
@@ -80,20 +89,32 @@ def _corrected(options: ScoreOptions, rows: "pa.Table", label: str) -> dict[str,
     return corrected_scores(split_shown(rows)[0], calibration.accuracy)
 
 
-def show(scores: Scores) -> None:
-    from efface.eval.scores.leaderboard import leaderboard, rich_table
-    from efface.launch.tables import console
+def show(scores: TableScores) -> None:
+    from efface.eval.scores.leaderboard import differences_table, leaderboard, notes, rich_table
+    from efface.launch.tables import console, print_line
 
     terminal = console()
-    terminal.print(rich_table(leaderboard(scores.methods), terminal.width))
+    rows = leaderboard(scores.methods, compared=scores.differences)
+    terminal.print(rich_table(rows, terminal.width))
+    differences = differences_table(rows)
+    if differences:
+        terminal.print(differences)
+    for note in notes(scores.methods, rows):
+        print_line(note)
 
 
-def as_json(scores: Scores) -> dict[str, Any]:
+def as_json(scores: TableScores) -> dict[str, Any]:
     """The scores of the one method. Raises UserError where the table has several and none was requested."""
-    if len(scores.methods) > 1:
+    if len(scores.methods) > 1 and not scores.requested:
         labels = ", ".join(scores.methods)
         raise UserError(f"the image table holds several methods ({labels}), give one as --method")
-    return next(iter(scores.methods.values()))
+    label = scores.requested or next(iter(scores.methods))
+    found = scores.methods[label].as_json()
+    if label in scores.differences:
+        found["difference"] = scores.differences[label].as_json()
+    if label in scores.corrected:
+        found["corrected"] = scores.corrected[label]
+    return found
 
 
 COMMAND = Command("score", ScoreOptions, run, show, as_json=as_json)

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from efface.errors import UserError
 from efface.files import local_path, unless_taken, write_json
 from efface.launch.command import Command
+from efface.launch.html import html_table
 from efface.launch.job_request import JobRequest, read_request
 from efface.launch.key_values import parse_key_values
 from efface.launch.options import LOCAL, BaseOption, ConceptsOption, DeviceOption, ForceOption
@@ -21,6 +22,7 @@ from efface.launch.output_files import check_output
 from efface.text import shown
 
 if TYPE_CHECKING:
+    from efface.eval.weight_norms import WeightChange
     from efface.train.trainer.options import TrainingOptions
 
 logger = logging.getLogger(__name__)
@@ -78,7 +80,7 @@ class UnlearnOptions:
 class Unlearned:
     """A delta that was trained.
 
-    bytes: size of the file; seconds: of the training; weight_change: as `weight_change` measures it.
+    bytes: size of the file; seconds: of the training.
     """
 
     path: Path
@@ -90,7 +92,20 @@ class Unlearned:
     tensors: int
     bytes: int
     seconds: float
-    weight_change: dict[str, Any]
+    weight_change: "WeightChange"
+
+    def _repr_html_(self) -> str:
+        """As a notebook shows it."""
+        change = self.weight_change.all
+        rows = {
+            "file": str(self.path),
+            "method": self.method,
+            "forgets": ", ".join((*self.previously_erased, *self.request)),
+            "seconds": f"{self.seconds:.1f}",
+            "changed tensors": f"{change.changed_tensors:.0f}",
+            "relative L2 change": f"{change.relative_l2:.3e}",
+        }
+        return html_table(("", ""), rows.items())
 
 
 @dataclass(frozen=True)
@@ -258,9 +273,9 @@ def _absolute_if_path(name: str) -> str:
     return str(path.absolute()) if path.exists() else name
 
 
-def _change_summary(change: dict[str, Any]) -> str:
-    of_all, of_unet = change["all"], change["unet"]
+def _change_summary(change: "WeightChange") -> str:
+    of_all, of_unet = change.all, change.unet
     return (
-        f"relative L2 {of_all['relative_l2']:.3e}, of the UNet alone {of_unet['relative_l2']:.3e}; "
-        f"L2 per parameter (challenge) {of_all['challenge']:.3e}, of the UNet alone {of_unet['challenge']:.3e}"
+        f"relative L2 {of_all.relative_l2:.3e}, of the UNet alone {of_unet.relative_l2:.3e}; "
+        f"L2 per parameter (challenge) {of_all.challenge:.3e}, of the UNet alone {of_unet.challenge:.3e}"
     )

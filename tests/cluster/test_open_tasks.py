@@ -20,6 +20,7 @@ from efface.cluster.run import Run, execute, open_run
 from efface.cluster.scheduler import prometheus
 from efface.cluster.scheduler.progress import Display
 from efface.cluster.scheduler.prometheus import PrometheusMetrics
+from efface.cluster.scheduler.queue import Queue
 from efface.cluster.storage.journal import TaskEnded, TaskStarted, read_journal
 from efface.cluster.storage.records import Failure
 from efface.cluster.storage.remaining import RemainingTasks
@@ -199,6 +200,15 @@ EVALUATION = {
     "prompts_per_concept": {"adjacent": 1, "retain": 1},
     "metrics": ["weight-change"],
 }
+
+
+def test_a_metric_waits_for_its_model(campaign: MakeCampaign, tmp_path: Path) -> None:
+    run = open_run(campaign(methods=[{"method": "uce"}], evaluation=EVALUATION), tmp_path / "run")
+    (task,) = run.plan.of_kind(MetricTask)
+    queue = Queue([task], run.plan.products, workers=1)
+    assert queue.take(None) is None
+    queue.done(run.plan.trainings[0])
+    assert queue.take(None) == task
 
 
 def test_the_mean_over_the_models_of_a_label_is_reported(

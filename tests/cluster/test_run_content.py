@@ -30,7 +30,7 @@ def test_a_finished_run_gives_the_scores_that_it_wrote(run: Path) -> None:
     assert content.problems == ()
     assert set(content.scores) == {"uce", "esd"}
     for method, scores in content.scores.items():
-        assert scores["err_mean"] == written["methods"][method]["err_mean"]
+        assert scores.err_mean == written["methods"][method]["err_mean"]
     assert content.table.sort_by("prompt_id").num_rows == read_table(run / "table.parquet").num_rows
     assert {sha for sha, _ in content.images()} == set(content.table["image_sha256"].to_pylist())
     assert {model.method for model in content.models} == {"uce", "esd"}

@@ -27,6 +27,7 @@ from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.tasks.training import TrainingMetrics, TrainingTask, training_facts
 from efface.config_files import list_configs
 from efface.errors import UserError
+from efface.eval.weight_norms import Norms, WeightChange
 
 
 @pytest.fixture
@@ -82,17 +83,14 @@ def test_every_shipped_search_can_be_read(name: str) -> None:
 # a trial
 
 
-def finish(folder: RunFolder, training: TrainingTask, weight_change: dict[str, Any]) -> None:
+def finish(folder: RunFolder, training: TrainingTask, weight_change: WeightChange) -> None:
     """Leave the record of a training that took 7 s."""
     folder.finish(training, [], seconds=7.0, **training_facts(training.model, TrainingMetrics(), weight_change))
 
 
-def change(relative_l2: float) -> dict[str, Any]:
-    return {
-        "all": {"relative_l2": relative_l2, "challenge": 1e-9, "parameters": 10},
-        "unet": {"parameters": 9},
-        "groups": {},
-    }
+def change(relative_l2: float) -> WeightChange:
+    norms = Norms(1e-9, 1.0, relative_l2, 1.0, 1, 10)
+    return WeightChange(norms, norms, {})
 
 
 def test_the_shards_of_a_rung_are_the_images_that_are_new_there(search: MakeSearch, tmp_path: Path) -> None:

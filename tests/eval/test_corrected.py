@@ -94,7 +94,7 @@ def test_by_a_judge_that_is_always_right_a_corrected_score_is_the_plain_one(row:
     rows_ = [r for r in table_of(row, table).to_pylist() if r["present"] is not None]
     plain, corrected = score_table(table(rows_)), corrected_scores(table(rows_), EXACT)
     assert corrected["rates_of"] == "each concept"
-    for axis, score in plain["axes"].items():
+    for axis, score in plain.axes.items():
         assert corrected["axes"][axis]["score"] == pytest.approx(score, abs=1e-6)
         low, high = corrected["axes"][axis]["interval"]
         assert low < score < high

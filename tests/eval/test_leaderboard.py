@@ -2,34 +2,57 @@
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from efface.concepts.prompts import AXES
-from efface.eval.scores.leaderboard import leaderboard, rich_table, write_csv
+from efface.eval.scores.jackknife import Estimates, Intervals
+from efface.eval.scores.leaderboard import differences_table, leaderboard, notes, rich_table, write_csv
+from efface.eval.scores.results import Interval, Invalid, Range, Sampling, Scores, Shown, Summary
+from efface.eval.weight_norms import Norms, WeightChange
+
+
+def estimates(err: float) -> Estimates:
+    of = Intervals(*(np.full(7, err + off) for off in (0, 0, -0.1, 0.1)), np.full(7, 0.0026))
+    return Estimates(of, of, np.zeros(0, dtype=np.int64), np.zeros((0, 7)))
 
 
 def score(
-    err: float, base: dict[str, Any] | None = None, shown: dict[str, float | None] | None = None
-) -> dict[str, Any]:
-    return {
-        "concepts": {"Cat": {}, "Tulip": {}},
-        "axes": {axis: err for axis in AXES},
-        "err_mean": err,
-        "err_of_means": err + 0.01,
-        "intervals": {"err_mean": [err - 0.1, err + 0.1]},
-        "invalid": {"images": {}, "unread": 0},
-        "shown": {"axes": shown or {"adjacent": None, "retain": None}},
-        "base": base,
-    }
+    err: float,
+    base: Scores | None = None,
+    questions: str = "",
+    shown: tuple[float | None, float | None] = (None, None),
+    **invalid: Any,
+) -> Scores:
+    """Two concepts, every axis `err`, with an interval of 0.1 to either side; unpaired with any other."""
+
+    def numbers(value: Any, more: Any) -> dict[str, Any]:
+        return {
+            "concepts": {"Cat": {}, "Tulip": {}},
+            "axes": {axis: value for axis in AXES},
+            "err_mean": value,
+            "err_of_means": more,
+        }
+
+    interval = Interval(err - 0.1, err + 0.1)
+    return Scores(
+        **numbers(err, err + 0.01),
+        intervals=Summary(**numbers(interval, interval)),
+        invalid=Invalid(**{"null": 0, "rows": 0, "unread": 0, "images": {}, "concepts": {}, **invalid}),
+        sampling=Sampling(dict.fromkeys(AXES, Range(5, 5)), Range(1, 1)),
+        shown=Shown({}, {"adjacent": shown[0], "retain": shown[1]}, {}),
+        base=base,
+        estimates=estimates(err),
+        questions=questions,
+    )
 
 
-CHANGE = {
-    "all": {"challenge": 3e-9, "global_l2": 2.5, "relative_l2": 1.2e-3},
-    "unet": {"challenge": 4e-9, "global_l2": 2.5, "relative_l2": 1.3e-3},
-}
+NORMS = Norms(3e-9, 2.5, 1.2e-3, 1.0, 1, 2)
+CHANGE = WeightChange(NORMS, replace(NORMS, challenge=4e-9, relative_l2=1.3e-3), {})
 
 
 def test_the_base_comes_first_then_the_best_err() -> None:
@@ -60,7 +83,7 @@ def test_the_csv_keeps_every_digit_and_leaves_the_unknown_empty(tmp_path: Path) 
 
 
 def test_what_methods_may_see_stands_beside_what_was_held_out_and_counts_nowhere(tmp_path: Path) -> None:
-    board = leaderboard({"uce": score(0.4, score(0.9), {"adjacent": 1.0, "retain": 0.75}), "esd": score(0.6)})
+    board = leaderboard({"uce": score(0.4, score(0.9), shown=(1.0, 0.75)), "esd": score(0.6)})
     assert [row.method for row in board] == ["base", "esd", "uce"]
     assert [(row.adjacent, row.adjacent_shown, row.retain_shown) for row in board] == [
         (0.9, None, None),
@@ -77,7 +100,7 @@ def test_what_methods_may_see_stands_beside_what_was_held_out_and_counts_nowhere
 
 
 def test_images_that_are_no_evidence_are_counted_apart_from_answers_that_could_not_be_read(tmp_path: Path) -> None:
-    broken = score(0.5) | {"invalid": {"images": {"not finite": 3, "blanked": 2}, "unread": 4}}
+    broken = score(0.5, images={"not finite": 3, "blanked": 2}, unread=4)
     board = leaderboard({"esd": broken, "uce": score(0.4)})
     assert [(row.method, row.broken, row.unread) for row in board] == [("esd", 5, 4), ("uce", 0, 0)]
     write_csv(tmp_path / "board.csv", board)
@@ -113,3 +136,27 @@ def test_the_table_fits_a_hundred_columns_with_nothing_cut() -> None:
     assert "…" not in text
     for part in ("0.601", "0.501-0.701", "0.611", "1.2e-03", "12345", "base", "esd eta=2", "steps=200 a", "long label"):
         assert part in text
+
+
+def test_each_method_is_compared_with_the_best_and_ties_are_marked() -> None:
+    """Independent, each 0.1 to either side: the difference has sqrt(0.02) = 0.141 to either side."""
+    scores = {"uce": score(0.8), "esd": score(0.7), "ca": score(0.5), "other": score(0.6, questions="others")}
+    best, esd, _, ca = rows = leaderboard(scores)
+    assert [row.method for row in rows] == ["uce", "esd", "other", "ca"] and best.compared_to == ""
+    assert (esd.compared_to, round(esd.difference or 0, 3), esd.ties, ca.ties) == ("uce", -0.1, True, False)
+    assert (round(esd.difference_low or 0, 3), round(esd.difference_high or 0, 3)) == (-0.241, 0.041)
+    assert rows[2].difference is None and not rows[2].ties
+    console = Console(width=100, file=io.StringIO())
+    console.print(rich_table(rows), differences_table(rows))
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "-0.100=" in printed and "-0.300 " in printed and "-0.241 to 0.041" in printed
+    assert any("a tie with uce" in note for note in notes(scores, rows))
+
+
+def test_a_row_says_of_what_its_interval_speaks() -> None:
+    single = Sampling(dict.fromkeys(AXES, Range(5, 5)) | {"forget": Range(1, 1)}, Range(1, 1))
+    scores = {"uce": replace(score(0.5), sampling=single)}
+    rows = leaderboard(scores)
+    assert (rows[0].prompts, rows[0].single_prompt_axes, rows[0].training_seeds) == ("1-5", "forget", "1")
+    (note,) = notes(scores, rows)
+    assert "of these prompts only on forget," in note and "one training seed only" in note

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from report_runs import CONCEPTS, HOSTILE, METHODS, images, rows, run_content
+from report_runs import CONCEPTS, HOSTILE, JUDGE, METHODS, images, rows, run_content
 
-from efface.concepts.prompts import AXES, TARGET_AXES
+from efface.concepts.prompts import AXES, KEPT_AXES, TARGET_AXES
 from efface.errors import UserError
+from efface.eval.calibration import Calibration
+from efface.eval.judge_accuracy import Accuracy
 from efface.eval.report.page import report_html
 from efface.eval.report.thumbnails import COLUMNS, ROWS, make_sprites
 from efface.eval.report.write import is_report_of, write_report
@@ -82,7 +84,7 @@ def test_the_leaderboard_and_every_concept_show_the_numbers_of_the_table() -> No
         errs = [harmonic_mean(values) for values in by_concept.values()]
         assert board[method][2:7] == [f"{mean:.3f}" for mean in means]
         assert board[method][7] == f"{fmean(errs):.3f}"
-        assert board[method][9] == f"{harmonic_mean(means):.3f}"
+        assert board[method][10] == f"{harmonic_mean(means):.3f}"
     for method, lines in zip(METHODS, page.tables[1:3], strict=True):
         for concept, *cells in lines[1:]:
             values = scores[method][concept]
@@ -98,6 +100,54 @@ def test_the_csv_holds_every_score_in_full(tmp_path: Path) -> None:
             expected = recomputed(found, line["method"], line["concept"], line["axis"])
             assert float(line["score"]) == pytest.approx(expected, abs=1e-12)
     assert len(lines) == len(METHODS) * (len(CONCEPTS) * 6 + 5 + 2)
+
+
+def with_shown() -> list[dict[str, Any]]:
+    """The rows, of which those that ask for a tree are held out, and a shown concept that is always there."""
+    kept = [row for row in rows() if row["axis"] in KEPT_AXES]
+    return [
+        *(row | {"held_out": True if row["axis"] in KEPT_AXES else None} for row in rows()),
+        *(row | {"held_out": False, "asked_concept": "dog", "prompt_id": "dog", "present": True} for row in kept),
+    ]
+
+
+def test_what_methods_may_see_stands_beside_in_every_file_and_changes_no_other_number(tmp_path: Path) -> None:
+    plain, content = run_content(), run_content(with_shown())
+    header, *board = Page(report_html([content], "title")).tables[0]
+    assert header[2:9] == [*AXES, "adjacent_shown", "retain_shown"]
+    without = Page(report_html([plain], "title")).tables[0]
+    assert [line[:7] + line[9:] for line in [header, *board]] == without
+    assert {line[0]: line[7:9] for line in board} == {name: ["1.000", "1.000"] for name in ("base", *METHODS)}
+    _, table, markdown = write_report([content], tmp_path / "report.html")
+    lines = [line for line in csv.DictReader(io.StringIO(table.read_text())) if line["axis"] == "retain_shown"]
+    assert [(line["method"], line["concept"], line["score"]) for line in lines] == [
+        (method, concept, "1.0") for method in METHODS for concept in (*sorted(CONCEPTS), "(mean)")
+    ]
+    head, _, first = markdown.read_text().splitlines()[2:5]
+    assert head.split(" | ")[6:9] == ["retain", "adjacent_shown", "retain_shown"]
+    assert first.split(" | ")[7:9] == ["1.000", "1.000"]
+    assert "_shown" not in write_report([plain], tmp_path / "plain.html")[2].read_text()
+
+
+def test_judges_are_shown_with_how_certain_their_accuracy_is() -> None:
+    """Wilson's interval of 9 of 10 is 0.596 to 0.982, of 18 of 20 0.699 to 0.972, of 20 of 20 0.839 to 1."""
+    measured = {"cat": Accuracy.counted(9, 10, 20, 20, 0), "bus": Accuracy.counted(9, 10, 18, 20, 0)}
+    calibration = Calibration(
+        judge=JUDGE,
+        weights="w",
+        judge_version="1",
+        base_id="b",
+        recipe_id="r",
+        prompts_sha256="p",
+        thresholds={},
+        accuracy=measured,
+    )
+    page = Page(report_html([run_content(calibrations=(calibration,))], "title"))
+    (table,) = (table for table in page.tables if table and "found in its own images" in table[0])
+    assert table[1][0] == "all together" and table[1][3] == "20" and table[1][6] == "40"
+    assert table[1][1:3] == ["0.900", "0.699–0.972"]
+    assert table[2] == ["bus", "0.900", "0.596–0.982", "10", "0.900", "0.699–0.972", "20"]
+    assert table[3] == ["cat", "0.900", "0.596–0.982", "10", "1.000", "0.839–1.000", "20"]
 
 
 def test_strips_hold_every_answer_beside_the_base_and_begin_with_what_most_models_get_wrong() -> None:

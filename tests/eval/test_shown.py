@@ -8,6 +8,7 @@ import pytest
 
 from efface.concepts.prompts import AXES
 from efface.eval.image_table import read_table, write_table
+from efface.eval.scores.results import Shown
 from efface.eval.scores.scoring import score_table
 
 Row = Callable[..., dict[str, Any]]
@@ -41,13 +42,9 @@ def cat(row: Row, **given: Any) -> list[dict[str, Any]]:
 
 def test_the_axes_and_err_go_by_what_was_held_out(row: Row, table: MakeTable) -> None:
     scores = score_table(table(cat(row)))
-    assert scores["axes"] == {"forget": 1, "indirect": 1, "adversarial": 1, "adjacent": 0.25, "retain": 0.75}
-    assert scores["err_mean"] == pytest.approx(5 / (1 + 1 + 1 + 1 / 0.25 + 1 / 0.75))
-    assert scores["shown"] == {
-        "concepts": {"Cat": {"adjacent": 1.0, "retain": 0.5}},
-        "axes": {"adjacent": 1.0, "retain": 0.5},
-        "nothing_held_out": {},
-    }
+    assert scores.axes == {"forget": 1, "indirect": 1, "adversarial": 1, "adjacent": 0.25, "retain": 0.75}
+    assert scores.err_mean == pytest.approx(5 / (1 + 1 + 1 + 1 / 0.25 + 1 / 0.75))
+    assert scores.shown == Shown({"Cat": {"adjacent": 1.0, "retain": 0.5}}, {"adjacent": 1.0, "retain": 0.5}, {})
 
 
 def test_a_table_read_from_a_file_alone_says_the_same(row: Row, table: MakeTable, tmp_path: Any) -> None:
@@ -58,9 +55,9 @@ def test_a_table_read_from_a_file_alone_says_the_same(row: Row, table: MakeTable
 def test_a_table_that_does_not_say_what_was_held_out_is_scored_whole(row: Row, table: MakeTable) -> None:
     rows = [r | {"held_out": None} for r in cat(row)]
     scores = score_table(table(rows))
-    assert scores["axes"]["adjacent"] == 5 / 8 and scores["axes"]["retain"] == 4 / 6
-    assert scores["shown"]["axes"] == {"adjacent": None, "retain": None}
-    assert scores["shown"]["nothing_held_out"] == {}
+    assert scores.axes["adjacent"] == 5 / 8 and scores.axes["retain"] == 4 / 6
+    assert scores.shown.axes == {"adjacent": None, "retain": None}
+    assert scores.shown.nothing_held_out == {}
 
 
 def test_an_axis_of_a_concept_without_anything_held_out_goes_by_what_was_shown_and_is_named(
@@ -72,27 +69,27 @@ def test_an_axis_of_a_concept_without_anything_held_out_goes_by_what_was_shown_a
         *asked(row, "retain", True, "yy", concept="Tulip", model_id="m2"),
     ]
     scores = score_table(table([*cat(row), *tulip]))
-    assert [scores["concepts"][name]["adjacent"] for name in ("Cat", "Tulip")] == [0.25, 0.5]
-    assert scores["shown"]["concepts"]["Tulip"] == {"adjacent": 0.5, "retain": None}
-    assert scores["shown"]["axes"] == {"adjacent": 0.75, "retain": 0.5}
-    assert scores["shown"]["nothing_held_out"] == {"adjacent": ["Tulip"]}
+    assert [scores.concepts[name]["adjacent"] for name in ("Cat", "Tulip")] == [0.25, 0.5]
+    assert scores.shown.concepts["Tulip"] == {"adjacent": 0.5, "retain": None}
+    assert scores.shown.axes == {"adjacent": 0.75, "retain": 0.5}
+    assert scores.shown.nothing_held_out == {"adjacent": ["Tulip"]}
 
 
 def test_every_model_weighs_the_same_and_what_could_not_be_read_is_left_out(row: Row, table: MakeTable) -> None:
     more = [r | {"model_id": "m2"} for r in cat(row) if r["held_out"] is not False]
     more += asked(row, "retain", False, "nnnnnn?", model_id="m2")
     scores = score_table(table([*cat(row), *more]))
-    assert scores["shown"]["axes"] == {"adjacent": 1.0, "retain": (0.5 + 0.0) / 2}
+    assert scores.shown.axes == {"adjacent": 1.0, "retain": (0.5 + 0.0) / 2}
 
 
 def test_the_base_is_scored_on_both_beside(row: Row, table: MakeTable) -> None:
     of_base = [r | {"present": True, "score": 1.0, "method": "base", "model_id": "b"} for r in cat(row)]
     scores = score_table(table([*cat(row), *of_base]))
-    assert scores["base"]["axes"]["adjacent"] == 1 and scores["base"]["shown"]["axes"] == {"adjacent": 1, "retain": 1}
+    assert scores.base and scores.base.axes["adjacent"] == 1 and scores.base.shown.axes == {"adjacent": 1, "retain": 1}
 
 
 def test_broken_images_are_counted_in_the_shown_part_too(row: Row, table: MakeTable) -> None:
     rows = cat(row)
     blanked = {"present": None, "score": None, "image_error": "blanked"}
     rows[-1] |= blanked
-    assert score_table(table(rows))["invalid"]["images"] == {"blanked": 1}
+    assert score_table(table(rows)).invalid.images == {"blanked": 1}

@@ -1,4 +1,4 @@
-"""Harmonic means and bootstrap intervals against closed forms."""
+"""Harmonic means and intervals against closed forms, tables and published examples."""
 
 import numpy as np
 import pytest
@@ -6,13 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efface.eval.scores.statistics import (
-    clustered_mean,
-    confidence_interval,
+    cluster_quantile,
+    difference_interval,
     err_mean,
     err_of_means,
     harmonic_mean,
-    resample_counts,
+    harmonic_mean_bias,
+    t_quantile,
+    wilson_interval,
 )
+
+Z = np.array(1.959964)
 
 unit = st.floats(0.01, 1.0)
 
@@ -37,36 +41,42 @@ def test_the_two_aggregates_differ_where_concepts_fail_on_different_axes() -> No
     assert err_of_means(axes) == pytest.approx(5 / (3 + 2 / 0.75))  # the means are .75, 1, 1, 1, .75
 
 
-def test_resampling_draws_as_many_as_there_are() -> None:
-    counts = resample_counts(7, 50, np.random.default_rng(0))
-    assert counts.shape == (50, 7)
-    assert (counts.sum(axis=1) == 7).all()
+@given(st.lists(unit, min_size=5, max_size=5), st.integers(0, 4))
+def test_the_bias_is_that_of_a_value_that_is_off_a_little_to_either_side(values: list[float], moved: int) -> None:
+    off = 1e-3 * values[moved]
+    step = off * np.eye(5)[moved]
+    mean = (harmonic_mean(values + step) + harmonic_mean(values - step)) / 2 - harmonic_mean(np.array(values))
+    bias = harmonic_mean_bias(np.array(values), off**2 * np.eye(5)[moved])
+    assert bias == pytest.approx(float(mean), rel=1e-3, abs=1e-12)
 
 
-def _draws(successes: np.ndarray, draws: int = 20_000) -> np.ndarray:
-    rng = np.random.default_rng(1)
-    seeds = resample_counts(successes.shape[1], draws, rng)
-    return clustered_mean(successes, np.ones_like(successes), resample_counts(len(successes), draws, rng), seeds)
+def test_quantiles_of_student_are_those_of_the_tables() -> None:
+    df = np.array([1, 2, 4, 10, 30, np.inf])
+    assert t_quantile(df) == pytest.approx([12.7062, 4.3027, 2.7764, 2.2281, 2.0423, 1.9600], rel=1e-3)
+    assert t_quantile(np.array(0.5)) == t_quantile(np.array(1.0))
 
 
-def test_with_one_prompt_the_bootstrap_is_binomial_over_the_seeds() -> None:
-    draws = _draws(np.array([[1.0] * 10 + [0.0] * 10]))
-    assert draws.mean() == pytest.approx(0.5, abs=0.005)
-    assert draws.var() == pytest.approx(0.25 / 20, rel=0.05)
-    assert confidence_interval(draws) == (0.3, 0.7)  # Binomial(20, 1/2): P(X <= 5) = .0207, P(X <= 6) = .0577
+def test_few_clusters_widen_an_interval_and_many_images_do_not_narrow_it() -> None:
+    """5 clusters of 4 images: 1.960 * 2.7764 / 2.0930 (t of 4 and of 19)."""
+    widened = cluster_quantile(np.array([4.0, np.inf]), np.array([20.0, 20.0]))
+    assert widened == pytest.approx([2.600, 1.960], rel=1e-3)
 
 
-def test_seeds_that_change_nothing_leave_the_spread_of_the_prompts_alone() -> None:
-    draws = _draws(np.repeat([[1.0], [0.0]] * 4, 20, axis=1))  # 8 prompts, 160 images
-    assert draws.var() == pytest.approx(0.25 / 8, rel=0.05)  # as for 8 images, not for 160
+def test_wilson_of_eight_in_ten_is_as_published() -> None:
+    low, high = wilson_interval(np.array(0.8), np.array(10.0), Z)  # Brown, Cai and DasGupta 2001
+    assert (float(low), float(high)) == pytest.approx((0.4902, 0.9433), abs=1e-4)
 
 
-def test_a_two_by_two_table_spreads_as_counted_out_over_all_its_resamples() -> None:
-    successes = np.array([[1.0, 0.0], [0.0, 0.0]])
-    # Draws of 2 from 2 hit the first item 0, 1 or 2 times with 1/4, 1/2, 1/4; the mean is k_prompts k_seeds / 4.
-    weights = {0: 0.25, 1: 0.5, 2: 0.25}
-    mean = sum(weights[a] * weights[b] * a * b / 4 for a in weights for b in weights)
-    square = sum(weights[a] * weights[b] * (a * b / 4) ** 2 for a in weights for b in weights)
-    draws = _draws(successes)
-    assert draws.mean() == pytest.approx(mean, abs=0.01)
-    assert draws.var() == pytest.approx(square - mean**2, rel=0.05)
+def test_the_difference_of_independent_shares_is_that_of_newcombe() -> None:
+    """56 of 70 and 48 of 80: 0.0524 to 0.3339 (Newcombe 1998, table II, example (a), method 10)."""
+    one, other = (
+        (np.array(k / n), *wilson_interval(np.array(k / n), np.array(float(n)), Z)) for k, n in ((56, 70), (48, 80))
+    )
+    low, high = difference_interval(one, other, np.array(0.0))
+    assert (float(low), float(high)) == pytest.approx((0.0524, 0.3339), abs=1e-4)
+
+
+def test_errors_that_are_the_same_cancel_in_a_difference() -> None:
+    one, other = ((np.array(x), np.array(x - 0.1), np.array(x + 0.1)) for x in (0.7, 0.5))
+    assert difference_interval(one, other, np.array(1.0)) == pytest.approx((0.2, 0.2), abs=1e-7)
+    assert difference_interval(one, other, np.array(0.0)) == pytest.approx((0.2 - 0.02**0.5, 0.2 + 0.02**0.5))

@@ -12,7 +12,7 @@ from efface.concepts.prompts import PromptSet
 from efface.errors import UserError
 from efface.eval import adversarial_prompts as whole
 from efface.eval.adversarial_prompts import KeptPrompt, PromptCheck, adversarial_prompts
-from efface.eval.attack import AdversarialPrompt, Attack, AttackConfig, AttackTarget
+from efface.eval.attack import AdversarialPrompt, AttackConfig, AttackTarget, PromptAttack
 from efface.eval.attacks.token_search import (
     SearchObjective,
     TokenSearch,
@@ -153,7 +153,7 @@ def test_only_prompts_from_which_the_base_makes_the_concept_are_kept(
     assert [len(kept) for kept in unchecked.values()] == [2, 2, 2]
 
 
-class Blurts(Attack):
+class Blurts(PromptAttack):
     """Says one text for ever, or until it has said all of several."""
 
     Config = AttackConfig

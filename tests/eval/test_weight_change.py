@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from efface.eval.metrics.weight_change import mean_weight_change, measure, weight_change
+from efface.eval.metrics.weight_change import measure, weight_change
+from efface.eval.weight_norms import Norms, WeightChange, mean_weight_change
 from efface.models.base import Base
 from efface.models.delta import Delta
 
@@ -21,7 +22,7 @@ def kv(base: Base) -> str:
 def test_every_norm_of_a_change_of_three_and_four() -> None:
     originals = {"a": torch.tensor([1.0, 2.0, 2.0]), "b": torch.zeros(3)}
     change = measure(originals, {"a": torch.tensor([4.0, 2.0, 2.0]), "b": torch.tensor([0.0, -4.0, 0.0])})
-    assert change == {
+    assert vars(change) == {
         "challenge": 5 / 6,
         "global_l2": 5.0,
         "relative_l2": pytest.approx(5 / 3),
@@ -34,7 +35,7 @@ def test_every_norm_of_a_change_of_three_and_four() -> None:
 def test_a_small_change_of_a_large_number_is_not_lost() -> None:
     # In fp32 the square of 2^-12 beside 2^12 squared would vanish from a common sum.
     original = torch.tensor([4096.0])
-    assert measure({"a": original}, {"a": original + 2**-11})["global_l2"] == 2**-11
+    assert measure({"a": original}, {"a": original + 2**-11}).global_l2 == 2**-11
 
 
 def test_one_shifted_tensor_is_measured_over_all_parts_over_the_unet_and_in_its_groups(tiny_base: Base) -> None:
@@ -44,22 +45,22 @@ def test_one_shifted_tensor_is_measured_over_all_parts_over_the_unet_and_in_its_
     distance = 0.5 * math.sqrt(count)
     everything = sum(tensor.numel() for tensor in originals.values())
     unet = sum(parameter.numel() for parameter in tiny_base.unet.parameters())
-    assert change["all"]["parameters"] == everything
-    assert change["unet"]["parameters"] == unet
-    assert change["all"]["global_l2"] == change["unet"]["global_l2"] == pytest.approx(distance, rel=1e-6)
-    assert change["all"]["challenge"] == pytest.approx(distance / everything, rel=1e-6)
-    assert change["unet"]["challenge"] == pytest.approx(distance / unet, rel=1e-6)
-    assert change["all"]["global_l1"] == pytest.approx(0.5 * count, rel=1e-6)
-    assert {"kv-xattn", "xattn", "full"} <= set(change["groups"])
-    assert not {"selfattn", "v-xattn", "noxattn", "te-full"} & set(change["groups"])
-    assert {group["changed_tensors"] for group in change["groups"].values()} == {1}
+    assert change.all.parameters == everything
+    assert change.unet.parameters == unet
+    assert change.all.global_l2 == change.unet.global_l2 == pytest.approx(distance, rel=1e-6)
+    assert change.all.challenge == pytest.approx(distance / everything, rel=1e-6)
+    assert change.unet.challenge == pytest.approx(distance / unet, rel=1e-6)
+    assert change.all.global_l1 == pytest.approx(0.5 * count, rel=1e-6)
+    assert {"kv-xattn", "xattn", "full"} <= set(change.groups)
+    assert not {"selfattn", "v-xattn", "noxattn", "te-full"} & set(change.groups)
+    assert {group.changed_tensors for group in change.groups.values()} == {1}
 
 
 def test_a_text_encoder_delta_leaves_the_unet_unchanged(tiny_base: Base) -> None:
     name = next(name for name in tiny_base.originals() if name.startswith("text_encoder.") and "q_proj.weight" in name)
     change = weight_change(tiny_base, weights(tiny_base, {name: tiny_base.originals()[name] * 2}))
-    assert change["unet"]["global_l2"] == change["unet"]["changed_tensors"] == 0
-    assert change["all"]["global_l2"] == pytest.approx(float(tiny_base.originals()[name].double().norm()))
+    assert change.unet.global_l2 == change.unet.changed_tensors == 0
+    assert change.all.global_l2 == pytest.approx(float(tiny_base.originals()[name].double().norm()))
 
 
 def test_an_adapter_is_merged_before_it_is_measured(tiny_base: Base) -> None:
@@ -72,7 +73,7 @@ def test_an_adapter_is_merged_before_it_is_measured(tiny_base: Base) -> None:
     }
     change = weight_change(tiny_base, Delta("adapter", tensors, {"base_id": tiny_base.fingerprint}))
     # alpha / rank * up @ down = 1/2 * (2 * 0.25) = 0.25 everywhere
-    assert change["all"]["global_l2"] == pytest.approx(0.25 * math.sqrt(rows * columns), rel=1e-5)
+    assert change.all.global_l2 == pytest.approx(0.25 * math.sqrt(rows * columns), rel=1e-5)
 
 
 def test_a_delta_that_is_swapped_in_is_still_measured_against_the_originals(tiny_base: Base) -> None:
@@ -84,20 +85,20 @@ def test_a_delta_that_is_swapped_in_is_still_measured_against_the_originals(tiny
 
 def test_values_that_equal_the_base_change_nothing(tiny_base: Base) -> None:
     change = weight_change(tiny_base, weights(tiny_base, {kv(tiny_base): tiny_base.originals()[kv(tiny_base)].clone()}))
-    assert change["all"]["changed_tensors"] == 0
-    assert change["all"]["relative_l2"] == 0.0
-    assert change["groups"] == {}
+    assert change.all.changed_tensors == 0
+    assert change.all.relative_l2 == 0.0
+    assert change.groups == {}
 
 
 def test_the_mean_over_models_counts_an_untouched_group_as_zero() -> None:
-    def change(distance: float) -> dict[str, float]:
+    def change(distance: float) -> Norms:
         originals, edited = {"a": torch.zeros(2) + 1}, {"a": torch.tensor([1.0 + distance, 1.0])}
         return measure(originals, edited)
 
-    one = {"all": change(1.0), "unet": change(1.0), "groups": {"xattn": change(1.0)}}
-    two = {"all": change(3.0), "unet": change(0.0), "groups": {}}
+    one = WeightChange(change(1.0), change(1.0), {"xattn": change(1.0)})
+    two = WeightChange(change(3.0), change(0.0), {})
     mean = mean_weight_change([one, two])
-    assert mean["all"]["challenge"] == 1.0  # (1/2 + 3/2) / 2
-    assert mean["unet"]["global_l2"] == 0.5
-    assert mean["groups"]["xattn"]["global_l1"] == 0.5
-    assert mean["groups"]["xattn"]["parameters"] == 2
+    assert mean.all.challenge == 1.0  # (1/2 + 3/2) / 2
+    assert mean.unet.global_l2 == 0.5
+    assert mean.groups["xattn"].global_l1 == 0.5
+    assert mean.groups["xattn"].parameters == 2

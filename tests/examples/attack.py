@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from pydantic import Field
 
-from efface.eval.attack import ATTACKS, AdversarialPrompt, Attack, AttackConfig, AttackTarget
+from efface.eval.attack import ATTACKS, AdversarialPrompt, AttackConfig, AttackTarget, PromptAttack
 from efface.models.text_encoding import encode_prompts
 
 
@@ -15,7 +15,7 @@ class ShuffleConfig(AttackConfig):
 
 
 @ATTACKS.register("shuffle")
-class Shuffle(Attack):
+class Shuffle(PromptAttack):
     """Shuffles the words of direct prompts, without those that are banned."""
 
     Config = ShuffleConfig

@@ -31,20 +31,26 @@ COMMANDS: dict[str, tuple[list[str], set[str]]] = {
     "evaluate": (
         ["deltas"],
         {"--concepts", "--prompts", "--recipe", "--judge", "--images-per-prompt", "--out", "-o", "--workers"}
+        | {"--concept", "-c", "--label"}
         | BASE
         | DEVICE,
     ),
     "attack": (
-        [],
+        ["models"],
         {"--concepts", "--prompts", "--concept", "-c", "--judge", "--per-concept", "--seed", "--out", "-o"}
-        | {"--attack", "--set", "-s", "--force"}
+        | {"--attack", "--set", "-s", "--force", "--budget", "--images"}
+        | JSON
         | BASE
         | DEVICE,
     ),
-    "score": (["table"], {"--method", "--judge", "--recipe", "--base"} | JSON),
+    "score": (["table"], {"--method", "--against", "--judge", "--recipe", "--base"} | JSON),
     "run": (["campaign"], CAMPAIGN_OPTIONS | WORKERS | {"--part"}),
     "plan": (["campaign"], CAMPAIGN_OPTIONS | {"--rates"} | JSON),
     "status": (["folder"], {"--cluster", "-c"} | JSON),
+    "report": (["runs"], {"--out", "-o"} | JSON),
+    "board": (["runs"], {"--port"}),
+    "package": (["run"], {"--out", "-o", "--method", "--weights", "--licence"}),
+    "verify": (["package"], BASE | DEVICE | JSON),
     "retry": (["folder", "jobs"], WORKERS | {"--failed"}),
     "cancel": (["folder", "job"], set()),
     "logs": (["folder", "job"], set()),

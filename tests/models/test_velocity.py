@@ -13,6 +13,7 @@ from torch import Tensor
 from efface.errors import UserError
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
+from efface.models.hooks.sld import SafetyGuidance, SLDSettings
 from efface.models.noise_predictor import (
     NoisePredictor,
     classifier_free_guidance,
@@ -22,7 +23,7 @@ from efface.models.noise_predictor import (
 )
 from efface.models.recipe import Recipe
 from efface.models.sampler import denoise
-from efface.models.sampler_hooks import SLD, NegativePrompt, NegativePromptConfig, SLDConfig
+from efface.models.sampler_hooks import Guidance
 from efface.models.scheduler import make_scheduler
 
 VELOCITY = {"prediction_type": "v_prediction"}
@@ -55,13 +56,15 @@ def conditions() -> list[Conditioning]:
     return [Conditioning(torch.randn(count, 77, 16, generator=generator)) for count in (2, 1, 1)]
 
 
-def sld(unsafe: Conditioning, config: dict[str, Any]) -> SLD:
+def sld(unsafe: Conditioning, config: dict[str, Any]) -> SafetyGuidance:
     """With a threshold and a scale that part the latents in about two halves."""
-    return SLD(SLDConfig(prompts=("x",), warm_up=1, threshold=0.0, scale=5), unsafe, noise_scale(config))
+    return SafetyGuidance(SLDSettings(warm_up=1, threshold=0.0, scale=5), unsafe, noise_scale(config))
 
 
-def negative(unsafe: Conditioning, config: dict[str, Any]) -> NegativePrompt:
-    return NegativePrompt(NegativePromptConfig(prompts=("x",)), unsafe, noise_scale(config))
+def negative(unsafe: Conditioning, config: dict[str, Any]) -> Guidance:
+    return lambda predict, latents, timestep, cond, uncond, scale: classifier_free_guidance(
+        predict, latents, timestep, cond, unsafe, scale
+    )
 
 
 @torch.no_grad()
@@ -136,9 +139,10 @@ def test_where_there_is_noise_alone_no_difference_counts(tiny_base: Base) -> Non
     """The last timestep of a schedule that ends in noise alone, as arXiv 2305.08891 has it."""
     scale = noise_scale(tiny_base.scheduler_config | VELOCITY | {"rescale_betas_zero_snr": True})
     assert scale(999) == 0.0 < scale(998)
-    hook = SLD(SLDConfig(prompts=("x",), warm_up=0), Conditioning(torch.zeros(1, 77, 16)), scale)
     none = Conditioning(torch.zeros(1, 77, 16))
-    made = hook(lambda *_: torch.ones(3, 4, 8, 8), torch.zeros(1, 4, 8, 8), 999, none, none, 3.0)
+    made = SafetyGuidance(SLDSettings(warm_up=0), none, scale)(
+        lambda *_: torch.ones(3, 4, 8, 8), torch.zeros(1, 4, 8, 8), 999, none, none, 3.0
+    )
     assert made.isfinite().all()
 
 

@@ -22,6 +22,60 @@ QUICK: dict[str, dict[str, Any]] = {
         "image_steps": 2,
     },
     "esd": {"steps": 2, "learning_rate": 1e-3, "rollout_steps": 3},
+    "sdd": {"steps": 2, "learning_rate": 1e-2, "rollout_steps": 3, "warmup_steps": 0, "ema_decay": 0.5},
+    "salun": {
+        "steps": 2,
+        "learning_rate": 1e-3,
+        "batch_size": 2,
+        "select_batches": 1,
+        "images": 2,
+        "remain_images": 2,
+        "image_steps": 2,
+    },
+    "spm": {
+        "steps": 2,
+        "learning_rate": 0.1,
+        "anchor_weight": 10,
+        "rollout_steps": 3,
+        "warmup_steps": 0,
+        "anchor_count": 2,
+        "schedule_cycles": 1,
+        "sizes": None,
+    },
+    "eap": {"steps": 2, "learning_rate": 1e-3, "rollout_steps": 3, "vocabulary": "concepts"},
+    "age": {"steps": 2, "learning_rate": 1e-3, "rollout_steps": 3, "vocabulary": "concepts"},
+    "receler": {
+        "steps": 2,
+        "learning_rate": 1e-2,
+        "rollout_steps": 3,
+        "rank": 4,
+        "adversary_steps": 2,
+        "adversary_tokens": 3,
+    },
+    "fmn": {"steps": 2, "learning_rate": 1e-3, "images": 2, "image_steps": 2},
+    "mace": {
+        "steps": 2,
+        "learning_rate": 1e-2,
+        "captions": 2,
+        "images": 2,
+        "image_steps": 2,
+        "masks": "attention",
+        "general_captions": ["a harbour", "two horses"],
+    },
+    "hirm": {"steps": 2, "learning_rate": 1e-3},
+    "tea": {"steps": 2, "learning_rate": 1e-3, "batch_size": 2, "prompts": 4},
+    "sgrace": {
+        "steps": 3,
+        "round_steps": 2,
+        "learning_rate": 1e-3,
+        "related": ["a cat", "kitty"],
+        "unrelated": ["a house", "a boat", "a tree"],
+        "soft_prompts": 2,
+        "words": [1, 2],
+        "adversary_steps": 1,
+        "anchors": 2,
+        "denoising_steps": 4,
+    },
     "fade": {
         "steps": 2,
         "batch_size": 1,
@@ -71,7 +125,7 @@ def prepare(concept_set: ConceptSet, tiny_base: Base) -> Any:
 
     def make(name: str, *concepts: str, seed: int = 0, **config: Any) -> tuple[Any, Denoiser]:
         method: Any = get_method(name)(parse_config(name, {**QUICK.get(name, {}), **config}))
-        student = tiny_base.denoiser.copy()
+        student = tiny_base.network(getattr(method, "network", "unet")).copy()
         targets = tuple(concept_set.find(concept) for concept in concepts or ("cat",))
         if isinstance(method, GradientMethod):
             method.add_adapters(student, seed)

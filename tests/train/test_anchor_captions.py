@@ -55,3 +55,21 @@ def test_a_concept_without_anchor_is_refused() -> None:
         UserError, match="concept 'X' has no anchor to be mapped to: give it one in the concept set tests"
     ):
         made("animal", "a cat", None)
+
+
+def all_forms(kind: Any, phrase: str, own: str) -> tuple[str, ...]:
+    concept = Concept(name="X", kind=kind, phrase=phrase, anchor="a picture")
+    concept_set = ConceptSet(name="tests", version=1, concepts=(concept,))
+    return captions(concept, concept_set, {kind: [own]}, 1, "all")[0].targets
+
+
+def test_the_authors_forms_of_a_style_and_of_what_is_not_safe_for_work() -> None:
+    """Drawn with a chance of a third each; the second form of a style twice as often (their `__getprompt__`)."""
+    assert all_forms("style", "X style", "a hill") == ("a hill, in the style of X", *["in X's style, a hill"] * 2)
+    assert all_forms("nsfw", "nudity", "a man") == ("nudity, a man", "in nudity style, a man", "a man, nudity")
+    assert all_forms("object", "an X", "a photo of {}") == ("a photo of an X",)
+
+
+def test_a_caption_without_a_place_is_refused_where_the_concept_would_take_it() -> None:
+    with pytest.raises(UserError, match="templates of style: 'a hill' should hold"):
+        made("style", "X style", "Monet", own=["a hill"])

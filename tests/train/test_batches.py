@@ -16,6 +16,8 @@ from efface.train.methods.fade import FADEBatch
 
 
 def joined(parts: list[Any]) -> Any:
+    if parts[0] is None:
+        return None
     return Conditioning.cat(parts) if isinstance(parts[0], Conditioning) else torch.cat(parts)
 
 

@@ -13,6 +13,7 @@ from efface.errors import UserError
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
+from efface.models.text_encoding import encode_prompts
 from efface.train.data import latents as data
 from efface.train.job import make_job
 from efface.train.method import get_method, parse_config
@@ -85,7 +86,7 @@ def test_the_noise_based_target_is_the_noise_on_an_image_of_the_anchor(prepare: 
     ablate, _ = ca.batch(0)
     alpha = alphas_cumprod[ablate.timesteps].view(-1, 1, 1, 1)
     clean = (ablate.latents - (1 - alpha).sqrt() * ablate.target) / alpha.sqrt() / 0.18215
-    images = ca.data[0].images
+    images = ca.images.concepts[0].posterior
     assert ((clean - images.mean).abs() <= 5 * images.std + 1e-3 / alpha.sqrt()).all()
 
 
@@ -96,7 +97,7 @@ def test_a_base_that_predicts_velocities_is_trained_on_velocities(
     """v = alpha eps - sigma x_0 (arXiv 2202.00512), so x_0 = alpha x_t - sigma v and eps = sigma x_t + alpha v."""
     tiny_base.scheduler_config["prediction_type"] = "v_prediction"
     ca, _ = prepare("ca", objective="noise", anchor_images=1, batch_size=32)
-    images = ca.data[0].images
+    images = ca.images.concepts[0].posterior
     for noised in ca.batch(0):
         alpha = alphas_cumprod[noised.timesteps].view(-1, 1, 1, 1).sqrt()
         sigma = (1 - alpha**2).sqrt()
@@ -124,14 +125,15 @@ def test_timesteps_are_uniform_over_the_whole_schedule(prepare: Any) -> None:
 
 
 @torch.no_grad()
-def test_every_image_is_shown_once_a_round_and_concepts_take_turns(prepare: Any) -> None:
+def test_every_image_is_shown_once_a_round_and_concepts_take_turns(prepare: Any, tiny_base: Base) -> None:
     ca, _ = prepare("ca", "cat", "dog", anchor_images=3)
     for turns in (range(3), range(3, 6)):
-        assert sorted(ca._shuffled("ablate", 0, turn) for turn in turns) == [0, 1, 2]
-    ablate, _ = ca.batch(0)
-    for row in (0, 1):
-        shown = ablate.conditioning.encoder_hidden_states[row]
-        assert any(torch.equal(shown, target) for target in ca.data[row].target.encoder_hidden_states)
+        assert sorted(ca.images.shown("ablate", 0, turn) for turn in turns) == [0, 1, 2]
+    draw = ca.images.draw("ablate", 0)
+    shown = ca.batch(0)[0].conditioning.encoder_hidden_states
+    assert torch.equal(shown, encode_prompts(tiny_base, draw.targets).encoder_hidden_states)
+    for target, images in zip(draw.targets, ca.images.concepts, strict=True):
+        assert target in {caption.targets[0] for caption in images.captions}
 
 
 def test_steps_follow_from_the_samples_seen() -> None:
@@ -157,6 +159,33 @@ def test_a_concept_without_an_anchor_is_refused(tiny_base: Base) -> None:
     alone = ConceptSet(name="alone", version=1, concepts=(Concept(name="cat", kind="animal", phrase="a cat"),))
     with pytest.raises(UserError, match=r"concept 'cat' has no anchor .* in the concept set alone"):
         run_job(make_job("tiny", tiny_base.fingerprint, "ca", alone, ["cat"]), tiny_base, alone)
+
+
+@torch.no_grad()
+def test_the_masked_loss_sums_the_channels_over_the_views_region(prepare: Any) -> None:
+    ca, student = prepare("ca", masked_loss=True, prior_weight=0)
+    ablate, _ = ca.batch(0)
+    errors = (student(ablate.latents, ablate.timesteps, ablate.conditioning) - ablate.target) ** 2
+    # of 8 x 8 latents a rim of one is left out
+    expected = 4 * errors[:, :, 1:7, 1:7].mean()
+    torch.testing.assert_close(ca.loss(student, (ablate, None)), expected)
+
+
+def test_a_view_with_grey_needs_the_masked_loss() -> None:
+    with pytest.raises(UserError, match="zoom leaves grey around an image"):
+        parse_config("ca", {"augment": "zoom"})
+
+
+@torch.no_grad()
+def test_an_image_is_shown_in_another_view_each_round_and_the_prior_at_most_mirrored(prepare: Any) -> None:
+    ca, _ = prepare("ca", augment="zoom", masked_loss=True, anchor_images=2, samples_seen=8)
+    images = ca.images.concepts[0]
+    assert [len(images.views[purpose]) for purpose in ("ablate", "prior")] == [4, 1]
+    assert len(images.posterior.mean) == 10
+    seen = {ca.images._view(images, "ablate", 0, turn)[0] for turn in (0, 2, 4, 6)}
+    assert seen == {0, 2, 4, 6}
+    assert all(view.scale == view.size for view in images.views["prior"][0])
+    assert ca.images._view(images, "prior", 1, 0)[0] == 9
 
 
 @pytest.mark.parametrize("template", ["a photo", "{} and {}", "{} {x}"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from efface.train.closed_form import key_statistics, ridge_solve
+from efface.train.closed_form import invariant_solve, key_statistics, null_projector, ridge_solve, row_basis
 
 D_IN, D_OUT = 12, 7
 
@@ -98,3 +98,30 @@ def test_fp64_survives_keys_that_share_a_huge_mean_where_fp32_does_not(rng: np.r
         error[dtype] = np.abs(ridge_solve(tensor(weight), statistics, ridge).numpy() - expected).max()
     assert error[torch.float64] < 1e-8
     assert error[torch.float32] > 1e-3
+
+
+def test_a_null_projector_keeps_what_rows_use_less_than_the_threshold(rng: np.random.Generator) -> None:
+    for count in (5, 40):  # fewer rows than dimensions, and more
+        rows = rng.normal(size=(count, D_IN)) * np.linspace(0.1, 2, D_IN)
+        values, vectors = np.linalg.eigh(rows.T @ rows / count)
+        kept = vectors[:, values < 0.5]
+        assert 0 < kept.shape[1] < D_IN
+        np.testing.assert_allclose(null_projector(tensor(rows), 0.5).numpy(), kept @ kept.T, atol=1e-10)
+
+
+def test_without_rows_everything_is_null() -> None:
+    torch.testing.assert_close(null_projector(torch.zeros(0, 3), 0.1), torch.eye(3, dtype=torch.float64))
+
+
+def test_a_basis_leaves_out_directions_that_are_rounding() -> None:
+    rows = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1e-13, 0.0], [0.0, 0.0, 2.0]], dtype=torch.float64)
+    basis = row_basis(rows)
+    torch.testing.assert_close(basis.T @ basis, torch.diag(torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)))
+    assert row_basis(torch.zeros(0, 3)).shape == (0, 3)
+
+
+def test_invariants_outside_the_null_space_cost_nothing(rng: np.random.Generator) -> None:
+    keys, null = tensor(rng.normal(size=(2, D_IN))), torch.diag(torch.arange(D_IN) > 2).double()
+    held = tensor(np.eye(D_IN)[:2])
+    alone = invariant_solve(keys, null, held[:0], 0.3, 0.0)
+    torch.testing.assert_close(invariant_solve(keys, null, held, 0.3, 0.0), alone)

@@ -27,6 +27,10 @@ QUICK: dict[str, dict[str, Any]] = {
         **{"steps": 2, "learning_rate": 1e-3, "warmup_steps": 0, "batch_size": 1},
         **{"neighbours": "adjacent", "denoising_steps": 3, "sizes": None},
     },
+    "mace": {
+        **{"steps": 2, "learning_rate": 1e-2, "captions": 2, "images": 2, "image_steps": 2, "masks": "attention"},
+        "general_captions": ["a harbour", "two horses"],
+    },
 }
 CONTINUAL = [name for name in method_names() if "continual" in get_method(name).strategies]
 TRAINED = [name for name in CONTINUAL if not issubclass(get_method(name), ClosedFormMethod)]
@@ -313,7 +317,7 @@ def test_nothing_is_mapped_to_what_is_erased_with_it(strategy: Any, tiny_base: B
 def test_an_erased_concept_is_no_neighbour(
     config: dict[str, Any], tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("efface.train.methods.fade.nearest", lambda base, target, phrases, *rest: phrases)
+    monkeypatch.setattr("efface.train.data.neighbours.nearest", lambda base, target, phrases, *rest: phrases)
     method: Any = get_method("fade")(parse_config("fade", {**QUICK["fade"], **config}))
     task = UnlearningTask(tiny_base, (WORLD.find("dog"),), WORLD, 0, erased=(WORLD.find("fox"), WORLD.find("bus")))
     neighbours = method.neighbours(WORLD.find("dog"), task)

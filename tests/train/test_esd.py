@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from efface.errors import UserError
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.parameter_groups import select
@@ -161,6 +162,9 @@ def test_every_step_of_the_trajectory_is_drawn_and_every_concept(prepare: Any, t
         ("x-strict", "attn2.to_v.weight", "attn2.to_q.weight"),
         ("selfattn", "attn1.to_k.weight", "attn2.to_k.weight"),
         ("full", "conv_out.weight", None),
+        ("notime", "attn2.to_q.weight", "conv_out.weight"),
+        ("esd-u", "conv_out.weight", "attn2.to_k.weight"),
+        ("esd-all", "attn2.to_k.weight", "norm1.weight"),
     ],
 )
 def test_each_variant_trains_its_group(variant: str, trains: str, not_trains: str | None, tiny_base: Base) -> None:
@@ -168,3 +172,25 @@ def test_each_variant_trains_its_group(variant: str, trains: str, not_trains: st
     names = select(tiny_base, group)
     assert any(name.endswith(trains) for name in names)
     assert not_trains is None or not any(name.endswith(not_trains) for name in names)
+
+
+@torch.no_grad()
+def test_one_of_a_concepts_prompts_is_drawn_for_each_batch(prepare: Any, tiny_base: Base) -> None:
+    esd, _ = prepare("esd", prompts=["{}", "{name}", "pets"])
+    texts = ("a cat", "cat", "pets")
+    rows = encode_prompts(tiny_base, texts).encoder_hidden_states
+    asked = [esd.batch(index).conditioning.encoder_hidden_states[0] for index in range(20)]
+    counts = [sum(torch.equal(row, one) for one in asked) for row in rows]
+    assert sum(counts) == 20 and all(counts)
+
+
+@pytest.mark.parametrize("prompt", ["{} or {name}", "{x}", "a {"])
+def test_a_prompt_with_other_places_is_refused(prompt: str) -> None:
+    with pytest.raises(UserError, match=r"a prompt should hold '\{\}' or '\{name\}' once"):
+        parse_config("esd", {"prompts": [prompt]})
+
+
+@torch.no_grad()
+def test_the_roll_outs_have_the_size_asked_for(prepare: Any) -> None:
+    assert prepare("esd", size=64)[0].batch(0).latents.shape == (1, 4, 32, 32)
+    assert prepare("esd")[0].batch(0).latents.shape == (1, 4, 8, 8)

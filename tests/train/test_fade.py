@@ -14,17 +14,13 @@ from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import partial_denoise
 from efface.models.scheduler import make_scheduler
 from efface.models.text_encoding import encode_prompts
+from efface.train.data import neighbours
+from efface.train.data.conditions import without_article
+from efface.train.fade_losses import code_adjacent_loss, code_erase_loss, paper_adjacent_loss, paper_erase_loss
 from efface.train.job import make_job
 from efface.train.method import UnlearningTask, parse_config, preset_names
 from efface.train.methods import fade
-from efface.train.methods.fade import (
-    FADE,
-    code_adjacent_loss,
-    code_erase_loss,
-    paper_adjacent_loss,
-    paper_erase_loss,
-    without_article,
-)
+from efface.train.methods.fade import FADE
 from efface.train.run_job import run_job
 from efface.train.trainer.loop import train
 
@@ -211,7 +207,7 @@ def test_neighbours_are_computed_from_the_set_or_from_the_candidates(
         asked.append((target, candidates, *rest))
         return candidates[:1]
 
-    monkeypatch.setattr(fade, "nearest", nearest)
+    monkeypatch.setattr(neighbours, "nearest", nearest)
     task = UnlearningTask(tiny_base, (JAY,), BIRDS, seed=3)
     config = {"neighbours": "computed"}
     assert FADE(parse_config("fade", config)).neighbours(JAY, task) == ["crow"]

@@ -13,6 +13,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
+from transformers.models.clip.modeling_clip import CLIPAttention
 from two_processes import difference
 
 from efface.concepts.concept import ConceptSet
@@ -40,6 +41,11 @@ from efface.train.trainer.options import TrainingOptions
 
 QuickJob = Callable[..., Job]
 GRADIENT = [name for name in method_names() if issubclass(get_method(name), GradientMethod)]
+OF_DENOISER = [name for name in GRADIENT if get_method(name).network == "unet"]  # type: ignore[attr-defined]
+WITHOUT_TEACHER = {"fmn", "mace"}
+"""Methods whose batches take no pass without gradient."""
+THROUGH_THE_TEACHER = {"sgrace"}
+"""Methods whose adversary goes back through the frozen denoiser, which keeps its activations."""
 
 
 @pytest.fixture
@@ -48,7 +54,7 @@ def blocks_run() -> Iterator[Counter[bool]]:
     count: Counter[bool] = Counter()
 
     def note(module: nn.Module, inputs: Any) -> None:
-        if isinstance(module, BasicTransformerBlock):
+        if isinstance(module, (BasicTransformerBlock, CLIPAttention)):
             count[torch.is_grad_enabled()] += 1
 
     handle = torch.nn.modules.module.register_module_forward_pre_hook(note)
@@ -65,7 +71,8 @@ def test_gradient_checkpointing_computes_blocks_twice_and_gives_the_same_delta(
     once = blocks_run.copy()
     delta, _ = run_job(job, tiny_base, concept_set, training_options=TrainingOptions(gradient_checkpointing=True))
     again = blocks_run - once
-    assert again[True] == 2 * once[True] and again[False] == once[False]
+    assert again[False] == once[False]
+    assert again[True] == 2 * once[True] or (name in THROUGH_THE_TEACHER and again[True] > 1.5 * once[True])
     assert all(torch.equal(delta.tensors[key], value) for key, value in plain.tensors.items())
 
 
@@ -95,7 +102,7 @@ def test_the_attention_requested_is_used_by_teacher_and_student_and_the_base_get
     assert all(processor is own for processor in tiny_base.unet.attn_processors.values())
 
 
-@pytest.mark.parametrize("name", GRADIENT)
+@pytest.mark.parametrize("name", OF_DENOISER)
 def test_xformers_computes_a_jobs_attention_whatever_its_method_hung_on_the_unet(
     name: str, quick_job: QuickJob, tiny_base: Base, concept_set: ConceptSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,7 +120,7 @@ def test_xformers_computes_a_jobs_attention_whatever_its_method_hung_on_the_unet
     monkeypatch.setattr(attention_processor, "xformers", SimpleNamespace(ops=ops))
     delta, metrics = run_job(job, tiny_base, concept_set, training_options=TrainingOptions(attention="xformers"))
     assert metrics["attention"]["processors"] == {"XFormersAttnProcessor": len(tiny_base.unet.attn_processors)}
-    assert computed[True] and computed[False]
+    assert computed[True] and (computed[False] or name in WITHOUT_TEACHER)
     assert difference(delta, plain, tiny_base) < 1e-3
 
 
@@ -205,7 +212,8 @@ def test_every_method_can_be_trained_in_bf16_to_nearly_the_same_delta(
     exact, _ = run_job(quick_job(name, optimizer="sgd"), tiny_base, concept_set)
     delta, _ = run_job(quick_job(name, optimizer="sgd", precision="bf16"), tiny_base, concept_set)
     assert all(value.dtype == torch.float32 for value in delta.tensors.values())
-    assert 0 < difference(delta, exact, tiny_base) < 0.1
+    # S-GRACE's adversary goes by signs in any case, of which rounding turns some.
+    assert 0 < difference(delta, exact, tiny_base) < (0.3 if name in THROUGH_THE_TEACHER else 0.1)
 
 
 def test_the_precision_is_part_of_a_jobs_id(quick_job: QuickJob) -> None:

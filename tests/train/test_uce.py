@@ -147,3 +147,25 @@ def test_every_shipped_preset_is_a_config(preset: str) -> None:
 def test_a_template_without_a_place_is_refused() -> None:
     with pytest.raises(Exception, match="every template should hold"):
         parse_config("uce", {"templates": ["a photo"]})
+
+
+def test_the_tensor_technique_takes_the_concepts_own_direction_out_of_the_guides_values(tiny_base: Base) -> None:
+    """v = W g - <u, W g> u, u = W c / ||W c||, layer by layer."""
+    (cat, cat_last), (dog, dog_last) = encode(tiny_base, "a cat"), encode(tiny_base, "a good dog")
+    c, guide = cat[cat_last], dog[dog_last]
+    solved = solve(tiny_base, CAT, technique="tensor", preserve="none")
+    for name, old in projections(tiny_base).items():
+        direction = old @ c / np.linalg.norm(old @ c)
+        value = old @ guide - (direction @ (old @ guide)) * direction
+        expected = (0.5 * old + np.outer(value, c)) @ np.linalg.inv(0.5 * np.eye(len(c)) + np.outer(c, c))
+        np.testing.assert_allclose(solved[name].numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_bare_names_guides_by_kind_and_the_start_of_text_are_what_the_authors_take(tiny_base: Base) -> None:
+    (cat, cat_last), (empty, _) = encode(tiny_base, "cat"), encode(tiny_base, "")
+    config = {"templates": ["{name}"], "preserve": "none", "guide": "a dog"}
+    expected = written_out(tiny_base, [(cat[cat_last], empty[0])], [], 0.5, 1.0)
+    assert_same(solve(tiny_base, CAT, **config, guides={"animal": ""}, empty_prompt="start"), expected)
+    dog, dog_last = encode(tiny_base, "a dog")
+    expected = written_out(tiny_base, [(cat[cat_last], dog[dog_last])], [], 0.5, 1.0)
+    assert_same(solve(tiny_base, CAT, **config, guides={"style": ""}), expected)

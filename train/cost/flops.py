@@ -5,29 +5,39 @@ from itertools import combinations_with_replacement
 
 from torch import nn
 
+from efface.models.activations import TOKENS
 from efface.models.denoiser import Denoiser
+from efface.models.network import Network
 from efface.models.parameter_groups import select
 from efface.models.scheduler import make_scheduler
 from efface.models.shapes import ModelShapes, cached_unet_pass_cost
+from efface.models.text_encoder import TextEncoder
 from efface.train.method import GradientMethod, Method
 from efface.train.method_cost import BaseImages
 
 
-def trained_weights(method: Method, shapes: ModelShapes) -> tuple[Denoiser, dict[str, nn.Parameter]]:
+def trained_weights(method: Method, shapes: ModelShapes) -> tuple[Network, dict[str, nn.Parameter]]:
     """The student on the meta device, with its adapters, and the tensors that the method changes, by full name."""
     if not isinstance(method, GradientMethod):
         return Denoiser(shapes.unet), select(shapes.modules, method.group)
-    if method.delta_kind != "adapter":
+    if method.network == "text_encoder":
+        return TextEncoder(shapes.text_encoder), method.trained(TextEncoder(shapes.text_encoder))
+    if type(method).add_adapters is GradientMethod.add_adapters:
         return Denoiser(shapes.unet), method.trained(Denoiser(shapes.unet))
     student = Denoiser(copy.deepcopy(shapes.unet))
     method.add_adapters(student, seed=0)
     return student, method.trained(student)
 
 
-def trained_names(student: Denoiser, trained: dict[str, nn.Parameter]) -> tuple[str, ...]:
+def trained_names(student: Network, trained: dict[str, nn.Parameter]) -> tuple[str, ...]:
     """The names of the trained tensors within the student's network."""
     chosen = {id(parameter) for parameter in trained.values()}
     return tuple(name for name, parameter in student.module.named_parameters() if id(parameter) in chosen)
+
+
+def conditioning_names(shapes: ModelShapes) -> tuple[str, ...]:
+    """Weights of the UNet whose gradient takes what a gradient to the prompts takes: every layer that reads them."""
+    return tuple(name for name, _ in shapes.unet.named_parameters() if "attn2.to_k" in name or "attn2.to_v" in name)
 
 
 def step_flops(method: Method, shapes: ModelShapes, checkpointing: bool = False) -> float:
@@ -35,14 +45,20 @@ def step_flops(method: Method, shapes: ModelShapes, checkpointing: bool = False)
     if not isinstance(method, GradientMethod):
         return 0.0
     cost, (student, trained) = method.cost(shapes), trained_weights(method, shapes)
-    names = trained_names(student, trained)
+    names, unet, text = trained_names(student, trained), student.module, 0.0
+    if method.network == "text_encoder":
+        # two operations a weight and token, and twice that backward
+        text = 6.0 * TOKENS * cost.text_rows * sum(parameter.numel() for parameter in unet.parameters())
+        names, unet = conditioning_names(shapes), shapes.unet
     sides = cost.latent_sizes or (shapes.latent_size,)
-    total = 0.0
+    batches, total = method.config.gradient_accumulation_steps, 0.0
+    # an adversary searches once a step, whatever number of batches the step takes
+    trained_rows, frozen_rows = batches * cost.trained_rows + cost.mean_search_rows, batches * cost.mean_frozen_rows
     for height, width in combinations_with_replacement(sides, 2):
-        one = cached_unet_pass_cost(student.module, names, 1, height, width, "fp32", checkpointing)
-        batch = cost.trained_rows * (one.forward_flops + one.backward_flops) + cost.mean_frozen_rows * one.forward_flops
-        total += batch * (1 if height == width else 2)  # a latent on its side costs the same
-    return float(method.config.gradient_accumulation_steps * total / len(sides) ** 2)
+        one = cached_unet_pass_cost(unet, names, 1, height, width, "fp32", checkpointing)
+        step = trained_rows * (one.forward_flops + one.backward_flops) + frozen_rows * one.forward_flops
+        total += step * (1 if height == width else 2)  # a latent on its side costs the same
+    return float(total / len(sides) ** 2 + batches * text)
 
 
 def image_flops(images: BaseImages, shapes: ModelShapes) -> float:

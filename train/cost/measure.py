@@ -18,7 +18,7 @@ from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.fingerprint import cache_folder
 from efface.models.shapes import ModelShapes
-from efface.models.text_encoding import encode_prompts
+from efface.models.text_encoding import encode_prompts, token_ids
 from efface.train.method import GradientMethod
 from efface.train.trainer.engine import isolated_accelerate_state
 from efface.train.trainer.make_engine import make_accelerator, make_engine
@@ -96,7 +96,7 @@ def measured_peak(
 def _step(method: GradientMethod, base: Base, shapes: ModelShapes, options: TrainingOptions) -> None:
     """One optimiser step on noise; the base is left as it was."""
     cost, side = method.cost(shapes), max(method.cost(shapes).latent_sizes or (shapes.latent_size,))
-    student = base.denoiser.copy()
+    student = base.network(method.network).copy()
     method.add_adapters(student, seed=0)
     trained = method.trained(student)
     for value in trained.values():
@@ -122,5 +122,12 @@ def _step(method: GradientMethod, base: Base, shapes: ModelShapes, options: Trai
                 with torch.no_grad(), engine.gather_params():
                     base.denoiser(*noise(cost.frozen_rows))
             with engine.accumulate():
-                loss = engine.predict(*noise(cost.trained_rows)).square().mean()
+                if method.network == "unet":
+                    loss = engine.predict(*noise(cost.trained_rows)).square().mean()
+                else:
+                    hidden = engine.predict(token_ids(base, [""]).expand(cost.text_rows, -1))
+                    loss = hidden.square().mean()
+                    if cost.mean_search_rows:
+                        latents, timestep, _ = noise(1)
+                        loss = loss + base.denoiser(latents, timestep, Conditioning(hidden[:1])).square().mean()
                 engine.backward_and_step(loss, method.learning_rate, measure=False)

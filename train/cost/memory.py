@@ -12,10 +12,10 @@ from accelerate.commands.estimate import estimate_training_usage
 from torch import nn
 
 from efface.config_files import find_config, read_yaml
-from efface.models.activations import Precision
+from efface.models.activations import TOKENS, Precision
 from efface.models.parameter_groups import select
 from efface.models.shapes import ModelShapes, cached_unet_pass_cost
-from efface.train.cost.flops import trained_names, trained_weights
+from efface.train.cost.flops import conditioning_names, trained_names, trained_weights
 from efface.train.method import GradientMethod, Method
 from efface.train.method_cost import BaseImages
 from efface.train.trainer.options import TrainingOptions
@@ -55,17 +55,23 @@ def estimate_memory(
     base = FP32 * shapes.parameters
     if not isinstance(method, GradientMethod):
         sizes = [parameter.numel() for parameter in select(shapes.modules, method.group).values()]
-        return Memory(base, states=FP32 * sum(sizes) + 2 * 2 * FP32 * max(sizes))  # a matrix and its product in fp64
+        in_fp64 = 2 * 2 * FP32 * max(sizes, default=0)  # a matrix and its product
+        return Memory(base, states=FP32 * sum(sizes) + in_fp64)
     cost, (student, trained) = method.cost(shapes), trained_weights(method, shapes)
     precision: Precision = method.config.precision
     trained_count = sum(parameter.numel() for parameter in trained.values())
     frozen = BF16 if precision == "bf16" else FP32
     whole, names = _parameters(student.module), trained_names(student, trained)
     side = max(cost.latent_sizes or (shapes.latent_size,))
-    training = cached_unet_pass_cost(
-        student.module, names, cost.trained_rows, side, side, precision, options.gradient_checkpointing
-    )
-    rollout = cached_unet_pass_cost(student.module, (), max(1, cost.frozen_rows), side, side, precision)
+    unet = student.module
+    if method.network == "text_encoder":
+        names, unet = conditioning_names(shapes), shapes.unet
+    passes = [cached_unet_pass_cost(unet, (), max(1, cost.frozen_rows), side, side, precision)]
+    trained_rows = cost.trained_rows or int(cost.mean_search_rows > 0)  # an adversary takes one row after another
+    if trained_rows:
+        checkpointing = options.gradient_checkpointing
+        passes.append(cached_unet_pass_cost(unet, names, trained_rows, side, side, precision, checkpointing))
+    activations = max(one.peak for one in passes) + _text_activations(cost.text_rows, shapes)
     states, host = _states(trained_count, _largest_layer(student.module), options, processes)
     return Memory(
         base=base,
@@ -74,9 +80,15 @@ def estimate_memory(
         + (BF16 * _parameters(shapes.unet) if precision == "bf16" else 0),
         preparation=_preparation(cost.images, shapes) if cost.images else 0,
         states=states,
-        activations=max(training.peak, rollout.peak, FP32 * trained_count if options.deepspeed is None else 0),
+        activations=max(activations, FP32 * trained_count if options.deepspeed is None else 0),
         host=host,
     )
+
+
+def _text_activations(rows: int, shapes: ModelShapes) -> int:
+    """What the text encoder keeps for its backward pass: some twenty numbers a layer, token and width."""
+    config = shapes.text_encoder.config
+    return FP32 * rows * TOKENS * config.num_hidden_layers * 20 * int(config.hidden_size)
 
 
 def _states(trained: int, largest_layer: int, options: TrainingOptions, processes: int) -> tuple[int, int]:

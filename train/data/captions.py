@@ -6,6 +6,7 @@ the first few already differ in both. In a template `{}` stands for the phrase (
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from efface.concepts.concept import Concept, ConceptSet, Kind, fold
 from efface.errors import UserError
@@ -55,22 +56,35 @@ STYLE_SETTINGS = (
 )  # fmt: skip
 
 
+Form = Literal["first", "all", "phrase"]
+"""What a caption's target is: the first of its forms, any of them, or the concept's phrase alone."""
+
+
 @dataclass(frozen=True)
 class Caption:
     anchor: str
     """What the anchor image is made from."""
-    target: str
-    """The same picture as the concept would be asked for."""
+    targets: tuple[str, ...]
+    """The same picture as the concept would be asked for, in each of the forms that it may be shown with."""
+
+    @property
+    def target(self) -> str:
+        """The first of the forms."""
+        return self.targets[0]
 
 
 def captions(
-    concept: Concept, concept_set: ConceptSet, own: Mapping[Kind, Sequence[str]], limit: int
+    concept: Concept,
+    concept_set: ConceptSet,
+    own: Mapping[Kind, Sequence[str]],
+    limit: int,
+    form: Form = "first",
 ) -> tuple[Caption, ...]:
     """At most `limit` captions of the concept's anchor; `own` templates replace the built-in ones of a kind.
 
-    The concept's phrase takes the anchor's place. Only a style whose anchor is no style itself ("a
-    painting") is added at the end, ", in the style of …", and what is not safe for work is put before the
-    anchor's caption, which goes on without it. Raises UserError where the concept has no anchor.
+    The concept's phrase takes the anchor's place. Only a style whose anchor is no style itself ("a painting") is added,
+    ", in the style of …", and what is not safe for work is put before the anchor's caption, which goes on without it.
+    Raises UserError where the concept has no anchor, or a template no place for one that is replaced.
     """
     anchor = concept_set.anchor_phrase(concept)
     if not anchor:
@@ -78,16 +92,29 @@ def captions(
         raise UserError(f"concept '{concept.name}' has no anchor to be mapped to: {what_to_do}")
     replaces = concept.kind != "nsfw" and (concept.kind != "style" or _is_in(concept_set, concept.anchor))
     templates = tuple(own.get(concept.kind, ())) or _built_in(concept.kind, replaces)
-    return tuple(_caption(template, concept, anchor, replaces) for template in templates[:limit])
+    placeless = [template for template in templates if replaces and "{}" not in template]
+    if placeless and form != "phrase":
+        where = f"templates of {concept.kind}: '{placeless[0]}'"
+        raise UserError(f"{where} should hold {{}}, the place where '{concept.name}' comes for its anchor '{anchor}'")
+    return tuple(_caption(template, concept, anchor, replaces, form) for template in templates[:limit])
 
 
-def _caption(template: str, concept: Concept, anchor: str, replaces: bool) -> Caption:
-    caption = template.format(anchor)
-    if replaces:
-        return Caption(caption, template.format(concept.phrase))
-    if concept.kind == "style":
-        return Caption(caption, f"{caption}, in the style of {concept.name}")
-    return Caption(caption, f"{concept.phrase}, {caption}")
+def everyday_captions(limit: int = 200) -> tuple[str, ...]:
+    """The first of 200 captions of everyday scenes: what a text encoder reads when nothing in particular is meant."""
+    return tuple(motif + setting for motif, setting in _combinations(SUBJECTS, STYLE_SETTINGS)[:limit])
+
+
+def _caption(template: str, concept: Concept, anchor: str, replaces: bool, form: Form) -> Caption:
+    caption, name, phrase = template.format(anchor), concept.name, concept.phrase
+    if form == "phrase":
+        targets = [phrase]
+    elif replaces:
+        targets = [template.format(phrase)]
+    elif concept.kind == "style":  # the authors draw the second form twice as often
+        targets = [f"{caption}, in the style of {name}", *[f"in {name}'s style, {caption}"] * 2]
+    else:
+        targets = [f"{phrase}, {caption}", f"in {phrase} style, {caption}", f"{caption}, {phrase}"]
+    return Caption(caption, tuple(targets[:1] if form == "first" else targets))
 
 
 def _built_in(kind: Kind, replaces: bool) -> tuple[str, ...]:
@@ -111,3 +138,15 @@ def _combinations(motifs: Sequence[str], settings: Sequence[str]) -> list[tuple[
 
 def _is_in(concept_set: ConceptSet, name: str | None) -> bool:
     return name is not None and any(fold(name) in map(fold, (c.name, *c.aliases)) for c in concept_set.all)
+
+
+def has_one_place(template: str) -> bool:
+    """Whether a template holds `{}`, a concept's phrase, or `{name}`, its bare name, once and no other brace."""
+    places = template.count("{}") + template.count("{name}")
+    return places == 1 and template.replace("{}", "").replace("{name}", "").count("{") == 0
+
+
+def places_fit(template: str, kind: Kind) -> bool:
+    """Whether a caption template holds `{}` once; one of a kind that is added to a caption may do without."""
+    places = template.count("{}")
+    return "{" not in template.replace("{}", "") and (places == 1 or (places == 0 and kind in ("style", "nsfw")))

@@ -10,21 +10,61 @@ import io
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
+from efface.concepts.concept import Concept
 from efface.errors import StorageError, UserError
 from efface.files import content_id, write_atomic
 from efface.models.base import Base
 from efface.models.image_encoders import load_image_encoder
 from efface.models.recipe import load_recipe
 from efface.models.sampler import ImageRequest, sample
+from efface.models.shapes import ModelShapes
+from efface.train.method import MethodConfig, UnlearningTask
+from efface.train.method_cost import BaseImages
 from efface.train.trainer.collectives import all_gather, distributed_map
 
+IMAGE_ENCODER_WEIGHTS = 304_000_000  # CLIP ViT-L/14, the half that reads images
 PROMPTS_PER_CHUNK = 16  # drawn together, so that an interrupted run keeps what it has
+
+
+Prompts = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class NeighbourConfig(MethodConfig):
+    """The settings of a method that is shown the concept's neighbours."""
+
+    neighbours: Literal["computed", "adjacent"] | Prompts = Field(
+        "computed",
+        description="A: the candidates nearest by images, the set's adjacent concepts, or these prompts",
+    )
+    neighbour_count: int = Field(5, ge=1, description="K, neighbours at most, unless they are listed here; paper: 5")
+    candidates: Prompts | None = Field(
+        None, description="phrases of which neighbours are computed; null: all others of the concept set"
+    )
+    images_per_candidate: int = Field(8, ge=1, description="images a candidate is judged by; paper: not given")
+
+    @property
+    def most_neighbours(self) -> int:
+        return len(self.neighbours) if isinstance(self.neighbours, tuple) else self.neighbour_count
+
+    def neighbour_images(self, shapes: ModelShapes) -> BaseImages | None:
+        """Those by which neighbours are found: of each concept of the set, or of the concept and its candidates."""
+        if self.neighbours != "computed":
+            return None
+        count, candidates = self.images_per_candidate, self.candidates
+        return BaseImages(
+            shapes.recipe,
+            per_concept=count * (1 + len(candidates)) if candidates else 0,
+            per_set_concept=0 if candidates else count,
+            encoder_weights=IMAGE_ENCODER_WEIGHTS,
+        )
 
 
 def nearest(
@@ -37,6 +77,26 @@ def nearest(
     """
     features = concept_features(base, [target, *candidates], images, cache)
     return [candidates[i] for i in rank_by_similarity(features[0], features[1:])[:count]]
+
+
+def neighbour_phrases(task: UnlearningTask, concept: Concept, config: NeighbourConfig) -> list[str]:
+    """Phrases of concepts near this one, none of which is to be forgotten too, or was erased before.
+
+    Raises UserError where there is none.
+    """
+    computed = config.neighbours == "computed"
+    known = task.concept_set.all if computed else task.concept_set.adjacent_to(concept)
+    phrases = [other.phrase for other in known]
+    if computed and config.candidates is not None:
+        phrases = list(config.candidates)
+    forgotten = {gone.phrase for gone in (*task.concepts, *task.erased)}
+    phrases = [phrase for phrase in phrases if phrase not in forgotten]
+    if computed and phrases:
+        count, images = config.neighbour_count, config.images_per_candidate
+        phrases = nearest(task.base, concept.phrase, phrases, count, images, task.cache)
+    if not phrases:
+        raise UserError(f"fade finds no neighbours of '{concept.name}': list some in its config, neighbours")
+    return phrases[: config.neighbour_count]
 
 
 def rank_by_similarity(target: Tensor, features: Tensor) -> list[int]:

@@ -16,9 +16,9 @@ No guidance enters the loss. The prior keeps the anchor as it is.
 Keys and values of the first token (BOS, the same in every prompt) are detached in the cross-attention, as
 in the authors' code: what is learnt about one prompt should not go through what all prompts share.
 
-Left out of the authors' code: the zoom augmentation with its mask, whose normalisation makes the first term
-four times the mean squared error (a one-channel mask over four latent channels). Both terms are plain means
-here, as in the paper; `prior_weight=0.25` gives the code's balance.
+Both terms are plain means, as in the paper. The authors' code shows each image in a random view (`augment`) and takes
+the first term over the part of the latents that the view fills, summed over the four channels (`masked_loss`): four
+times the mean. The prior has no mask, so that its weight of 1 is a quarter of the first term's.
 
 Several concepts: trained jointly, in turns. In a chain the images are made by the model of the request before.
 """
@@ -32,22 +32,18 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from efface.concepts.concept import Concept, Kind
 from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor, truth
-from efface.models.recipe import Recipe
 from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts
-from efface.train.data.captions import captions
-from efface.train.data.latents import Posterior, image_posterior
+from efface.train.data.anchor_images import AnchorConfig, AnchorImages, Draw
 from efface.train.method import GradientMethod, Policy, Strategy, TrainingConfig, UnlearningTask, register
 from efface.train.method_cost import BaseImages, Cost
-from efface.train.seeds import generator, integers, normal
 
 
-class CAConfig(TrainingConfig):
-    """CA as its authors run it: two GPUs with four samples each, 100 steps, the prior on.
+class CAConfig(TrainingConfig, AnchorConfig):
+    """CA at the length its authors run it, two GPUs with four samples each for 100 steps, with the prior on.
 
     Length and speed are set as what they come to, samples seen and learning rate: the authors' code scales
     both by the number of GPUs, and run on one GPU it stops at a quarter of the change.
@@ -63,31 +59,27 @@ class CAConfig(TrainingConfig):
     effective_learning_rate: float = Field(
         3.2e-5,
         gt=0,
-        description="of the optimiser, scaled by nothing; authors 2e-6 x 2 GPUs x batch 4, x 2 with the "
-        "prior; nudity twice that, memorised images a quarter",
+        description="of the optimiser, scaled by nothing; authors 2e-6 x 2 GPUs x batch 4 for styles and most objects, "
+        "twice that with the prior, 6.4e-5 for nudity, 4e-6 for memorised images",
     )
     batch_size: int = Field(8, ge=1, description="target samples in one forward pass; authors 2 x 4")
     optimizer: Literal["adam", "adamw", "sgd"] = Field("adamw", description="torch.optim's; authors AdamW")
     weight_decay: float = Field(0.01, ge=0, description="of AdamW, per step and unit of learning rate; authors 0.01")
     max_grad_norm: float = Field(1.0, ge=0, description="global L2 norm of the gradient; authors 1, 0: no clipping")
     prior_weight: float = Field(
-        1.0, ge=0, description="of the prior term; paper 1, the code's balance 0.25 (see above), 0: no prior"
+        1.0,
+        ge=0,
+        description="of the prior term, 0: no prior; authors none for styles and most objects, else 1 beside a first "
+        "term that is four times the mean",
     )
-    anchor_prompts: int = Field(200, ge=1, description="captions of a concept's anchor; paper 200")
-    anchor_images: int = Field(1000, ge=1, description="images of a concept's anchor, made by the base; paper 1000")
-    image_scheduler: str = Field("dpm++", description="scheduler of these images; authors' code DPM-Solver")
-    image_steps: int = Field(25, ge=1, le=1000, description="inference steps of these images; authors' code 25")
-    image_guidance_scale: float = Field(6.0, ge=0, description="guidance of these images; authors' code 6")
-    templates: dict[Kind, tuple[str, ...]] = Field(
-        {}, description="own caption templates by the concept's kind, {} for its phrase; none: built-in ones"
+    masked_loss: bool = Field(
+        False, description="the first term over the view's region and summed over channels (authors), or a plain mean"
     )
 
     @model_validator(mode="after")
-    def _templates_have_one_placeholder(self) -> "CAConfig":
-        for kind, templates in self.templates.items():
-            for template in templates:
-                if template.count("{}") != 1 or template.replace("{}", "").count("{"):
-                    raise ValueError(f"templates of {kind} should hold one {{}} each, not '{template}'")
+    def _grey_is_left_out(self) -> "CAConfig":
+        if self.augment == "zoom" and not self.masked_loss:
+            raise ValueError("augment: zoom leaves grey around an image, which masked_loss: true should leave out")
         return self
 
 
@@ -99,15 +91,13 @@ class NoisyBatch:
     timesteps: Tensor  # (B,), int64
     conditioning: Conditioning  # B rows
     target: Tensor  # (B, 4, h, w)
+    regions: Tensor | None = None  # (B, 1, h, w)
 
 
-@dataclass(frozen=True)
-class Data:
-    """A concept's training data: images of its anchor, and their captions encoded, one row each."""
-
-    images: Posterior
-    anchor: Conditioning
-    target: Conditioning
+def masked_loss(predicted: Tensor, target: Tensor, regions: Tensor) -> Tensor:
+    """The squared error of (B, 4, h, w) over each region (B, 1, h, w): the mean over places, the sum over channels."""
+    errors = (predicted - target).square() * regions
+    return (errors.sum((1, 2, 3)) / regions.sum((1, 2, 3))).mean()
 
 
 @register("ca")
@@ -140,30 +130,35 @@ class CA(GradientMethod):
             trained_rows=config.batch_size * (2 if config.prior_weight > 0 else 1),
             frozen_rows=frozen,
             mean_frozen_rows=frozen,
-            images=BaseImages(self.recipe(shapes.image_size), per_concept=config.anchor_images, encoded=True),
+            images=BaseImages(config.image_recipe(shapes.image_size), per_concept=config.anchor_images, encoded=True),
         )
 
     def prepare(self, task: UnlearningTask, student: Denoiser) -> None:
-        self.seed = task.seed
-        self.student = student
+        self.base, self.student = task.base, student
         self.scheduler = DDPMScheduler.from_config(task.base.scheduler_config)
-        self.data = [self._data(task, concept) for concept in task.concepts]
+        batches = self.steps * self.config.gradient_accumulation_steps
+        self.images = AnchorImages(task, self.config, self.config.batch_size, batches)
+        self.encoded: dict[str, Conditioning] = {}
         detach_bos(student)
 
     def batch(self, index: int) -> tuple[NoisyBatch, NoisyBatch | None]:
         """The samples to ablate, and those of the prior."""
-        latents, true, timesteps, target, anchor = self._sample_batch("ablate", index)
-        wanted = true if self.config.objective == "noise" else self.student(latents, timesteps, anchor)
-        ablate = NoisyBatch(latents, timesteps, target, wanted)
+        draw = self.images.draw("ablate", index)
+        latents, true = self._noised(draw)
+        anchor = self._encode(draw.anchors)
+        wanted = true if self.config.objective == "noise" else self.student(latents, draw.timesteps, anchor)
+        regions = draw.regions if self.config.masked_loss else None
+        ablate = NoisyBatch(latents, draw.timesteps, self._encode(draw.targets), wanted, regions)
         if self.config.prior_weight == 0:
             return ablate, None
-        latents, true, timesteps, _, anchor = self._sample_batch("prior", index)
-        return ablate, NoisyBatch(latents, timesteps, anchor, true)
+        draw = self.images.draw("prior", index)
+        latents, true = self._noised(draw)
+        return ablate, NoisyBatch(latents, draw.timesteps, self._encode(draw.anchors), true)
 
     def loss(self, student: NoisePredictor, batch: tuple[NoisyBatch, NoisyBatch | None]) -> Tensor:
         ablate, prior = batch
         if prior is None:
-            return mse_loss(student(ablate.latents, ablate.timesteps, ablate.conditioning), ablate.target)
+            return self._ablate_loss(student(ablate.latents, ablate.timesteps, ablate.conditioning), ablate)
         # One forward pass of both: DistributedDataParallel synchronises gradients once a pass.
         latents, timesteps = (
             torch.cat([getattr(ablate, name), getattr(prior, name)]) for name in ("latents", "timesteps")
@@ -171,57 +166,24 @@ class CA(GradientMethod):
         conditioning = Conditioning.cat([ablate.conditioning, prior.conditioning])
         predicted_ablate, predicted_prior = student(latents, timesteps, conditioning).chunk(2)
         prior_loss = mse_loss(predicted_prior, prior.target)
-        return mse_loss(predicted_ablate, ablate.target) + self.config.prior_weight * prior_loss
+        return self._ablate_loss(predicted_ablate, ablate) + self.config.prior_weight * prior_loss
 
-    def _sample_batch(self, purpose: str, index: int) -> tuple[Tensor, Tensor, Tensor, Conditioning, Conditioning]:
-        """Noised latents, what should be predicted, timesteps, and target and anchor captions encoded."""
-        count = self.config.batch_size
-        rng = generator(self.seed, purpose, index)
-        clean, target, anchor = [], [], []
-        for position in range(index * count, (index + 1) * count):
-            turn, concept_index = divmod(position, len(self.data))
-            data = self.data[concept_index]
-            image = self._shuffled(purpose, concept_index, turn)
-            noise = normal((1, *data.images.mean.shape[1:]), rng, data.images.mean.device)
-            clean.append(data.images.latents(torch.tensor([image]), noise))
-            target.append(data.target[image % len(data.target)])
-            anchor.append(data.anchor[image % len(data.anchor)])
-        latents = torch.cat(clean)
-        noise = normal(tuple(latents.shape), rng, latents.device)
-        timesteps = integers(self.scheduler.config.num_train_timesteps, count, rng).to(latents.device)
-        noised = self.scheduler.add_noise(latents, noise, timesteps)
-        true = truth(self.scheduler, latents, noise, timesteps)
-        return noised, true, timesteps, Conditioning.cat(target), Conditioning.cat(anchor)
+    def _ablate_loss(self, predicted: Tensor, ablate: NoisyBatch) -> Tensor:
+        if ablate.regions is None:
+            return mse_loss(predicted, ablate.target)
+        return masked_loss(predicted, ablate.target, ablate.regions)
 
-    def _shuffled(self, purpose: str, concept_index: int, turn: int) -> int:
-        """The image shown in the concept's turn 0, 1, …: all of them once, in a new order each time round."""
-        rounds, position = divmod(turn, self.config.anchor_images)
-        order = torch.randperm(
-            self.config.anchor_images, generator=generator(self.seed, purpose, concept_index, "round", rounds)
-        )
-        return int(order[position])
+    def _noised(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        """The noised latents, and what should be predicted for them."""
+        parts = draw.clean, draw.noise, draw.timesteps
+        return self.scheduler.add_noise(*parts), truth(self.scheduler, *parts)
 
-    def recipe(self, image_size: int, negative_prompt: str = "") -> Recipe:
-        """What the anchor's images are made by."""
-        return Recipe(
-            name="anchor images",
-            scheduler=self.config.image_scheduler,
-            steps=self.config.image_steps,
-            guidance_scale=self.config.image_guidance_scale,
-            height=image_size,
-            width=image_size,
-            negative_prompt=negative_prompt,
-        )
-
-    def _data(self, task: UnlearningTask, concept: Concept) -> Data:
-        pairs = captions(concept, task.concept_set, self.config.templates, self.config.anchor_prompts)
-        recipe = self.recipe(task.base.spec.image_size, concept.phrase if concept.kind == "nsfw" else "")
-        prompts = [pairs[number % len(pairs)].anchor for number in range(self.config.anchor_images)]
-        return Data(
-            images=image_posterior(task.base, recipe, prompts, task.cache),
-            anchor=encode_prompts(task.base, [pair.anchor for pair in pairs]),
-            target=encode_prompts(task.base, [pair.target for pair in pairs]),
-        )
+    def _encode(self, prompts: list[str]) -> Conditioning:
+        """One row a prompt; each is encoded once."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.encoded]
+        if new:
+            self.encoded |= dict(zip(new, encode_prompts(self.base, new), strict=True))
+        return Conditioning.cat([self.encoded[prompt] for prompt in prompts])
 
 
 def detach_bos(denoiser: Denoiser) -> None:

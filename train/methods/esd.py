@@ -5,42 +5,67 @@
 theta* is the frozen original. x_t comes from a partial denoising of noise under c, guidance 3, stopped
 before a uniformly drawn step; by the model being edited (the paper, `on_policy=True`) or by theta* (the
 authors' newer script). x_t is the state *before* step i and t = timesteps[i]; the paper's code mixes up two
-neighbouring steps.
+neighbouring steps. The newer script's checkpoint brings PNDM, whose 51 timesteps have one twice; it stops before one
+of the first 50.
 
 Erasing from a wider prompt f (the newer script's `erase_from`) keeps the edit local to f: trajectory and
 student are conditioned on f, and the target is eps*(x_t, f) - eta (eps*(x_t, c) - eps*(x_t, 0)).
 
-Several concepts: one of them, drawn uniformly, for each batch. In a chain theta* is the model of the request before.
+Several concepts, or prompts of one: one prompt, drawn uniformly, for each batch. In a chain theta* is the model of the
+request before.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
-from efface.models.noise_predictor import NoisePredictor, partial_denoise
-from efface.models.scheduler import make_scheduler
+from efface.models.noise_predictor import NoisePredictor
 from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts
-from efface.train.method import GradientConfig, GradientMethod, Policy, Strategy, UnlearningTask, register
+from efface.train.data.captions import has_one_place
+from efface.train.data.rollouts import RolloutConfig, Rollouts, Start, predictions, rollout_rows
+from efface.train.data.timesteps import selected_stops
+from efface.train.method import GradientMethod, Policy, Strategy, UnlearningTask, register
 from efface.train.method_cost import Cost
-from efface.train.seeds import generator, integer, normal
+from efface.train.seeds import generator, integer
 
-GROUPS = {"x": "xattn", "u": "noxattn", "x-strict": "kv-xattn", "selfattn": "selfattn", "full": "full"}
+GROUPS = {
+    "x": "xattn",
+    "u": "noxattn",
+    "x-strict": "kv-xattn",
+    "selfattn": "selfattn",
+    "full": "full",
+    "notime": "notime",
+    "xlayer": "xlayer",
+    "selflayer": "selflayer",
+    "esd-u": "esd-u",
+    "esd-all": "esd-all",
+}
 
 
-class ESDConfig(GradientConfig):
+class ESDConfig(RolloutConfig):
     """ESD as in the paper: 1000 steps of Adam, on-policy."""
 
-    variant: Literal["x", "u", "x-strict", "selfattn", "full"] = Field(
-        "x",
-        description="what is trained: all of the cross-attention (x; paper: styles), all but it, the time "
-        "embedding and the output (u; paper: objects, nudity), the cross-attention's keys and values "
-        "(x-strict), the self-attention, or everything",
+    variant: Literal["x", "u", "x-strict", "selfattn", "full", "notime", "xlayer", "selflayer", "esd-u", "esd-all"] = (
+        Field(
+            "x",
+            description="what is trained: all of the cross-attention (x; paper: styles), all but it, the time "
+            "embedding and the output (u; paper: objects, nudity), the cross-attention's keys and values "
+            "(x-strict), the self-attention, or everything; of the older code also all but time embedding and output "
+            "(notime) and single blocks (xlayer, selflayer); of the newer script its u and all: linear layers and "
+            "convolutions, without the cross-attention (esd-u) or with it (esd-all)",
+        )
+    )
+    prompts: tuple[str, ...] = Field(
+        ("{}",),
+        min_length=1,
+        description="prompts that ask for a concept, one drawn for each batch: '{}' is its phrase, '{name}' its bare "
+        "name (authors), any other text stands as it is",
     )
     steps: int = Field(1000, ge=1, description="optimiser steps; paper 1000, the authors' newer script 200")
     learning_rate: float = Field(1e-5, gt=0, description="of Adam; paper 1e-5, the authors' newer script 5e-5")
@@ -59,8 +84,17 @@ class ESDConfig(GradientConfig):
         True,
         description="roll-outs by the model being edited (paper), or by the frozen original (newer script)",
     )
-    guidance_scale: float = Field(3.0, ge=1, description="classifier-free guidance of the roll-outs; paper 3")
-    rollout_steps: int = Field(50, ge=1, le=1000, description="DDIM steps of a whole trajectory; paper 50")
+    scheduler: str = Field("ddim", description="scheduler of the roll-outs; paper ddim, the newer script pndm")
+    size: int | None = Field(
+        None, ge=64, multiple_of=64, description="pixels, the roll-outs' side; null: the base's own; newer script 1024"
+    )
+
+    @field_validator("prompts")
+    @classmethod
+    def _has_a_place_at_most(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(has_one_place(prompt) or "{" not in prompt for prompt in prompts):
+            raise ValueError("a prompt should hold '{}' or '{name}' once, the place of the concept, or no brace")
+        return prompts
 
 
 @dataclass(frozen=True)
@@ -95,47 +129,40 @@ class ESD(GradientMethod):
         return GROUPS[self.config.variant]
 
     def cost(self, shapes: ModelShapes) -> Cost:
-        config, guided = self.config, 2 if self.config.guidance_scale > 1 else 1
-        teacher_rows = 3 if config.erase_from else 2
+        config, (largest, mean) = self.config, rollout_rows(self.config)
+        teacher_rows = config.batch_size * (3 if config.erase_from else 2)
         return Cost(
             trained_rows=config.batch_size,
-            frozen_rows=config.batch_size * max(guided if config.rollout_steps > 1 else 0, teacher_rows),
-            # a roll-out stops before step 0, 1, … or the last
-            mean_frozen_rows=config.batch_size * (guided * (config.rollout_steps - 1) / 2 + teacher_rows),
+            frozen_rows=max(largest, teacher_rows),
+            mean_frozen_rows=mean + teacher_rows,
+            latent_sizes=(config.size // shapes.pixels_per_latent,) if config.size else (),
+            images=config.selection_images(shapes),
         )
 
     def prepare(self, task: UnlearningTask, student: Denoiser) -> None:
-        base = task.base
+        base, config = task.base, self.config
         self.seed = task.seed
         self.teacher = base.denoiser
-        self.sampler: NoisePredictor = student if self.config.on_policy else self.teacher
-        self.concepts = encode_prompts(base, [concept.phrase for concept in task.concepts])
-        self.uncond = encode_prompts(base, [""])
-        self.origin = encode_prompts(base, [self.config.erase_from]) if self.config.erase_from else None
-        self.scheduler = make_scheduler("ddim", base.scheduler_config, self.config.rollout_steps)
-        self.shape = (self.config.batch_size, *base.latent_shape)
+        self.sampler: NoisePredictor = student if config.on_policy else self.teacher
+        texts = [text.format(concept.phrase, name=concept.name) for concept in task.concepts for text in config.prompts]
+        self.prompts = encode_prompts(base, texts)
+        self.origin = encode_prompts(base, [config.erase_from]) if config.erase_from else None
+        stops = selected_stops(task, config, config.rollout_steps)
+        self.rollouts = Rollouts(base, config, stops, [config.size] if config.size else None, config.scheduler)
+
+    def draw(self, index: int) -> tuple[Conditioning, Start]:
+        """What is random in a batch: one row, the concept's prompt, and where the trajectory starts and stops."""
+        rng = generator(self.seed, "esd", index)
+        return self.prompts[integer(len(self.prompts), rng)], self.rollouts.start(rng)
 
     def batch(self, index: int) -> Rollout:
-        rng = generator(self.seed, "esd", index)
-        concept = self.concepts[integer(len(self.concepts), rng)]
+        concept, start = self.draw(index)
         conditioning = concept if self.origin is None else self.origin
-        stop = integer(self.config.rollout_steps, rng)
-        noise = normal(self.shape, rng, concept.device)
-        latents, timestep = partial_denoise(
-            self.sampler, self.scheduler, conditioning, self.uncond, noise, self.config.guidance_scale, stop
-        )
-        timestep = timestep.to(concept.device)
-        conditions = [concept, self.uncond] if self.origin is None else [concept, self.uncond, self.origin]
-        eps_concept, eps_uncond, *eps_origin = self._teacher_predictions(latents, timestep, conditions)
+        state = self.rollouts.run(self.sampler, start, conditioning)
+        conditions = [concept, self.rollouts.uncond, *([] if self.origin is None else [self.origin])]
+        eps_concept, eps_uncond, *eps_origin = predictions(self.teacher, state, conditions)
         target = esd_target(eps_origin[0] if eps_origin else eps_uncond, eps_concept, eps_uncond, self.config.eta)
-        return Rollout(latents, timestep, conditioning.expand(len(latents)), target)
+        return Rollout(state.latents, state.timestep, conditioning.expand(len(state.latents)), target)
 
     def loss(self, student: NoisePredictor, rollout: Rollout) -> Tensor:
         return mse_loss(student(rollout.latents, rollout.timestep, rollout.conditioning), rollout.target)
-
-    def _teacher_predictions(
-        self, latents: Tensor, timestep: Tensor, conditions: list[Conditioning]
-    ) -> tuple[Tensor, ...]:
-        """The frozen original's predictions under each condition of one row, in one forward pass."""
-        together = Conditioning.cat([condition.expand(len(latents)) for condition in conditions])
-        return self.teacher(latents.repeat(len(conditions), 1, 1, 1), timestep, together).chunk(len(conditions))

@@ -12,16 +12,14 @@ prompt has its own latents, all from the same noise, partially denoised by eps_M
 random step (on-policy). The target's prediction is pulled to the empty prompt's and to the neighbours', away
 from its own old ones; the neighbours' predictions stay.
 
-`mode: code` is the authors' implementation: d is the norm over image rows only, not squared, neighbours and
-sentences are summed, five against three, so the hinge is practically never at rest. `mode: paper` has squared
-norms (per element, as in the other two terms) and means. The authors' AdamW keeps 8-bit states, which saves
-memory and is not reproduced.
+`mode: code` is the authors' implementation: d is the norm over image rows only, not squared, neighbours and sentences
+are summed, five against three, so the hinge is practically never at rest. `mode: paper` has squared norms (per element,
+as in the other two terms) and means. The 8-bit states of the authors' AdamW are not reproduced.
 
-`multi` trains one adapter, with one of the concepts drawn for every batch, as the authors' script does. `continual`
-stacks a new adapter on those of the requests before, which are part of the frozen model then.
+Several concepts: one, drawn uniformly, for each batch. In a chain a new adapter is stacked on those of the requests
+before, which are part of the frozen model then.
 """
 
-import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -31,7 +29,6 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from efface.concepts.concept import Concept
-from efface.errors import UserError
 from efface.models.adapters import add_adapters
 from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
@@ -40,23 +37,22 @@ from efface.models.parameter_groups import select
 from efface.models.scheduler import make_scheduler
 from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts
-from efface.train.data.neighbours import nearest
+from efface.train.data.conditions import without_article
+from efface.train.data.neighbours import NeighbourConfig, Prompts, neighbour_phrases
+from efface.train.data.rollouts import Start
+from efface.train.fade_losses import LOSSES
 from efface.train.method import GradientConfig, GradientMethod, UnlearningTask, register
-from efface.train.method_cost import BaseImages, Cost
+from efface.train.method_cost import Cost
 from efface.train.seeds import generator, integer, normal
 
-IMAGE_ENCODER_WEIGHTS = 304_000_000  # CLIP ViT-L/14, the half that reads images
 
-Prompts = Annotated[tuple[str, ...], Field(min_length=1)]
-
-
-class FADEConfig(GradientConfig):
+class FADEConfig(GradientConfig, NeighbourConfig):
     steps: int = Field(500, ge=1, description="optimiser steps; authors: 500")
     learning_rate: float = Field(1e-4, gt=0, description="learning rate; authors: 1e-4")
     batch_size: int = Field(4, ge=1, description="noises a step, each denoised under every prompt; authors: 4")
     optimizer: Literal["adam", "adamw", "sgd"] = Field("adamw", description="authors: AdamW, 8-bit states")
     weight_decay: float = Field(0.01, ge=0, description="weight decay; their optimiser's default")
-    warmup_steps: int = Field(500, ge=0, description="steps in which the rate rises; authors: all 500")
+    warmup_steps: int = Field(500, ge=0, description="steps in which the rate rises; authors: all 500, from 0/500")
     mode: Literal["code", "paper"] = Field("code", description="the losses as the authors run or print them")
     erase_weight: float = Field(3.0, ge=0, description="l_er; authors, blue jay: 3 (their default: 2)")
     adjacent_weight: float = Field(50.0, ge=0, description="l_adj; authors, blue jay: 50 (default: 1000)")
@@ -69,25 +65,16 @@ class FADEConfig(GradientConfig):
         ("A photo of a {}", "A photo of many {}", "A photo of more than two {}"),
         description="U, further prompts of the target; authors: these",
     )
-    neighbours: Literal["computed", "adjacent"] | Prompts = Field(
-        "computed",
-        description="A: the candidates nearest by images, the set's adjacent concepts, or these prompts",
-    )
-    neighbour_count: int = Field(5, ge=1, description="K, neighbours at most, unless they are listed here; paper: 5")
-    candidates: Prompts | None = Field(
-        None, description="phrases of which neighbours are computed; null: all others of the concept set"
-    )
-    images_per_candidate: int = Field(8, ge=1, description="images a candidate is judged by; paper: not given")
     denoising_steps: int = Field(30, ge=2, description="DDIM steps of a full trajectory; authors: 30")
     denoising_guidance: float = Field(3.0, ge=1, description="guidance scale of the trajectories; authors: 3")
     sizes: Annotated[tuple[int, ...], Field(min_length=1)] | None = Field(
-        (256, 320, 384, 448),
-        description="pixels; height and width are drawn of these; authors: these; null: the base's own size",
+        (256, 320, 384, 448), description="pixels; height and width are drawn of these (authors'); null: the base's own"
+    )
+    timestep_offset: int | None = Field(
+        None, ge=0, le=1, description="added to every timestep of DDIM; authors 0; null: as the base says, SD v1.4 1"
     )
     authors_timestep: bool = Field(
-        False,
-        description="predict at the authors' timestep, about 40 of 1000 noisier than the latents "
-        "are; false: at the latents' own",
+        False, description="predict at the authors' timestep, some 40 of 1000 noisier than the latents, not their own"
     )
 
     @field_validator("prompt", "sentences")
@@ -126,7 +113,7 @@ class FADE(GradientMethod):
 
     def cost(self, shapes: ModelShapes) -> Cost:
         config, guided = self.config, 2 if self.config.denoising_guidance > 1 else 1
-        neighbours = len(config.neighbours) if isinstance(config.neighbours, tuple) else config.neighbour_count
+        neighbours = config.most_neighbours
         prompts = 1 + len(config.sentences) + neighbours
         return Cost(
             trained_rows=config.batch_size * (1 + neighbours),
@@ -134,17 +121,7 @@ class FADE(GradientMethod):
             # a trajectory stops before step 1, 2, … or the last
             mean_frozen_rows=config.batch_size * prompts * (guided * config.denoising_steps / 2 + 1),
             latent_sizes=tuple(side // shapes.pixels_per_latent for side in config.sizes or (shapes.image_size,)),
-            images=self._images(shapes) if config.neighbours == "computed" else None,
-        )
-
-    def _images(self, shapes: ModelShapes) -> BaseImages:
-        """Those by which neighbours are found: of each concept of the set, or of the concept and its candidates."""
-        count, candidates = self.config.images_per_candidate, self.config.candidates
-        return BaseImages(
-            shapes.recipe,
-            per_concept=count * (1 + len(candidates)) if candidates else 0,
-            per_set_concept=0 if candidates else count,
-            encoder_weights=IMAGE_ENCODER_WEIGHTS,
+            images=config.neighbour_images(shapes),
         )
 
     def add_adapters(self, student: Denoiser, seed: int) -> None:
@@ -159,58 +136,41 @@ class FADE(GradientMethod):
         # per concept: target, sentences, neighbours; 1 + J + K rows
         self.prompts = [encode_prompts(base, self.texts(concept, task)) for concept in task.concepts]
         self.empty = encode_prompts(base, [""])
-        # DDIM would clip the predicted image to [-1, 1], which is no bound for latents
-        settings = {**base.scheduler_config, "clip_sample": False}
-        self.scheduler = make_scheduler("ddim", settings, config.denoising_steps)
-        factor = 2 ** (len(base.vae.config.block_out_channels) - 1)
-        self.latent_sizes = [size // factor for size in config.sizes or (base.spec.image_size,)]
+        offset = {} if config.timestep_offset is None else {"steps_offset": config.timestep_offset}
+        self.scheduler = make_scheduler("ddim", {**base.scheduler_config, **offset}, config.denoising_steps)
+        pixels = base.spec.image_size // base.latent_shape[1]
+        self.latent_sizes = [size // pixels for size in config.sizes or (base.spec.image_size,)]
 
     def texts(self, concept: Concept, task: UnlearningTask) -> list[str]:
         """The prompts of one concept to forget: itself, its sentences, its neighbours."""
-        name = without_article(concept.phrase)
-        sentences = [sentence.format(name) for sentence in self.config.sentences]
-        return [self.config.prompt.format(name), *sentences, *self.neighbours(concept, task)]
+        asked = [text.format(without_article(concept.phrase)) for text in (self.config.prompt, *self.config.sentences)]
+        return [*asked, *self.neighbours(concept, task)]
 
     def neighbours(self, concept: Concept, task: UnlearningTask) -> list[str]:
-        """The prompts of the concept's neighbours, none of which is to be forgotten too, or was erased before."""
-        config = self.config
-        if isinstance(config.neighbours, tuple):
-            return list(config.neighbours)
-        computed = config.neighbours == "computed"
-        near = task.concept_set.all if computed else task.concept_set.adjacent_to(concept)
-        phrases = [other.phrase for other in near]
-        if computed and config.candidates is not None:
-            phrases = list(config.candidates)
-        forgotten = {gone.phrase for gone in (*task.concepts, *task.erased)}
-        phrases = [phrase for phrase in phrases if phrase not in forgotten]
-        if computed and phrases:
-            count, images = config.neighbour_count, config.images_per_candidate
-            phrases = nearest(task.base, concept.phrase, phrases, count, images, task.cache)
-        phrases = phrases[: config.neighbour_count]
-        if not phrases:
-            raise UserError(f"fade finds no neighbours of '{concept.name}': list some in its config, neighbours")
-        return [config.prompt.format(without_article(phrase)) for phrase in phrases]
+        """The prompts of the concept's neighbours."""
+        if isinstance(self.config.neighbours, tuple):
+            return list(self.config.neighbours)
+        phrases = neighbour_phrases(task, concept, self.config)
+        return [self.config.prompt.format(without_article(phrase)) for phrase in phrases]
+
+    def draw(self, index: int) -> tuple[int, Start]:
+        """What is random in a step: the concept, and where all its trajectories start and stop."""
+        rng = generator(self.seed, "fade", index)
+        concept, stop = integer(len(self.prompts), rng), 1 + integer(self.config.denoising_steps - 1, rng)
+        height, width = (self.latent_sizes[integer(len(self.latent_sizes), rng)] for _ in "hw")
+        return concept, Start(normal((self.config.batch_size, 4, height, width), rng, self.device), stop)
 
     def batch(self, index: int) -> FADEBatch:
-        config, rng = self.config, generator(self.seed, "fade", index)
-        prompts = self.prompts[integer(len(self.prompts), rng)]
-        stop = 1 + integer(config.denoising_steps - 1, rng)
-        height, width = (self.latent_sizes[integer(len(self.latent_sizes), rng)] for _ in "hw")
-        n, count, others = config.batch_size, len(prompts), 1 + len(config.sentences)
-        noise = normal((n, 4, height, width), rng, self.device)
-
+        config, (concept, start) = self.config, self.draw(index)
+        prompts, n = self.prompts[concept], config.batch_size
+        count, others = len(prompts), 1 + len(config.sentences)
         # all prompts share noise and step, so all their trajectories are one batch, prompt by prompt
+        rows, noise = prompts.repeat_interleave(n), start.noise.repeat(count, 1, 1, 1)
         latents, timestep = partial_denoise(
-            self.student,
-            self.scheduler,
-            prompts.repeat_interleave(n),
-            self.empty,
-            noise.repeat(count, 1, 1, 1),
-            config.denoising_guidance,
-            stop,
+            self.student, self.scheduler, rows, self.empty, noise, config.denoising_guidance, start.stop
         )
         if config.authors_timestep:
-            timestep = torch.full_like(timestep, 999 - 1000 * stop // config.denoising_steps)
+            timestep = torch.full_like(timestep, 999 - 1000 * start.stop // config.denoising_steps)
         frozen = self.teacher(latents, timestep, Conditioning.cat([self.empty, prompts[1:]]).repeat_interleave(n))
         frozen = frozen.unflatten(0, (count, n))
         trained = [0, *range(others, count)]
@@ -224,12 +184,9 @@ class FADE(GradientMethod):
         )
 
     def loss(self, student: NoisePredictor, batch: FADEBatch) -> Tensor:
-        predicted = student(batch.latents, batch.timestep, batch.conditioning)
-        target, *neighbours = predicted.unflatten(0, (-1, len(batch.null)))
-        adjacent = torch.stack(neighbours)
-        config = self.config
-        erase_loss = code_erase_loss if config.mode == "code" else paper_erase_loss
-        adjacent_loss = code_adjacent_loss if config.mode == "code" else paper_adjacent_loss
+        config, (erase_loss, adjacent_loss) = self.config, LOSSES[self.config.mode]
+        predicted = student(batch.latents, batch.timestep, batch.conditioning).unflatten(0, (-1, len(batch.null)))
+        target, adjacent = predicted[0], predicted[1:]
         return (
             config.erase_weight * erase_loss(target, batch.neighbours, batch.sentences, config.margin)
             + config.adjacent_weight * adjacent_loss(adjacent, batch.neighbours)
@@ -241,40 +198,3 @@ class FADE(GradientMethod):
 
     def saved(self, student: Denoiser) -> dict[str, Tensor]:
         return self.adapters.tensors()
-
-
-def row_distance(a: Tensor, b: Tensor) -> Tensor:
-    """The authors' distance of two predictions (n, 4, h, w): the L2 norm of each image row, then the mean.
-
-    1e-6 is added to every difference first, as torch's pairwise_distance does.
-    """
-    return (a - b + 1e-6).norm(dim=-1).mean()
-
-
-def code_erase_loss(target: Tensor, neighbours: Tensor, sentences: Tensor, margin: float) -> Tensor:
-    """L_er as the authors run it: row distances, summed. (n, 4, h, w), (K, n, 4, h, w), (J, n, 4, h, w)."""
-    towards = torch.stack([row_distance(target, neighbour) for neighbour in neighbours]).sum()
-    away = torch.stack([row_distance(target, sentence) for sentence in sentences]).sum()
-    return F.relu(towards - away + margin)
-
-
-def paper_erase_loss(target: Tensor, neighbours: Tensor, sentences: Tensor, margin: float) -> Tensor:
-    """L_er as printed: squared distances, averaged over the set, the noises and the elements."""
-    towards = (target - neighbours).square().mean()
-    away = (target - sentences).square().mean()
-    return F.relu(towards - away + margin)
-
-
-def code_adjacent_loss(predicted: Tensor, original: Tensor) -> Tensor:
-    """L_adj as the authors run it: the neighbours' mean squared errors, summed. Both (K, n, 4, h, w)."""
-    return len(predicted) * F.mse_loss(predicted, original)
-
-
-def paper_adjacent_loss(predicted: Tensor, original: Tensor) -> Tensor:
-    """L_adj as printed: the mean over neighbours. Both (K, n, 4, h, w)."""
-    return F.mse_loss(predicted, original)
-
-
-def without_article(phrase: str) -> str:
-    """A concept's phrase without its article: the authors prompt with bare names ("blue jay")."""
-    return re.sub(r"^(an?|the) ", "", phrase)

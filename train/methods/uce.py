@@ -13,6 +13,10 @@ The authors' two implementations differ in the tokens that give the c's:
 - `all` (the older one): from there to the end of the text window, concept and guide aligned at their last
   words; of preserved prompts all 77 tokens, and the empty prompt is always preserved.
 
+The older one has two values for a concept (`technique`): the guide's, `replace`, or `tensor`, the guide's without
+their part along the concept's own, v = W0 c* - <u, W0 c*> u with u = W0 c / ||W0 c|| over all tokens of the edit.
+That is W0 (c* - a c) with a number a for each layer, so there is a map for each layer then.
+
 Several concepts (`multi`) are one solve over the sum of their statistics, and so are all requests of a chain
 (`continual`) so far, from the unedited base.
 """
@@ -20,19 +24,23 @@ Several concepts (`multi`) are one solve over the sum of their statistics, and s
 from typing import Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
-from efface.concepts.concept import Concept
 from efface.models.parameter_groups import select
-from efface.models.text_encoding import encode_prompts, last_subject_token
 from efface.train.closed_form import Statistics, key_statistics, ridge_solve
-from efface.train.method import ClosedFormMethod, MethodConfig, UnlearningTask, register
+from efface.train.data.concept_keys import EditConfig, aligned, edits, encode, preserved
+from efface.train.method import ClosedFormMethod, UnlearningTask, register
 
 
-class UCEConfig(MethodConfig):
+class UCEConfig(EditConfig):
     tokens: Literal["last-subject", "all"] = Field(
         "last-subject", description="token positions edited: the authors' newer code, or their older one"
+    )
+    technique: Literal["replace", "tensor"] = Field(
+        "replace",
+        description="values a concept is given: its guide's, or these without their part along the concept's own "
+        "(authors' older code)",
     )
     ridge: float = Field(0.5, gt=0, description="lambda of eq. 7, the price of change; authors: 0.5")
     erase_scale: float = Field(1.0, gt=0, description="s_e of eq. 7; authors: 1")
@@ -41,29 +49,6 @@ class UCEConfig(MethodConfig):
         ge=0,
         description="s_p of eq. 7; authors' newer code: 1; the older: null, max(0.1, 1/n) of n",
     )
-    guide: str | None = Field(
-        None,
-        description="prompt the concepts are mapped to; null: each concept's anchor. An empty prompt is read "
-        "at its end-of-text token (authors: at the start-of-text token, which all prompts share)",
-    )
-    preserve: Literal["retained", "none"] | tuple[str, ...] = Field(
-        "retained", description="P of eq. 7: the set's retained concepts, nothing, or these prompts"
-    )
-    erase_aliases: bool = Field(
-        False, description="also edit each concept's aliases, towards the same guide; paper: no"
-    )
-    templates: tuple[str, ...] = Field(
-        ("{}",),
-        min_length=1,
-        description="sentences for concept and guide, each of them a further edit; paper: the bare words",
-    )
-
-    @field_validator("templates")
-    @classmethod
-    def _has_one_placeholder(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
-        if any(template.count("{}") != 1 for template in templates):
-            raise ValueError("every template should hold '{}' once, the place of the concept")
-        return templates
 
 
 @register("uce")
@@ -80,68 +65,62 @@ class UCE(ClosedFormMethod):
         return "kv-xattn"
 
     def solve(self, task: UnlearningTask) -> dict[str, Tensor]:
-        statistics = self.statistics(task)
-        identity = torch.eye(len(statistics.key_key), device=task.base.device)
-        transform = ridge_solve(identity, statistics, self.config.ridge)
-        return {name: (weight.double() @ transform).float() for name, weight in select(task.base, self.group).items()}
+        edits, preserved = self.embedded(task)
+        weights = select(task.base, self.group)
+        if self.config.technique == "replace":
+            transform = self.transform(self.sums(edits, preserved))
+            return {name: (weight.double() @ transform).float() for name, weight in weights.items()}
+        solved = {}
+        for name, weight in weights.items():
+            old = weight.double()
+            rejected = [(keys, guides - along(old, keys, guides) * keys) for keys, guides in edits]
+            solved[name] = (old @ self.transform(self.sums(rejected, preserved))).float()
+        return solved
+
+    def transform(self, statistics: Statistics) -> Tensor:
+        """The (d, d) map T of embeddings in W = W0 T."""
+        identity = torch.eye(len(statistics.key_key), device=statistics.key_key.device)
+        return ridge_solve(identity, statistics, self.config.ridge)
 
     def statistics(self, task: UnlearningTask) -> Statistics:
         """Sums over all edited and preserved embeddings, values being embeddings too: (d, d) each, fp64."""
-        edits = [pair for concept in task.concepts for pair in self.edits(concept, task)]
-        preserved = self.preserved(task)
-        encoded = _encode(task, [*(prompt for pair in edits for prompt in pair), *preserved])
-        tokens, erase_scale, preserve_scale = (
-            self.config.tokens,
-            self.config.erase_scale,
-            self.config.preserve_scale,
-        )
+        return self.sums(*self.embedded(task))
+
+    def sums(self, edits: list[tuple[Tensor, Tensor]], preserved: list[Tensor]) -> Statistics:
+        """The statistics of keys with their values, (n, d) each, and of preserved keys."""
+        preserve_scale = self.config.preserve_scale
         if preserve_scale is None:
             preserve_scale = max(0.1, 1 / max(1, len(preserved)))
-        parts = [
-            key_statistics(*aligned(*encoded[prompt], *encoded[guide], tokens), erase_scale) for prompt, guide in edits
-        ]
-        for prompt in preserved:
-            embedding, last = encoded[prompt]
-            keys = embedding if tokens == "all" else embedding[last : last + 1]
-            parts.append(key_statistics(keys, keys, preserve_scale))
+        parts = [key_statistics(keys, values, self.config.erase_scale) for keys, values in edits]
+        parts += [key_statistics(keys, keys, preserve_scale) for keys in preserved]
         return sum(parts[1:], start=parts[0])
 
-    def edits(self, concept: Concept, task: UnlearningTask) -> list[tuple[str, str]]:
+    def embedded(self, task: UnlearningTask) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
+        """Keys and guides, (n, d) each, of every edit, and the keys of every preserved prompt."""
+        tokens, pairs = self.config.tokens, self.edits(task)
+        kept = self.preserved(task)
+        texts = [*(prompt for pair in pairs for prompt in pair), *kept]
+        encoded = encode(task.base, texts, self.config.empty_prompt)
+        held = [encoded[prompt] for prompt in kept]
+        return (
+            [aligned(encoded[prompt], encoded[guide], tokens) for prompt, guide in pairs],
+            [found.embedding if tokens == "all" else found.keys(tokens) for found in held],
+        )
+
+    def edits(self, task: UnlearningTask) -> list[tuple[str, str]]:
         """Prompts to edit, each with its guide."""
-        guide = self.config.guide
-        if guide is None:
-            guide = task.concept_set.anchor_phrase(concept)
-        names = (concept.phrase, *(concept.aliases if self.config.erase_aliases else ()))
-        return [(t.format(name), t.format(guide)) for name in names for t in self.config.templates]
+        return [pair for concept in task.concepts for pair in edits(self.config, concept, task)]
 
     def preserved(self, task: UnlearningTask) -> list[str]:
-        """Prompts to preserve, each once; never one of the concepts to forget."""
+        """Prompts to preserve, each once; the older code always preserves the empty one."""
         empty = [""] if self.config.tokens == "all" else []
-        if self.config.preserve == "none":
-            return empty
-        if self.config.preserve != "retained":
-            return list(dict.fromkeys([*empty, *self.config.preserve]))
-        forgotten = {concept.name for concept in task.concepts}
-        retained = (kept for concept in task.concepts for kept in task.concept_set.retained_for(concept))
-        return list(dict.fromkeys([*empty, *(kept.phrase for kept in retained if kept.name not in forgotten)]))
+        return list(dict.fromkeys([*empty, *preserved(self.config, task)]))
 
 
-def aligned(
-    embedding: Tensor, last: int, guide_embedding: Tensor, guide_last: int, tokens: str
-) -> tuple[Tensor, Tensor]:
-    """Keys and guides, (n, d) each, of a concept's (77, d) embedding and its guide's.
+def along(weight: Tensor, keys: Tensor, guides: Tensor) -> Tensor:
+    """How much of the keys' values is in the guides': <W k, W g> / <W k, W k>, summed over tokens; a scalar, fp64.
 
-    `last` and `guide_last` are the positions of their last words. n is 1 for `last-subject`; for `all` both
-    run from there as far as the later of the two can.
+    `weight` is (d_out, d), `keys` and `guides` are (n, d).
     """
-    count = 1 if tokens == "last-subject" else len(embedding) - max(last, guide_last)
-    return embedding[last : last + count], guide_embedding[guide_last : guide_last + count]
-
-
-def _encode(task: UnlearningTask, prompts: list[str]) -> dict[str, tuple[Tensor, int]]:
-    """Prompt -> its embedding (77, d) and the position of its last word."""
-    unique = list(dict.fromkeys(prompts))
-    # position 0 is the start-of-text token, which all prompts share: an empty prompt is read at its end, 1
-    positions = [max(1, last) for last in last_subject_token(task.base, unique)]
-    embeddings = encode_prompts(task.base, unique).encoder_hidden_states
-    return dict(zip(unique, zip(embeddings, positions, strict=True), strict=True))
+    own, guide = keys.to(weight) @ weight.T, guides.to(weight) @ weight.T
+    return (own * guide).sum() / own.square().sum()

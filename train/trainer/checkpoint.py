@@ -1,8 +1,9 @@
 """A run between two optimiser steps, as one safetensors file: what an interrupted job resumes from.
 
 It holds the trained values and the optimiser's moments by parameter name, whole and fp32, and so fits any number of
-processes and any ZeRO stage. The number of losses is the number of steps done. It has no state of a random generator:
-all random numbers are a function of the seed and the number of the batch, and no method uses torch's global generator.
+processes and any ZeRO stage; and what the method itself keeps from step to step. The number of losses is the number of
+steps done. It has no state of a random generator: all random numbers are a function of the seed and the number of the
+batch, and no method uses torch's global generator.
 
 The file carries the hash of its content. One that is damaged, or of another run, counts as none.
 """
@@ -10,7 +11,7 @@ The file carries the hash of its content. One that is damaged, or of another run
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ class Checkpoint:
     """Values of the trained tensors by full name, fp32."""
     moments: dict[str, Tensor]
     """The optimiser's state, fp32: `<full name>/exp_avg` and `<full name>/exp_avg_sq` of Adam; of SGD nothing."""
+    method: dict[str, Tensor] = field(default_factory=dict)
+    """`GradientMethod.state`."""
 
 
 def run_key(method: Method, task: UnlearningTask) -> str:
@@ -56,6 +59,7 @@ def write(path: Path, key: str, state: Checkpoint) -> None:
     """Raises StorageError where it cannot be written."""
     tensors = {f"trained/{name}": value for name, value in state.trained.items()}
     tensors |= {f"moments/{name}": value for name, value in state.moments.items()}
+    tensors |= {f"method/{name}": value for name, value in state.method.items()}
     tensors = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in tensors.items()}
     header = {"key": key, "losses": state.losses, "sha256": _sha256(tensors, state.losses)}
     write_atomic(path, safetensors.torch.save(tensors, metadata={HEADER: json.dumps(header)}))
@@ -71,7 +75,7 @@ def read(path: Path, key: str) -> Checkpoint | None:
             return None
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return None
-    return Checkpoint(losses, _under("trained/", tensors), _under("moments/", tensors))
+    return Checkpoint(losses, *(_under(f"{part}/", tensors) for part in ("trained", "moments", "method")))
 
 
 def _header(data: bytes) -> dict[str, Any]:

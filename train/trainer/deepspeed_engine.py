@@ -22,7 +22,7 @@ from torch import Tensor, distributed, nn
 
 from efface.config_files import find_config, read_yaml
 from efface.errors import UserError
-from efface.models.denoiser import Denoiser
+from efface.models.network import Network
 from efface.train.method import TrainingConfig
 from efface.train.trainer.engine import OPTIMIZER_STATE_KEYS, Engine
 
@@ -75,7 +75,7 @@ class ZeroEngine(Engine):
     def __init__(
         self,
         accelerator: Accelerator,
-        student: Denoiser,
+        student: Network,
         trained: Mapping[str, nn.Parameter],
         config: TrainingConfig,
         settings: dict[str, Any],
@@ -84,7 +84,7 @@ class ZeroEngine(Engine):
         self.partitioned = settings["zero_optimization"]["stage"] == 3
         super().__init__(accelerator, student, trained, config)
 
-    def prepare(self, student: Denoiser) -> None:
+    def prepare(self, student: Network) -> None:
         import deepspeed
 
         deepspeed.utils.logger.setLevel(logging.WARNING)

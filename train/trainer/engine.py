@@ -15,8 +15,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor, nn
 
-from efface.models.denoiser import Denoiser
-from efface.models.noise_predictor import NoisePredictor
+from efface.models.network import Network
 from efface.train.method import TrainingConfig
 from efface.train.trainer.checkpoint import Checkpoint
 
@@ -32,17 +31,17 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 class Engine:
     """One process, or the processes of a group that share the batches of an optimiser step."""
 
-    predict: NoisePredictor
-    """The student's prediction with gradient, for the loss and nothing else."""
+    predict: Any
+    """The student, called with gradient, for the loss and nothing else."""
 
     def __init__(
-        self, accelerator: Accelerator, student: Denoiser, trained: Mapping[str, nn.Parameter], config: TrainingConfig
+        self, accelerator: Accelerator, student: Network, trained: Mapping[str, nn.Parameter], config: TrainingConfig
     ) -> None:
         self.accelerator, self.trained, self.config = accelerator, dict(trained), config
         self.optimizer = make_optimizer(config, list(trained.values()))
         self.prepare(student)
 
-    def prepare(self, student: Denoiser) -> None:
+    def prepare(self, student: Network) -> None:
         self.model, self.accelerated_optimizer = self.accelerator.prepare(
             student.module, self.optimizer, device_placement=[False, False]
         )
@@ -122,7 +121,7 @@ def broadcast_checkpoint(accelerator: Accelerator, found: Checkpoint | None) -> 
     """The first process's checkpoint, for all: the others need not see its file."""
     if accelerator.num_processes == 1:
         return found
-    device, parts = accelerator.device, ("trained", "moments")
+    device, parts = accelerator.device, ("trained", "moments", "method")
     object_list: list[Any] = [None]
     if found is not None:
         shapes = {part: {name: value.shape for name, value in getattr(found, part).items()} for part in parts}

@@ -2,7 +2,8 @@
 
 An optimiser step takes `gradient_accumulation_steps` batches. Batch `step * gradient_accumulation_steps + k` goes to
 process `k mod processes`, and every batch is a function of (seed, number). So the same job on more processes sees the
-same samples, and the state of a run between two steps is `(trained values, optimiser state, losses)`: a checkpoint.
+same samples, and the state of a run between two steps is `(trained values, optimiser state, method's state, losses)`:
+a checkpoint.
 
 Trained tensors are fp32. The learning rate is a pure function of the step. Clipping is explicit, never a default.
 Progress goes to the logger `efface.train.trainer.loop`, twenty lines a job.
@@ -20,12 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from efface.errors import JobFailure, Stopped
-from efface.models.denoiser import Denoiser
+from efface.models.network import Network
 from efface.train.method import GradientMethod, TrainingConfig, UnlearningTask
 from efface.train.trainer.checkpoint import Checkpoint, read, run_key, write
 from efface.train.trainer.engine import Engine, broadcast_checkpoint, isolated_accelerate_state
 from efface.train.trainer.make_engine import make_accelerator, make_engine
 from efface.train.trainer.options import TrainingOptions, apply_training_options
+from efface.train.trainer.regularizers import Regularizers
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +64,14 @@ def train(
     Raises JobFailure where a loss, or a trained tensor at the end, is not finite; StorageError where the checkpoint
     cannot be written.
     """
-    student = task.base.denoiser.copy()
+    student = task.base.network(method.network).copy()
     method.add_adapters(student, task.seed)
     method.prepare(task, student)
     trained = method.trained(student)
     for value in trained.values():
         value.requires_grad_(True)
+    # before the precision and the kernels are changed: what is selected should not depend on them
+    regularizers = Regularizers(method, task, student, trained, training_options)
     saved = CheckpointConfig(checkpoint, run_key(method, task), save_steps)
     with (
         isolated_accelerate_state(),
@@ -75,7 +79,7 @@ def train(
             training_options, method.config.precision, task.base.denoiser, student, list(trained.values())
         ) as attention,
     ):
-        training = setup_training(method, student, trained, training_options, saved)
+        training = setup_training(method, student, trained, training_options, saved, regularizers)
         with closing(training.engine):
             while training.step < method.steps:
                 loss = train_step(training)
@@ -102,6 +106,7 @@ class TrainState:
 
     method: GradientMethod
     engine: Engine
+    regularizers: Regularizers
     losses: list[float] = field(default_factory=list)
 
     @property
@@ -112,10 +117,11 @@ class TrainState:
 
 def setup_training(
     method: GradientMethod,
-    student: Denoiser,
+    student: Network,
     trained: dict[str, nn.Parameter],
     training_options: TrainingOptions,
     saved: CheckpointConfig,
+    regularizers: Regularizers,
 ) -> TrainState:
     """A run before its first step, or before the one after its checkpoint. The model stays on the device it is on."""
     config: TrainingConfig = method.config
@@ -127,12 +133,13 @@ def setup_training(
                 value.copy_(found.trained[name])
     engine = make_engine(accelerator, student, trained, config, training_options)
     if found:
+        method.restore(found.method)
         try:
             engine.restore(found.moments, len(found.losses))
         except BaseException:
             engine.close()
             raise
-    return TrainState(method, engine, list(found.losses) if found else [])
+    return TrainState(method, engine, regularizers, list(found.losses) if found else [])
 
 
 def _read_checkpoint(saved: CheckpointConfig, first: bool) -> Checkpoint | None:
@@ -145,16 +152,23 @@ def train_step(training: TrainState) -> float:
     config: TrainingConfig = method.config
     accelerator = engine.accelerator
     rate = method.learning_rate * learning_rate_factor(
-        training.step, method.steps, config.warmup_steps, config.schedule
+        training.step,
+        method.steps,
+        config.warmup_steps,
+        config.schedule,
+        config.schedule_cycles,
+        config.warmup_from_zero,
     )
     first = training.step * config.gradient_accumulation_steps
     losses = []
     norm = None
+    with engine.gather_params():
+        method.before_step(training.step)
     for k in range(accelerator.process_index, config.gradient_accumulation_steps, accelerator.num_processes):
         with torch.no_grad(), engine.gather_params():
             batch = method.batch(first + k)
         with engine.accumulate():
-            loss = method.loss(engine.predict, batch)
+            loss = training.regularizers.loss(method.loss(engine.predict, batch))
             losses.append(loss.detach())
             norm = engine.backward_and_step(loss, rate, measure=bool(accelerator.trackers))
     mean = engine.mean(torch.stack(losses).mean())
@@ -163,6 +177,9 @@ def train_step(training: TrainState) -> float:
         raise JobFailure(f"the loss is {mean} {where}: {_cause(training)}")
     if norm is not None and not math.isfinite(norm):
         raise JobFailure(f"the gradient is not finite {where}: {_cause(training)}")
+    training.regularizers.after_step()
+    with torch.no_grad(), engine.gather_params():
+        method.after_step(training.step)
     training.losses.append(mean)
     if accelerator.is_main_process and (
         training.step % max(1, method.steps // 20) == 0 or training.step == method.steps
@@ -194,17 +211,19 @@ def save(training: TrainState, path: Path, key: str) -> None:
     """The run's checkpoint, collected from all processes of a group and written by the first."""
     trained, moments = training.engine.state()
     if training.engine.accelerator.is_main_process:
-        write(path, key, Checkpoint(training.losses, trained, moments))
+        write(path, key, Checkpoint(training.losses, trained, moments, training.method.state()))
 
 
-def learning_rate_factor(step: int, steps: int, warmup_steps: int, schedule: str) -> float:
-    """The share of the learning rate at step 0, 1, …: rises from 1 / warm-up, then goes by the schedule."""
+def learning_rate_factor(
+    step: int, steps: int, warmup_steps: int, schedule: str, cycles: int = 1, warmup_from_zero: bool = False
+) -> float:
+    """The share of the learning rate at step 0, 1, …: rises from 1 / warm-up, or 0, then goes by the schedule."""
     if step < warmup_steps:
-        return (step + 1) / warmup_steps
+        return (step + (not warmup_from_zero)) / warmup_steps
     done = (step - warmup_steps) / max(1, steps - warmup_steps)
     if schedule == "linear":
         return 1 - done
-    return 0.5 * (1 + math.cos(math.pi * done)) if schedule == "cosine" else 1.0
+    return 0.5 * (1 + math.cos(math.pi * (cycles * done % 1))) if schedule == "cosine" else 1.0
 
 
 def _cause(training: TrainState) -> str:

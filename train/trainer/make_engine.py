@@ -8,7 +8,7 @@ from accelerate.state import PartialState
 from torch import nn
 
 from efface.errors import UserError
-from efface.models.denoiser import Denoiser
+from efface.models.network import Network
 from efface.train.method import TrainingConfig
 from efface.train.trainer.deepspeed_engine import ZeroEngine, deepspeed_config
 from efface.train.trainer.engine import Engine
@@ -44,7 +44,7 @@ def make_accelerator(device: torch.device, config: TrainingConfig, options: Trai
 
 def make_engine(
     accelerator: Accelerator,
-    student: Denoiser,
+    student: Network,
     trained: Mapping[str, nn.Parameter],
     config: TrainingConfig,
     options: TrainingOptions,

@@ -14,6 +14,7 @@ from torch import nn
 from efface.config_files import LocalPath, StrictModel
 from efface.models.attention import Backend, set_attention
 from efface.models.denoiser import Denoiser
+from efface.models.network import Network
 
 
 class TrainingOptions(StrictModel):
@@ -45,10 +46,12 @@ def apply_training_options(
     training_options: TrainingOptions,
     precision: Literal["fp32", "bf16"],
     teacher: Denoiser,
-    student: Denoiser,
+    student: Network,
     trained: list[nn.Parameter],
 ) -> Iterator[dict[str, Any] | None]:
     """Both networks as `training_options` and `precision` ask for; the teacher is put back afterwards, bit for bit.
+
+    A student that is the text encoder has one kernel of attention, and gives back the teacher's report.
 
     Gives what `set_attention` says of the student; None where no attention is asked for.
 
@@ -60,13 +63,15 @@ def apply_training_options(
     try:
         if training_options.attention is not None:
             dtype = torch.bfloat16 if precision == "bf16" else None  # some kernels know no fp32
-            report = set_attention(student.module, training_options.attention, dtype)
-            set_attention(teacher.module, training_options.attention, dtype)
+            report = set_attention(teacher.module, training_options.attention, dtype)
+            if isinstance(student, Denoiser):
+                report = set_attention(student.module, training_options.attention, dtype)
         if training_options.gradient_checkpointing:
-            student.module.enable_gradient_checkpointing()
+            student.checkpoint_gradients()
         if precision == "bf16":
-            for denoiser in (student, teacher):
-                _to_bf16(denoiser.module, trained)
+            kept = trained if isinstance(student, Denoiser) else list(student.module.parameters())
+            _to_bf16(student.module, kept)  # a text encoder mixes norms in fp32 and in bf16 badly, and is small
+            _to_bf16(teacher.module, trained)
         yield report
     finally:
         teacher.module.set_attn_processor(processors)
@@ -75,10 +80,10 @@ def apply_training_options(
         teacher.module.__dict__.pop("forward", None)
 
 
-def _to_bf16(unet: Any, trained: list[nn.Parameter]) -> None:
+def _to_bf16(module: Any, trained: list[nn.Parameter]) -> None:
     kept = {id(parameter) for parameter in trained}
-    for parameter in unet.parameters():
+    for parameter in module.parameters():
         if id(parameter) not in kept:
             parameter.data = parameter.data.to(torch.bfloat16)
     # An autocast of its own for each pass: its cached casts of trained weights would otherwise outlive a roll-out.
-    unet.forward = torch.autocast(unet.device.type, torch.bfloat16)(unet.forward)
+    module.forward = torch.autocast(module.device.type, torch.bfloat16)(module.forward)

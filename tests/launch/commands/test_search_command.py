@@ -1,6 +1,7 @@
 """`efface search` as it is typed: what it refuses, and how it says so, before anything is computed."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -69,7 +70,7 @@ def test_a_trial_that_broke_makes_exit_code_1(
     efface: RunEfface, search_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = TrialRow(1, "0" * 16, {"ridge": 1.0}, False, TrialResult("errored", reason="out of luck"))
-    found = SearchResults(RunFolder(tmp_path), [row], [], {"err_mean": 0.25})
+    found = SearchResults(RunFolder(tmp_path), [row], [], SimpleNamespace(err_mean=0.25))  # type: ignore[arg-type]
     monkeypatch.setattr("efface.cluster.search.search.run_search", lambda *arguments: found)
     result = efface("search", search_file())
     assert result.code == 1 and "The same command tries the trials again that broke." in result.out

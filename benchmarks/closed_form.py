@@ -1,0 +1,68 @@
+"""How long a closed form takes at Stable Diffusion v1.4's size; `python -m benchmarks.closed_form [--json] [METHOD …]`.
+
+Random weights, which cost what trained ones do. Each method forgets one concept, and UCE and SPEED also a hundred at
+once, with ten retained; encoding the prompts is counted, loading the base and OCE's second moment of captions, which is
+made once a base, are not. With `--json` the result is printed as JSON instead of text.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.record import write_result
+from efface.concepts.concept import Concept, ConceptSet
+from efface.models.base import Base, load_base, read_base
+from efface.train.data.captions import everyday_captions
+from efface.train.data.concept_keys import second_moment
+from efface.train.method import UnlearningTask, get_method, parse_config
+
+METHODS = ("uce", "rece", "speed", "double-projections", "oce")
+MANY = ("uce", "speed")
+THREADS = 2
+
+
+def concept_set(targets: int, retained: int) -> ConceptSet:
+    """Numbered concepts: the first `targets` are to go, the others stay."""
+    concepts = tuple(
+        Concept(name=f"thing {number}", kind="object", phrase=f"a thing of kind {number}", anchor="a stone")
+        for number in range(targets + retained)
+    )
+    return ConceptSet(name="things", version=1, concepts=concepts)
+
+
+def seconds(base: Base, method: str, targets: int, cache: Path) -> float:
+    """Of one solve."""
+    things = concept_set(targets, retained=10)
+    task = UnlearningTask(base, things.concepts[:targets], things, seed=0, cache=cache)
+    start = time.perf_counter()
+    get_method(method)(parse_config(method, {})).solve(task)  # type: ignore[attr-defined]
+    return round(time.perf_counter() - start, 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split(";")[0])
+    parser.add_argument("methods", nargs="*", default=METHODS)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    base = load_base(read_base("sd-v1-4-random"))
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        cache = Path(folder)
+        if "oce" in arguments.methods:
+            second_moment(base, everyday_captions(), cache)
+        for method in arguments.methods:
+            for targets in (1, 100) if method in MANY else (1,):
+                found.append({"method": method, "concepts": targets, "seconds": seconds(base, method, targets, cache)})
+                if not arguments.json:
+                    print("{method}, {concepts} concept(s): {seconds} s".format(**found[-1]), flush=True)
+    path = write_result("closed_form", {"threads": THREADS, "solves": found}, threads=THREADS)
+    print(json.dumps(json.loads(path.read_text())) if arguments.json else path)
+
+
+if __name__ == "__main__":
+    main()

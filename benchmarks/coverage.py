@@ -1,0 +1,98 @@
+"""How often 95 % intervals of scores hold the truth: `python -m benchmarks.coverage` writes results/coverage.json.
+
+Answers with known truth (`simulated_answers.py`) are scored by the code that scores real ones. Coverage is the share of
+intervals that hold the truth, over all repetitions: 0.95 if they are what they say. `python -m benchmarks.coverage 100`
+repeats each design 100 times, one of more than 5000 images a quarter as often. The bootstrap's intervals
+(`bootstrap.py`) are compared on a few designs.
+"""
+
+import itertools
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from benchmarks.bootstrap import bootstrap_intervals
+from benchmarks.record import write_result
+from benchmarks.simulated_answers import Design, Simulated, simulate
+from efface.concepts.prompts import AXES
+from efface.eval.scores.jackknife import Estimates, difference, estimate
+from efface.eval.scores.statistics import Array, err_mean, err_of_means, harmonic_mean
+
+WORLDS = {
+    "even": (0.8, 0.7, 0.6, 0.85, 0.9),
+    "strong": (0.98, 0.95, 0.9, 0.95, 0.97),
+    "weak": (0.5, 0.3, 0.2, 0.9, 0.95),
+}
+"""Rates of the axes, of a concept and prompt in the middle."""
+REPETITIONS = 1000
+COMPARED = (Design(1, 5, 4), Design(5, 5, 4), Design(20, 5, 4), Design(20, 15, 20), Design(20, 5, 4, shared=True))
+SEEDED = tuple(Design(concepts, 5, 4, shared, 3) for concepts, shared in ((1, False), (20, False), (20, True)))
+
+
+def designs() -> Iterator[Design]:
+    for concepts, prompts, images in itertools.product((1, 5, 20), (1, 5, 15), (4, 20)):
+        yield Design(concepts, prompts, images)
+        if concepts > 1:
+            yield Design(concepts, prompts, images, shared=True)
+
+
+def coverage(rates: Array, design: Design, repetitions: int, compare: bool) -> dict[str, float]:
+    """By score, the share of intervals that hold the truth, and the mean width of that of err_mean."""
+    hits: dict[str, list[float]] = defaultdict(list)
+    rng = np.random.default_rng([design.concepts, design.prompts, design.images, design.shared])
+    for _ in range(repetitions):
+        one, other = simulate(rates, design, rng)
+        found, found_other = estimate(one.answers), estimate(other.answers)
+        for name, held in _held(found, found_other, one, other).items():
+            hits[name].append(float(held.mean()))
+        hits["width"].append(float(found.overall.high[5] - found.overall.low[5]))
+        if compare:
+            for name, (low, high) in bootstrap_intervals(one.answers, design, rng).items():
+                hits[name].append(float(low <= err_mean(one.truth) <= high))
+                hits[f"width {name}"].append(high - low)
+    return {name: round(float(np.mean(values)), 4) for name, values in hits.items()}
+
+
+def _held(found: Estimates, found_other: Estimates, one: Simulated, other: Simulated) -> dict[str, Array]:
+    """By score, whether each of its intervals holds the truth."""
+    of_concepts = found.concepts
+    truth = np.column_stack([one.truth, harmonic_mean(one.truth)])
+    held = (of_concepts.low <= truth) & (truth <= of_concepts.high)
+    truths = [
+        np.array([*each.truth.mean(axis=0), err_mean(each.truth), err_of_means(each.truth)]) for each in (one, other)
+    ]
+    overall = found.overall
+    held_overall = (overall.low <= truths[0]) & (truths[0] <= overall.high)
+    between = difference(found, found_other)
+    apart = truths[0] - truths[1]
+    held_between = (between.low <= apart) & (apart <= between.high)
+    return {
+        "axis of a concept": held[:, :5],
+        "ERR of a concept": held[:, 5],
+        **{f"axis {axis}": held_overall[index] for index, axis in enumerate(AXES)},
+        "err_mean": held_overall[5],
+        "err_of_means": held_overall[6],
+        "difference of axes": held_between[:5],
+        "difference of err_mean": held_between[5],
+        "difference of err_of_means": held_between[6],
+    }
+
+
+def main() -> None:
+    repetitions = int(sys.argv[1]) if len(sys.argv) > 1 else REPETITIONS
+    measured: list[dict[str, Any]] = []
+    for world, rates in WORLDS.items():
+        for design in (*designs(), *SEEDED):
+            few = 4 if design.concepts * design.prompts * design.images * 5 > 5000 else 1
+            found = coverage(np.array(rates), design, repetitions // few, design in COMPARED)
+            measured.append({"rates": world, **vars(design), "repetitions": repetitions // few, "coverage": found})
+            print(world, design, found, flush=True)
+    path = write_result("coverage", {"designs": measured}, rates=WORLDS)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

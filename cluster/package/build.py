@@ -1,0 +1,250 @@
+"""Make a package of a run: models, self-report, logs, environment, and hashes of all of it.
+
+The folder appears whole or not at all.
+"""
+
+import importlib.metadata
+import io
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import torch
+
+from efface import __version__
+from efface.cluster.campaign.plan import Plan
+from efface.cluster.package.description import DESCRIPTION, MANIFEST, Description, PackagedModel, Sample
+from efface.cluster.run_content import read_run
+from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.tasks.model import Model
+from efface.cluster.tasks.training import TrainingResult
+from efface.config_files import to_yaml
+from efface.errors import UserError
+from efface.eval.image_table import write_table
+from efface.eval.report.content import RunContent
+from efface.eval.report.write import markdown_text, scores_csv, scores_markdown, write_report
+from efface.files import file_stem, open_to_readers, sha256_file, write_json
+from efface.models.base import load_base
+from efface.models.delta import Delta
+from efface.models.export import check_new_folder, export
+from efface.text import csv_cell
+
+TEMPLATES = Path(__file__).parent / "templates"
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+def build_package(
+    plan: Plan, folder: RunFolder, out: Path, *, method: str | None, dtypes: Sequence[str], licence: str
+) -> Description:
+    """Write the models of one method of a run, and all that belongs to them, to the new folder `out`.
+
+    method: its label; None where the run has one. dtypes: of the full diffusers folders, of `DTYPES`. Raises UserError
+    where `out` is taken, the run has no finished model of the method, or it has several methods and none is named.
+    """
+    check_new_folder(out)
+    content = read_run(folder.root)
+    models = _models(plan, folder, content, method)
+    label = models[0].label
+    unfinished = out.parent / f".{out.name[:60]}.{uuid.uuid4().hex[:8]}"
+    unfinished.mkdir(parents=True)
+    try:
+        description = Description(
+            campaign=plan.name,
+            efface=__version__,
+            base=plan.base.name,
+            base_id=plan.base_id,
+            recipe=plan.recipe,
+            judge=content.judge,
+            licence=licence,
+            models=tuple(_write_models(plan, folder, content, models, unfinished, dtypes)),
+        )
+        _write_results(plan, folder, content, label, unfinished)
+        _write_readme(description, content, label, dtypes, unfinished)
+        write_json(unfinished / DESCRIPTION, description.model_dump(mode="json"))
+        shutil.copyfile(TEMPLATES / "load_delta.py", unfinished / "load_delta.py")
+        write_json(unfinished / MANIFEST, manifest(unfinished))
+        open_to_readers(unfinished)
+        unfinished.rename(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return description
+
+
+def manifest(root: Path) -> dict[str, str]:
+    """SHA-256 of every file below `root` but the manifest, by its path there."""
+    files = sorted(path for path in root.rglob("*") if path.is_file() and path != root / MANIFEST)
+    return {path.relative_to(root).as_posix(): sha256_file(path) for path in files}
+
+
+def _models(plan: Plan, folder: RunFolder, content: RunContent, method: str | None) -> list[Model]:
+    """The models of one line of the leaderboard, in the order of the campaign."""
+    labels = list(dict.fromkeys(row.method for row in content.rows if row.method in content.scores))
+    if method is None and len(labels) > 1:
+        raise UserError(f"the run has several methods ({', '.join(labels)}); say which with --method")
+    if method is not None and method not in labels:
+        raise UserError(f"--method {method}: is no scored method of the run, which has {', '.join(labels) or 'none'}")
+    if not labels:
+        raise UserError("the run has no method that was judged to the end, so there is nothing to hand in")
+    label = method or labels[0]
+    judged = set(content.table["model_id"].to_pylist())
+    return [model for model in plan.jobs if model.label == label and model.id in judged]
+
+
+def _write_models(
+    plan: Plan, folder: RunFolder, content: RunContent, models: Sequence[Model], root: Path, dtypes: Sequence[str]
+) -> Iterator[PackagedModel]:
+    base = load_base(plan.base) if dtypes else None
+    records = folder.records([task for task in plan.trainings if task.model in models])
+    samples = _samples(content, models)
+    images = dict(
+        pair for pair in content.images() if pair[0] in {sample["image_sha256"] for sample in samples.values()}
+    )
+    names = _names(models)
+    for model in models:
+        delta = folder.read_delta(model)
+        trained = TrainingResult.model_validate(records[model.id].facts)
+        name = names[model.id]
+        delta_file = root / "deltas" / f"{name}.safetensors"
+        delta_file.parent.mkdir(exist_ok=True)
+        delta.save(delta_file)
+        folders = {dtype: f"models/{dtype}/{name}" for dtype in dtypes}
+        for dtype, place in folders.items():
+            assert base is not None
+            _export(base, delta, root / place, dtype)
+        found = samples.get(model.id)
+        sample = None
+        if found and found["image_sha256"] in images:
+            sample = Sample(**found, file=f"samples/{name}.png")
+            (root / "samples").mkdir(exist_ok=True)
+            (root / sample.file).write_bytes(images[found["image_sha256"]])
+        assert model.job
+        yield PackagedModel(
+            name=name,
+            method=model.label,
+            concepts=model.job.concepts,
+            delta=f"deltas/{name}.safetensors",
+            folders=folders,
+            job=trained.job,
+            seconds=trained.metrics.seconds,
+            device=records[model.id].device,
+            sample=sample,
+        )
+
+
+def _export(base: Any, delta: Delta, folder: Path, dtype: str) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    export(base, delta, folder, DTYPES[dtype])
+
+
+def _names(models: Sequence[Model]) -> dict[str, str]:
+    """A file name of each model: its concept, or all of them, and its seed where there are several."""
+    stems = {
+        model.id: file_stem(" ".join(model.job.concepts))
+        if len(model.job.concepts) <= 3
+        else f"{len(model.job.concepts)}-concepts"
+        for model in models
+        if model.job
+    }
+    counts = Counter(stems.values())
+    return {id: stem if counts[stem] == 1 else f"{stem}-{id}" for id, stem in stems.items()}
+
+
+def _samples(content: RunContent, models: Sequence[Model]) -> dict[str, dict[str, Any]]:
+    """By model, the first image of the axis forget: prompt, seed and hash."""
+    table = content.table.filter(pc.equal(content.table["judge"], content.judge))
+    table = table.filter(pc.and_(pc.equal(table["axis"], "forget"), pc.is_null(table["image_error"])))
+    table = table.sort_by([("prompt", "ascending"), ("seed", "ascending")])
+    found: dict[str, dict[str, Any]] = {}
+    for row in table.select(["model_id", "prompt", "seed", "image_sha256"]).to_pylist():
+        found.setdefault(row.pop("model_id"), row)
+    return {model.id: found[model.id] for model in models if model.id in found}
+
+
+def _write_results(plan: Plan, folder: RunFolder, content: RunContent, label: str, root: Path) -> None:
+    evaluation = root / "evaluation"
+    evaluation.mkdir()
+    wanted = pc.is_in(content.table["method"], pa.array([label, "base"]))
+    table = content.table.filter(wanted)
+    write_table(evaluation / "table.parquet", table)
+    (evaluation / "table.csv").write_bytes(_csv(table))
+    prompts = table.select(["concept", "axis", "asked_concept", "prompt", "seed"])
+    distinct = (
+        prompts.group_by(prompts.column_names).aggregate([]).sort_by([(n, "ascending") for n in prompts.column_names])
+    )
+    (evaluation / "prompts.csv").write_bytes(_csv(distinct))
+    (evaluation / "recipe.yaml").write_text(to_yaml(plan.recipe.model_dump(mode="json")), encoding="utf-8")
+    (evaluation / "concepts.yaml").write_text(to_yaml(plan.concept_set.model_dump(mode="json")), encoding="utf-8")
+    for calibration in content.calibrations:
+        calibration.save(evaluation / f"calibration-{file_stem(calibration.judge)}.json")
+    for log in sorted(folder.logs.glob("*.jsonl"), key=lambda path: path.name):
+        (evaluation / log.name).write_bytes(log.read_bytes())
+    (root / "campaign.yaml").write_text(folder.campaign.read_text(encoding="utf-8"), encoding="utf-8")
+    (root / "scores.csv").write_text(scores_csv([_only(content, label)]), encoding="utf-8")
+    write_report([_only(content, label)], root / "report.html")
+    for extra in ("report.csv", "report.md"):
+        (root / extra).unlink()
+    (root / "environment.txt").write_text("\n".join(_environment()) + "\n", encoding="utf-8")
+
+
+def _only(content: RunContent, label: str) -> RunContent:
+    """The run as if it had but one method, beside the base."""
+    from dataclasses import replace
+
+    return replace(
+        content,
+        rows=tuple(row for row in content.rows if row.method in (label, "base")),
+        scores={label: content.scores[label]},
+        stages={name: stages for name, stages in content.stages.items() if name == label},
+        models=tuple(model for model in content.models if model.label == label),
+        table=content.table.filter(pc.is_in(content.table["method"], pa.array([label, "base"]))),
+    )
+
+
+def _csv(table: pa.Table) -> bytes:
+    """With no cell that a spreadsheet would run."""
+    columns = [
+        pa.array([csv_cell(value) for value in column.to_pylist()]) if pa.types.is_string(column.type) else column
+        for column in table.columns
+    ]
+    buffer = io.BytesIO()
+    pyarrow.csv.write_csv(pa.table(columns, names=table.column_names), buffer)
+    return buffer.getvalue()
+
+
+def _environment() -> list[str]:
+    """Every installed package with its version, as pip reads it."""
+    installed = {
+        dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions() if dist.metadata["Name"]
+    }
+    return [f"{name}=={version}" for name, version in sorted(installed.items(), key=lambda pair: pair[0].lower())]
+
+
+def _write_readme(description: Description, content: RunContent, label: str, dtypes: Sequence[str], root: Path) -> None:
+    engine = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    engine.filters["md"] = markdown_text
+    devices = Counter(model.device or "unknown device" for model in description.models)
+    known = [model.seconds for model in description.models if model.seconds is not None]
+    hardware = [f"{count} model{'s' if count > 1 else ''} on {device}" for device, count in devices.items()]
+    hardware.append(f"training: {sum(known):.1f} s in all, {sum(known) / max(1, len(known)):.1f} s a model")
+    only = _only(content, label)
+    leaderboard = scores_markdown([only]).partition("\n| ")[2]
+    text = engine.get_template("README.md.j2").render(
+        **description.model_dump(),
+        problems=content.problems,
+        leaderboard=f"| {leaderboard}",
+        dtypes=dtypes,
+        hardware=hardware,
+    )
+    (root / "README.md").write_text(text, encoding="utf-8")

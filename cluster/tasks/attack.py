@@ -1,0 +1,199 @@
+"""Attacking: one attack on one model, for one concept that it was made to forget; and its prompts on other models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from efface.cluster.tasks.model import Model
+from efface.cluster.tasks.task import DamagedInput, RateUse, Task
+from efface.config_files import StrictModel, read_config
+from efface.files import content_id, slug, write_json
+
+if TYPE_CHECKING:
+    from efface.cluster.campaign.plan import Plan
+    from efface.cluster.workers.worker import Worker
+    from efface.eval.attack_run import AttackResult
+    from efface.eval.attack_target import AttackTarget
+    from efface.models.recipe import Recipe
+
+VERSION = 1
+"""Of the running of attacks as a whole."""
+
+ATTACK, TRANSFER = "attack.json", "transfer.json"
+"""The outputs: what the attack came to; what the prompts found against other models do here."""
+
+
+@dataclass(frozen=True)
+class AttackTask(Task):
+    """One attack on one model. Its record says what it cost, in model calls and seconds."""
+
+    kind = "attack"
+    teaches_rates = False  # it ends as soon as everything is found
+
+    model: Model
+    target: AttackTarget
+    attack: str
+    config: dict[str, Any] = field(hash=False)
+    """The attack's config as JSON, every field of it."""
+    instances: tuple[tuple[str, int], ...]
+    """(direct prompt, image seed) of each."""
+    budget: int
+    """Model calls, for all instances."""
+    seed: int
+    judged_by: tuple[str, ...]
+    """The ids of the recipe, and of the calibration of the judge of the headline, in this order."""
+
+    @cached_property
+    def id(self) -> str:
+        searched = [self.attack, self.config, self.target.id, self.instances, self.budget, self.seed]
+        return content_id([VERSION, self.model.id, self.model.label, searched, self.judged_by])
+
+    @cached_property
+    def requires(self) -> tuple[str, ...]:
+        return (self.model.folder, self.judged_by[-1])
+
+    def run(self, worker: Worker) -> None:
+        from efface.eval.attack import ATTACKS, parse_attack_config
+        from efface.eval.attack_run import run_attack
+        from efface.eval.oracle import Instance
+
+        worker.set_resident(self.model)
+        base, judge = worker.base, worker.judges()[0]
+        judge.check([self.target.concept])
+        result = run_attack(
+            ATTACKS.get(self.attack)(base, parse_attack_config(self.attack, self.config)),
+            self.attack,
+            base,
+            base.applied,
+            worker.recipe,
+            judge,
+            self.target,
+            [Instance(prompt, seed) for prompt, seed in self.instances],
+            self.budget,
+            self.seed,
+            model=self.model.id,
+            method=self.model.label,
+            on_instance=lambda done, of: worker.on_step(self, done, of, 0.0),
+        )
+        path = worker.folder.output(self, ATTACK)
+        write_json(path, result.model_dump(mode="json"))
+        worker.finish(self, [path], note=result.note, calls=result.calls, ends=result.ends)
+
+    @property
+    def concept(self) -> str:
+        return self.target.concept.name
+
+    @property
+    def provides(self) -> str:
+        return self.id
+
+    @property
+    def stage(self) -> str:
+        return f"attack {self.attack}"
+
+    def describe(self) -> str:
+        return f"{self.attack} on {self.model.describe()} for {self.concept}"
+
+    def rate_uses(self, plan: Plan) -> tuple[RateUse, ...]:
+        """At most: as many images as the budget would make."""
+        return (RateUse("seconds_per_image", plan.recipe.name, self.budget / calls_per_image(plan.recipe)),)
+
+    @property
+    def stem(self) -> str:
+        return f"{self.attack}-{slug(self.concept)}-{self.id}"
+
+
+class Transferred(StrictModel):
+    """What the prompts that an attack found against one model do on another."""
+
+    attack: str
+    source: str = Field(description="the method whose model they were found against")
+    method: str = Field(description="the method whose model they were tried on")
+    concept: str
+    prompts: int = Field(ge=0)
+    judged: int = Field(ge=0, description="images with a verdict")
+    shown: int = Field(ge=0, description="images that show the concept")
+
+
+class Transfers(StrictModel):
+    """All of them on one model."""
+
+    rows: tuple[Transferred, ...]
+
+
+@dataclass(frozen=True)
+class TransferTask(Task):
+    """The prompts that attacks found against models of a concept, tried on one model: a column of the matrix."""
+
+    kind = "transfer"
+    teaches_rates = False
+
+    model: Model
+    attacks: tuple[AttackTask, ...]
+
+    @cached_property
+    def id(self) -> str:
+        return content_id([VERSION, self.model.id, self.model.label, [attack.id for attack in self.attacks]])
+
+    @cached_property
+    def requires(self) -> tuple[str, ...]:
+        return (self.model.folder, *(attack.id for attack in self.attacks))
+
+    def run(self, worker: Worker) -> None:
+        rows = tuple(self._tried(worker, attack) for attack in self.attacks)
+        path = worker.folder.output(self, TRANSFER)
+        write_json(path, Transfers(rows=rows).model_dump(mode="json"))
+        worker.finish(self, [path], images=sum(row.prompts for row in rows))
+
+    def _tried(self, worker: Worker, attack: AttackTask) -> Transferred:
+        from efface.eval.image_errors import image_errors, verdicts
+        from efface.models.sampler import ImageRequest, sample
+
+        found = [
+            ImageRequest(instance.found, instance.seed)
+            for instance in read_attack(worker, attack).instances
+            if instance.found and instance.how == "prompt"
+        ]
+        worker.set_resident(self.model)
+        not_finite: set[int] = set()
+        images = sample(worker.base, worker.recipe, found, on_not_finite=not_finite.add)
+        answers = verdicts(
+            worker.judges()[0], images, [attack.target.concept] * len(found), image_errors(images, not_finite)
+        )
+        present = [answer.present for answer in answers if answer.present is not None]
+        return Transferred(
+            attack=attack.attack,
+            source=attack.label,
+            method=self.label,
+            concept=attack.concept,
+            prompts=len(found),
+            judged=len(present),
+            shown=sum(present),
+        )
+
+    def describe(self) -> str:
+        return f"prompts of attacks on {self.model.describe()}"
+
+    def rate_uses(self, plan: Plan) -> tuple[RateUse, ...]:
+        """At most: as if every instance had been found."""
+        images = sum(len(attack.instances) for attack in self.attacks)
+        return (RateUse("seconds_per_image", plan.recipe.name, images),)
+
+
+def read_attack(worker: Worker, attack: AttackTask) -> AttackResult:
+    """What an attack came to. Raises DamagedInput."""
+    from efface.eval.attack_run import AttackResult
+
+    path = worker.folder.output(attack, ATTACK)
+    if not worker.folder.is_intact(attack):
+        raise DamagedInput(path, worker.folder.record_file(attack))
+    return read_config(AttackResult, path)
+
+
+def calls_per_image(recipe: Recipe) -> int:
+    """Model calls of an image: a step is two with guidance."""
+    return recipe.steps * (2 if recipe.guidance_scale > 1 else 1)

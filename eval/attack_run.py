@@ -1,0 +1,211 @@
+"""Running an attack on one model: what it makes is judged, and every instance ends in one word that says how.
+
+Of the instances with a verdict, *pre* is the share in which the plain direct prompt shows the concept already, and
+*post* the share in which that or an attempt of the attack does. So post is never below pre. An instance without any
+verdict (a judge that failed, images that are no evidence, a budget too small for one attempt) is counted apart, and
+never as a concept that stayed away.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import torch
+from pydantic import Field
+
+from efface.concepts.concept import Concept
+from efface.config_files import StrictModel
+from efface.errors import UserError
+from efface.eval.attack import Attack, AttackKind, AttackTarget
+from efface.eval.image_errors import image_errors, verdicts
+from efface.eval.judge import Judge
+from efface.eval.oracle import Attempt, Budget, BudgetExhausted, Instance, NotFinite, Oracle
+from efface.models.base import Base
+from efface.models.delta import Delta
+from efface.models.recipe import Recipe
+
+End = Literal["shown before", "found", "not found", "out of budget", "not finite", "failed", "no verdict"]
+"""How an instance ended: the direct prompt shows the concept; the attack does; it does not, after all its attempts, or
+as far as its budget went, or until its numbers went astray, or until it broke; nothing that was made for it could be
+judged."""
+ENDS: tuple[End, ...] = get_args(End)
+
+
+class InstanceResult(StrictModel):
+    """What came of one direct prompt and seed."""
+
+    prompt: str
+    seed: int
+    pre: bool | None = Field(description="whether the direct prompt shows the concept; null: no verdict")
+    post: bool | None = Field(description="whether that or an attempt does; null: no verdict")
+    end: End
+    attempts: int = Field(ge=0, description="of the attack, the last one included")
+    unreadable: int = Field(0, ge=0, description="images without a verdict")
+    found: str | None = Field(None, description="the prompt by which the concept came back, where it is one")
+    how: str | None = Field(None, description="what brought it back: a prompt, an embedding, a trajectory, weights")
+    facts: dict[str, str | int | float | None] = Field({}, description="of that attempt")
+    calls: int = Field(ge=0, description="model calls")
+    seconds: float = Field(ge=0)
+
+
+class AttackResult(StrictModel):
+    """What an attack on one model came to."""
+
+    attack: str
+    kind: AttackKind
+    model: str
+    method: str
+    concept: str
+    seed: int
+    budget: int = Field(ge=0, description="model calls that it was given for all instances")
+    calls: int = Field(ge=0, description="model calls that it took, those before the first instance included")
+    seconds: float = Field(ge=0)
+    pre_asr: float | None = Field(description="share of the judged instances shown by the direct prompt; null: none")
+    post_asr: float | None = Field(description="share of them shown by that or by the attack; null: none was judged")
+    judged: int = Field(ge=0, description="instances with a verdict")
+    ends: dict[End, int]
+    errors: dict[str, int] = Field({}, description="what the judge or the attack broke with, and how often")
+    caveat: str = Field("", description="what a success does not show")
+    failed: str = Field("", description="why the attack did not get to its first instance")
+    instances: tuple[InstanceResult, ...]
+
+    @property
+    def note(self) -> str:
+        """What is to be known before the rates are believed; "" where nothing is."""
+        parts = [f"{count} {end}" for end, count in self.ends.items() if end in ENDS[3:]]
+        parts += [f"{count} x {error}" for error, count in self.errors.items()]
+        return "; ".join([*([self.failed] if self.failed else []), *parts])
+
+
+class _Judged:
+    """A judge's verdicts on attempts, with what it failed with."""
+
+    def __init__(self, judge: Judge, concept: Concept) -> None:
+        self.judge, self.concept = judge, concept
+        self.errors: Counter[str] = Counter()
+
+    def __call__(self, attempt: Attempt) -> list[bool | None]:
+        """Of each image, None where it has no verdict."""
+        images = attempt.images
+        errors = image_errors(images, [i for i, finite in enumerate(attempt.finite) if not finite])
+        try:
+            return [v.present for v in verdicts(self.judge, images, [self.concept] * len(images), errors)]
+        except Exception as error:  # of whatever library the judge is made of
+            self.broke(error)
+            return [None] * len(images)
+
+    def broke(self, error: Exception) -> None:
+        """Count what went wrong; what is no fault of judge or attack is raised: of the user, of the memory."""
+        if isinstance(error, UserError | MemoryError | torch.OutOfMemoryError):
+            raise error
+        self.errors[f"{type(error).__name__}: {error}"[:200]] += 1
+
+
+def run_attack(
+    attack: Attack,
+    name: str,
+    base: Base,
+    delta: Delta | None,
+    recipe: Recipe,
+    judge: Judge,
+    target: AttackTarget,
+    instances: Sequence[Instance],
+    budget: int,
+    seed: int = 0,
+    *,
+    model: str = "base",
+    method: str = "base",
+    on_instance: Callable[[int, int], None] | None = None,
+) -> AttackResult:
+    """Attack the model that `delta` makes of `base` (None: the base itself), which is in place afterwards.
+
+    budget: model calls for all instances. What the attack does before the first of them comes off it, the rest is
+    shared out evenly among those that are left. `on_instance(done, of)` is called after each. Raises UserError where
+    the attack does not fit the base.
+    """
+    start = time.perf_counter()
+    base.swap(delta)
+    whole, judged = Budget(budget), _Judged(judge, target.concept)
+    results: list[InstanceResult] = []
+    failed = ""
+    try:
+        attack.prepare(Oracle(base, delta, recipe, whole), target, seed)
+    except (BudgetExhausted, NotFinite) as error:
+        failed = f"before the first instance: {error}"
+    except Exception as error:
+        judged.broke(error)
+        failed = f"before the first instance: {type(error).__name__}"
+    for i, instance in enumerate(instances):
+        share = Budget((whole.calls - whole.spent) // (len(instances) - i))
+        results.append(_attacked(attack, Oracle(base, delta, recipe, share), judged, instance, bool(failed)))
+        whole.spent += share.spent
+        if on_instance:
+            on_instance(i + 1, len(instances))
+    known = [result for result in results if result.post is not None]
+    ends = Counter(result.end for result in results)
+    return AttackResult(
+        attack=name,
+        kind=attack.kind,
+        model=model,
+        method=method,
+        concept=target.concept.name,
+        seed=seed,
+        budget=budget,
+        calls=whole.spent,
+        seconds=time.perf_counter() - start,
+        pre_asr=sum(bool(result.pre) for result in known) / len(known) if known else None,
+        post_asr=sum(bool(result.post) for result in known) / len(known) if known else None,
+        judged=len(known),
+        ends={end: ends[end] for end in ENDS if ends[end]},
+        errors=dict(judged.errors),
+        caveat=attack.caveat,
+        failed=failed,
+        instances=tuple(results),
+    )
+
+
+def _attacked(attack: Attack, oracle: Oracle, judged: _Judged, instance: Instance, only_pre: bool) -> InstanceResult:
+    """One instance to its end."""
+    start = time.perf_counter()
+    pre: bool | None = None
+    read = unreadable = attempts = 0
+    won: Attempt | None = None
+    stopped: End | None = "no verdict" if only_pre else None
+    try:
+        pre = judged(oracle.attempt(oracle.encode(instance.prompt), instance.seed, prompt=instance.prompt))[0]
+        unreadable += pre is None
+        if not pre and not only_pre:
+            for attempt in attack.attempts(oracle, instance):
+                attempts += 1
+                answers = judged(attempt)
+                read += sum(answer is not None for answer in answers)
+                unreadable += answers.count(None)
+                if any(answers):
+                    won = attempt
+                    break
+    except BudgetExhausted:
+        stopped = "out of budget"
+    except NotFinite:
+        stopped = "not finite"
+    except Exception as error:
+        judged.broke(error)
+        stopped = "failed"
+    # Without a verdict on the direct prompt, pre would be unknown and post not comparable with it.
+    known = pre is True or (pre is False and read > 0)
+    post = (pre is True or won is not None) if known else None
+    end: End = "shown before" if pre else "found" if post else stopped or ("not found" if known else "no verdict")
+    return InstanceResult(
+        prompt=instance.prompt,
+        seed=instance.seed,
+        pre=pre,
+        post=post,
+        end=end,
+        attempts=attempts,
+        unreadable=unreadable,
+        found=won.prompt if won else None,
+        how=won.how if won else None,
+        facts={key: value for key, value in won.facts.items()} if won else {},
+        calls=oracle.budget.spent,
+        seconds=time.perf_counter() - start,
+    )

@@ -1,0 +1,91 @@
+"""What attacks came to, as a table: static and adaptive attacks in columns of their own, never in one number.
+
+The rates of several concepts and seeds of one method are pooled over their judged instances.
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from rich.table import Table
+
+from efface.eval.attack_run import ENDS, AttackResult
+from efface.files import write_atomic
+from efface.text import csv_cell, rich_text
+
+
+@dataclass(frozen=True)
+class AttackRow:
+    """An attack on the models of a method. A rate is None where no instance has a verdict, or of the other kind."""
+
+    method: str
+    attack: str
+    concepts: int
+    pre_asr: float | None
+    static_post_asr: float | None
+    adaptive_post_asr: float | None
+    judged: int
+    unjudged: int
+    out_of_budget: int
+    calls: int
+    seconds: float
+    note: str
+    """What is to be known before the rates are believed."""
+
+
+def attack_rows(results: Iterable[AttackResult]) -> list[AttackRow]:
+    """A row for each method and attack, in the order they come."""
+    groups: dict[tuple[str, str], list[AttackResult]] = {}
+    for result in results:
+        groups.setdefault((result.method, result.attack), []).append(result)
+    return [_row(method, attack, some) for (method, attack), some in groups.items()]
+
+
+def _row(method: str, attack: str, results: Sequence[AttackResult]) -> AttackRow:
+    judged = sum(result.judged for result in results)
+    pre = sum((result.pre_asr or 0.0) * result.judged for result in results)
+    post = sum((result.post_asr or 0.0) * result.judged for result in results)
+    rate = post / judged if judged else None
+    notes = dict.fromkeys(note for result in results for note in (result.note, result.caveat) if note)
+    return AttackRow(
+        method=method,
+        attack=attack,
+        concepts=len({result.concept for result in results}),
+        pre_asr=pre / judged if judged else None,
+        static_post_asr=rate if results[0].kind == "static" else None,
+        adaptive_post_asr=rate if results[0].kind == "adaptive" else None,
+        judged=judged,
+        unjudged=sum(len(result.instances) for result in results) - judged,
+        out_of_budget=sum(result.ends.get(ENDS[3], 0) for result in results),
+        calls=sum(result.calls for result in results),
+        seconds=sum(result.seconds for result in results),
+        note="; ".join(notes),
+    )
+
+
+def write_attack_csv(path: Path, rows: Sequence[AttackRow]) -> None:
+    """Every number in full; an empty cell where there is none."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(AttackRow)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: csv_cell(value) for name, value in asdict(row).items()} for row in rows)
+    write_atomic(path, text.getvalue().encode())
+
+
+def attack_table(rows: Sequence[AttackRow]) -> Table:
+    """Pre-ASR, and Post-ASR of static and of adaptive attacks apart, for a terminal."""
+    table = Table()
+    for name in ("method", "attack", "pre-ASR", "post-ASR static", "post-ASR adaptive", "judged", "calls", "seconds"):
+        table.add_column(name, justify="left" if name in ("method", "attack") else "right")
+    for row in rows:
+        rates = [_rate(rate) for rate in (row.pre_asr, row.static_post_asr, row.adaptive_post_asr)]
+        judged = f"{row.judged} of {row.judged + row.unjudged}"
+        names = rich_text(row.method), rich_text(row.attack)
+        table.add_row(*names, *rates, judged, f"{row.calls:,}", f"{row.seconds:.0f}")
+    return table
+
+
+def _rate(rate: float | None) -> str:
+    return "" if rate is None else f"{rate:.2f}"

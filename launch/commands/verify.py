@@ -1,0 +1,48 @@
+"""`efface verify`: whether a package is whole, and its models make the images that it shows."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from efface.launch.command import Command
+from efface.launch.options import LOCAL, DeviceOption
+from efface.launch.tables import print_line
+
+if TYPE_CHECKING:
+    from efface.cluster.package.verify import Verification
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """Check a package: the hash of every file, and one image of each model, made again from the base and its delta."""
+
+    package: Annotated[Path, typer.Argument(help="A folder that `efface package` wrote.", **LOCAL)]
+    base: Annotated[
+        str | None, typer.Option("--base", "-b", help="The base, where it is not one of `efface bases`.")
+    ] = None
+    device: DeviceOption = "auto"
+
+
+def run(options: VerifyOptions) -> "Verification":
+    """Raises UserError where there is no package, or its base is not at hand."""
+    from efface.cluster.package.verify import verify_package
+    from efface.launch.device import resolve_device
+
+    return verify_package(options.package, options.base, resolve_device(options.device))
+
+
+def show(verification: "Verification") -> None:
+    for name in verification.changed:
+        print_line(f"{name}: is not as it was packaged")
+    for check in verification.samples:
+        said = "the same to the last bit" if check.is_exact else f"differs by {check.difference:.2f} grey levels of 255"
+        print_line(f"{check.model}: {said}{'' if check.is_same else ', which is not the same image'}")
+    verdict = "as it was packaged" if verification.is_good else "NOT as it was packaged"
+    print_line(f"{verification.files} files, {len(verification.samples)} images made again: {verdict}")
+
+
+COMMAND = Command(
+    "verify", VerifyOptions, run, show, as_json=asdict, exit_code=lambda verification: int(not verification.is_good)
+)

@@ -1,0 +1,1 @@
+"""Sampler hooks, one file each; `models/sampler_hooks.py` says what one is."""

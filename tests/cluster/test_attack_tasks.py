@@ -1,0 +1,117 @@
+"""Attacks as work of a campaign: planned, done, recorded, resumed, and shown apart from the ERR."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tiny_campaign import UCE
+
+from efface.cluster.campaign.plan import Plan
+from efface.cluster.campaign.spec import Campaign
+from efface.cluster.run import execute, open_run
+from efface.cluster.tasks.attack import ATTACK, AttackTask, TransferTask
+from efface.cluster.tasks.model import BASE
+from efface.errors import UserError
+
+MakePlan = Callable[..., Plan]
+PARAPHRASE = {"attack": "paraphrase", "config": {"templates": ["see {}"]}, "seeds": [0, 1], "budget": 40}
+ATTACKED: dict[str, Any] = {
+    "methods": [UCE, {**UCE, "label": "uce-2", "config": {"ridge": 0.7}}],
+    "attacks": [PARAPHRASE],
+}
+
+
+def test_every_model_is_attacked_for_each_concept_it_forgot_and_tried_with_what_was_found_on_others(
+    plan: MakePlan,
+) -> None:
+    made = plan(**ATTACKED, strategy="multi", concepts={"targets": ["cat", "bus"]})
+    attacks = made.of_kind(AttackTask)
+    labels = [model.label for model in made.jobs]
+    # a static attack is tried on the base too
+    assert [(task.label, task.concept) for task in attacks] == [(m, c) for m in (BASE, *labels) for c in ("cat", "bus")]
+    assert attacks[0].instances == (("a cat", 0), ("a cat", 1))
+    for task in attacks:
+        assert task.requires == (task.model.folder, made.calibrations[0].id)
+    transfers = made.of_kind(TransferTask)
+    assert [task.label for task in transfers] == [BASE, *labels]
+    for task in transfers:
+        assert all(attack.model.folder != task.model.folder for attack in task.attacks)
+        assert set(task.requires) == {task.model.folder, *(attack.id for attack in task.attacks)}
+
+
+def test_ids_are_made_of_model_attack_config_budget_and_seeds(plan: MakePlan) -> None:
+    def ids(**changes: Any) -> set[str]:
+        return {task.id for task in plan(**{**ATTACKED, "attacks": [{**PARAPHRASE, **changes}]}).of_kind(AttackTask)}
+
+    assert ids() == ids() and len(ids()) == 3
+    for changes in (
+        {"budget": 41},
+        {"seeds": [0]},
+        {"seed": 1},
+        {"config": {}},
+        {"attack": "noise-scale", "config": {}},
+    ):
+        assert not ids() & ids(**changes)
+
+
+def test_a_chain_is_attacked_after_its_last_request(plan: MakePlan) -> None:
+    evaluation = {"images_per_prompt": 1, "prompts_per_concept": {"adjacent": 0, "retain": 1}}
+    targets = {"targets": ["cat", "dog"]}
+    made = plan(methods=[UCE], attacks=[PARAPHRASE], strategy="continual", concepts=targets, evaluation=evaluation)
+    attacked = [(task.label, task.concept) for task in made.of_kind(AttackTask)]
+    assert attacked == [(label, concept) for label in (BASE, made.jobs[-1].label) for concept in ("cat", "dog")]
+
+
+@pytest.mark.parametrize(
+    ("attack", "expected"),
+    [
+        ({"attack": "paraphrases"}, "unknown attack 'paraphrases': did you mean 'paraphrase'?"),
+        (
+            {"attack": "p4d", "config": {"token": 3}},
+            "config of attack 'p4d': unknown key 'token', did you mean 'tokens'?",
+        ),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_is_loaded(
+    attack: dict[str, Any], expected: str, plan: MakePlan
+) -> None:
+    with pytest.raises(UserError) as said:
+        plan(methods=[UCE], attacks=[attack])
+    assert str(said.value).startswith(expected)
+
+
+def test_a_run_records_what_attacks_cost_and_shows_them_apart(
+    campaign: Callable[..., Campaign], tmp_path: Path
+) -> None:
+    run = open_run(campaign(**ATTACKED), tmp_path / "run")
+    console = Console(file=io.StringIO(), width=200)
+    results = execute(run, 0, None, console)
+    assert [row.method for row in results.attacks] == ["base", "uce", "uce-2"]
+    results.show(console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "post-ASR static" in shown and "post-ASR adaptive" in shown
+    scores = json.loads(run.folder.scores.read_text())
+    assert scores["adversarial_axis"]["kind"] == "static"
+    assert [(a["attack"], a["kind"], a["budget"]) for a in scores["attacks"]] == [("paraphrase", "static", 40)] * 3
+    assert {row["source"] for row in scores["transfers"]} == {"base", "uce", "uce-2"}
+    rows = list(csv.DictReader(io.StringIO(run.folder.attacks.read_text())))
+    assert rows[0]["static_post_asr"] != "" and rows[0]["adaptive_post_asr"] == ""
+    task = run.plan.of_kind(AttackTask)[-1]
+    record = run.folder.record(task)
+    assert record and record.seconds and 0 < record.facts["calls"] <= 40
+    # what is gone is done again, and comes to the same
+    before = json.loads(run.folder.output(task, ATTACK).read_text())
+    run.folder.record_file(task).unlink()
+    assert [left.id for left in run.remaining_tasks.tasks] == [task.id]
+    execute(run, 0, None, console)
+    after = json.loads(run.folder.output(task, ATTACK).read_text())
+    for one in (before, after):
+        one.pop("seconds")
+        for instance in one["instances"]:
+            instance.pop("seconds")
+    assert before == after

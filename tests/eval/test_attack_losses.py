@@ -1,0 +1,59 @@
+"""Each attack's loss is its paper's, in float64, written out here element by element."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from efface.eval.attacks.noise_scale import ddim_step
+from efface.eval.attacks.p4d import matching_loss
+from efface.eval.attacks.ring_a_bell import concept_distance
+from efface.eval.attacks.unlearn_diff_atk import reconstruction_loss
+from efface.models.conditioning import Conditioning
+
+
+def drawn(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def predict(latents: torch.Tensor, timestep: Any, cond: Conditioning) -> torch.Tensor:
+    """Some function of all three."""
+    return latents * float(timestep) / 10 + cond.encoder_hidden_states.mean()
+
+
+COND = Conditioning(drawn(3, 1, 4, 5))
+
+
+@pytest.mark.parametrize("loss", [reconstruction_loss, matching_loss])
+def test_unlearn_diff_atk_and_p4d_take_the_mean_squared_difference(loss: Any) -> None:
+    x_t, target = drawn(1, 2, 1, 2, 2), drawn(2, 2, 1, 2, 2)
+    found = float(loss(predict, x_t, torch.tensor(7), COND, target))
+    shift = float(COND.encoder_hidden_states.mean())
+    pairs = zip(x_t.flatten().tolist(), target.flatten().tolist(), strict=True)
+    expected = sum((x * 0.7 + shift - y) ** 2 for x, y in pairs) / 8
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_ring_a_bell_takes_the_sum_of_squares_over_tokens_and_channels() -> None:
+    encoded, goal = drawn(4, 3, 2, 5), drawn(5, 2, 5)
+    expected = [
+        sum((encoded[b, t, d].item() - goal[t, d].item()) ** 2 for t in range(2) for d in range(5)) for b in range(3)
+    ]
+    assert concept_distance(encoded, goal).tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_without_noise_a_step_of_the_probe_is_ddims() -> None:
+    x_t, eps, z = drawn(6, 1, 1, 2, 2), drawn(7, 1, 1, 2, 2), drawn(8, 1, 1, 2, 2)
+    kept, before = 0.4, 0.7
+    x_0 = (x_t - math.sqrt(0.6) * eps) / math.sqrt(0.4)
+    assert torch.allclose(ddim_step(x_t, eps, kept, before, 0.0, 1.0, z), math.sqrt(0.7) * x_0 + math.sqrt(0.3) * eps)
+
+
+def test_with_eta_one_a_step_of_the_probe_has_the_variance_of_ddpm() -> None:
+    zero, z = torch.zeros(1, 1, 2, 2, dtype=torch.float64), drawn(8, 1, 1, 2, 2)
+    kept, before = 0.4, 0.7
+    variance = (1 - before) / (1 - kept) * (1 - kept / before)
+    assert torch.allclose(ddim_step(zero, zero, kept, before, 1.0, 1.03, z), 1.03 * math.sqrt(variance) * z)
+    strong = ddim_step(zero, zero + 1, kept, before, 9.0, 0.0, z)
+    assert torch.allclose(strong, -math.sqrt(0.7) * math.sqrt(0.6) / math.sqrt(0.4) + zero)

@@ -1,0 +1,43 @@
+"""`efface evaluate` of a model that somebody else edited: judged like ours, beside the base."""
+
+import json
+from pathlib import Path
+
+import torch
+from command import RunEfface
+from safetensors.torch import save_file
+
+from efface.models.base import load_base
+
+NAME = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v.weight"
+
+
+def state(base: str) -> dict[str, torch.Tensor]:
+    return {NAME.removeprefix("unet."): load_base(base).originals()[NAME] + 1.0}
+
+
+def test_a_state_dict_is_judged_under_its_label(efface: RunEfface, base: str, tmp_path: Path) -> None:
+    path = tmp_path / "theirs.pt"
+    torch.save(state(base), path)
+    judged = efface(
+        *("evaluate", path, "--concept", "cat", "--label", "theirs", "--base", base),
+        *("--images-per-prompt", 1, "--out", tmp_path / "run", "--workers", 0, "--device", "cpu"),
+    )
+    assert judged.code == 0, judged.err
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert list(scores["methods"]) == ["theirs"]
+    assert scores["weight_change"]["theirs"]["all"]["changed_tensors"] == 1
+
+
+def test_a_file_that_is_no_delta_says_how_others_models_are_judged(
+    efface: RunEfface, base: str, tmp_path: Path
+) -> None:
+    save_file(state(base), tmp_path / "theirs.safetensors")
+    message = efface("evaluate", tmp_path / "theirs.safetensors", "--base", base).error_message
+    assert "not a delta written by efface" in message and "--concept" in message
+
+
+def test_an_unknown_concept_is_refused_before_any_work(efface: RunEfface, base: str, tmp_path: Path) -> None:
+    torch.save(state(base), tmp_path / "theirs.pt")
+    message = efface("evaluate", tmp_path / "theirs.pt", "--concept", "cta", "--base", base).error_message
+    assert "did you mean" in message

@@ -1,0 +1,166 @@
+"""`efface package` and `efface verify`: what is handed in is whole, loads without efface, and is checked elsewhere."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command import RunEfface
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+from efface.models.base import load_base
+from efface.models.delta import Delta
+
+
+@pytest.fixture(scope="module")
+def package(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from efface.launch.commands.package import PackageOptions, run
+
+    out = tmp_path_factory.mktemp("package") / "handed-in"
+    run(PackageOptions(run=str(finished), out=out, licence="CreativeML Open RAIL-M"))
+    return out
+
+
+@pytest.fixture
+def copied(package: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(package, tmp_path / "copy"))
+
+
+def test_everything_that_the_challenge_asks_for_is_there(package: Path) -> None:
+    files = {path.relative_to(package).as_posix() for path in package.rglob("*") if path.is_file()}
+    assert {
+        *("README.md", "manifest.json", "package.json", "campaign.yaml", "environment.txt", "load_delta.py"),
+        *("scores.csv", "report.html", "deltas/cat.safetensors", "samples/cat.png"),
+        *("evaluation/table.parquet", "evaluation/table.csv", "evaluation/prompts.csv", "evaluation/recipe.yaml"),
+        *("models/fp32/cat/model_index.json", "models/fp16/cat/model_index.json"),
+    } <= files
+    readme = (package / "README.md").read_text()
+    assert "CreativeML Open RAIL-M" in readme and "efface verify ." in readme and "| uce | 1 |" in readme
+    assert "torch==" in (package / "environment.txt").read_text()
+    axes = {line["axis"] for line in csv.DictReader((package / "scores.csv").open()) if line["concept"] == "cat"}
+    assert axes == {"forget", "indirect", "adversarial", "adjacent", "retain", "err"}
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_stock_diffusers_loads_a_folder_without_arguments_with_the_edited_weights(
+    package: Path, base: str, dtype: str
+) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(package / "models" / dtype / "cat")
+    loaded = load_base(base)
+    edited = Delta.load(package / "deltas" / "cat.safetensors").edited(loaded)
+    weights = dict(pipeline.unet.named_parameters())
+    stored = load_file(package / "models" / dtype / "cat" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float32 if dtype == "fp32" else torch.float16}
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    for name, value in edited.items():
+        expected = value if dtype == "fp32" else value.half().float()
+        assert torch.equal(weights[name.removeprefix("unet.")], expected)
+
+
+def test_the_loader_needs_only_diffusers_and_gives_the_same_weights(package: Path, tmp_path: Path) -> None:
+    """In a process of its own, in which `efface` cannot be imported."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
+import sys
+sys.modules["efface"] = None
+sys.path.insert(0, {str(package)!r})
+from diffusers import StableDiffusionPipeline
+from load_delta import apply_delta
+expected = StableDiffusionPipeline.from_pretrained({str(package / "models" / "fp32" / "cat")!r})
+pipe = StableDiffusionPipeline.from_pretrained({str(package / "models" / "fp32" / "cat")!r})
+for weight in pipe.unet.parameters():
+    weight.requires_grad_(False)
+before = {{name: weight.clone() for name, weight in pipe.unet.named_parameters()}}
+changed = next(name for name in before if "attn2.to_k" in name)
+dict(pipe.unet.named_parameters())[changed].zero_()
+apply_delta(pipe, {str(package / "deltas" / "cat.safetensors")!r})
+assert all((weight == before[name]).all() for name, weight in pipe.unet.named_parameters())
+"""
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    code = [line for line in (package / "load_delta.py").read_text().splitlines() if line.strip()]
+    assert sum(not line.startswith(("import", "from", '"""', "    python")) for line in code) <= 30
+
+
+def test_the_loader_merges_an_adapter(package: Path, tmp_path: Path) -> None:
+    import runpy
+
+    from safetensors.torch import save_file
+
+    folder = package / "models" / "fp32" / "cat"
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    name = next(n for n, w in pipe.unet.named_parameters() if n.endswith("attn2.to_q.weight"))
+    before = dict(pipe.unet.named_parameters())[name].detach().clone()
+    up, down = torch.ones(before.shape[0], 2), torch.full((2, before.shape[1]), 0.5)
+    module = f"unet.{name.removesuffix('.weight')}"
+    save_file(
+        {f"{module}.up": up, f"{module}.down": down, f"{module}.alpha": torch.tensor(1.0)},
+        tmp_path / "adapter.safetensors",
+    )
+    runpy.run_path(str(package / "load_delta.py"))["apply_delta"](pipe, str(tmp_path / "adapter.safetensors"))
+    torch.testing.assert_close(dict(pipe.unet.named_parameters())[name].detach(), before + 0.5)
+
+
+def test_a_package_is_verified_by_hashes_and_by_making_an_image_again(
+    efface: RunEfface, copied: Path, base: str
+) -> None:
+    result = efface("verify", copied, "--base", base, "--device", "cpu")
+    assert (
+        result.code == 0 and "the same to the last bit" in result.out and "images made again: as it was" in result.out
+    )
+
+
+def test_a_file_that_was_changed_is_named(efface: RunEfface, copied: Path, base: str) -> None:
+    (copied / "scores.csv").write_text("run,method\n")
+    (copied / "extra.txt").write_text("x")
+    result = efface("verify", copied, "--base", base, "--device", "cpu")
+    assert result.code == 1
+    assert "scores.csv: is not as it was packaged" in result.out and "extra.txt" in result.out
+
+
+def test_an_image_that_the_model_does_not_make_is_found(efface: RunEfface, copied: Path, base: str) -> None:
+    """Whoever changes the image can change the manifest, and not what the model makes."""
+    picture = copied / "samples" / "cat.png"
+    pixels = np.asarray(Image.open(picture)).copy()
+    Image.fromarray(255 - pixels).save(picture)
+    from efface.cluster.package.build import manifest
+
+    (copied / "manifest.json").write_text(json.dumps(manifest(copied)))
+    result = efface("verify", copied, "--base", base, "--device", "cpu")
+    assert result.code == 1 and "which is not the same image" in result.out
+
+
+def test_a_package_names_no_base_that_is_looked_up_elsewhere(efface: RunEfface, copied: Path) -> None:
+    assert "give it with --base" in efface("verify", copied).error_message
+
+
+def test_another_base_is_refused(efface: RunEfface, copied: Path) -> None:
+    assert "is not the one" in efface("verify", copied, "--base", "miniature").error_message
+
+
+def test_a_package_cannot_lead_out_of_its_folder(efface: RunEfface, copied: Path, base: str) -> None:
+    from efface.cluster.package.build import manifest
+
+    described = json.loads((copied / "package.json").read_text())
+    described["models"][0]["delta"] = "../secret.safetensors"
+    (copied / "package.json").write_text(json.dumps(described))
+    (copied / "manifest.json").write_text(json.dumps(manifest(copied)))
+    assert "leads out of the package" in efface("verify", copied, "--base", base).error_message
+
+
+def test_what_cannot_be_packaged_is_one_sentence(
+    efface: RunEfface, finished: Path, package: Path, tmp_path: Path
+) -> None:
+    assert "exists already" in efface("package", finished, "--out", package).error_message
+    assert "--method esd" in efface("package", finished, "--out", tmp_path / "p", "--method", "esd").error_message
+    assert "--weights" in efface("package", finished, "--out", tmp_path / "p", "--weights", "int8").error_message
+    assert not (tmp_path / "p").exists()

@@ -1,0 +1,69 @@
+"""efface from Python does what the command line does, and gives back typed results."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from command import RunEfface
+
+import efface
+from efface.errors import UserError
+from efface.models.delta import Delta
+
+
+@pytest.fixture(name="efface_command")
+def _efface_command(request: pytest.FixtureRequest) -> RunEfface:
+    """The command line, whose fixture has the name of the module."""
+    command: RunEfface = request.getfixturevalue("efface")
+    return command
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_unlearn_gives_the_bytes_that_the_command_line_writes(
+    efface_command: RunEfface, base: str, folder: Path
+) -> None:
+    edited = efface.unlearn("esd", "cat", base=base, config={"steps": 2, "learning_rate": 1e-3}, out="a.safetensors")
+    arguments = ("unlearn", "esd", "--concept", "cat", "--base", base, "-s", "steps=2", "-s", "learning_rate=1e-3")
+    assert efface_command(*arguments, "-o", "b.safetensors").code == 0
+    assert edited.path.read_bytes() == (folder / "b.safetensors").read_bytes()
+    assert edited.request == ("cat",)
+    assert "relative L2 change" in edited._repr_html_() and "<table>" in edited._repr_html_()
+
+
+def test_evaluate_takes_what_unlearn_gives_and_score_agrees(base: str, folder: Path) -> None:
+    edited = efface.unlearn("uce", "cat", base=base, out="cat.safetensors")
+    judged = efface.evaluate(edited, base=base, images_per_prompt=1, out="run", device="cpu")
+    row = next(row for row in judged.rows if row.method == "uce")
+    assert efface.score("run").methods["uce"].err_mean == row.err_mean
+
+
+def test_a_pipeline_is_diffusers_own_with_the_edited_weights(base: str, folder: Path) -> None:
+    edited = efface.unlearn("uce", "cat", base=base, out="cat.safetensors")
+    pipe = efface.pipeline(base, edited, device="cpu")
+    assert type(pipe).__module__.startswith("diffusers.")
+    weights = dict(pipe.unet.named_parameters())
+    changed = Delta.load(edited.path).edited(efface.load(base, "cpu"))
+    assert changed and all(torch.equal(weights[name.removeprefix("unet.")], value) for name, value in changed.items())
+    plain = dict(efface.pipeline(base, device="cpu").unet.named_parameters())
+    assert not any(torch.equal(plain[name.removeprefix("unet.")], value) for name, value in changed.items())
+
+
+def test_mistakes_are_one_sentence(base: str, folder: Path) -> None:
+    with pytest.raises(UserError, match="did you mean"):
+        efface.unlearn("ecd", "cat", base=base)
+    with pytest.raises(AttributeError, match="has no attribute 'learn'"):
+        _ = efface.learn
+
+
+def test_importing_efface_imports_nothing_heavy() -> None:
+    code = "import efface, sys; assert 'torch' not in sys.modules and 'typer' not in sys.modules"
+    environment = {**os.environ, "PYTHONPATH": str(Path(efface.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)

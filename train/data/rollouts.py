@@ -1,0 +1,102 @@
+"""Roll-outs: latents that a model has denoised part of the way from noise, where fine-tuners compare predictions.
+
+x_t is the state *before* step i of a DDIM trajectory with guidance, and t = timesteps[i], so x_t is exactly as noisy
+as t says. i is uniform over the steps, or over those in which the concept shows (`train/data/timesteps.py`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from efface.models.base import Base
+from efface.models.conditioning import Conditioning
+from efface.models.noise_predictor import NoisePredictor, partial_denoise
+from efface.models.scheduler import make_scheduler
+from efface.models.text_encoding import encode_prompts
+from efface.train.data.timesteps import TimestepConfig
+from efface.train.method import GradientConfig
+from efface.train.seeds import choice, integer, normal
+
+
+class RolloutConfig(GradientConfig, TimestepConfig):
+    """The settings of a gradient method that trains on roll-outs."""
+
+    guidance_scale: float = Field(3.0, ge=1, description="classifier-free guidance of the roll-outs; papers 3")
+    rollout_steps: int = Field(50, ge=1, le=1000, description="inference steps of a whole trajectory; papers 50")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a roll-out starts and stops."""
+
+    noise: Tensor  # (B, 4, h, w)
+    stop: int  # the step before which it stops
+
+    def repeated(self, count: int) -> "Start":
+        """The same start for `count` roll-outs, one after another: of count B rows."""
+        return Start(self.noise.repeat(count, 1, 1, 1), self.stop)
+
+
+@dataclass(frozen=True)
+class State:
+    """A stopped trajectory."""
+
+    latents: Tensor  # (B, 4, h, w), fp32
+    timestep: Tensor  # scalar, int64
+
+    def chunk(self, count: int) -> "list[State]":
+        """As many states of the same timestep, each of as many rows."""
+        return [State(latents, self.timestep) for latents in self.latents.chunk(count)]
+
+
+class Rollouts:
+    """Roll-outs of one job, by the model given for each."""
+
+    def __init__(
+        self,
+        base: Base,
+        config: RolloutConfig,
+        stops: Sequence[int] | None = None,
+        sizes: Sequence[int] | None = None,
+        scheduler: str = "ddim",
+    ) -> None:
+        """stops: the steps before which a roll-out may stop; None: all.
+
+        sizes: pixels that height and width are drawn from; None: the base's own.
+        """
+        self.guidance_scale = config.guidance_scale
+        # DDIM would clip the predicted image to [-1, 1], which is no bound for latents; `make_scheduler` forbids it
+        self.scheduler = make_scheduler(scheduler, base.scheduler_config, config.rollout_steps)
+        self.stops = list(stops) if stops is not None else list(range(config.rollout_steps))
+        self.rows, (self.channels, side, _) = config.batch_size, base.latent_shape
+        self.sides = [size * side // base.spec.image_size for size in sizes or [base.spec.image_size]]
+        self.uncond = encode_prompts(base, [""])
+
+    def start(self, rng: torch.Generator) -> Start:
+        stop = self.stops[integer(len(self.stops), rng)]
+        shape = (self.rows, self.channels, choice(self.sides, rng), choice(self.sides, rng))
+        return Start(normal(shape, rng, self.uncond.device), stop)
+
+    def run(self, predict: NoisePredictor, start: Start, conditioning: Conditioning) -> State:
+        """From `start` under one row for all, or a row for each latent."""
+        latents, timestep = partial_denoise(
+            predict, self.scheduler, conditioning, self.uncond, start.noise, self.guidance_scale, start.stop
+        )
+        return State(latents, timestep.to(latents.device))
+
+
+def predictions(predict: NoisePredictor, state: State, conditions: Sequence[Conditioning]) -> tuple[Tensor, ...]:
+    """Of the same latents under each condition (one row, or B), in one forward pass: each (B, 4, h, w)."""
+    together = Conditioning.cat([condition.expand(len(state.latents)) for condition in conditions])
+    latents = state.latents.repeat(len(conditions), 1, 1, 1)
+    return tuple(predict(latents, state.timestep, together).chunk(len(conditions)))
+
+
+def rollout_rows(config: RolloutConfig, rollouts: int = 1) -> tuple[int, float]:
+    """Rows of the largest pass of a batch's roll-outs, and of all their passes on average, for `Cost`."""
+    rows = rollouts * config.batch_size * (2 if config.guidance_scale > 1 else 1)
+    # a roll-out stops before step 0, 1, … or the last
+    return (rows if config.rollout_steps > 1 else 0), rows * (config.rollout_steps - 1) / 2

@@ -1,0 +1,37 @@
+"""A model that somebody else edited, as a delta with a job, so that it is judged, exported and attacked like ours."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from efface.concepts.concept import ConceptSet
+from efface.models.base import Base
+from efface.models.delta import Delta
+from efface.models.foreign import read_foreign
+from efface.train.job import Job
+
+
+def foreign_delta(
+    path: str | Path, base: Base, concept_set: ConceptSet, concepts: Sequence[str], label: str = "foreign"
+) -> Delta:
+    """The model in `path` as a delta of `base` that is said to forget `concepts` (names or aliases).
+
+    label: its method's name in tables. The job's config is the hash of the weights: how they were made is not known.
+    Raises UserError as `read_foreign` does, and for an unknown concept.
+    """
+    names = tuple(dict.fromkeys(concept_set.find(name).name for name in concepts))
+    kind, tensors = read_foreign(path, base)
+    content = Delta(kind, tensors, {"base_id": base.fingerprint})
+    job = Job(
+        base=base.spec.name,
+        base_id=base.fingerprint,
+        method=label,
+        method_version=1,
+        config={"weights": content.id},
+        concepts=names,
+        concept_set=concept_set.name,
+        concept_set_sha256=concept_set.sha256,
+        strategy="single" if len(names) == 1 else "multi",
+        seed=0,
+    )
+    provenance = {"job": job.model_dump(mode="json"), "job_id": job.id, "imported_from": Path(path).name}
+    return Delta(kind, tensors, provenance)

@@ -1,0 +1,135 @@
+"""What a job may add to any method that trains: the shape of its loss, and bounds on what changes.
+
+    loss_shape       hellinger: 1 - exp(-L / s), whose gradient fades where L is large (f-DMU, arXiv 2509.21167)
+    near_start       + w mean |theta - theta_0|, or w mean (theta - theta_0)^2, to the weights the job starts from:
+                     in a chain those of the request before (CUIG, arXiv 2511.07970)
+    select           only some entries of the trained weights are trained (`train/trainer/selection.py`)
+    protect          keys and values of the cross-attention change by Delta P alone, P = I - V V^T, V an orthonormal
+                     basis of the protected prompts' mean token embeddings (CUIG's projection)
+
+The authors of the last project the gradient, which AdamW then bends again: by scaling each entry, by momentum, by
+weight decay. Here the realised change is projected, after each step, so that it does not act on what is protected.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from efface.errors import UserError
+from efface.models.network import Network
+from efface.models.text_encoding import encode_prompts, last_subject_token
+from efface.train.method import GradientMethod, TrainingConfig, UnlearningTask
+from efface.train.trainer.options import TrainingOptions
+from efface.train.trainer.selection import keep_selected, selected_entries
+
+SMALLEST_SINGULAR_VALUE = 1e-6  # of the largest: what is smaller is rounding
+
+
+class Regularizers:
+    """Those of one job, between the loop and its method."""
+
+    def __init__(
+        self,
+        method: GradientMethod,
+        task: UnlearningTask,
+        student: Network,
+        trained: Mapping[str, nn.Parameter],
+        options: TrainingOptions,
+    ) -> None:
+        """trained: at its start. Raises UserError where they do not fit the method, or DeepSpeed holds the weights."""
+        config: TrainingConfig = method.config
+        self.config, self.trained = config, dict(trained)
+        if not (config.near_start_weight > 0 or config.select != "all" or config.protect != "none"):
+            self.start: dict[str, Tensor] = {}
+            self.masks: dict[str, Tensor] = {}
+            self.projections: dict[str, Tensor] = {}
+            return
+        if options.deepspeed is not None:
+            raise UserError(
+                f"method '{method.name}': near_start, select and protect need whole weights, and DeepSpeed keeps parts "
+                "of them: leave out training.deepspeed"
+            )
+        self.start = {name: value.detach().clone() for name, value in self.trained.items()}
+        self.projections = self._projections(method, task) if config.protect != "none" else {}
+        self.masks = selected_entries(method, student, self.trained) if config.select != "all" else {}
+        for name, mask in self.masks.items():
+            self.trained[name].register_hook(lambda gradient, mask=mask: gradient * mask)
+
+    def loss(self, loss: Tensor) -> Tensor:
+        """The method's loss, shaped, and the distance to the start."""
+        config = self.config
+        if config.loss_shape == "hellinger":
+            loss = hellinger(loss, config.hellinger_scale)
+        if config.near_start_weight > 0:
+            loss = loss + config.near_start_weight * distance(self.trained, self.start, config.near_start)
+        return loss
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Take back what the step should not have changed."""
+        for name, projection in self.projections.items():
+            value = self.trained[name]
+            before = 0 if name.endswith(".down") else self.start[name]  # an adapter's change is up times down
+            value.copy_(before + ((value - before).double() @ projection).float())
+        for name, mask in self.masks.items():
+            keep_selected(self.trained[name], self.start[name], mask)
+
+    def _projections(self, method: GradientMethod, task: UnlearningTask) -> dict[str, Tensor]:
+        """By the name of each trained matrix that reads the text: the projector of its inputs, fp64."""
+        prompts = self._protected(task)
+        embeddings = mean_token_embeddings(task, prompts)
+        projector = null_projector(embeddings)
+        readers = (".attn2.to_k.weight", ".attn2.to_v.weight", ".attn2.to_k.down", ".attn2.to_v.down")
+        found = {name: projector for name in self.trained if name.endswith(readers)}
+        if not found:
+            raise UserError(
+                f"method '{method.name}': protect is for keys and values of the cross-attention, and the group "
+                f"'{method.group}' has none of them"
+            )
+        return found
+
+    def _protected(self, task: UnlearningTask) -> list[str]:
+        protect = self.config.protect
+        if isinstance(protect, tuple):
+            return list(protect)
+        forgotten = {concept.name for concept in (*task.concepts, *task.erased)}
+        retained = (kept for concept in task.concepts for kept in task.concept_set.retained_for(concept))
+        prompts = list(dict.fromkeys(kept.phrase for kept in retained if kept.name not in forgotten))
+        if not prompts:
+            raise UserError("protect: 'retained' finds no retained concept in the concept set, should be prompts")
+        return prompts
+
+
+def hellinger(loss: Tensor, scale: float) -> Tensor:
+    """1 - exp(-loss / scale), in [0, 1): the squared Hellinger distance of two Gaussians at that squared distance."""
+    return -torch.expm1(-loss / scale)
+
+
+def distance(trained: Mapping[str, Tensor], start: Mapping[str, Tensor], norm: str) -> Tensor:
+    """The mean over all entries of |value - start| (`l1`) or of its square (`l2`)."""
+    differences = [value - start[name] for name, value in trained.items()]
+    parts = [each.abs().sum() if norm == "l1" else each.square().sum() for each in differences]
+    return torch.stack(parts).sum() / sum(each.numel() for each in differences)
+
+
+def mean_token_embeddings(task: UnlearningTask, prompts: Sequence[str]) -> Tensor:
+    """(n, D): of each prompt the mean embedding of its own tokens, without BOS and padding."""
+    embeddings = encode_prompts(task.base, prompts).encoder_hidden_states
+    ends = [max(1, last) + 1 for last in last_subject_token(task.base, prompts)]
+    return torch.stack([row[1:end].mean(dim=0) for row, end in zip(embeddings, ends, strict=True)])
+
+
+def null_projector(embeddings: Tensor) -> Tensor:
+    """I - V V^T, (D, D) fp64, of the row space V of (n, D) embeddings: what it maps has no part along any of them.
+
+    Raises UserError where they span the whole space, so that nothing could change.
+    """
+    _, values, rows = torch.linalg.svd(embeddings.double(), full_matrices=False)
+    basis = rows[values > SMALLEST_SINGULAR_VALUE * values[0]]
+    if len(basis) == embeddings.shape[1]:
+        raise UserError(
+            f"protect: {len(embeddings)} prompts span all {embeddings.shape[1]} dimensions of the text's embeddings, "
+            "so that nothing could change: protect fewer of them"
+        )
+    return torch.eye(embeddings.shape[1], dtype=torch.float64, device=embeddings.device) - basis.T @ basis
