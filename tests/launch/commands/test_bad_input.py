@@ -126,7 +126,7 @@ CAMPAIGN: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "unknown override": ({}, ["--set", "evaluation.sharp_size=3"], "unknown key 'evaluation.sharp_size', did you mean"),
     "impossible override": ({}, ["--set", "methods.0.method=uce"], "cannot be applied to the file"),
     "base": ({"base": "miniatur"}, [], "unknown base 'miniatur': did you mean"),
-    "method": ({"methods": [{"method": "esdd"}]}, [], "unknown method 'esdd': did you mean 'esd'?"),
+    "method": ({"methods": [{"method": "ucee"}]}, [], "unknown method 'ucee': did you mean 'uce'?"),
     "preset": ({"methods": [{"method": "uce", "preset": "x"}]}, [], "unknown preset 'x' of method 'uce'"),
     "target": ({"concepts": {"targets": ["dogg"]}}, [], "unknown concept 'dogg'"),
     "judge": ({"evaluation": {"judges": ["nobody"]}}, [], "unknown judge 'nobody'"),

@@ -45,7 +45,7 @@ def test_everything_that_the_challenge_asks_for_is_there(package: Path) -> None:
     assert "CreativeML Open RAIL-M" in readme and "efface verify ." in readme and "| uce | 1 |" in readme
     assert "torch==" in (package / "environment.txt").read_text()
     axes = {line["axis"] for line in csv.DictReader((package / "scores.csv").open()) if line["concept"] == "cat"}
-    assert axes == {"forget", "indirect", "adversarial", "adjacent", "retain", "err"}
+    assert axes == {"forget", "indirect", "adversarial", "adjacent", "retain", "retain_shown", "err"}
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
