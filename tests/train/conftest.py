@@ -4,88 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from quick_methods import QUICK
 
 from efface.concepts.concept import Concept, ConceptSet
 from efface.models.base import Base
 from efface.models.denoiser import Denoiser
 from efface.train.job import Job, make_job
 from efface.train.method import GradientMethod, UnlearningTask, get_method, parse_config
-
-# Two or three steps each, on 16 px images. A method without an entry is run with its defaults.
-QUICK: dict[str, dict[str, Any]] = {
-    "ca": {
-        "samples_seen": 4,
-        "batch_size": 2,
-        "effective_learning_rate": 1e-3,
-        "anchor_prompts": 2,
-        "anchor_images": 3,
-        "image_steps": 2,
-    },
-    "esd": {"steps": 2, "learning_rate": 1e-3, "rollout_steps": 3},
-    "sdd": {"steps": 2, "learning_rate": 1e-2, "rollout_steps": 3, "warmup_steps": 0, "ema_decay": 0.5},
-    "salun": {
-        "steps": 2,
-        "learning_rate": 1e-3,
-        "batch_size": 2,
-        "select_batches": 1,
-        "images": 2,
-        "remain_images": 2,
-        "image_steps": 2,
-    },
-    "spm": {
-        "steps": 2,
-        "learning_rate": 0.1,
-        "anchor_weight": 10,
-        "rollout_steps": 3,
-        "warmup_steps": 0,
-        "anchor_count": 2,
-        "schedule_cycles": 1,
-        "sizes": None,
-    },
-    "eap": {"steps": 2, "learning_rate": 1e-3, "rollout_steps": 3, "vocabulary": ["a bus", "a house", "a tree"]},
-    "age": {"steps": 2, "learning_rate": 1e-3, "rollout_steps": 3, "vocabulary": ["a bus", "a house", "a tree"]},
-    "receler": {
-        "steps": 2,
-        "learning_rate": 1e-2,
-        "rollout_steps": 3,
-        "rank": 4,
-        "adversary_steps": 2,
-        "adversary_tokens": 3,
-    },
-    "fmn": {"steps": 2, "learning_rate": 1e-3, "images": 2, "image_steps": 2},
-    "mace": {
-        "steps": 2,
-        "learning_rate": 1e-2,
-        "captions": 2,
-        "images": 2,
-        "image_steps": 2,
-        "masks": "attention",
-        "general_captions": ["a harbour", "two horses"],
-    },
-    "hirm": {"steps": 2, "learning_rate": 1e-3},
-    "tea": {"steps": 2, "learning_rate": 1e-3, "batch_size": 2, "prompts": 4},
-    "sgrace": {
-        "steps": 3,
-        "round_steps": 2,
-        "learning_rate": 1e-3,
-        "related": ["a cat", "kitty"],
-        "unrelated": ["a house", "a boat", "a tree"],
-        "soft_prompts": 2,
-        "words": [1, 2],
-        "adversary_steps": 1,
-        "anchors": 2,
-        "denoising_steps": 4,
-    },
-    "fade": {
-        "steps": 2,
-        "batch_size": 1,
-        "learning_rate": 1e-3,
-        "neighbours": "adjacent",
-        "denoising_steps": 3,
-        "warmup_steps": 0,
-        "sizes": None,
-    },
-}
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from quick_methods import QUICK
 from torch import Tensor
 
 from efface.concepts.concept import Concept, ConceptSet
@@ -19,19 +20,8 @@ from efface.train.method import ClosedFormMethod, UnlearningTask, get_method, me
 from efface.train.run_job import run_job
 
 CHAIN = ("cat", "dog", "bus")
-# Two steps of each method on 16 px images.
-QUICK: dict[str, dict[str, Any]] = {
-    "ca": {"samples_seen": 4, "batch_size": 2, "effective_learning_rate": 1e-3, "anchor_images": 3, "image_steps": 2},
-    "esd": {"steps": 2, "learning_rate": 1e-3, "rollout_steps": 3},
-    "fade": {
-        **{"steps": 2, "learning_rate": 1e-3, "warmup_steps": 0, "batch_size": 1},
-        **{"neighbours": "adjacent", "denoising_steps": 3, "sizes": None},
-    },
-    "mace": {
-        **{"steps": 2, "learning_rate": 1e-2, "captions": 2, "images": 2, "image_steps": 2, "masks": "attention"},
-        "general_captions": ["a harbour", "two horses"],
-    },
-}
+MOVE_SOME = {"fmn", "salun"}
+"""Methods that leave tensors of their group as they are: without a gradient from attention maps, or under a mask."""
 CONTINUAL = [name for name in method_names() if "continual" in get_method(name).strategies]
 TRAINED = [name for name in CONTINUAL if not issubclass(get_method(name), ClosedFormMethod)]
 SOLVED = [name for name in CONTINUAL if name not in TRAINED]
@@ -122,7 +112,8 @@ def test_a_request_erases_from_another_model_than_a_single_job_does(method: str,
     second = chain(tiny_base, method, ["cat", "bus"])[1].edited(tiny_base)
     alone = make_job("tiny", tiny_base.fingerprint, method, WORLD, ["bus"], config=QUICK[method])
     single = run_job(alone, tiny_base, WORLD)[0].edited(tiny_base)
-    assert not any(torch.equal(second[name], value) for name, value in single.items())
+    same = [name for name, value in single.items() if torch.equal(second[name], value)]
+    assert len(same) < len(single) and (not same or method in MOVE_SOME)
 
 
 @pytest.mark.parametrize("method", CONTINUAL)
@@ -162,7 +153,8 @@ def test_a_request_that_was_stopped_is_taken_up_where_it_was(method: str, tiny_b
     taken_up, _ = run_job(
         wanted, tiny_base, WORLD, lambda done, *_: steps.append(done), parent=first, checkpoint=checkpoint
     )
-    assert steps == [2] and taken_up.id == whole.id
+    assert steps == list(range(2, QUICK[method]["steps"] + 1 if "steps" in QUICK[method] else 3))
+    assert taken_up.id == whole.id
 
 
 def test_what_the_model_before_has_drawn_is_kept_apart_from_what_the_base_has(tiny_base: Base, tmp_path: Path) -> None:

@@ -44,8 +44,8 @@ GRADIENT = [name for name in method_names() if issubclass(get_method(name), Grad
 OF_DENOISER = [name for name in GRADIENT if get_method(name).network == "unet"]  # type: ignore[attr-defined]
 WITHOUT_TEACHER = {"fmn", "mace"}
 """Methods whose batches take no pass without gradient."""
-THROUGH_THE_TEACHER = {"sgrace"}
-"""Methods whose adversary goes back through the frozen denoiser, which keeps its activations."""
+THROUGH_THE_TEACHER = {"sgrace", "salun"}
+"""Methods that go back through the frozen denoiser too, which keeps its activations: for an adversary, or a mask."""
 
 
 @pytest.fixture

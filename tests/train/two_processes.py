@@ -29,11 +29,13 @@ def _member(rank: int, port: int, function: Callable[..., None], arguments: tupl
 
 
 def difference(one: Delta, other: Delta, base: Base) -> float:
-    """|one - other| / |other - base|, in the weights of the base that they edit; L2 over all tensors."""
+    """|one - other| / |other - base|, in the weights of the base that they edit, or a hook's own tensors; L2."""
     originals, first, second = base.originals(), one.edited(base), other.edited(base)
+    if other.kind == "hook":  # it edits none; its own tensors began at zero, or nearly
+        originals, first, second = {}, one.tensors, other.tensors
     assert set(first) == set(second)
     apart = sum(float((first[name] - second[name]).double().square().sum()) for name in second)
-    change = sum(float((second[name] - originals[name]).double().square().sum()) for name in second)
+    change = sum(float((second[name] - originals.get(name, 0)).double().square().sum()) for name in second)
     return float((apart / change) ** 0.5)
 
 
