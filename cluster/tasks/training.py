@@ -108,7 +108,10 @@ class TrainingTask(Task):
 
     def counted_cost(self, plan: Plan) -> CountedCost | None:
         from efface.cluster.tasks.counted_cost import counted_cost
+        from efface.train.foreign_delta import is_foreign
 
+        if is_foreign(self.job):
+            return None
         steps = steps_of(self.job)
         return counted_cost(self.job, plan, steps, trained_concepts(self.job, steps))
 

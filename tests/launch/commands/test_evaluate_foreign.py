@@ -2,13 +2,18 @@
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from command import RunEfface
 from safetensors.torch import save_file
 
+from efface.cluster.campaign.planner import plan_deltas
+from efface.cluster.campaign.spec import DeltaEvaluation
+from efface.config_files import read_config
 from efface.models.base import load_base
+from efface.models.delta import Delta
 
 NAME = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v.weight"
 
@@ -27,6 +32,10 @@ def test_a_state_dict_is_judged_under_its_label(efface: RunEfface, base: str, tm
         *("--images-per-prompt", 1, "--out", tmp_path / "run", "--workers", 0, "--device", "cpu"),
     )
     assert judged.code == 0, judged.err
+    evaluation = read_config(DeltaEvaluation, tmp_path / "run" / "evaluation.yaml")
+    (delta,) = (tmp_path / "run" / "jobs").rglob("*.safetensors")
+    (training,) = plan_deltas([(delta, Delta.load(delta))], evaluation).trainings
+    assert training.counted_cost(Mock()) is None
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert list(scores["methods"]) == [label]
     assert scores["weight_change"][label]["all"]["changed_tensors"] == 1
