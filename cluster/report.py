@@ -184,16 +184,18 @@ def collect_results(plan: Plan, folder: RunFolder) -> Results:
     write_sheets(folder.sheets, sheets_table, _finder(folder, records, shards, parts))
     write_table(folder.table, table)
 
-    scores, unscored = _scores(plan, table)
+    labels = dict.fromkeys(model.label for model in plan.jobs)
+    scores, unscored = score_methods(_of_first_judge(plan, table), labels)
     by_label: dict[str, list[TrainingResult]] = {}
     for model in complete:
         if model.job:
             trained = TrainingResult.model_validate(records[model.id].facts)
             by_label.setdefault(model.label, []).append(trained)
     changes = {label: mean_weight_change([t.weight_change for t in trained]) for label, trained in by_label.items()}
-    seconds = {label: known for label, trained in by_label.items() if (known := _seconds(trained)) is not None}
-    stages = _stages(plan, scores)
-    last = _of_last_stages(plan, scores)
+    seconds = {label: known for label, trained in by_label.items() if (known := total_seconds(trained)) is not None}
+    chains = chains_of(plan)
+    stages = scored_stages(chains, scores)
+    last = of_last_stages(chains, scores)
     compared = differences(last)
     costs = _image_costs(shards, records)
     rows = leaderboard(last, changes, seconds, costs, compared)
@@ -289,7 +291,7 @@ def _check(folder: RunFolder, records: Mapping[str, Record], outputs: Sequence[t
         raise DamagedOutputs(damaged)
 
 
-def _seconds(trained: Sequence[TrainingResult]) -> float | None:
+def total_seconds(trained: Sequence[TrainingResult]) -> float | None:
     """Of all trainings together; None where that is not known of each."""
     known = [t.metrics.seconds for t in trained if t.metrics.seconds is not None]
     return sum(known) if len(known) == len(trained) else None
@@ -335,19 +337,19 @@ def chains_of(plan: Plan) -> dict[str, list[tuple[str, str]]]:
     return {chain[-1][0]: chain for chain in chains}
 
 
-def _stages(plan: Plan, scores: dict[str, Scores]) -> dict[str, Stages]:
-    """What there is to say of every chain that is scored up to some request, as far as it is."""
+def scored_stages(chains: Mapping[str, Sequence[tuple[str, str]]], scores: Mapping[str, Scores]) -> dict[str, Stages]:
+    """What there is to say of every chain of `chains_of` that is scored up to some request, as far as it is."""
     stages = {}
-    for label, chain in chains_of(plan).items():
+    for label, chain in chains.items():
         scored = list(itertools.takewhile(lambda stage: stage[0] in scores, chain))
         if scored:
             stages[label] = score_stages(scored, scores)
     return stages
 
 
-def _of_last_stages(plan: Plan, scores: dict[str, Scores]) -> dict[str, Scores]:
+def of_last_stages(chains: Mapping[str, Sequence[tuple[str, str]]], scores: Mapping[str, Scores]) -> dict[str, Scores]:
     """The scores without those of models that another request followed."""
-    followed = {label for chain in chains_of(plan).values() for label, _ in chain[:-1]}
+    followed = {label for chain in chains.values() for label, _ in chain[:-1]}
     return {label: score for label, score in scores.items() if label not in followed}
 
 
@@ -373,13 +375,12 @@ def _finder(
     return find
 
 
-def _scores(plan: Plan, table: pa.Table) -> tuple[dict[str, Scores], list[str]]:
-    """The scores of each label by the headline judge, and why some have no score."""
-    table = _of_first_judge(plan, table)
+def score_methods(table: pa.Table, labels: Iterable[str]) -> tuple[dict[str, Scores], list[str]]:
+    """The scores of each label in a table of one judge, or of the base where none has any; and why some have none."""
     scores: dict[str, Scores] = {}
     unscored = []
     present = set(table["method"].unique().to_pylist())
-    for label in [*dict.fromkeys(model.label for model in plan.jobs), BASE]:
+    for label in [*labels, BASE]:
         if label == BASE and (scores or BASE not in present):
             continue
         if label not in present:

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.planner import plan_campaign
-from efface.cluster.campaign.spec import Campaign
-from efface.cluster.report import chains_of
+from efface.cluster.campaign.spec import Campaign, DeltaEvaluation, Evaluation
+from efface.cluster.report import chains_of, of_last_stages, score_methods, scored_stages, total_seconds
 from efface.cluster.storage.opening import check_format
 from efface.cluster.storage.records import Record, list_files, parse_failure, parse_record, read_json, sha256
 from efface.cluster.storage.run_folder import RunFolder
@@ -23,19 +23,16 @@ from efface.cluster.tasks.calibration import CALIBRATION
 from efface.cluster.tasks.judging import IMAGES, VERDICTS
 from efface.cluster.tasks.model import BASE
 from efface.cluster.tasks.training import TrainingResult
-from efface.config_files import read_config
+from efface.config_files import parse, read_config
 from efface.errors import UserError
 from efface.eval.calibration import Calibration, read_calibration
 from efface.eval.image_errors import broken_images, counted
 from efface.eval.image_table import SCHEMA, read_images, read_table
-from efface.eval.judge_spec import judge_name
 from efface.eval.published import published_for
 from efface.eval.report.content import ReportedModel, RunContent
-from efface.eval.scores.continual import score_stages
 from efface.eval.scores.leaderboard import leaderboard, notes
-from efface.eval.scores.results import Scores
-from efface.eval.scores.scoring import score_table
 from efface.eval.weight_norms import WeightChange, mean_weight_change
+from efface.train.job import Job
 
 
 @dataclass(frozen=True)
@@ -63,17 +60,15 @@ def read_run(root: Path) -> RunContent:
     shards = {path.name: _stored(path) for path in _subfolders(folder.root / "evaluations")}
     table = _table(folder, plan, shards, problems)
     problems.extend(_failures(folder))
-    models, changes, seconds = _trained(folder, table)
+    models, changes, seconds = _trained(folder, table, problems)
     calibrations = _calibrations(folder, problems)
-    judge = _headline(plan, table)
+    judge = _headline(folder, table, problems)
     of_judge = table.filter(pc.equal(table["judge"], judge))
-    scores = _scores(of_judge, problems)
+    labels = [label for label in dict.fromkeys(of_judge["method"].to_pylist()) if label != BASE]
+    scores, unscored = score_methods(of_judge, labels)
+    problems.extend(f"not scored: {reason}" for reason in unscored)
     chains = chains_of(plan) if plan else {}
-    scored = {
-        label: [stage for stage in chain if stage[0] in scores] for label, chain in chains.items() if label in scores
-    }
-    followed = {label for chain in scored.values() for label, _ in chain[:-1]}
-    last = {label: score for label, score in scores.items() if label not in followed}
+    last = of_last_stages(chains, scores)
     rows = leaderboard(last, changes, seconds)
     broken = broken_images(of_judge)
     if broken:
@@ -86,7 +81,7 @@ def read_run(root: Path) -> RunContent:
         rows=tuple(rows),
         notes=tuple(notes(last, rows)),
         scores=scores,
-        stages={label: score_stages(chain, scores) for label, chain in scored.items()},
+        stages=scored_stages(chains, scores),
         models=tuple(models),
         calibrations=tuple(calibrations),
         images=lambda: _images(shards),
@@ -169,15 +164,27 @@ def _complete(folder: RunFolder, plan: Plan | None, shards: Mapping[str, list[_S
     return None
 
 
-def _headline(plan: Plan | None, table: pa.Table) -> str:
-    if plan:
-        return judge_name(plan.calibrations[0].judge)
+def _headline(folder: RunFolder, table: pa.Table, problems: list[str]) -> str:
+    """The judge that the run names first, of those that judged; its file need not be at hand."""
     judges = sorted(table["judge"].unique().to_pylist())
+    if len(judges) > 1:  # then the run names them; one alone may be the base's own
+        try:
+            first = _evaluation(folder).judges[0]
+            return next(judge for judge in judges if judge in (first, Path(first).stem))
+        except (UserError, IndexError, StopIteration):
+            problems.append(f"it is not known which judge the run goes by; scores here are by '{judges[0]}'")
     return judges[0] if judges else ""
 
 
+def _evaluation(folder: RunFolder) -> Evaluation:
+    """How the run judges. Raises UserError where its file cannot be read."""
+    if folder.campaign.is_file():
+        return read_config(Campaign, folder.campaign).evaluation
+    return read_config(DeltaEvaluation, folder.evaluation).evaluation
+
+
 def _trained(
-    folder: RunFolder, table: pa.Table
+    folder: RunFolder, table: pa.Table, problems: list[str]
 ) -> tuple[list[ReportedModel], dict[str, WeightChange], dict[str, float]]:
     """The models that were made; of each method all of whose models are in the table, weight change and seconds."""
     judged = set(table["model_id"].to_pylist())
@@ -187,25 +194,28 @@ def _trained(
         record = parse_record(read_json(path, "record.json"))
         if record is None:
             continue
-        trained = TrainingResult.model_validate(record.facts)
-        models.append(_reported(path.name, trained, record))
+        try:
+            trained = parse(TrainingResult, record.facts, str(path / "record.json"))
+            job = parse(Job, trained.job, str(path / "record.json"))
+        except UserError as error:
+            problems.append(f"how {path.name} was made is not known: {error}")
+            continue
+        models.append(_reported(path.name, trained, job, record))
         if record.id in judged:
             by_label.setdefault(trained.label, []).append(trained)
     changes = {label: mean_weight_change([t.weight_change for t in found]) for label, found in by_label.items()}
-    known = {label: [t.metrics.seconds for t in found] for label, found in by_label.items()}
-    seconds = {label: float(sum(filter(None, found))) for label, found in known.items() if None not in found}
-    return models, changes, seconds
+    known = {label: total_seconds(found) for label, found in by_label.items()}
+    return models, changes, {label: seconds for label, seconds in known.items() if seconds is not None}
 
 
-def _reported(name: str, trained: TrainingResult, record: Record) -> ReportedModel:
-    job = trained.job
+def _reported(name: str, trained: TrainingResult, job: Job, record: Record) -> ReportedModel:
     return ReportedModel(
         label=trained.label,
-        method=str(job.get("method", "")),
+        method=job.method,
         name=name,
-        concepts=tuple(map(str, job.get("concepts", ()))),
-        seed=int(job.get("seed", 0)),
-        config=job.get("config", {}),
+        concepts=job.concepts,
+        seed=job.seed,
+        config=job.config,
         seconds=trained.metrics.seconds,
         device=record.device,
         losses=tuple(trained.metrics.losses),
@@ -222,18 +232,6 @@ def _calibrations(folder: RunFolder, problems: list[str]) -> list[Calibration]:
         else:
             problems.append(f"{stored.folder / stored.stem}: the calibration is not as it was written")
     return found
-
-
-def _scores(table: pa.Table, problems: list[str]) -> dict[str, Scores]:
-    """Of each method; why one has no score is a problem."""
-    labels = [label for label in dict.fromkeys(table["method"].to_pylist()) if label != BASE]
-    scores = {}
-    for label in labels or ([BASE] if table.num_rows else []):
-        try:
-            scores[label] = score_table(table, method=label)
-        except UserError as error:
-            problems.append(f"not scored: {error}")
-    return scores
 
 
 def _images(shards: Mapping[str, list[_Stored]]) -> Iterator[tuple[str, bytes]]:

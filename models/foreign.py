@@ -5,11 +5,13 @@ Read are
 - a whole model: a diffusers folder, or one file in CompVis' layout;
 - a UNet's state dict, whole or in part, by diffusers' names or CompVis', as the papers' own scripts save it (`.pt`,
   `.ckpt`, `.bin` with tensors alone, or safetensors);
-- a LoRA of linear layers and 1x1 convolutions, in the names of diffusers, peft or kohya.
+- a LoRA of linear layers and 1x1 convolutions, in the names of diffusers, peft (a file, or the adapter's folder) or
+  kohya.
 
 Only weights are compared. What else would make it another model (another vocabulary or prediction) is refused.
 """
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +25,7 @@ from efface.files import local_path
 from efface.models.base import Base, load_base
 from efface.models.checkpoint_file import read_checkpoint
 from efface.models.delta import Kind
+from efface.models.lora_alpha import CONFIG, alpha_of, read_settings
 from efface.models.single_file import UNET, VAE
 from efface.models.tensor_names import listed, plain, unwrapped
 
@@ -32,6 +35,9 @@ PROCESSOR = re.compile(r"^(?P<module>.+)\.processor\.(?P<name>to_\w+?)_lora\.(?P
 KOHYA = re.compile(r"^(?P<root>lora_unet|lora_te)_(?P<module>.+)\.(?P<part>lora_down\.weight|lora_up\.weight|alpha)$")
 KOHYA_ROOTS = {"lora_unet": "unet", "lora_te": "text_encoder"}
 PARTS = {"A": "down", "B": "up", "down": "down", "up": "up", "lora_down.weight": "down", "lora_up.weight": "up"}
+PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+
+logger = logging.getLogger(__name__)
 
 
 def read_foreign(path: str | Path, base: Base) -> tuple[Kind, dict[str, Tensor]]:
@@ -41,6 +47,8 @@ def read_foreign(path: str | Path, base: Base) -> tuple[Kind, dict[str, Tensor]]
     weights.
     """
     path = local_path(path)
+    if (path / CONFIG).is_file():
+        path = next((file for name in PEFT_FILES if (file := path / name).is_file()), path / PEFT_FILES[0])
     if path.is_dir():
         return "weights", _difference(path, base)
     if not path.is_file():
@@ -133,15 +141,30 @@ def _adapter(path: Path, tensors: Mapping[str, Tensor], base: Base) -> dict[str,
         raise UserError(
             f"{path}: a LoRA with {len(unknown)} parts that base '{base.spec.name}' does not have ({listed(unknown)})"
         )
+    settings = read_settings(path)
     adapter: dict[str, Tensor] = {}
+    unknown_alpha = False
     for module, parts in found.items():
         if not {"down", "up"} <= parts.keys():
             raise UserError(
                 f"{path}: the LoRA of '{module}' lacks its {'down' if 'down' not in parts else 'up'} matrix"
             )
+        own = settings.get(module.partition(".")[0])
         rank = parts["down"].shape[0]
-        alpha = parts.get("alpha", torch.tensor(float(rank))).reshape(())
-        adapter |= {f"{module}.down": parts["down"], f"{module}.up": parts["up"], f"{module}.alpha": alpha}
+        if "alpha" not in parts:
+            unknown_alpha |= own is None
+            parts["alpha"] = torch.tensor(alpha_of(own, module, rank, path) if own is not None else float(rank))
+        if parts["alpha"].numel() != 1:
+            raise UserError(f"{path}: alpha of '{module}' is {parts['alpha'].numel()} numbers, should be one")
+        if not all(part.isfinite().all() for part in parts.values()):
+            raise UserError(f"{path}: the LoRA of '{module}' holds numbers that are not finite")
+        adapter |= {f"{module}.{part}": parts[part] for part in ("down", "up")}
+        adapter[f"{module}.alpha"] = parts["alpha"].reshape(())
+    if unknown_alpha:
+        logger.warning(
+            "%s: says nowhere what alpha is, neither in the file nor in an %s beside it; it is taken to be the rank",
+            *(path, CONFIG),
+        )
     return adapter
 
 

@@ -4,10 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from efface.concepts.concept import ConceptSet
+from efface.errors import UserError
 from efface.models.base import Base
 from efface.models.delta import Delta
 from efface.models.foreign import read_foreign
 from efface.train.job import Job
+
+WEIGHTS = "weights"
+"""The one field of the config of a job that stands for somebody else's training: a hash."""
+
+
+def is_foreign(job: Job) -> bool:
+    """Whether a job only stands for what somebody else did, so that its method's name is but a label."""
+    return job.config.keys() == {WEIGHTS}
 
 
 def foreign_delta(
@@ -16,8 +25,10 @@ def foreign_delta(
     """The model in `path` as a delta of `base` that is said to forget `concepts` (names or aliases).
 
     label: its method's name in tables. The job's config is the hash of the weights: how they were made is not known.
-    Raises UserError as `read_foreign` does, and for an unknown concept.
+    Raises UserError as `read_foreign` does, for an unknown concept, and for the label of the base.
     """
+    if label == "base":
+        raise UserError("label 'base': is what the unedited base is called in tables, should be another name")
     names = tuple(dict.fromkeys(concept_set.find(name).name for name in concepts))
     kind, tensors = read_foreign(path, base)
     content = Delta(kind, tensors, {"base_id": base.fingerprint})
@@ -26,7 +37,7 @@ def foreign_delta(
         base_id=base.fingerprint,
         method=label,
         method_version=1,
-        config={"weights": content.id},
+        config={WEIGHTS: content.id},
         concepts=names,
         concept_set=concept_set.name,
         concept_set_sha256=concept_set.sha256,

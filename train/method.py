@@ -189,6 +189,8 @@ class GradientMethod(Method):
 
     network: ClassVar[Literal["unet", "text_encoder"]] = "unet"
     """Which network is trained: the student is a `Denoiser`, or a `TextEncoder`."""
+    saves_what_it_trains: ClassVar[bool] = True
+    """Whether the delta is the trained tensors, or an average of them, so that what bounds these bounds the delta."""
 
     @abstractmethod
     def cost(self, shapes: ModelShapes) -> Cost:

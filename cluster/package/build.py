@@ -9,6 +9,7 @@ import shutil
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,19 @@ def build_package(
     """Write the models of one method of a run, and all that belongs to them, to the new folder `out`.
 
     method: its label; None where the run has one. dtypes: of the full diffusers folders, of `DTYPES`. Raises UserError
-    where `out` is taken, the run has no finished model of the method, or it has several methods and none is named.
+    where `out` is taken, the run has no finished model of the method, it has several methods and none is named, or the
+    method's models have no weights of their own to write as `dtypes`.
     """
     check_new_folder(out)
     content = read_run(folder.root)
     models = _models(plan, folder, content, method)
     label = models[0].label
+    is_hook = any(folder.read_delta(model).kind == "hook" for model in models)
+    if is_hook and dtypes:
+        raise UserError(
+            f"method '{label}' acts while an image is made and changes no weight, so it has no folders of weights: "
+            "give --weights none"
+        )
     unfinished = out.parent / f".{out.name[:60]}.{uuid.uuid4().hex[:8]}"
     unfinished.mkdir(parents=True)
     try:
@@ -66,9 +74,10 @@ def build_package(
             models=tuple(_write_models(plan, folder, content, models, unfinished, dtypes)),
         )
         _write_results(plan, folder, content, label, unfinished)
-        _write_readme(description, content, label, dtypes, unfinished)
+        _write_readme(description, content, label, dtypes, is_hook, unfinished)
         write_json(unfinished / DESCRIPTION, description.model_dump(mode="json"))
-        shutil.copyfile(TEMPLATES / "load_delta.py", unfinished / "load_delta.py")
+        if not is_hook:
+            shutil.copyfile(TEMPLATES / "load_delta.py", unfinished / "load_delta.py")
         write_json(unfinished / MANIFEST, manifest(unfinished))
         open_to_readers(unfinished)
         unfinished.rename(out)
@@ -195,8 +204,6 @@ def _write_results(plan: Plan, folder: RunFolder, content: RunContent, label: st
 
 def _only(content: RunContent, label: str) -> RunContent:
     """The run as if it had but one method, beside the base."""
-    from dataclasses import replace
-
     return replace(
         content,
         rows=tuple(row for row in content.rows if row.method in (label, "base")),
@@ -226,7 +233,9 @@ def _environment() -> list[str]:
     return [f"{name}=={version}" for name, version in sorted(installed.items(), key=lambda pair: pair[0].lower())]
 
 
-def _write_readme(description: Description, content: RunContent, label: str, dtypes: Sequence[str], root: Path) -> None:
+def _write_readme(
+    description: Description, content: RunContent, label: str, dtypes: Sequence[str], is_hook: bool, root: Path
+) -> None:
     engine = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
@@ -245,6 +254,7 @@ def _write_readme(description: Description, content: RunContent, label: str, dty
         problems=content.problems,
         leaderboard=f"| {leaderboard}",
         dtypes=dtypes,
+        is_hook=is_hook,
         hardware=hardware,
     )
     (root / "README.md").write_text(text, encoding="utf-8")

@@ -93,12 +93,20 @@ def _check(root: Path, model: PackagedModel, base: Base, recipe: Recipe) -> Samp
     assert model.sample
     base.swap(Delta.load(_inside(root, model.delta)))
     (image,) = sample(base, recipe, [ImageRequest(model.sample.prompt, model.sample.seed)])
-    with Image.open(_inside(root, model.sample.file)) as file:
-        expected = np.asarray(file.convert("RGB"))
+    expected = _pixels(_inside(root, model.sample.file))
     if image.shape != expected.shape:
         return SampleCheck(model.name, 255.0, False)
     difference = float(np.abs(image.astype(np.int16) - expected.astype(np.int16)).mean())
     return SampleCheck(model.name, difference, pixel_sha256(image) == model.sample.image_sha256)
+
+
+def _pixels(path: Path) -> np.ndarray:
+    """(H, W, 3), uint8. Raises UserError where the file is no image."""
+    try:
+        with Image.open(path) as file:
+            return np.asarray(file.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise UserError(f"{path}: is no image that can be read, should be the PNG of a model") from None
 
 
 def _inside(root: Path, name: str) -> Path:

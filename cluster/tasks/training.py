@@ -108,7 +108,10 @@ class TrainingTask(Task):
 
     def counted_cost(self, plan: Plan) -> CountedCost | None:
         from efface.cluster.tasks.counted_cost import counted_cost
+        from efface.train.foreign_delta import is_foreign
 
+        if is_foreign(self.job):
+            return None
         steps = steps_of(self.job)
         return counted_cost(self.job, plan, steps, trained_concepts(self.job, steps))
 
@@ -169,11 +172,12 @@ def trained_concepts(job: Job, steps: int) -> int:
 def steps_of(job: Job) -> int:
     """The optimiser steps that a job will take; 0 for a closed form, and for a method that is not known here.
 
-    Deltas made elsewhere may name such a method; they are judged and not trained.
+    Deltas made elsewhere may name such a method, or be labelled by a known one; they are judged and not trained.
     """
+    from efface.train.foreign_delta import is_foreign
     from efface.train.method import METHODS, GradientMethod, get_method, parse_config
 
-    if job.method not in METHODS.names():
+    if job.method not in METHODS.names() or is_foreign(job):
         return 0
     method = get_method(job.method)
     if not issubclass(method, GradientMethod):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,15 +18,18 @@ SIGN = '<!doctype html>\n<html lang="en">\n<head>\n<meta name="generator" conten
 """How a report begins; a file that begins otherwise is never replaced."""
 
 HEADER = ("run", "method", "concept", "axis", "score", "low", "high")
+MARKDOWN = re.compile(r"## .*\n\n(- .*\n)*\n?\| method \| concepts \| ")
+"""A run's name, what is amiss with it, and the leaderboard."""
 
 
 def write_report(runs: Sequence[RunContent], out: Path, version: str = "") -> list[Path]:
     """Write `out` (HTML) and, with other suffixes, the CSV and the Markdown; the paths. version: see `is_report_of`.
 
-    Raises UserError where `out` is there and is no report.
+    Raises UserError, before anything is written, where one of these files is there and is none of a report.
     """
-    if out.exists() and not _head(out).startswith(SIGN):
-        raise UserError(f"{out}: is there and is no report; give --out another file")
+    for path in (out, out.with_suffix(".csv"), out.with_suffix(".md")):
+        if path.exists() and not _is_replaceable(path):
+            raise UserError(f"{path}: is there and is no report; give --out another file")
     html = report_html(runs, ", ".join(run.name for run in runs), version)
     files = {out: html, out.with_suffix(".csv"): scores_csv(runs), out.with_suffix(".md"): scores_markdown(runs)}
     for path, text in files.items():
@@ -36,6 +40,13 @@ def write_report(runs: Sequence[RunContent], out: Path, version: str = "") -> li
 def is_report_of(path: Path, version: str) -> bool:
     """Whether a file is a report that was written with this `version`."""
     return _head(path).startswith(f'{SIGN} {version}">')
+
+
+def _is_replaceable(path: Path) -> bool:
+    """Whether a file begins as this module writes those of its suffix."""
+    if path.suffix == ".md":
+        return path.is_file() and MARKDOWN.match(path.read_text(encoding="utf-8", errors="replace")) is not None
+    return _head(path).startswith(",".join(HEADER) if path.suffix == ".csv" else SIGN)
 
 
 def _head(path: Path) -> str:

@@ -1,8 +1,10 @@
 """`efface board`: the report of running campaigns, live, on a page of this machine."""
 
+import contextlib
 import json
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -86,14 +88,23 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get("Host", "").rpartition(":")[0] not in (HOST, "localhost"):
             self.send_error(403)
         elif self.path == "/":
-            self._answer("text/html; charset=utf-8", self.board.page())
+            self._answer("text/html; charset=utf-8", self.board.page)
         elif self.path == "/status.json":
-            self._answer("application/json", json.dumps(self.board.status()).encode())
+            self._answer("application/json", lambda: json.dumps(self.board.status()).encode())
         else:
             self.send_error(404)
 
-    def _answer(self, kind: str, body: bytes) -> None:
-        self.send_response(200)
+    def _answer(self, kind: str, make: Callable[[], bytes]) -> None:
+        """What is made, or in a sentence why it cannot be made now; nothing where the browser has gone."""
+        try:
+            status, body = 200, make()
+        except UserError as error:
+            status, kind, body = 503, "text/plain; charset=utf-8", f"{error}\n".encode()
+        with contextlib.suppress(ConnectionError):
+            self._send(status, kind, body)
+
+    def _send(self, status: int, kind: str, body: bytes) -> None:
+        self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Cache-Control", "no-store")

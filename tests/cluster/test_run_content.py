@@ -1,17 +1,28 @@
 """What a report reads from a run folder: all that is done, and in a sentence what is missing, failed or damaged."""
 
+import io
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import yaml
+from rich.console import Console
+from tiny_campaign import LIMITS, UCE
 
-from efface.cluster.run import reopen_run
+from efface.cluster.campaign.spec import Campaign
+from efface.cluster.report import collect_results
+from efface.cluster.run import execute, open_run, reopen_run
 from efface.cluster.run_content import read_run
+from efface.cluster.storage.records import parse_record
 from efface.cluster.tasks.judging import VERDICTS
 from efface.errors import UserError
-from efface.eval.image_table import read_table
+from efface.eval.image_table import read_table, write_table
 
 
 @pytest.fixture
@@ -75,6 +86,66 @@ def test_a_run_whose_campaign_cannot_be_planned_here_is_shown_as_far_as_its_tabl
     content = read_run(run)
     assert set(content.scores) == {"uce", "esd"}
     assert any("not known what is missing" in problem for problem in content.problems)
+
+
+def judged_twice(run: Path, first: str, other: str) -> None:
+    """Make every verdict that of two judges, the `other` of which answers the opposite; `first` is named first."""
+    opened = reopen_run(run)
+    for shard in (task for planned in opened.plan.shards.values() for task in planned):
+        path, record = opened.folder.output(shard, VERDICTS), opened.folder.record(shard)
+        assert record
+        table = read_table(path)
+        flipped = table.set_column(table.column_names.index("present"), "present", pc.invert(table["present"]))
+        named = [
+            part.set_column(part.column_names.index("judge"), "judge", pa.array([name] * part.num_rows))
+            for part, name in ((table, first), (flipped, other))
+        ]
+        write_table(path, pa.concat_tables(named))
+        facts = record.facts
+        opened.folder.finish(shard, [path.parent / name for name in record.outputs], **facts)
+    write_table(run / "table.parquet", pa.concat_tables([read_table(path) for path in run.rglob(f"*.{VERDICTS}")]))
+
+
+@pytest.mark.parametrize(("first", "other"), [("zeta", "alpha"), ("alpha", "zeta")])
+def test_without_a_plan_the_judge_is_the_one_that_the_run_names_first(run: Path, first: str, other: str) -> None:
+    """As of `efface evaluate`, whose folder holds no campaign."""
+    expected = {method: scores.axes for method, scores in read_run(run).scores.items()}
+    judged_twice(run, first, other)
+    evaluation = {"base": "tiny", "evaluation": {"judges": [f"/elsewhere/{first}.yaml", f"/elsewhere/{other}.yaml"]}}
+    (run / "campaign.yaml").unlink()
+    (run / "evaluation.yaml").write_text(yaml.safe_dump(evaluation))
+    content = read_run(run)
+    assert content.judge == first
+    assert {method: scores.axes for method, scores in content.scores.items()} == expected
+
+
+def test_a_chain_is_scored_up_to_the_first_request_that_is_not_judged(
+    campaign: Callable[..., Campaign], tmp_path: Path
+) -> None:
+    """As the run itself scores it: what follows a gap is no stage."""
+    evaluation = {"images_per_prompt": 1, "prompts_per_concept": LIMITS}
+    chain = campaign(strategy="continual", concepts={"targets": ["cat", "bus"]}, methods=[UCE], evaluation=evaluation)
+    opened = open_run(chain, tmp_path / "run")
+    whole = execute(opened, 0, None, Console(file=io.StringIO()))
+    assert [len(stages.stages) for stages in whole.stages.values()] == [2]
+    assert read_run(tmp_path / "run").stages == whole.stages
+    opened.folder.record_file(opened.plan.shards[opened.plan.jobs[0].id][0]).unlink()
+    results, content = collect_results(opened.plan, opened.folder), read_run(tmp_path / "run")
+    assert content.stages == results.stages == {}
+    assert [row.method for row in content.rows] == [row.method for row in results.rows]
+
+
+@pytest.mark.parametrize("damage", [{"label": 5}, {"job": {"seed": "first"}}])
+def test_a_record_of_a_training_that_efface_did_not_write_is_named(run: Path, damage: dict[str, Any]) -> None:
+    opened = reopen_run(run)
+    model = next(model for model in opened.plan.jobs if model.method == "esd")
+    path = run / "jobs" / model.folder / "record.json"
+    record = parse_record(json.loads(path.read_text()))
+    assert record
+    path.write_text(json.dumps(replace(record, facts=record.facts | damage).as_json()))
+    content = read_run(run)
+    assert [model.method for model in content.models] == ["uce"]
+    assert any(str(path) in problem for problem in content.problems)
 
 
 def test_the_answers_of_the_base_are_there_once(run: Path) -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import fmean, harmonic_mean
@@ -243,6 +244,24 @@ def test_a_report_replaces_a_report_and_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no report"):
         write_report([run_content()], out)
     assert out.read_text() == "<!doctype html><p>mine</p>"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "mine"), [(".md", "# My project\n\n## Use\n"), (".md", "## Notes\n"), (".csv", "a,b\n")]
+)
+def test_a_file_of_the_user_beside_a_report_is_kept(suffix: str, mine: str, tmp_path: Path) -> None:
+    """README.html comes with README.md."""
+    (tmp_path / f"README{suffix}").write_text(mine)
+    with pytest.raises(UserError, match=f"README{suffix}: is there"):
+        write_report([run_content()], tmp_path / "README.html")
+    assert [path.name for path in tmp_path.iterdir()] == [f"README{suffix}"]
+    assert (tmp_path / f"README{suffix}").read_text() == mine
+
+
+def test_a_report_with_problems_is_replaced_too(tmp_path: Path) -> None:
+    content = replace(run_content(), problems=("one thing", "and another"))
+    write_report([content], tmp_path / "report.html")
+    assert write_report([content, run_content()], tmp_path / "report.html")
 
 
 def test_thumbnails_are_where_their_numbers_say() -> None:

@@ -103,6 +103,12 @@ def test_the_filter_keeps_the_keys_that_move_by_more_than_the_mean() -> None:
     assert moved_most(keys, change).tolist() == [[3.0, 0.0]]
 
 
+@pytest.mark.parametrize("rows", [[[3.0, 1.0]], [[2.0, 0.0], [2.0, 0.0]]])
+def test_the_filter_keeps_all_keys_where_none_moves_by_more_than_the_others(rows: list[list[float]]) -> None:
+    """So that a single retained prompt is retained."""
+    assert moved_most(torch.tensor(rows), torch.eye(2)).tolist() == rows
+
+
 @pytest.mark.parametrize("shape", [(4, 9), (9, 4)])
 def test_the_direction_of_augmentation_is_the_last_right_singular_vector(shape: tuple[int, int]) -> None:
     weight = np.random.default_rng(0).normal(size=shape)

@@ -13,7 +13,7 @@ from command import RunEfface
 
 from efface.cluster.run import reopen_run
 from efface.errors import UserError
-from efface.launch.commands.board import BoardOptions, make_server
+from efface.launch.commands.board import BoardOptions, Handler, make_server
 
 
 @pytest.fixture
@@ -87,6 +87,24 @@ def test_the_version_of_the_results_changes_when_there_are_new_ones(address: str
     opened = reopen_run(run)
     opened.folder.record_file(opened.plan.shards[opened.plan.jobs[0].id][0]).unlink()
     assert json.loads(get(address, "/status.json")[1])["version"] != before
+
+
+def test_what_cannot_be_read_now_is_a_sentence_and_no_traceback(
+    address: str, run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(run)
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(f"http://{address}/")
+    assert error.value.code == 503 and "is not a run folder" in error.value.read().decode()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_browser_that_has_gone_is_nothing_to_speak_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(Handler, "_send", gone)
+    Handler.__new__(Handler)._answer("text/plain", lambda: b"text")
 
 
 def test_another_site_that_points_its_name_here_gets_nothing(address: str) -> None:

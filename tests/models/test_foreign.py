@@ -1,6 +1,7 @@
 """Models that others edited become deltas: whole models, UNets in part, and LoRAs in each dialect of names."""
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,6 +114,65 @@ def test_a_lora_adds_alpha_over_rank_times_up_down(
     torch.testing.assert_close(merged[f"{KEY}.weight"], expected)
 
 
+def merged(path: Path, base: Base) -> Tensor:
+    kind, tensors = read_foreign(path, base)
+    return Delta(kind, tensors, {"base_id": base.fingerprint}).edited(base)[f"{KEY}.weight"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "scale"),
+    [
+        ({"lora_alpha": 8}, 8 / RANK),
+        ({"lora_alpha": 8, "use_rslora": True}, 8 / RANK**0.5),
+        ({"lora_alpha": 8, "alpha_pattern": {"attn2.to_k": 3, "to_q": 5}}, 3 / RANK),
+    ],
+)
+@pytest.mark.parametrize("place", ["folder", "file", "metadata"])
+def test_alpha_is_read_from_beside_the_tensors(
+    base: Base,
+    lora: dict[str, Tensor],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    settings: dict[str, object],
+    scale: float,
+    place: str,
+) -> None:
+    """Of peft in a file of its own, of diffusers in the metadata."""
+    path = tmp_path / "adapter_model.safetensors"
+    if place == "metadata":
+        noted = {f"unet.{key}": value for key, value in settings.items()}
+        metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(noted)}
+        save_file(dialect("diffusers")(lora), path, metadata=metadata)
+    else:
+        save_file(dialect("peft")(lora), path)
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": RANK, **settings}))
+    expected = base.originals()[f"{KEY}.weight"] + scale * lora["up"] @ lora["down"]
+    torch.testing.assert_close(merged(tmp_path if place == "folder" else path, base), expected)
+    assert not caplog.records
+
+
+def test_an_alpha_that_is_written_nowhere_is_said_to_be_guessed(
+    base: Base, lora: dict[str, Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_file(dialect("peft")(lora), tmp_path / "lora.safetensors")
+    read_foreign(tmp_path / "lora.safetensors", base)
+    assert "taken to be the rank" in caplog.text
+    caplog.clear()
+    save_file(dialect("kohya")(lora), tmp_path / "lora.safetensors")
+    read_foreign(tmp_path / "lora.safetensors", base)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", '{"lora_alpha": "8"}', "{}"])
+def test_settings_of_a_lora_that_say_no_alpha_are_refused(
+    base: Base, lora: dict[str, Tensor], tmp_path: Path, text: str
+) -> None:
+    save_file(dialect("peft")(lora), tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(UserError, match="LoRA"):
+        read_foreign(tmp_path, base)
+
+
 def test_what_is_no_edit_of_the_base_is_one_sentence(base: Base, tmp_path: Path, lora: dict[str, Tensor]) -> None:
     def refused(state: dict[str, Tensor]) -> str:
         path = tmp_path / "file.safetensors"
@@ -128,6 +188,9 @@ def test_what_is_no_edit_of_the_base_is_one_sentence(base: Base, tmp_path: Path,
     assert "another shape" in refused({f"{LAYER}.weight": torch.ones(2, 2)})
     assert "not finite" in refused({f"{LAYER}.weight": weight * float("nan")})
     assert "lacks its up" in refused({f"{LAYER}.lora_A.weight": lora["down"]})
+    kohya = dialect("kohya")(lora)
+    assert "should be one" in refused({n: torch.ones(2) if n.endswith("alpha") else t for n, t in kohya.items()})
+    assert "not finite" in refused({n: t / 0 if n.endswith("up.weight") else t for n, t in kohya.items()})
     assert "parts that base" in refused(
         {f"{LAYER}s.lora_A.weight": lora["down"], f"{LAYER}s.lora_B.weight": lora["up"]}
     )

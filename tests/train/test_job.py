@@ -9,7 +9,7 @@ from efface.errors import JobFailure, UserError
 from efface.files import content_id
 from efface.models.base import Base
 from efface.train.job import Job, make_job
-from efface.train.method import get_method
+from efface.train.method import get_method, parse_config
 from efface.train.run_job import run_job
 
 FIELDS: dict[str, Any] = {
@@ -142,3 +142,10 @@ def test_a_batch_that_cannot_be_halved_ends_the_job(
 ) -> None:
     with pytest.raises(JobFailure, match=f"method '{method}' needs more memory than there is"):
         run_job(quick_job(method, **config), tiny_base, concept_set, reduce_micro_batch=True)
+
+
+@pytest.mark.parametrize("text", ["a photo", "{} and {}", "{} {x}", "{name}", "{} }"])
+@pytest.mark.parametrize(("method", "field"), [("salun", "template"), ("hirm", "templates"), ("fade", "prompt")])
+def test_a_template_without_one_place_for_the_concept_is_refused(method: str, field: str, text: str) -> None:
+    with pytest.raises(UserError, match=rf"{field}.* once"):
+        parse_config(method, {field: [text] if field == "templates" else text})

@@ -13,7 +13,7 @@ from efface.models.text_encoding import encode_prompts, token_ids
 from efface.train.run_job import run_job
 from efface.train.trainer.loop import learning_rate_factor
 from efface.train.trainer.options import TrainingOptions
-from efface.train.trainer.regularizers import distance, hellinger, null_projector
+from efface.train.trainer.regularizers import complement_projector, distance, hellinger
 
 
 def change(job: Any, base: Base, concept_set: ConceptSet) -> dict[str, torch.Tensor]:
@@ -39,12 +39,12 @@ def test_the_distance_is_the_mean_over_all_entries_of_all_tensors() -> None:
 
 def test_a_projector_maps_what_is_protected_to_nothing_and_the_rest_to_itself() -> None:
     embeddings = torch.tensor([[1.0, 1.0, 0.0, 0.0], [2.0, 2.0, 0.0, 0.0]])  # one direction, twice
-    projector = null_projector(embeddings)
+    projector = complement_projector(embeddings)
     torch.testing.assert_close(projector @ embeddings.T.double(), torch.zeros(4, 2, dtype=torch.float64))
     other = torch.tensor([[1.0, -1.0, 3.0, 2.0]], dtype=torch.float64)
     torch.testing.assert_close(other @ projector, other)
     with pytest.raises(UserError, match="protect fewer"):
-        null_projector(torch.eye(3))
+        complement_projector(torch.eye(3))
 
 
 @pytest.mark.parametrize(("norm", "weight"), [("l1", 1.0), ("l2", 3000.0)])
@@ -96,6 +96,10 @@ def test_any_method_may_train_selected_entries_alone(
 def test_what_cannot_be_is_refused(quick_job: Any, tiny_base: Base, concept_set: ConceptSet) -> None:
     with pytest.raises(UserError, match="protect is for keys and values"):
         run_job(quick_job("esd", variant="selfattn", protect="retained"), tiny_base, concept_set)
+    with pytest.raises(UserError, match="protect and select exclude each other"):
+        run_job(quick_job("esd", protect="retained", select="gradient"), tiny_base, concept_set)
+    with pytest.raises(UserError, match="protect does not hold"):
+        run_job(quick_job("mace", protect="retained"), tiny_base, concept_set)
     with pytest.raises(UserError, match=r"leave out training\.deepspeed"):
         options = TrainingOptions(deepspeed="zero2")
         run_job(quick_job("esd", near_start_weight=1.0), tiny_base, concept_set, training_options=options)

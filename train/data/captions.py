@@ -146,6 +146,11 @@ def has_one_place(template: str) -> bool:
     return places == 1 and template.replace("{}", "").replace("{name}", "").count("{") == 0
 
 
+def has_phrase_once(template: str) -> bool:
+    """Whether a template holds `{}`, a concept's phrase, once and no other brace."""
+    return template.count("{}") == 1 and not set("{}") & set(template.replace("{}", ""))
+
+
 def places_fit(template: str, kind: Kind) -> bool:
     """Whether a caption template holds `{}` once; one of a kind that is added to a caption may do without."""
     places = template.count("{}")

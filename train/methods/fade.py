@@ -37,6 +37,7 @@ from efface.models.parameter_groups import select
 from efface.models.scheduler import make_scheduler
 from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts
+from efface.train.data.captions import has_phrase_once
 from efface.train.data.conditions import without_article
 from efface.train.data.neighbours import NeighbourConfig, Prompts, neighbour_phrases
 from efface.train.data.rollouts import Start
@@ -80,8 +81,8 @@ class FADEConfig(GradientConfig, NeighbourConfig):
     @field_validator("prompt", "sentences")
     @classmethod
     def _has_one_placeholder(cls, value: Any) -> Any:
-        if any(text.count("{}") != 1 for text in ([value] if isinstance(value, str) else value)):
-            raise ValueError("every prompt should hold '{}' once, the place of the concept")
+        if not all(map(has_phrase_once, [value] if isinstance(value, str) else value)):
+            raise ValueError("every prompt should hold '{}' once, the place of the concept, and no other brace")
         return value
 
 

@@ -11,13 +11,14 @@ Several concepts, and several prompts of one, are trained in turns; each concept
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from efface.models.shapes import ModelShapes
 from efface.models.text_encoder import TextEncoder, recorded
 from efface.models.text_encoding import token_ids
+from efface.train.data.captions import has_phrase_once
 from efface.train.method import GradientConfig, GradientMethod, Strategy, UnlearningTask, register
 from efface.train.method_cost import Cost
 from efface.train.seeds import generator, uniform
@@ -34,6 +35,13 @@ class HiRMConfig(GradientConfig):
     templates: tuple[str, ...] = Field(
         ("{}",), min_length=1, description="prompts, {} being the concept's phrase; authors one, the bare name"
     )
+
+    @field_validator("templates")
+    @classmethod
+    def _one_place(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(map(has_phrase_once, templates)):
+            raise ValueError("every template should hold '{}' once, the place of the concept, and no other brace")
+        return templates
 
 
 @register("hirm")

@@ -104,6 +104,7 @@ class MACE(GradientMethod):
     config: MACEConfig
     strategies: ClassVar[frozenset[Strategy]] = frozenset({"single", "multi", "continual"})
     group = "kv-xattn"
+    saves_what_it_trains = False
 
     def cost(self, shapes: ModelShapes) -> Cost:
         images = BaseImages(self.config.image_recipe(shapes.image_size), per_concept=self.config.images, encoded=True)

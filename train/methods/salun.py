@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 
 import torch
 from diffusers import DDPMScheduler
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
@@ -31,6 +31,7 @@ from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor
 from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts
+from efface.train.data.captions import has_phrase_once
 from efface.train.data.latents import ImageConfig, Noised, Posterior, image_posterior, noised
 from efface.train.method import GradientConfig, GradientMethod, Policy, Strategy, UnlearningTask, register
 from efface.train.method_cost import BaseImages, Cost
@@ -60,6 +61,13 @@ class SalUnConfig(GradientConfig, ImageConfig):
     )
     images: int = Field(800, ge=1, description="images of a concept to forget; authors 800")
     remain_images: int = Field(800, ge=1, description="images that must stay, over all their prompts; authors 800")
+
+    @field_validator("template")
+    @classmethod
+    def _one_place(cls, template: str) -> str:
+        if not has_phrase_once(template):
+            raise ValueError("should hold '{}' once, the place of the concept, and no other brace")
+        return template
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,7 @@ class SPEED(ClosedFormMethod):
 
     Config = SPEEDConfig
     config: SPEEDConfig
+    version = 2
     strategies = frozenset({"single", "multi", "continual"})
     draws = True
 
@@ -111,9 +112,10 @@ class SPEED(ClosedFormMethod):
 
 
 def moved_most(rows: Tensor, change: Tensor) -> Tensor:
-    """Those of `rows` (m, d) that `change` (d_out, d) moves by more than their mean."""
+    """Those of `rows` (m, d) that `change` (d_out, d) moves by more than their mean; all where it moves all alike."""
     moved = (rows @ change.T).norm(dim=1)
-    return rows[moved > moved.mean()]
+    most = moved > moved.mean()
+    return rows[most] if most.any() else rows
 
 
 def least_seen(weight: Tensor) -> Tensor:

@@ -50,6 +50,11 @@ class Regularizers:
                 f"method '{method.name}': near_start, select and protect need whole weights, and DeepSpeed keeps parts "
                 "of them: leave out training.deepspeed"
             )
+        if config.protect != "none" and config.select != "all":
+            raise UserError(
+                f"method '{method.name}': protect and select exclude each other, as entries that are put back undo the "
+                "projection: leave one out"
+            )
         self.start = {name: value.detach().clone() for name, value in self.trained.items()}
         self.projections = self._projections(method, task) if config.protect != "none" else {}
         self.masks = selected_entries(method, student, self.trained) if config.select != "all" else {}
@@ -77,9 +82,14 @@ class Regularizers:
 
     def _projections(self, method: GradientMethod, task: UnlearningTask) -> dict[str, Tensor]:
         """By the name of each trained matrix that reads the text: the projector of its inputs, fp64."""
+        if not method.saves_what_it_trains:
+            raise UserError(
+                f"method '{method.name}': protect does not hold, as its weights are solved for after the training: "
+                "leave protect out"
+            )
         prompts = self._protected(task)
         embeddings = mean_token_embeddings(task, prompts)
-        projector = null_projector(embeddings)
+        projector = complement_projector(embeddings)
         readers = (".attn2.to_k.weight", ".attn2.to_v.weight", ".attn2.to_k.down", ".attn2.to_v.down")
         found = {name: projector for name in self.trained if name.endswith(readers)}
         if not found:
@@ -120,7 +130,7 @@ def mean_token_embeddings(task: UnlearningTask, prompts: Sequence[str]) -> Tenso
     return torch.stack([row[1:end].mean(dim=0) for row, end in zip(embeddings, ends, strict=True)])
 
 
-def null_projector(embeddings: Tensor) -> Tensor:
+def complement_projector(embeddings: Tensor) -> Tensor:
     """I - V V^T, (D, D) fp64, of the row space V of (n, D) embeddings: what it maps has no part along any of them.
 
     Raises UserError where they span the whole space, so that nothing could change.

@@ -3,15 +3,21 @@
 python load_delta.py BASE DELTA "a prompt" image.png
 """
 
+import json
 import sys
 
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 
 @torch.no_grad()
 def apply_delta(pipe: StableDiffusionPipeline, path: str) -> None:
+    with safe_open(path, framework="pt") as file:
+        kind = json.loads((file.metadata() or {}).get("efface", "{}")).get("kind")
+    if kind == "hook":
+        raise ValueError(f"{path}: acts while an image is made and changes no weight; efface makes its images")
     tensors = load_file(path)
     for name in [name for name in tensors if name.endswith(".down")]:  # an adapter: W + alpha / rank * up @ down
         module, down = name.removesuffix(".down"), tensors[name]

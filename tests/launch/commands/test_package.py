@@ -14,6 +14,7 @@ from command import RunEfface
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
+from tiny_campaign import campaign_dict, write_yaml
 
 from efface.models.base import load_base
 from efface.models.delta import Delta
@@ -88,7 +89,7 @@ assert all((weight == before[name]).all() for name, weight in pipe.unet.named_pa
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     code = [line for line in (package / "load_delta.py").read_text().splitlines() if line.strip()]
-    assert sum(not line.startswith(("import", "from", '"""', "    python")) for line in code) <= 30
+    assert sum(not line.startswith(("import", "from", '"""', "    python")) for line in code) <= 34
 
 
 def test_the_loader_merges_an_adapter(package: Path, tmp_path: Path) -> None:
@@ -108,6 +109,29 @@ def test_the_loader_merges_an_adapter(package: Path, tmp_path: Path) -> None:
     )
     runpy.run_path(str(package / "load_delta.py"))["apply_delta"](pipe, str(tmp_path / "adapter.safetensors"))
     torch.testing.assert_close(dict(pipe.unet.named_parameters())[name].detach(), before + 0.5)
+
+
+def test_the_loader_refuses_what_acts_while_an_image_is_made(package: Path, tmp_path: Path) -> None:
+    import runpy
+
+    path = tmp_path / "hook.safetensors"
+    Delta("hook", {}, {"base_id": "x", "hook": {"name": "sld"}}).save(path)
+    with pytest.raises(ValueError, match="changes no weight"):
+        runpy.run_path(str(package / "load_delta.py"))["apply_delta"](None, str(path))
+
+
+def test_a_method_without_weights_is_packaged_without_a_loader_of_weights(
+    efface: RunEfface, campaign_inputs: Path, tmp_path: Path
+) -> None:
+    evaluation = {"images_per_prompt": 1, "prompts_per_concept": {"adjacent": 1, "retain": 1}}
+    hooks = campaign_dict(campaign_inputs, methods=[{"method": "negative-prompt"}], evaluation=evaluation)
+    campaign = write_yaml(tmp_path / "campaign.yaml", hooks)
+    assert efface("run", campaign, "--out", tmp_path / "run", "--workers", 0).code == 0
+    refused = efface("package", tmp_path / "run", "--out", tmp_path / "package")
+    assert "--weights none" in refused.error_message and not (tmp_path / "package").exists()
+    assert efface("package", tmp_path / "run", "--out", tmp_path / "package", "--weights", "none").code == 0
+    assert not (tmp_path / "package" / "load_delta.py").exists()
+    assert "load_delta.py" not in (tmp_path / "package" / "README.md").read_text()
 
 
 def test_a_package_is_verified_by_hashes_and_by_making_an_image_again(
@@ -137,6 +161,15 @@ def test_an_image_that_the_model_does_not_make_is_found(efface: RunEfface, copie
     (copied / "manifest.json").write_text(json.dumps(manifest(copied)))
     result = efface("verify", copied, "--base", base, "--device", "cpu")
     assert result.code == 1 and "which is not the same image" in result.out
+
+
+def test_a_sample_that_is_no_image_is_one_sentence(efface: RunEfface, copied: Path, base: str) -> None:
+    from efface.cluster.package.build import manifest
+
+    (copied / "samples" / "cat.png").write_bytes(b"\x89PNG no more")
+    (copied / "manifest.json").write_text(json.dumps(manifest(copied)))
+    message = efface("verify", copied, "--base", base, "--device", "cpu").error_message
+    assert "cat.png: is no image" in message
 
 
 def test_a_package_names_no_base_that_is_looked_up_elsewhere(efface: RunEfface, copied: Path) -> None:
