@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from efface.eval.attack_target import AttackTarget
     from efface.models.recipe import Recipe
 
-VERSION = 1
+VERSION = 2
 """Of the running of attacks as a whole."""
 
 ATTACK, TRANSFER = "attack.json", "transfer.json"
