@@ -85,6 +85,13 @@ def test_what_cannot_be_is_told_before_anything_is_loaded(
     assert str(said.value).startswith(expected)
 
 
+def test_an_attack_is_named_once(plan: MakePlan) -> None:
+    spelled_out = {**PARAPHRASE, "seed": 0}  # the default
+    with pytest.raises(UserError, match="attacks names 'paraphrase' twice"):
+        plan(methods=[UCE], attacks=[PARAPHRASE, spelled_out])
+    assert len(plan(methods=[UCE], attacks=[PARAPHRASE, {**PARAPHRASE, "seed": 1}]).of_kind(AttackTask)) == 4
+
+
 def test_a_run_records_what_attacks_cost_and_shows_them_apart(
     campaign: Callable[..., Campaign], tmp_path: Path
 ) -> None:
