@@ -20,7 +20,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from efface.config_files import StrictModel, parse
+from efface.errors import UserError
 from efface.eval.attack_target import AttackTarget
+from efface.files import content_id
 from efface.registry import Registry
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     *("ATTACKS", "AdversarialPrompt", "Attack", "AttackConfig", "AttackKind", "AttackTarget"),
-    *("PromptAttack", "parse_attack_config"),
+    *("PromptAttack", "attack_id", "parse_attack_config", "prompt_attack"),
 ]
 
 AttackKind = Literal["static", "adaptive"]
@@ -53,6 +55,8 @@ class AdversarialPrompt:
 class Attack(ABC):
     """A config applied to a base, in place of whose weights a delta may lie."""
 
+    version: ClassVar[int] = 1
+    """Goes up when the same config would try something else; part of the id of whatever the attack comes to."""
     Config: ClassVar[type[AttackConfig]]
     kind: ClassVar[AttackKind] = "adaptive"
     caveat: ClassVar[str] = ""
@@ -62,6 +66,11 @@ class Attack(ABC):
         """config: an instance of `Config`."""
         self.base = base
         self.config = config
+
+    @classmethod
+    def read(cls, config: Any) -> str:
+        """A hash of what the attack reads of files that its config names; "": nothing. Raises UserError."""
+        return ""
 
     def prepare(self, oracle: "Oracle", target: AttackTarget, seed: int) -> None:
         """What is done once for all instances, on the same budget."""
@@ -117,10 +126,14 @@ def parse_attack_config(name: str, settings: dict[str, Any]) -> AttackConfig:
     return parse(ATTACKS.get(name).Config, settings, f"config of attack '{name}'")
 
 
+def attack_id(name: str, config: AttackConfig) -> str:
+    """16 hex digits over all that decides what an attack does. Raises UserError where a file of it cannot be read."""
+    attack = ATTACKS.get(name)
+    return content_id([name, attack.version, config.model_dump(mode="json"), attack.read(config)])
+
+
 def prompt_attack(name: str) -> type[PromptAttack]:
     """A static attack by name. Raises UserError for one that needs an edited model, and for an unknown one."""
-    from efface.errors import UserError
-
     found = ATTACKS.get(name)
     if not issubclass(found, PromptAttack):
         static = [other for other in ATTACKS.names() if issubclass(ATTACKS.get(other), PromptAttack)]

@@ -59,11 +59,13 @@ class PromptSearch(Task):
     attack: str
     config: dict[str, Any] = field(hash=False)
     """The attack's config as JSON, every field of it."""
+    attack_id: str
+    """Of the attack with this config, see `eval.attack`."""
     seed: int = 0
 
     @cached_property
     def id(self) -> str:
-        return content_id([VERSION, self.target.id, self.text_encoder_id, self.attack, self.config, self.seed])
+        return content_id([VERSION, self.target.id, self.text_encoder_id, self.attack_id, self.seed])
 
     def run(self, worker: Worker) -> None:
         from efface.errors import UserError
