@@ -125,9 +125,9 @@ class Oracle:
         """(1, 77, D), without gradient."""
         return encode_prompts(self.base, [prompt])
 
-    def noise(self, seed: int) -> Tensor:
-        """The noise that an image of this seed begins with, (1, C, h, w)."""
-        generator = torch.Generator().manual_seed(seed)
+    def noise(self, seed: int | torch.Generator) -> Tensor:
+        """The noise that an image of this seed begins with, (1, C, h, w); or the next that a generator draws."""
+        generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
         return torch.randn((1, *self._latent_shape), generator=generator).to(self.base.device)
 
     @torch.no_grad()

@@ -12,7 +12,6 @@ position, and keeps the best of them if it is better. Prompts always read back t
 searched.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import count
@@ -27,6 +26,7 @@ from efface.errors import UserError
 from efface.eval.attack import ATTACKS, AdversarialPrompt, AttackConfig, PromptAttack
 from efface.eval.attack_target import AttackTarget
 from efface.eval.banned_words import Banned
+from efface.eval.derived_seed import derived_seed
 from efface.models.base import Base
 from efface.models.text_encoding import encode_ids, token_ids, with_all_vectors
 from efface.models.token_space import best_exchanges, exchange_one
@@ -58,7 +58,7 @@ class TokenSearch(PromptAttack):
         """One prompt for each restart; the strength is the objective, in [-1, 1]."""
         goal = SearchObjective(self.base, target.prompts, target.others)
         for restart in count():
-            from_seed = restart_seed(seed, target.concept.name, restart)
+            from_seed = derived_seed("token search", seed, target.concept.name, restart)
             yield search(self.base, goal, self._vocabulary, target.banned, self.config, from_seed)
 
 
@@ -161,12 +161,6 @@ def search(
     return AdversarialPrompt(
         vocabulary.text(tokens.tolist()), best, {"tokens": tokens.tolist(), "start": start, "seed": seed}
     )
-
-
-def restart_seed(seed: int, concept: str, restart: int) -> int:
-    """A generator's seed for one restart of one concept, far from all others."""
-    digest = hashlib.sha256(f"token search {seed} {concept} {restart}".encode()).digest()
-    return int.from_bytes(digest[:7], "big")
 
 
 def _random_prompt(
