@@ -15,7 +15,6 @@ ask, within a budget; `attack_run.py` runs one and judges what it makes.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -30,9 +29,12 @@ if TYPE_CHECKING:
     from efface.models.base import Base
 
 __all__ = [
-    *("ATTACKS", "AdversarialPrompt", "Attack", "AttackConfig", "AttackKind", "AttackTarget"),
+    *("ATTACKS", "CANDIDATES", "AdversarialPrompt", "Attack", "AttackConfig", "AttackKind", "AttackTarget"),
     *("PromptAttack", "attack_id", "parse_attack_config", "prompt_attack"),
 ]
+
+CANDIDATES = 6
+"""Prompts of a static attack that are tried on each instance, or checked in one round."""
 
 AttackKind = Literal["static", "adaptive"]
 
@@ -90,8 +92,6 @@ class PromptAttack(Attack):
     """A search for prompts against the unedited base's text encoder, which it reads and leaves as it was."""
 
     kind: ClassVar[AttackKind] = "static"
-    candidates: ClassVar[int] = 6
-    """Prompts that are tried on each instance."""
 
     @abstractmethod
     def find(self, target: AttackTarget, seed: int) -> Iterator[AdversarialPrompt]:
@@ -100,20 +100,19 @@ class PromptAttack(Attack):
         A function of the base, the config, the target and the seed. Raises UserError where there can be none.
         """
 
-    def prepare(self, oracle: "Oracle", target: AttackTarget, seed: int) -> None:
-        super().prepare(oracle, target, seed)
-        self.__dict__.pop("_found", None)
-        with oracle.unedited():
-            self._found  # noqa: B018  found while the base is itself
-
-    @cached_property
-    def _found(self) -> list[AdversarialPrompt]:
-        found = {prompt.text: prompt for prompt in islice(self.find(self.target, self.seed), self.candidates)}
-        allowed = [prompt for text, prompt in found.items() if not self.target.banned.matches(text)]
+    def strongest(self, target: AttackTarget, seed: int, count: int) -> list[AdversarialPrompt]:
+        """What is allowed of the first `count` prompts that it finds, each text once, the strongest first."""
+        found = {prompt.text: prompt for prompt in islice(self.find(target, seed), count)}
+        allowed = [prompt for text, prompt in found.items() if not target.banned.matches(text)]
         return sorted(allowed, key=lambda prompt: prompt.strength, reverse=True)
 
+    def prepare(self, oracle: "Oracle", target: AttackTarget, seed: int) -> None:
+        super().prepare(oracle, target, seed)
+        with oracle.unedited():
+            self.found = self.strongest(target, seed, CANDIDATES)
+
     def attempts(self, oracle: "Oracle", instance: "Instance") -> Iterator["Attempt"]:
-        for prompt in self._found:
+        for prompt in self.found:
             yield oracle.attempt(oracle.encode(prompt.text), instance.seed, prompt=prompt.text)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from efface.eval.attack import ATTACKS, AdversarialPrompt, AttackConfig, AttackTarget, PromptAttack
 from efface.eval.attacks.token_search import Vocabulary
 from efface.eval.derived_seed import derived_seed
-from efface.models.embedding_space import framed_ids
+from efface.models.embedding_space import with_tokens
 from efface.models.text_encoding import encode_ids, encode_prompts
 from efface.models.token_space import next_generation
 
@@ -73,8 +73,6 @@ class RingABell(PromptAttack):
 
     def _distances(self, population: Tensor, goal: Tensor) -> Tensor:
         """Of prompts (P, n), on the CPU: (P,)."""
-        length = population.shape[1]
-        ids = framed_ids(self.base, length).repeat(len(population), 1)
-        ids[:, 1 : length + 1] = population.to(ids.device)
+        ids = with_tokens(self.base, population)
         parts = [concept_distance(encode_ids(self.base.text_encoder, some), goal) for some in ids.split(BATCH)]
         return torch.cat(parts).cpu()
