@@ -69,13 +69,18 @@ class Attack(ABC):
         self.base = base
         self.config = config
 
+    @property
+    def tests(self) -> int:
+        """Images of each instance whose model calls `prepare` has to leave, besides the direct one."""
+        return 1
+
     @classmethod
     def read(cls, config: Any) -> str:
         """A hash of what the attack reads of files that its config names; "": nothing. Raises UserError."""
         return ""
 
     def prepare(self, oracle: "Oracle", target: AttackTarget, seed: int) -> None:
-        """What is done once for all instances, on the same budget."""
+        """What is done once for all instances, on a budget that leaves their direct images and `tests`."""
         self.target = target
         self.seed = seed
 

@@ -149,22 +149,25 @@ def run_attack(
 ) -> AttackResult:
     """Attack the model that `delta` makes of `base` (None: the base itself), which is in place afterwards.
 
-    budget: model calls for all instances. What the attack does before the first of them comes off it, the rest is
-    shared out evenly among those that are left. `on_instance(done, of)` is called after each. Raises UserError where
-    the attack does not fit the base.
+    budget: model calls for all instances. What the attack does before the first of them comes off it, and leaves
+    enough for their direct images and `attack.tests` more of each; the rest is shared out evenly among those that are
+    left. `on_instance(done, of)` is called after each. Raises UserError where the attack does not fit the base.
     """
     start = time.perf_counter()
     base.swap(delta)
     whole, judged = Budget(budget), _Judged(judge, target.concept)
+    images = len(instances) * (1 + attack.tests) * Oracle(base, delta, recipe, whole).calls_per_image
+    first = Budget(max(0, budget - images))
     results: list[InstanceResult] = []
     failed = ""
     try:
-        attack.prepare(Oracle(base, delta, recipe, whole), target, seed)
+        attack.prepare(Oracle(base, delta, recipe, first), target, seed)
     except (BudgetExhausted, NotFinite) as error:
         failed = f"before the first instance: {error}"
     except Exception as error:
         judged.broke(error)
         failed = f"before the first instance: {type(error).__name__}"
+    whole.spent += first.spent
     for i, instance in enumerate(instances):
         share = Budget((whole.calls - whole.spent) // (len(instances) - i))
         results.append(_attacked(attack, Oracle(base, delta, recipe, share), judged, instance, bool(failed)))

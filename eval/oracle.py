@@ -22,7 +22,8 @@ from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor, truth
 from efface.models.recipe import Recipe
 from efface.models.sampler import decode, denoise
-from efface.models.sampler_hooks import Guidance, hook_of
+from efface.models.sampler_hooks import Guidance, hook_of, named_hook
+from efface.models.scheduler import make_scheduler
 from efface.models.text_encoding import encode_prompts
 
 
@@ -120,6 +121,16 @@ class Oracle:
         denoiser, hook = denoiser or self.base.denoiser, hook_of(self.base)
         with hook.attached(denoiser):
             yield hook.guidance([prompt], start), self.counting(denoiser)
+
+    @property
+    def calls_per_image(self) -> int:
+        """Model calls of an image by the recipe, at most."""
+        steps = len(make_scheduler(self.recipe.scheduler, self.base.scheduler_config, self.recipe.steps).timesteps)
+        passes = 2 if self.recipe.guidance_scale > 1 else 1
+        if self.delta is not None and self.delta.kind == "hook":
+            hook, config = named_hook(self.delta)
+            passes = max(passes, hook.passes(config))
+        return steps * passes
 
     def encode(self, prompt: str) -> Conditioning:
         """(1, 77, D), without gradient."""

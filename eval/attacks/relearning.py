@@ -37,6 +37,10 @@ class Relearning(Attack):
     config: RelearningConfig
     caveat: ClassVar[str] = LEARNABLE
 
+    @property
+    def tests(self) -> int:
+        return self.config.tests
+
     def prepare(self, oracle: Oracle, target: AttackTarget, seed: int) -> None:
         """Trains; a budget that ends on the way leaves the models until then. Raises UserError without others."""
         super().prepare(oracle, target, seed)

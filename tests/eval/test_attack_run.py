@@ -103,6 +103,16 @@ def test_no_attack_spends_more_than_its_budget(name: str, attacked: Any, tiny_ba
     assert all(r.post is None for r in result.instances if r.attempts == 0)
 
 
+@pytest.mark.parametrize("name", ["concept-inversion", "relearning"])
+def test_learning_leaves_enough_of_the_budget_for_the_instances(
+    name: str, attacked: Any, tiny_base: Base, stub_judge: Any
+) -> None:
+    """2 images and 8 steps of 2 calls are 18, and 2 instances of a direct image and 2 tests 6; 18 are there."""
+    config = parse_attack_config(name, {"images": 2, "steps": 8, "batch_size": 1, "tests": 2})
+    result = attacked(ATTACKS.get(name)(tiny_base, config), stub_judge(lambda image, concept: False), budget=18)
+    assert [(r.pre, r.post, r.attempts) for r in result.instances] == [(False, False, 1)] * 2
+
+
 def test_what_an_attack_shows_is_found_and_post_is_never_below_pre(
     attacked: Any, tiny_base: Base, stub_judge: Any
 ) -> None:
