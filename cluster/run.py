@@ -156,7 +156,7 @@ def execute_part(run: Run, number: int, parts: int, console: Console) -> int:
     """Do what is missing of one part of several, in this process; how many models of it have failed.
 
     Parts run side by side without knowing of each other. When all are through, `execute` has nothing left to do but
-    to score.
+    to score, and to try what attacks found on the models of other parts.
     """
     if not 1 <= number <= parts:
         raise UserError(f"--part {number}/{parts}: should be 1/{parts} to {parts}/{parts}")

@@ -6,12 +6,11 @@ unedited base, the strongest first, and a prompt is *confirmed* where a judge fi
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import PromptSet
-from efface.eval.attack import AdversarialPrompt, PromptAttack
-from efface.eval.attack_target import AttackTarget, attack_target
+from efface.eval.attack import CANDIDATES, AdversarialPrompt, PromptAttack
+from efface.eval.attack_target import attack_target
 from efface.eval.found_prompts import MIN_DETECTION_RATE, FoundPrompt, FoundPrompts
 from efface.eval.image_errors import image_errors, verdicts
 from efface.eval.judge import Judge
@@ -23,9 +22,10 @@ CHECK_SEEDS = (20_000, 20_001, 20_002, 20_003)
 """Image seeds of the check, apart from those of campaigns and calibrations: prompts that were chosen on the very images
 they are scored on would score too well on the base."""
 
-CANDIDATES = 6
-"""Prompts that are checked in one round."""
 ROUNDS = 4
+"""Of `CANDIDATES` prompts each, that are checked at most."""
+MOST = CANDIDATES * ROUNDS
+"""Prompts of a concept that are checked at most."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,6 @@ class PromptCheck:
             KeptPrompt(prompt, sum(map(bool, present)) / len(CHECK_SEEDS), present.count(None))
             for prompt, present in zip(found, of_prompts, strict=True)
         ]
-
-
-def find_candidates(
-    attack: PromptAttack, target: AttackTarget, seed: int, count: int = CANDIDATES * ROUNDS
-) -> list[AdversarialPrompt]:
-    """What is allowed of the first `count` prompts that an attack finds, each text once, the strongest first."""
-    found = {prompt.text: prompt for prompt in islice(attack.find(target, seed), count)}
-    allowed = [prompt for text, prompt in found.items() if not target.banned.matches(text)]
-    return sorted(allowed, key=lambda prompt: prompt.strength, reverse=True)
 
 
 def check_candidates(
@@ -142,7 +133,7 @@ def adversarial_prompts(
     for concept in concept_set.concepts if targets is None else targets:
         target = attack_target(concept, concept_set, prompt_set)
         count = CANDIDATES * (ROUNDS if check else 1)
-        candidates = find_candidates(attack, target, seed, count)
+        candidates = attack.strongest(target, seed, count)
         if check:
             tried = check_candidates(candidates, concept, check, per_concept)
         else:

@@ -15,12 +15,13 @@ ask, within a budget; `attack_run.py` runs one and judges what it makes.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from efface.config_files import StrictModel, parse
+from efface.errors import UserError
 from efface.eval.attack_target import AttackTarget
+from efface.files import content_id
 from efface.registry import Registry
 
 if TYPE_CHECKING:
@@ -28,9 +29,12 @@ if TYPE_CHECKING:
     from efface.models.base import Base
 
 __all__ = [
-    *("ATTACKS", "AdversarialPrompt", "Attack", "AttackConfig", "AttackKind", "AttackTarget"),
-    *("PromptAttack", "parse_attack_config"),
+    *("ATTACKS", "CANDIDATES", "AdversarialPrompt", "Attack", "AttackConfig", "AttackKind", "AttackTarget"),
+    *("PromptAttack", "attack_id", "parse_attack_config", "prompt_attack"),
 ]
+
+CANDIDATES = 6
+"""Prompts of a static attack that are tried on each instance, or checked in one round."""
 
 AttackKind = Literal["static", "adaptive"]
 
@@ -53,6 +57,8 @@ class AdversarialPrompt:
 class Attack(ABC):
     """A config applied to a base, in place of whose weights a delta may lie."""
 
+    version: ClassVar[int] = 1
+    """Goes up when the same config would try something else; part of the id of whatever the attack comes to."""
     Config: ClassVar[type[AttackConfig]]
     kind: ClassVar[AttackKind] = "adaptive"
     caveat: ClassVar[str] = ""
@@ -63,8 +69,18 @@ class Attack(ABC):
         self.base = base
         self.config = config
 
+    @property
+    def tests(self) -> int:
+        """Images of each instance whose model calls `prepare` has to leave, besides the direct one."""
+        return 1
+
+    @classmethod
+    def read(cls, config: Any) -> str:
+        """A hash of what the attack reads of files that its config names; "": nothing. Raises UserError."""
+        return ""
+
     def prepare(self, oracle: "Oracle", target: AttackTarget, seed: int) -> None:
-        """What is done once for all instances, on the same budget."""
+        """What is done once for all instances, on a budget that leaves their direct images and `tests`."""
         self.target = target
         self.seed = seed
 
@@ -81,8 +97,6 @@ class PromptAttack(Attack):
     """A search for prompts against the unedited base's text encoder, which it reads and leaves as it was."""
 
     kind: ClassVar[AttackKind] = "static"
-    candidates: ClassVar[int] = 6
-    """Prompts that are tried on each instance."""
 
     @abstractmethod
     def find(self, target: AttackTarget, seed: int) -> Iterator[AdversarialPrompt]:
@@ -91,20 +105,19 @@ class PromptAttack(Attack):
         A function of the base, the config, the target and the seed. Raises UserError where there can be none.
         """
 
-    def prepare(self, oracle: "Oracle", target: AttackTarget, seed: int) -> None:
-        super().prepare(oracle, target, seed)
-        self.__dict__.pop("_found", None)
-        with oracle.unedited():
-            self._found  # noqa: B018  found while the base is itself
-
-    @cached_property
-    def _found(self) -> list[AdversarialPrompt]:
-        found = {prompt.text: prompt for prompt in islice(self.find(self.target, self.seed), self.candidates)}
-        allowed = [prompt for text, prompt in found.items() if not self.target.banned.matches(text)]
+    def strongest(self, target: AttackTarget, seed: int, count: int) -> list[AdversarialPrompt]:
+        """What is allowed of the first `count` prompts that it finds, each text once, the strongest first."""
+        found = {prompt.text: prompt for prompt in islice(self.find(target, seed), count)}
+        allowed = [prompt for text, prompt in found.items() if not target.banned.matches(text)]
         return sorted(allowed, key=lambda prompt: prompt.strength, reverse=True)
 
+    def prepare(self, oracle: "Oracle", target: AttackTarget, seed: int) -> None:
+        super().prepare(oracle, target, seed)
+        with oracle.unedited():
+            self.found = self.strongest(target, seed, CANDIDATES)
+
     def attempts(self, oracle: "Oracle", instance: "Instance") -> Iterator["Attempt"]:
-        for prompt in self._found:
+        for prompt in self.found:
             yield oracle.attempt(oracle.encode(prompt.text), instance.seed, prompt=prompt.text)
 
 
@@ -117,10 +130,14 @@ def parse_attack_config(name: str, settings: dict[str, Any]) -> AttackConfig:
     return parse(ATTACKS.get(name).Config, settings, f"config of attack '{name}'")
 
 
+def attack_id(name: str, config: AttackConfig) -> str:
+    """16 hex digits over all that decides what an attack does. Raises UserError where a file of it cannot be read."""
+    attack = ATTACKS.get(name)
+    return content_id([name, attack.version, config.model_dump(mode="json"), attack.read(config)])
+
+
 def prompt_attack(name: str) -> type[PromptAttack]:
     """A static attack by name. Raises UserError for one that needs an edited model, and for an unknown one."""
-    from efface.errors import UserError
-
     found = ATTACKS.get(name)
     if not issubclass(found, PromptAttack):
         static = [other for other in ATTACKS.names() if issubclass(ATTACKS.get(other), PromptAttack)]

@@ -1,6 +1,6 @@
 """What attacks came to, as a table: static and adaptive attacks in columns of their own, never in one number.
 
-The rates of several concepts and seeds of one method are pooled over their judged instances.
+The rates of several concepts and seeds of one method are those of all their instances together.
 """
 
 import csv
@@ -11,14 +11,14 @@ from pathlib import Path
 
 from rich.table import Table
 
-from efface.eval.attack_run import ENDS, AttackResult
+from efface.eval.attack_run import ENDS, AttackResult, success_rates
 from efface.files import write_atomic
 from efface.text import csv_cell, rich_text
 
 
 @dataclass(frozen=True)
 class AttackRow:
-    """An attack on the models of a method. A rate is None where no instance has a verdict, or of the other kind."""
+    """An attack on the models of a method. A rate is None where it is not known, and of the other kind."""
 
     method: str
     attack: str
@@ -28,6 +28,8 @@ class AttackRow:
     adaptive_post_asr: float | None
     judged: int
     unjudged: int
+    unknown: int
+    """Of the judged, those of which nobody knows whether the attack shows the concept."""
     out_of_budget: int
     calls: int
     seconds: float
@@ -44,20 +46,21 @@ def attack_rows(results: Iterable[AttackResult]) -> list[AttackRow]:
 
 
 def _row(method: str, attack: str, results: Sequence[AttackResult]) -> AttackRow:
-    judged = sum(result.judged for result in results)
-    pre = sum((result.pre_asr or 0.0) * result.judged for result in results)
-    post = sum((result.post_asr or 0.0) * result.judged for result in results)
-    rate = post / judged if judged else None
+    instances = [instance for result in results for instance in result.instances]
+    rates = success_rates(instances)
     notes = dict.fromkeys(note for result in results for note in (result.note, result.caveat) if note)
+    if rates.unknown and rates.bounds:
+        notes["post-ASR is between {:.2f} and {:.2f}".format(*rates.bounds)] = None
     return AttackRow(
         method=method,
         attack=attack,
         concepts=len({result.concept for result in results}),
-        pre_asr=pre / judged if judged else None,
-        static_post_asr=rate if results[0].kind == "static" else None,
-        adaptive_post_asr=rate if results[0].kind == "adaptive" else None,
-        judged=judged,
-        unjudged=sum(len(result.instances) for result in results) - judged,
+        pre_asr=rates.pre,
+        static_post_asr=rates.post if results[0].kind == "static" else None,
+        adaptive_post_asr=rates.post if results[0].kind == "adaptive" else None,
+        judged=rates.judged,
+        unjudged=len(instances) - rates.judged,
+        unknown=rates.unknown,
         out_of_budget=sum(result.ends.get(ENDS[3], 0) for result in results),
         calls=sum(result.calls for result in results),
         seconds=sum(result.seconds for result in results),

@@ -18,7 +18,7 @@ class AttackTarget:
     others: tuple[str, ...]
     """Direct prompts of the other concepts of the set."""
     banned: Banned
-    """What no prompt may say: a prompt that matches is never kept."""
+    """What no prompt of a static search may say: one that matches is never kept. Adaptive attacks are free to."""
 
     @property
     def id(self) -> str:

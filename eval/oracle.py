@@ -18,10 +18,12 @@ from torch import Tensor
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.delta import Delta
+from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor, truth
 from efface.models.recipe import Recipe
 from efface.models.sampler import decode, denoise
-from efface.models.sampler_hooks import Guidance, hook_of
+from efface.models.sampler_hooks import Guidance, hook_of, named_hook
+from efface.models.scheduler import make_scheduler
 from efface.models.text_encoding import encode_prompts
 
 
@@ -109,30 +111,45 @@ class Oracle:
         return self.counting(call)
 
     @contextmanager
-    def guided(self, prompt: str) -> Iterator[tuple[Guidance, NoisePredictor]]:
-        """The guidance of an image of this prompt, by the hook of what is in place, and what it predicts with."""
-        hook = hook_of(self.base)
-        with hook.attached(self.base.denoiser):
-            yield hook.guidance([prompt]), self.counting(self.base.denoiser)
+    def guided(
+        self, prompt: str, denoiser: Denoiser | None = None, start: int = 0
+    ) -> Iterator[tuple[Guidance, NoisePredictor]]:
+        """The guidance of an image of this prompt, by the hook of what is in place, and what it predicts with.
+
+        denoiser: the network, where it is not the one in place; start: steps of the image that are done already.
+        """
+        denoiser, hook = denoiser or self.base.denoiser, hook_of(self.base)
+        with hook.attached(denoiser):
+            yield hook.guidance([prompt], start), self.counting(denoiser)
+
+    @property
+    def calls_per_image(self) -> int:
+        """Model calls of an image by the recipe, at most."""
+        steps = len(make_scheduler(self.recipe.scheduler, self.base.scheduler_config, self.recipe.steps).timesteps)
+        passes = 2 if self.recipe.guidance_scale > 1 else 1
+        if self.delta is not None and self.delta.kind == "hook":
+            hook, config = named_hook(self.delta)
+            passes = max(passes, hook.passes(config))
+        return steps * passes
 
     def encode(self, prompt: str) -> Conditioning:
         """(1, 77, D), without gradient."""
         return encode_prompts(self.base, [prompt])
 
-    def noise(self, seed: int) -> Tensor:
-        """The noise that an image of this seed begins with, (1, C, h, w)."""
-        generator = torch.Generator().manual_seed(seed)
+    def noise(self, seed: int | torch.Generator) -> Tensor:
+        """The noise that an image of this seed begins with, (1, C, h, w); or the next that a generator draws."""
+        generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
         return torch.randn((1, *self._latent_shape), generator=generator).to(self.base.device)
 
     @torch.no_grad()
-    def latents(self, cond: Conditioning, seed: int, prompt: str = "", predict: NoisePredictor | None = None) -> Tensor:
+    def latents(self, cond: Conditioning, seed: int, prompt: str = "", denoiser: Denoiser | None = None) -> Tensor:
         """Latents (1, C, h, w) of the image that the sampler makes by the recipe.
 
-        prompt: the text of `cond`, which some sampler hooks read; "" where it has none.
+        prompt: the text of `cond`, which some sampler hooks read; "" where it has none. denoiser: see `guided`.
         """
         uncond, generators = self.encode(self.recipe.negative_prompt), [torch.Generator().manual_seed(seed)]
-        with self.guided(prompt) as (guidance, own):
-            return denoise(self.base, self.recipe, predict or own, guidance, cond, uncond, generators)
+        with self.guided(prompt, denoiser) as (guidance, predict):
+            return denoise(self.base, self.recipe, predict, guidance, cond, uncond, generators)
 
     def attempt(
         self,
@@ -140,11 +157,10 @@ class Oracle:
         seed: int,
         how: Literal["prompt", "embedding", "trajectory", "weights"] = "prompt",
         prompt: str | None = None,
-        predict: NoisePredictor | None = None,
         **facts: Any,
     ) -> Attempt:
         """The image of a conditioning and a seed."""
-        return self.decoded(self.latents(cond, seed, prompt or "", predict), how, prompt, **facts)
+        return self.decoded(self.latents(cond, seed, prompt or ""), how, prompt, **facts)
 
     @torch.no_grad()
     def decoded(

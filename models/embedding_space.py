@@ -40,6 +40,13 @@ def framed_ids(base: Base, count: int, prompt: str = "") -> Tensor:
     return framed[None, : len(ids)]
 
 
+def with_tokens(base: Base, tokens: Tensor, prompt: str = "") -> Tensor:
+    """Ids (B, 77) of prompts that begin with tokens (B, n), followed by `prompt`, whose end may be cut."""
+    ids = framed_ids(base, tokens.shape[1], prompt).repeat(len(tokens), 1)
+    ids[:, 1 : tokens.shape[1] + 1] = tokens.to(ids.device)
+    return ids
+
+
 def encode_embeddings(base: Base, ids: Tensor, embeddings: Tensor, position: int = 1) -> Conditioning:
     """The encoding of ids (1, 77) with `embeddings` (n, D) in place of the tokens from `position` on, with gradient."""
 

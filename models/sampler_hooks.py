@@ -59,8 +59,11 @@ class SamplerHook:
         """Rows that a guided step takes of the denoiser for an image; plain guidance takes 2."""
         return 2
 
-    def guidance(self, prompts: Sequence[str]) -> Guidance:
-        """Of a batch of images of these prompts, one a row. Made anew for each batch, so it may keep state."""
+    def guidance(self, prompts: Sequence[str], start: int = 0) -> Guidance:
+        """Of a batch of images of these prompts, one a row. Made anew for each batch, so it may keep state.
+
+        start: steps of these images that are done already, by another model.
+        """
         return classifier_free_guidance
 
     def attached(self, denoiser: Denoiser) -> AbstractContextManager[None]:

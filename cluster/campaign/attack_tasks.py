@@ -8,7 +8,8 @@ from efface.cluster.tasks.model import Model
 from efface.cluster.tasks.task import Task
 from efface.concepts.concept import ConceptSet
 from efface.concepts.prompts import PromptSet
-from efface.eval.attack import ATTACKS, parse_attack_config
+from efface.errors import UserError
+from efface.eval.attack import ATTACKS, attack_id, parse_attack_config
 from efface.eval.attack_target import attack_target
 
 
@@ -22,25 +23,31 @@ def plan_attacks(
     """Attacks, then what their prompts do on the other models. judged_by: see `AttackTask`.
 
     A chain of requests is attacked after its last one. Static attacks are tried on the base too, which shows what their
-    prompts are worth. Raises UserError for an unknown attack, or a config that is none
-    of it.
+    prompts are worth. Raises UserError for an unknown attack, a config or a file that is none of it, and for one attack
+    named twice.
     """
-    attacks: list[AttackTask] = []
+    attacks: dict[str, AttackTask] = {}
     last = [model for model in models if model.job and model.folder not in {other.predecessor for other in models}]
     forgotten = tuple(dict.fromkeys(name for model in last if model.job for name in model.job.concepts))
     for choice in choices:
-        config = parse_attack_config(choice.attack, choice.config).model_dump(mode="json")
+        parsed = parse_attack_config(choice.attack, choice.config)
+        what = choice.attack, parsed.model_dump(mode="json"), attack_id(choice.attack, parsed)
         static = ATTACKS.get(choice.attack).kind == "static"
         for model in (*models[:1], *last) if static else last:
             for name in model.job.concepts if model.job else forgotten:
                 target = attack_target(concept_set.find(name), concept_set, prompts)
                 asked = tuple((prompt, seed) for prompt in target.prompts[: choice.prompts] for seed in choice.seeds)
-                attacks.append(
-                    AttackTask(model, target, choice.attack, config, asked, choice.budget, choice.seed, judged_by)
-                )
-    yield from attacks
+                task = AttackTask(model, target, *what, asked, choice.budget, choice.seed, judged_by)
+                if task.id in attacks:
+                    raise UserError(
+                        f"attacks names '{choice.attack}' twice with the same settings, should name it once"
+                    )
+                attacks[task.id] = task
+    yield from attacks.values()
     for model in (*models[:1], *last) if attacks else ():
         own = model.job.concepts if model.job else forgotten
-        of_others = tuple(attack for attack in attacks if attack.model.folder != model.folder and attack.concept in own)
+        of_others = tuple(
+            attack for attack in attacks.values() if attack.model.folder != model.folder and attack.concept in own
+        )
         if of_others:
             yield TransferTask(model, of_others)

@@ -121,7 +121,8 @@ class Plan:
         """Part `number` (1, …) of `parts`: whole chains of models with their tasks, and a share of the base's.
 
         Each part makes all calibrations and finds all prompts, beginning elsewhere than the next; what one has done is
-        done for all.
+        done for all. Tasks that need what other parts make, as trying found prompts on other models does, are left out
+        of all parts.
         """
         share: dict[str, int] = {}
         chains = itertools.count()
@@ -136,8 +137,8 @@ class Plan:
             return task.model is None or next(base_tasks) % parts == number - 1
 
         models = tuple(model for model in self.models if not model.job or model.folder in mine)
-        tasks = _rotated([task for task in self.tasks if is_mine(task)], number, parts)
-        return replace(self, models=models, tasks=tasks)
+        tasks = _provided([task for task in self.tasks if is_mine(task)], self.products)
+        return replace(self, models=models, tasks=_rotated(tasks, number, parts))
 
     def only(self, models: Sequence[Model]) -> Plan:
         """The part about some of its models; and what is about none."""
@@ -275,6 +276,16 @@ def _nothing_held_out(concept_set: ConceptSet, shards: Sequence[Shard]) -> Itera
                 f"concept set {concept_set.name}: nothing is held out on the axis {axis} of {', '.join(concepts)}, so "
                 "it is scored on concepts that methods may hold still by name; mark some with `held_out: true`"
             )
+
+
+def _provided(tasks: Sequence[Task], products: set[str]) -> list[Task]:
+    """The tasks, in a plan's order, of which everything is there that they require: by `products` or by each other."""
+    there, found = set(products), []
+    for task in tasks:
+        if there.issuperset(task.requires):
+            found.append(task)
+            there.update([task.provides] if task.provides else [])
+    return found
 
 
 def _rotated(tasks: Sequence[Task], number: int, parts: int) -> tuple[Task, ...]:

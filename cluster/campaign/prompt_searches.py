@@ -8,7 +8,7 @@ from efface.cluster.campaign.spec import Evaluation
 from efface.cluster.tasks.prompts import PromptCheck, PromptSearch
 from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import PromptSet
-from efface.eval.attack import parse_attack_config, prompt_attack
+from efface.eval.attack import attack_id, parse_attack_config, prompt_attack
 from efface.eval.attack_target import attack_target
 from efface.eval.found_prompts import slot
 from efface.models.base import BaseSpec, text_encoder_id
@@ -46,7 +46,8 @@ def plan_prompt_searches(
     limit = evaluation.prompts_per_concept.get("adversarial")
     settings = evaluation.prompt_search
     prompt_attack(settings.attack)
-    config = parse_attack_config(settings.attack, settings.config).model_dump(mode="json")
+    config = parse_attack_config(settings.attack, settings.config)
+    what = settings.attack, config.model_dump(mode="json"), attack_id(settings.attack, config)
     missing = [t for t in targets if (row := prompts.rows.get(t.name)) and not row.adversarial]
     if limit == 0 or not missing:
         return PromptSearches(prompts)
@@ -56,8 +57,7 @@ def plan_prompt_searches(
     except NotCached:  # then the plan is provisional, and so is its base's id
         encoder = judged_by[0]
     searches = tuple(
-        PromptSearch(attack_target(concept, concept_set, prompts), encoder, settings.attack, config, settings.seed)
-        for concept in missing
+        PromptSearch(attack_target(concept, concept_set, prompts), encoder, *what, settings.seed) for concept in missing
     )
     checks = tuple(PromptCheck(search, judged_by, count) for search in searches)
     rows = dict(prompts.rows)

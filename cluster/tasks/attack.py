@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from efface.eval.attack_target import AttackTarget
     from efface.models.recipe import Recipe
 
-VERSION = 1
+VERSION = 2
 """Of the running of attacks as a whole."""
 
 ATTACK, TRANSFER = "attack.json", "transfer.json"
@@ -39,6 +39,8 @@ class AttackTask(Task):
     attack: str
     config: dict[str, Any] = field(hash=False)
     """The attack's config as JSON, every field of it."""
+    attack_id: str
+    """Of the attack with this config, see `eval.attack`."""
     instances: tuple[tuple[str, int], ...]
     """(direct prompt, image seed) of each."""
     budget: int
@@ -49,7 +51,7 @@ class AttackTask(Task):
 
     @cached_property
     def id(self) -> str:
-        searched = [self.attack, self.config, self.target.id, self.instances, self.budget, self.seed]
+        searched = [self.attack_id, self.target.id, self.instances, self.budget, self.seed]
         return content_id([VERSION, self.model.id, self.model.label, searched, self.judged_by])
 
     @cached_property

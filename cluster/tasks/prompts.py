@@ -59,22 +59,24 @@ class PromptSearch(Task):
     attack: str
     config: dict[str, Any] = field(hash=False)
     """The attack's config as JSON, every field of it."""
+    attack_id: str
+    """Of the attack with this config, see `eval.attack`."""
     seed: int = 0
 
     @cached_property
     def id(self) -> str:
-        return content_id([VERSION, self.target.id, self.text_encoder_id, self.attack, self.config, self.seed])
+        return content_id([VERSION, self.target.id, self.text_encoder_id, self.attack_id, self.seed])
 
     def run(self, worker: Worker) -> None:
         from efface.errors import UserError
-        from efface.eval.adversarial_prompts import find_candidates
+        from efface.eval.adversarial_prompts import MOST
         from efface.eval.attack import parse_attack_config, prompt_attack
 
         worker.set_resident(None)
         attack = prompt_attack(self.attack)(worker.base, parse_attack_config(self.attack, self.config))
         reason = ""
         try:
-            found = find_candidates(attack, self.target, self.seed)
+            found = attack.strongest(self.target, self.seed, MOST)
         except UserError as error:  # it can make no prompt at all, which the check says
             found, reason = [], str(error)
         prompts = tuple(Candidate(text=prompt.text, strength=prompt.strength) for prompt in found)
@@ -168,9 +170,9 @@ class PromptCheck(Task):
 
     def rate_uses(self, plan: Plan) -> tuple[RateUse, ...]:
         """At most: it makes fewer images where prompts are confirmed early."""
-        from efface.eval.adversarial_prompts import CANDIDATES, CHECK_SEEDS, ROUNDS
+        from efface.eval.adversarial_prompts import CHECK_SEEDS, MOST
 
-        return (RateUse("seconds_per_image", plan.recipe.name, CANDIDATES * ROUNDS * len(CHECK_SEEDS)),)
+        return (RateUse("seconds_per_image", plan.recipe.name, MOST * len(CHECK_SEEDS)),)
 
     @property
     def folder(self) -> str:

@@ -37,17 +37,19 @@ class Completion(Attack):
             handover = max(1, round(share * len(scheduler.timesteps)))
             latents = oracle.noise(instance.seed) * scheduler.init_noise_sigma
             with oracle.unedited():
-                latents = self._steps(oracle, instance, scheduler, scheduler.timesteps[:handover], latents)
-            latents = self._steps(oracle, instance, scheduler, scheduler.timesteps[handover:], latents)
+                latents = self._steps(oracle, instance, scheduler, 0, handover, latents)
+            latents = self._steps(oracle, instance, scheduler, handover, len(scheduler.timesteps), latents)
             yield oracle.decoded(latents, base_steps=handover)
 
     @staticmethod
-    def _steps(oracle: Oracle, instance: Instance, scheduler: DDIMScheduler, times: Tensor, latents: Tensor) -> Tensor:
-        """Latents (1, C, h, w) after these steps of whatever model is in place."""
+    def _steps(
+        oracle: Oracle, instance: Instance, scheduler: DDIMScheduler, start: int, end: int, latents: Tensor
+    ) -> Tensor:
+        """Latents (1, C, h, w) after steps `start` to `end` (exclusive) of whatever model is in place."""
         scale, uncond = oracle.recipe.guidance_scale, oracle.encode(oracle.recipe.negative_prompt)
         cond = oracle.encode(instance.prompt)
-        with oracle.guided(instance.prompt) as (guidance, predict):
-            for time in times:
+        with oracle.guided(instance.prompt, start=start) as (guidance, predict):
+            for time in scheduler.timesteps[start:end]:
                 model_input = scheduler.scale_model_input(latents, time)
                 eps = guidance(predict, model_input, time.to(latents.device), cond, uncond, scale)
                 latents = scheduler.step(eps, time, latents).prev_sample

@@ -46,6 +46,10 @@ class ConceptInversion(Attack):
     config: ConceptInversionConfig
     caveat: ClassVar[str] = LEARNABLE
 
+    @property
+    def tests(self) -> int:
+        return self.config.tests
+
     def prepare(self, oracle: Oracle, target: AttackTarget, seed: int) -> None:
         """Learns the embedding; a budget that ends on the way leaves what was learnt until then."""
         super().prepare(oracle, target, seed)

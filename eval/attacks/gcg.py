@@ -17,7 +17,9 @@ from torch import Tensor
 
 from efface.eval.attack import ATTACKS, Attack, AttackConfig
 from efface.eval.attacks.unlearn_diff_atk import reconstruction_loss
+from efface.eval.derived_seed import derived_seed
 from efface.eval.oracle import Attempt, Instance, Oracle, checked
+from efface.eval.token_attempt import token_attempt
 from efface.models.conditioning import Conditioning
 from efface.models.embedding_space import check_family, embedding_table, encode_embeddings, framed_ids, one_hot_gradient
 from efface.models.token_space import best_exchanges, exchange_one
@@ -42,7 +44,7 @@ class GCG(Attack):
     def attempts(self, oracle: Oracle, instance: Instance) -> Iterator[Attempt]:
         config, base = self.config, oracle.base
         check_family(base)
-        generator = torch.Generator().manual_seed(instance.seed)
+        generator = torch.Generator().manual_seed(derived_seed("gcg", self.seed, instance.prompt, instance.seed))
         with oracle.unedited():
             image = oracle.latents(oracle.encode(instance.prompt), instance.seed)
         last = len(oracle.schedule.timesteps) - 1
@@ -72,6 +74,4 @@ class GCG(Attack):
             if float(losses.min()) < best:
                 best, tokens = float(losses.min()), tried[int(losses.argmin())]
             if step % config.test_every == 0 or step == config.steps:
-                cond = encode_embeddings(base, ids, table[tokens.to(base.device)])
-                text = base.tokenizer.decode(tokens.tolist())
-                yield oracle.attempt(cond, instance.seed, prompt=text, steps=step, loss=best)
+                yield token_attempt(oracle, tokens, instance, steps=step, loss=best)

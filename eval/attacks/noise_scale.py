@@ -57,7 +57,7 @@ class NoiseScale(Attack):
         kept, final = scheduler.alphas_cumprod, float(scheduler.final_alpha_cumprod)
         uncond = oracle.encode(recipe.negative_prompt)
         generator = torch.Generator().manual_seed(instance.seed)
-        latents = oracle.noise(instance.seed)
+        latents = oracle.noise(generator)  # and behind it, in the same stream, what is added in each step
         times = [int(time) for time in scheduler.timesteps]
         with oracle.guided(instance.prompt) as (guidance, predict):
             for now, before in zip(times, [*times[1:], -1], strict=True):

@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from efface.eval.attack import ATTACKS, Attack, AttackConfig
+from efface.eval.derived_seed import derived_seed
 from efface.eval.oracle import Attempt, Instance, Oracle, checked
+from efface.eval.token_attempt import token_attempt
 from efface.models.conditioning import Conditioning
 from efface.models.embedding_space import check_family, embedding_table, encode_embeddings, framed_ids
 from efface.models.noise_predictor import NoisePredictor
@@ -50,7 +52,9 @@ class SoftPrompt(Attack):
     def attempts(self, oracle: Oracle, instance: Instance) -> Iterator[Attempt]:
         config, base = self.config, oracle.base
         check_family(base)
-        generator = torch.Generator().manual_seed(instance.seed)
+        generator = torch.Generator().manual_seed(
+            derived_seed("soft prompt", self.seed, instance.prompt, instance.seed)
+        )
         x_t, timesteps, targets = self._states(oracle, instance, generator)
         table, ids = embedding_table(base), framed_ids(base, config.tokens)
         start = torch.randint(len(table), (config.tokens,), generator=generator).to(base.device)
@@ -66,9 +70,7 @@ class SoftPrompt(Attack):
             optimiser.step()
             if step % config.test_every == 0 or step == config.steps:
                 tokens = nearest_tokens(soft.detach(), table)
-                cond = encode_embeddings(base, ids, table[tokens])
-                text = base.tokenizer.decode(tokens.tolist())
-                yield oracle.attempt(cond, instance.seed, prompt=text, steps=step, loss=float(loss.detach()))
+                yield token_attempt(oracle, tokens, instance, steps=step, loss=float(loss.detach()))
 
     @torch.no_grad()
     def _states(self, oracle: Oracle, instance: Instance, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,6 +13,7 @@ from efface.concepts.published import read_published, split_concepts
 from efface.errors import UserError
 from efface.eval.attack import ATTACKS, Attack, AttackConfig, AttackKind, AttackTarget
 from efface.eval.oracle import Attempt, Instance, Oracle
+from efface.files import content_id
 
 
 class PublishedConfig(AttackConfig):
@@ -28,6 +29,11 @@ class Published(Attack):
     Config = PublishedConfig
     config: PublishedConfig
     kind: ClassVar[AttackKind] = "static"
+
+    @classmethod
+    def read(cls, config: PublishedConfig) -> str:
+        """Of the prompts, as the file may be another tomorrow."""
+        return content_id([[prompt.text, prompt.concept] for prompt in read_published(config.file).prompts])
 
     def prepare(self, oracle: Oracle, target: AttackTarget, seed: int) -> None:
         """Reads the file. Raises UserError where it is none, or has no prompt of the label."""

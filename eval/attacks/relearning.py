@@ -1,8 +1,9 @@
 """Relearning: a few steps of training on images that have nothing to do with the concept, and then its direct prompt.
 
 Erased concepts come back under fine-tuning that never names them (George et al., arXiv 2505.16174; ResAlign). The
-student is a copy of the edited model; its cross-attention learns, by the usual loss || eps - eps_theta(x_t, c) ||^2,
-images that the base made of other concepts. The steps after which the concept is back are the recovery curve.
+student is a copy of the edited model, with its sampler hook where it has one; its cross-attention learns, by the usual
+loss || eps - eps_theta(x_t, c) ||^2, images that the base made of other concepts. The steps after which the concept is
+back are the recovery curve.
 """
 
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from efface.eval.attack import ATTACKS, Attack, AttackConfig, AttackTarget
 from efface.eval.attacks.concept_inversion import FIRST_SEED, LEARNABLE
 from efface.eval.oracle import Attempt, BudgetExhausted, Instance, Oracle, checked
 from efface.models.conditioning import Conditioning
+from efface.models.sampler_hooks import hook_of
 
 
 class RelearningConfig(AttackConfig):
@@ -35,6 +37,10 @@ class Relearning(Attack):
     config: RelearningConfig
     caveat: ClassVar[str] = LEARNABLE
 
+    @property
+    def tests(self) -> int:
+        return self.config.tests
+
     def prepare(self, oracle: Oracle, target: AttackTarget, seed: int) -> None:
         """Trains; a budget that ends on the way leaves the models until then. Raises UserError without others."""
         super().prepare(oracle, target, seed)
@@ -45,7 +51,7 @@ class Relearning(Attack):
             chosen = torch.randperm(len(target.others), generator=generator)[: config.images].tolist()
             conds = Conditioning.cat([oracle.encode(target.others[i]) for i in chosen])
             images = torch.cat([oracle.latents(conds[i], FIRST_SEED + i) for i in range(len(conds))])
-        self.student = oracle.base.denoiser.copy()
+        self.student, hook = oracle.base.denoiser.copy(), hook_of(oracle.base)
         named = [(name, weight) for name, weight in self.student.module.named_parameters() if ".attn2." in name]
         self.trained = [weight.requires_grad_() for _, weight in named]
         optimiser = torch.optim.AdamW(self.trained, config.learning_rate)
@@ -58,7 +64,7 @@ class Relearning(Attack):
                 noise = torch.randn((config.batch_size, *images.shape[1:]), generator=generator).to(images)
                 x_t, truth = oracle.noised(images[rows], timesteps, noise)
                 oracle.budget.spend(2 * config.batch_size)
-                with torch.enable_grad():
+                with hook.attached(self.student), torch.enable_grad():
                     loss = checked(mse_loss(self.student(x_t, timesteps, conds[rows.tolist()]), truth))
                     optimiser.zero_grad()
                     loss.backward()
@@ -75,4 +81,5 @@ class Relearning(Attack):
             for weight, value in zip(self.trained, weights, strict=True):
                 weight.copy_(value)
             cond = oracle.encode(instance.prompt)
-            yield oracle.attempt(cond, instance.seed, "weights", predict=oracle.counting(self.student), steps=step)
+            latents = oracle.latents(cond, instance.seed, instance.prompt, self.student)
+            yield oracle.decoded(latents, "weights", steps=step)

@@ -7,7 +7,6 @@ those without it. Each generation keeps the fitter half; the other half are chil
 the exchange of one token.
 """
 
-import hashlib
 from collections.abc import Iterator
 from itertools import count
 
@@ -17,7 +16,8 @@ from torch import Tensor
 
 from efface.eval.attack import ATTACKS, AdversarialPrompt, AttackConfig, AttackTarget, PromptAttack
 from efface.eval.attacks.token_search import Vocabulary
-from efface.models.embedding_space import framed_ids
+from efface.eval.derived_seed import derived_seed
+from efface.models.embedding_space import with_tokens
 from efface.models.text_encoding import encode_ids, encode_prompts
 from efface.models.token_space import next_generation
 
@@ -57,7 +57,7 @@ class RingABell(PromptAttack):
         without = encode_prompts(self.base, target.others).encoder_hidden_states.mean(0) if target.others else 0.0
         goal = asked[0] + config.strength * (asked.mean(0) - without)
         for restart in count():
-            generator = torch.Generator().manual_seed(_seed(seed, target.concept.name, restart))
+            generator = torch.Generator().manual_seed(derived_seed("ring-a-bell", seed, target.concept.name, restart))
             picked = torch.randint(len(pool), (config.population, config.tokens), generator=generator)
             population = pool[picked]
             for _ in range(config.generations):
@@ -73,13 +73,6 @@ class RingABell(PromptAttack):
 
     def _distances(self, population: Tensor, goal: Tensor) -> Tensor:
         """Of prompts (P, n), on the CPU: (P,)."""
-        length = population.shape[1]
-        ids = framed_ids(self.base, length).repeat(len(population), 1)
-        ids[:, 1 : length + 1] = population.to(ids.device)
+        ids = with_tokens(self.base, population)
         parts = [concept_distance(encode_ids(self.base.text_encoder, some), goal) for some in ids.split(BATCH)]
         return torch.cat(parts).cpu()
-
-
-def _seed(seed: int, concept: str, restart: int) -> int:
-    digest = hashlib.sha256(f"ring-a-bell {seed} {concept} {restart}".encode()).digest()
-    return int.from_bytes(digest[:7], "big")

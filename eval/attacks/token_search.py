@@ -12,7 +12,6 @@ position, and keeps the best of them if it is better. Prompts always read back t
 searched.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import count
@@ -27,7 +26,10 @@ from efface.errors import UserError
 from efface.eval.attack import ATTACKS, AdversarialPrompt, AttackConfig, PromptAttack
 from efface.eval.attack_target import AttackTarget
 from efface.eval.banned_words import Banned
+from efface.eval.derived_seed import derived_seed
 from efface.models.base import Base
+from efface.models.conditioning import Conditioning
+from efface.models.embedding_space import one_hot_gradient, with_tokens
 from efface.models.text_encoding import encode_ids, token_ids, with_all_vectors
 from efface.models.token_space import best_exchanges, exchange_one
 
@@ -58,7 +60,7 @@ class TokenSearch(PromptAttack):
         """One prompt for each restart; the strength is the objective, in [-1, 1]."""
         goal = SearchObjective(self.base, target.prompts, target.others)
         for restart in count():
-            from_seed = restart_seed(seed, target.concept.name, restart)
+            from_seed = derived_seed("token search", seed, target.concept.name, restart)
             yield search(self.base, goal, self._vocabulary, target.banned, self.config, from_seed)
 
 
@@ -163,12 +165,6 @@ def search(
     )
 
 
-def restart_seed(seed: int, concept: str, restart: int) -> int:
-    """A generator's seed for one restart of one concept, far from all others."""
-    digest = hashlib.sha256(f"token search {seed} {concept} {restart}".encode()).digest()
-    return int.from_bytes(digest[:7], "big")
-
-
 def _random_prompt(
     vocabulary: Vocabulary, banned: Banned, allowed: Tensor, count: int, generator: torch.Generator
 ) -> Tensor:
@@ -187,38 +183,25 @@ def _random_prompt(
     )
 
 
-def _with_special_tokens(base: Base, tokens: Tensor, positions: int) -> Tensor:
-    """Tokens (B, n) as the beginning of the text encoder's input (B, positions): begin, tokens, end, padding."""
-    bos, eos, *padding = token_ids(base, [""])[0].tolist()
-    count = len(tokens)
-    frame = torch.tensor([eos, *padding]).repeat(count, 1)
-    framed = torch.cat([torch.full((count, 1), bos), tokens, frame], dim=1)
-    return framed[:, : max(positions, tokens.shape[1] + 2)].to(base.device)
-
-
 @torch.no_grad()
 def _similarities(base: Base, goal: SearchObjective, tokens: Tensor) -> Tensor:
     """The objective of prompts (B, n): (B,) on the CPU."""
-    hidden = encode_ids(base.text_encoder, _with_special_tokens(base, tokens, goal.positions))
+    hidden = encode_ids(base.text_encoder, with_tokens(base, tokens)[:, : _length(goal, tokens)])
     ends = torch.full((len(tokens),), tokens.shape[1] + 1)
     return goal.similarity(pooled_and_mean(hidden, ends)).cpu()
 
 
 def _token_gains(base: Base, goal: SearchObjective, tokens: Tensor) -> Tensor:
     """Derivative of the objective by the one-hot token at every position: (n, vocabulary) on the CPU."""
-    embedding = base.text_encoder.get_input_embeddings()
-    leaf: list[Tensor] = []
+    ends = torch.tensor([len(tokens) + 1])
 
-    def catch(module: torch.nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        leaf.append(output.detach().requires_grad_())
-        return leaf[0]
+    def objective(cond: Conditioning) -> Tensor:
+        return goal.similarity(pooled_and_mean(cond.encoder_hidden_states, ends)).sum()
 
-    handle = embedding.register_forward_hook(catch)
-    try:
-        with torch.enable_grad():
-            hidden = encode_ids(base.text_encoder, _with_special_tokens(base, tokens[None], goal.positions))
-            similarity = goal.similarity(pooled_and_mean(hidden, torch.tensor([len(tokens) + 1])))
-            gradient = torch.autograd.grad(similarity.sum(), leaf[0])[0][0, 1 : len(tokens) + 1]
-    finally:
-        handle.remove()
-    return (gradient.float() @ embedding.weight.detach().float().T).cpu()
+    ids = with_tokens(base, tokens[None])[:, : _length(goal, tokens[None])]
+    return one_hot_gradient(base, ids, len(tokens), objective)
+
+
+def _length(goal: SearchObjective, tokens: Tensor) -> int:
+    """Of the beginning that has to be encoded of prompts (B, n): the objective's positions, and the prompt's end."""
+    return max(goal.positions, tokens.shape[1] + 2)

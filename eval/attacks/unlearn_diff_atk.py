@@ -18,7 +18,9 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from efface.eval.attack import ATTACKS, Attack, AttackConfig
+from efface.eval.derived_seed import derived_seed
 from efface.eval.oracle import Attempt, Instance, Oracle, checked
+from efface.eval.token_attempt import token_attempt
 from efface.models.conditioning import Conditioning
 from efface.models.embedding_space import check_family, embedding_table, encode_embeddings, framed_ids
 from efface.models.noise_predictor import NoisePredictor
@@ -56,7 +58,9 @@ class UnlearnDiffAtk(Attack):
             image = oracle.latents(oracle.encode(instance.prompt), instance.seed)
         table = embedding_table(base)
         ids = framed_ids(base, config.tokens, instance.prompt)
-        generator = torch.Generator().manual_seed(instance.seed)
+        generator = torch.Generator().manual_seed(
+            derived_seed("unlearn-diff-atk", self.seed, instance.prompt, instance.seed)
+        )
         weights = torch.full((config.tokens, len(table)), 1 / len(table), device=base.device, requires_grad=True)
         optimiser = torch.optim.Adam([weights], config.learning_rate, weight_decay=config.weight_decay)
         last = len(oracle.schedule.timesteps) - 1
@@ -72,6 +76,4 @@ class UnlearnDiffAtk(Attack):
                 optimiser.step()
                 weights.data = project_to_simplex(weights.data)
             tokens = weights.detach().argmax(-1)
-            text = base.tokenizer.decode(tokens.tolist())
-            cond = encode_embeddings(base, ids, table[tokens])
-            yield oracle.attempt(cond, instance.seed, prompt=f"{text} {instance.prompt}", loss=float(loss.detach()))
+            yield token_attempt(oracle, tokens, instance, instance.prompt, loss=float(loss.detach()))

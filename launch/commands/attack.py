@@ -60,14 +60,14 @@ class AttackOptions:
 
 
 @dataclass(frozen=True)
-class AttackResult:
+class WrittenPrompts:
     """The prompt file that was written, and the adversarial prompts that were found for each concept."""
 
     path: Path
     found: dict[str, tuple["KeptPrompt", ...]]
 
 
-def run(options: AttackOptions) -> "AttackResult | AttackedModels":
+def run(options: AttackOptions) -> "WrittenPrompts | AttackedModels":
     """Attack the models that are named; without any, search prompts. Raises UserError, before anything is computed."""
     if options.models:
         from efface.launch.attack_models import attack_models
@@ -76,7 +76,7 @@ def run(options: AttackOptions) -> "AttackResult | AttackedModels":
     return search_prompts(options)
 
 
-def search_prompts(options: AttackOptions) -> AttackResult:
+def search_prompts(options: AttackOptions) -> WrittenPrompts:
     """Write the prompt set with the adversarial prompts of the named concepts (default: all) replaced.
 
     Raises UserError, before anything is computed.
@@ -140,20 +140,20 @@ def search_prompts(options: AttackOptions) -> AttackResult:
         rows[name] = replace(rows[name], adversarial=tuple(each.prompt.text for each in kept))
     free = unless_taken(out, id, lambda _: False, options.force)
     write_atomic(free, PromptSet(str(free), rows).csv(concept_set).encode())
-    return AttackResult(free, found)
+    return WrittenPrompts(free, found)
 
 
-def show(result: "AttackResult | AttackedModels") -> None:
-    if not isinstance(result, AttackResult):
+def show(result: "WrittenPrompts | AttackedModels") -> None:
+    if not isinstance(result, WrittenPrompts):
         result.show()
         return
     count = sum(map(len, result.found.values()))
     print_line(f"{result.path}: {count} adversarial prompts for {len(result.found)} concepts")
 
 
-def as_json(result: "AttackResult | AttackedModels") -> Any:
+def as_json(result: "WrittenPrompts | AttackedModels") -> Any:
     """Every instance of every model; or the prompt file, and how many prompts were found for each concept."""
-    if not isinstance(result, AttackResult):
+    if not isinstance(result, WrittenPrompts):
         return result.as_json()
     return {"path": str(result.path), "found": {name: len(kept) for name, kept in result.found.items()}}
 

@@ -101,7 +101,7 @@ class AdaVD(SamplerHook):
         self.empty = encode_prompts(base, [""]).encoder_hidden_states[0]  # (77, D)
         self.paired = False  # whether the rows of the pass under way are of the empty prompt, then of the prompts
 
-    def guidance(self, prompts: Sequence[str]) -> Guidance:
+    def guidance(self, prompts: Sequence[str], start: int = 0) -> Guidance:
         return self._guidance
 
     def _guidance(

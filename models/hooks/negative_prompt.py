@@ -31,7 +31,7 @@ class NegativePrompt(SamplerHook):
     def __init__(self, base: Base, config: NegativePromptConfig) -> None:
         self.unsafe = joined(base, config.prompts)
 
-    def guidance(self, prompts: Sequence[str]) -> Guidance:
+    def guidance(self, prompts: Sequence[str], start: int = 0) -> Guidance:
         return self._guidance
 
     def _guidance(

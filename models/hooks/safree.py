@@ -133,10 +133,11 @@ class Safree(SamplerHook):
             last_step = filtered_steps(similarity, config.steps, config.slope, config.midpoint)
         return Filtered(torch.where(trigger, projected.to(embedding), embedding[0])[None], last_step)
 
-    def guidance(self, prompts: Sequence[str]) -> Guidance:
+    def guidance(self, prompts: Sequence[str], start: int = 0) -> Guidance:
         known = {prompt: self.filter(prompt) for prompt in dict.fromkeys(prompts)}
         rows = [known[prompt] for prompt in prompts]
-        return _FilteredGuidance(self, torch.cat([row.embedding for row in rows]), [row.last_step for row in rows])
+        embeddings = torch.cat([row.embedding for row in rows])
+        return _FilteredGuidance(self, embeddings, [row.last_step for row in rows], start)
 
     @contextmanager
     def attached(self, denoiser: Denoiser) -> Iterator[None]:
@@ -167,9 +168,9 @@ class Safree(SamplerHook):
 class _FilteredGuidance:
     """The guidance of one batch."""
 
-    def __init__(self, hook: Safree, embeddings: Tensor, last_steps: list[int]) -> None:
+    def __init__(self, hook: Safree, embeddings: Tensor, last_steps: list[int], start: int) -> None:
         """embeddings: filtered, (B, 77, D)."""
-        self.hook, self.embeddings, self.step = hook, embeddings, 0
+        self.hook, self.embeddings, self.step = hook, embeddings, start
         self.last_steps = torch.tensor(last_steps, device=embeddings.device)[:, None, None]
 
     def __call__(

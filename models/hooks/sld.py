@@ -57,16 +57,18 @@ class SLD(SamplerHook):
     def passes(cls, settings: SLDSettings) -> int:
         return 3
 
-    def guidance(self, prompts: Sequence[str]) -> Guidance:
-        return SafetyGuidance(self.config, self.unsafe, self.noise_scale)
+    def guidance(self, prompts: Sequence[str], start: int = 0) -> Guidance:
+        return SafetyGuidance(self.config, self.unsafe, self.noise_scale, start)
 
 
 class SafetyGuidance:
     """The guidance of one batch, which keeps the momentum from step to step."""
 
-    def __init__(self, config: SLDSettings, unsafe: Conditioning, noise_scale: Callable[[Any], float]) -> None:
+    def __init__(
+        self, config: SLDSettings, unsafe: Conditioning, noise_scale: Callable[[Any], float], start: int = 0
+    ) -> None:
         self.config, self.unsafe, self.noise_scale = config, unsafe, noise_scale
-        self.step = 0
+        self.step = start
         self.nu: Tensor | float = 0.0
 
     def __call__(

@@ -59,7 +59,7 @@ class SPMHook(SamplerHook):
             for other, words in self.phrases
         )
 
-    def guidance(self, prompts: Sequence[str]) -> Guidance:
+    def guidance(self, prompts: Sequence[str], start: int = 0) -> Guidance:
         strengths = torch.tensor([self.gamma(prompt) ** self.config.power for prompt in prompts])
 
         def guided(

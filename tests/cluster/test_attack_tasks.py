@@ -17,6 +17,7 @@ from efface.cluster.run import execute, open_run
 from efface.cluster.tasks.attack import ATTACK, AttackTask, TransferTask
 from efface.cluster.tasks.model import BASE
 from efface.errors import UserError
+from efface.eval.attack import ATTACKS
 
 MakePlan = Callable[..., Plan]
 PARAPHRASE = {"attack": "paraphrase", "config": {"templates": ["see {}"]}, "seeds": [0, 1], "budget": 40}
@@ -59,6 +60,28 @@ def test_ids_are_made_of_model_attack_config_budget_and_seeds(plan: MakePlan) ->
         assert not ids() & ids(**changes)
 
 
+def test_ids_are_made_of_the_attacks_version_and_of_the_files_that_it_reads(
+    plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mma.csv"
+    published = {"attack": "published", "config": {"file": str(file)}, "seeds": [0]}
+
+    def ids() -> set[str]:
+        made = plan(methods=[UCE], attacks=[published])
+        return {task.id for task in made.of_kind(AttackTask)}
+
+    file.write_text("adv_prompt\nfog of war\n")
+    before = ids()
+    assert before == ids()
+    file.write_text("adv_prompt\nfog of peace\n")
+    assert not before & ids()
+    changed = ids()
+    monkeypatch.setattr(ATTACKS.get("published"), "version", 2)
+    assert not changed & ids()
+    with pytest.raises(UserError, match="nowhere"):
+        plan(methods=[UCE], attacks=[{**published, "config": {"file": str(tmp_path / "nowhere.csv")}}])
+
+
 def test_a_chain_is_attacked_after_its_last_request(plan: MakePlan) -> None:
     evaluation = {"images_per_prompt": 1, "prompts_per_concept": {"adjacent": 0, "retain": 1}}
     targets = {"targets": ["cat", "dog"]}
@@ -83,6 +106,13 @@ def test_what_cannot_be_is_told_before_anything_is_loaded(
     with pytest.raises(UserError) as said:
         plan(methods=[UCE], attacks=[attack])
     assert str(said.value).startswith(expected)
+
+
+def test_an_attack_is_named_once(plan: MakePlan) -> None:
+    spelled_out = {**PARAPHRASE, "seed": 0}  # the default
+    with pytest.raises(UserError, match="attacks names 'paraphrase' twice"):
+        plan(methods=[UCE], attacks=[PARAPHRASE, spelled_out])
+    assert len(plan(methods=[UCE], attacks=[PARAPHRASE, {**PARAPHRASE, "seed": 1}]).of_kind(AttackTask)) == 4
 
 
 def test_a_run_records_what_attacks_cost_and_shows_them_apart(

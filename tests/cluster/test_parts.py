@@ -15,6 +15,7 @@ from efface.cluster import run as running
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.spec import Campaign
 from efface.cluster.run import Run, execute, execute_part, open_run, worker_context
+from efface.cluster.tasks.attack import AttackTask, TransferTask
 from efface.cluster.workers.local_executor import LocalExecutor
 from efface.errors import UserError
 from efface.eval.image_table import read_table
@@ -37,6 +38,18 @@ def test_parts_are_disjoint_and_together_everything(parts: int, changes: dict[st
     assert sorted(itertools.chain(*map(shard_ids, found))) == sorted(shard_ids(whole))
     assert all(part.calibrations == whole.calibrations and part.models[0] == whole.models[0] for part in found)
     assert all(shard.model in part.models for part in found for shards in part.shards.values() for shard in shards)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 40])
+def test_a_part_of_attacks_has_all_that_its_tasks_require(parts: int, plan: MakePlan) -> None:
+    whole = plan(seeds=[0, 1], attacks=[{"attack": "paraphrase", "seeds": [0]}])
+    found = [whole.part(number, parts) for number in range(1, parts + 1)]
+    for part in found:
+        there = {*part.products, *(task.provides for task in part.tasks)}
+        assert all(there.issuperset(task.requires) for task in part.tasks)
+    attacks = [task.id for part in found for task in part.of_kind(AttackTask)]
+    assert sorted(attacks) == sorted(task.id for task in whole.of_kind(AttackTask)) and attacks
+    assert parts > 1 or found[0].of_kind(TransferTask) == whole.of_kind(TransferTask) != ()
 
 
 @pytest.mark.parametrize("parts", [2, 3, 4])

@@ -23,6 +23,7 @@ from efface.cluster.tasks.prompts import FOUND, PromptCheck, PromptSearch
 from efface.cluster.tasks.training import TrainingTask
 from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import AXES
+from efface.eval.attack import ATTACKS
 from efface.eval.found_prompts import checks_of, read_slot
 from efface.eval.image_table import read_table
 from efface.train.job import Job
@@ -91,7 +92,9 @@ def test_parts_begin_with_different_concepts(silent: dict[str, Any], plan: Calla
     assert len(made.part(2, 4).prompt_checks) == 4
 
 
-def test_ids_are_made_of_what_decides_the_prompts(silent: dict[str, Any], plan: Callable[..., Plan]) -> None:
+def test_ids_are_made_of_what_decides_the_prompts(
+    silent: dict[str, Any], plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
     made, again = plan(**silent), plan(**silent)
     assert [task.id for task in made.tasks] == [task.id for task in again.tasks]
     more = plan(**silent, concepts={"targets": ["dog", "cat"]}, seeds=[3])
@@ -101,6 +104,8 @@ def test_ids_are_made_of_what_decides_the_prompts(silent: dict[str, Any], plan: 
     assert not {task.id for task in made.of_kind(PromptSearch)} & {task.id for task in other.of_kind(PromptSearch)}
     asking = [{s.id for s in each.of_kind(Shard) if checks_of(s.eval_requests)} for each in (made, again, other)]
     assert asking[0] == asking[1] and not asking[0] & asking[2]
+    monkeypatch.setattr(ATTACKS.get("token-search"), "version", 2)
+    assert not {s.id for s in plan(**silent).prompt_searches} & {s.id for s in made.prompt_searches}
 
 
 def test_an_own_column_wins_and_a_limit_of_zero_leaves_the_axis_out(

@@ -103,6 +103,16 @@ def test_no_attack_spends_more_than_its_budget(name: str, attacked: Any, tiny_ba
     assert all(r.post is None for r in result.instances if r.attempts == 0)
 
 
+@pytest.mark.parametrize("name", ["concept-inversion", "relearning"])
+def test_learning_leaves_enough_of_the_budget_for_the_instances(
+    name: str, attacked: Any, tiny_base: Base, stub_judge: Any
+) -> None:
+    """2 images and 8 steps of 2 calls are 18, and 2 instances of a direct image and 2 tests 6; 18 are there."""
+    config = parse_attack_config(name, {"images": 2, "steps": 8, "batch_size": 1, "tests": 2})
+    result = attacked(ATTACKS.get(name)(tiny_base, config), stub_judge(lambda image, concept: False), budget=18)
+    assert [(r.pre, r.post, r.attempts) for r in result.instances] == [(False, False, 1)] * 2
+
+
 def test_what_an_attack_shows_is_found_and_post_is_never_below_pre(
     attacked: Any, tiny_base: Base, stub_judge: Any
 ) -> None:
@@ -137,6 +147,34 @@ def test_answers_that_cannot_be_read_are_no_verdict(attacked: Any, tiny_base: Ba
     assert result.judged == 0 and result.post_asr is None and result.instances[0].unreadable == 4
 
 
+class Unprepared(Shows):
+    def prepare(self, oracle: Oracle, target: Any, seed: int) -> None:
+        raise BudgetExhausted("0 of 0 model calls are left, 1 needed")
+
+
+def test_rates_have_all_instances_whose_direct_image_is_judged(attacked: Any, tiny_base: Base, stub_judge: Any) -> None:
+    """The first direct image shows the concept, the second does not and is never attacked."""
+    answers = iter([True, False])
+    result = attacked(Unprepared(tiny_base, AttackConfig()), stub_judge(lambda image, concept: next(answers)))
+    assert [(r.end, r.pre, r.post) for r in result.instances] == [
+        ("shown before", True, True),
+        ("no verdict", False, None),
+    ]
+    assert (result.pre_asr, result.post_asr, result.judged, result.unknown) == (0.5, None, 2, 1)
+    row = attack_rows([result])[0]
+    assert (row.pre_asr, row.adaptive_post_asr, row.judged, row.unknown) == (0.5, None, 2, 1)
+    assert "between 0.50 and 1.00" in row.note
+
+
+def test_one_answer_among_many_that_are_missing_is_no_verdict(attacked: Any, tiny_base: Base, stub_judge: Any) -> None:
+    answers = iter([False, False, None, None] * 2)
+    result = attacked(Shows(tiny_base, AttackConfig()), stub_judge(lambda image, concept: next(answers)))
+    assert [(r.end, r.pre, r.post, r.unreadable) for r in result.instances] == [("no verdict", False, None, 2)] * 2
+    found = iter([False, None, True] * 2)  # what is found is found, whatever could not be read before
+    result = attacked(Shows(tiny_base, AttackConfig()), stub_judge(lambda image, concept: next(found)))
+    assert [(r.end, r.post) for r in result.instances] == [("found", True)] * 2 and result.post_asr == 1.0
+
+
 class Diverges(Shows):
     def attempts(self, oracle: Oracle, instance: Instance) -> Iterator[Attempt]:
         raise NotFinite("the loss is not a number")
@@ -162,12 +200,13 @@ def test_an_attack_that_breaks_is_counted_and_nothing_else_is_lost(
 ) -> None:
     result = attacked(Breaks(tiny_base, AttackConfig()), stub_judge(lambda image, concept: False))
     assert result.ends == {"failed": 2} and result.errors == {"IndexError: out of range": 2}
-    assert [(r.attempts, r.post) for r in result.instances] == [(3, False)] * 2
+    assert [(r.attempts, r.post) for r in result.instances] == [(3, None)] * 2
+    assert (result.pre_asr, result.post_asr, result.judged, result.unknown) == (0.0, None, 2, 2)
     with pytest.raises(UserError):
         attacked(ATTACKS.get("published")(tiny_base, PublishedConfig(file="nowhere.csv")), stub_judge(is_grey))
 
 
-def test_a_budget_that_ends_after_some_attempts_is_told(attacked: Any, tiny_base: Base, stub_judge: Any) -> None:
+def test_a_budget_that_ends_after_some_attempts_is_counted(attacked: Any, tiny_base: Base, stub_judge: Any) -> None:
     result = attacked(Shows(tiny_base, AttackConfig()), stub_judge(lambda image, concept: False), budget=30)
     assert [(r.end, r.attempts, r.post) for r in result.instances] == [("out of budget", 1, False)] * 2
     assert result.ends == {"out of budget": 2} and attack_rows([result])[0].out_of_budget == 2

@@ -20,10 +20,10 @@ from efface.eval.attacks.token_search import (
     Vocabulary,
     _similarities,
     _token_gains,
-    restart_seed,
     search,
 )
 from efface.eval.banned_words import Banned, banned_for
+from efface.eval.derived_seed import derived_seed
 from efface.models.base import Base
 from efface.models.recipe import Recipe
 from efface.models.text_encoding import encode_prompts, token_ids
@@ -126,9 +126,10 @@ def test_a_vocabulary_with_everything_banned_is_refused(tiny_base: Base, goal: S
         run(tiny_base, goal, Banned(frozenset({""}), frozenset()))
 
 
-def test_restarts_and_concepts_have_seeds_of_their_own() -> None:
-    seeds = {restart_seed(s, c, r) for s in range(2) for c in ("Cat", "Dog") for r in range(3)}
-    assert len(seeds) == 12
+def test_purposes_restarts_and_concepts_have_seeds_of_their_own() -> None:
+    purposes = itertools.product(("a search", "b"), range(2), ("Cat", "Dog"), range(3))
+    seeds = {derived_seed(*purpose) for purpose in purposes}
+    assert len(seeds) == 24
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
