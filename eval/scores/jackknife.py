@@ -118,7 +118,8 @@ def _intervals(score: Array, bias: Array, rate: Array, images: Array, variance: 
     variance = np.where(variance > MIN_SPREAD, variance, rate * (1 - rate) / images)
     centre = np.clip(score - bias, 0.0, 1.0)
     low, high = wilson_interval(centre, rate * (1 - rate) / variance, cluster_quantile(df, images))
-    return Intervals(score, centre, np.minimum(low, score), np.maximum(high, score), variance)
+    low, high = np.clip(np.minimum(low, score), 0.0, 1.0), np.clip(np.maximum(high, score), 0.0, 1.0)
+    return Intervals(score, centre, low, high, variance)
 
 
 def _overall(cells: Array) -> Array:
