@@ -1,4 +1,4 @@
-"""Hooks that hold tensors, made by a training: like any other, an image does not depend on its neighbours in a batch."""
+"""Hooks that hold tensors, made by a training: like any other, an image is independent of its neighbours in a batch."""
 
 from typing import Any
 
