@@ -75,7 +75,7 @@ def read_run(root: Path) -> RunContent:
         problems.append(f"images that are no evidence, and count for nothing: {counted(broken)}")
     return RunContent(
         name=plan.name if plan else root.name,
-        path=str(root),
+        path=root.name,
         table=table,
         judge=judge,
         rows=tuple(rows),

@@ -33,8 +33,8 @@ QUICK: dict[str, dict[str, Any]] = {
         "schedule_cycles": 1,
         "sizes": None,
     },
-    "eap": {"steps": 2, "learning_rate": 1e-3, "rollout_steps": 3, "vocabulary": ["a bus", "a house", "a tree"]},
-    "age": {"steps": 2, "learning_rate": 1e-3, "rollout_steps": 3, "vocabulary": ["a bus", "a house", "a tree"]},
+    "eap": {"steps": 2, "learning_rate": 1e-3, "rollout_steps": 3, "vocabulary": "concepts"},
+    "age": {"steps": 2, "learning_rate": 1e-3, "rollout_steps": 3, "vocabulary": "concepts"},
     "receler": {
         "steps": 2,
         "learning_rate": 1e-2,

@@ -41,6 +41,7 @@ class RunContent:
 
     name: str
     path: str
+    """The name of its folder: a report is the same wherever the run is."""
     table: pa.Table
     """The image table of the models that were judged to the end, of all judges."""
     judge: str

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from quick_methods import QUICK
+from quick_methods import QUICK as QUICK_METHODS
 from torch import Tensor
 
 from efface.concepts.concept import Concept, ConceptSet
@@ -20,6 +20,9 @@ from efface.train.method import ClosedFormMethod, UnlearningTask, get_method, me
 from efface.train.run_job import run_job
 
 CHAIN = ("cat", "dog", "bus")
+WORDS = {"vocabulary": ["a stone", "a river", "a table"]}
+"""To look among, also after requests: what they erased is left out of the concepts of the set."""
+QUICK = {**QUICK_METHODS, **{name: {**QUICK_METHODS[name], **WORDS} for name in ("age", "eap")}}
 MOVE_SOME = {"fmn", "salun"}
 """Methods that leave tensors of their group as they are: without a gradient from attention maps, or under a mask."""
 CONTINUAL = [name for name in method_names() if "continual" in get_method(name).strategies]
