@@ -143,14 +143,14 @@ RUN_MUTANTS = (
     ),
     Mutant(
         "verdicts are not verified",
-        "cluster/report.py",
+        "cluster/collect_results.py",
         "    _check(folder, records, [(shard, [VERDICTS]) for shard in shards])\n",
         "",
         f"{T_DAMAGE} -k gathered",
     ),
     Mutant(
         "images of sheets are not verified",
-        "cluster/report.py",
+        "cluster/collect_results.py",
         "            _check(folder, records, [(shard, [IMAGES]) for shard in having])\n",
         "            pass\n",
         f"{T_DAMAGE} -k gathered",

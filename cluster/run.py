@@ -13,8 +13,9 @@ from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.planner import plan_campaign, plan_deltas
 from efface.cluster.campaign.rates import rates_for
 from efface.cluster.campaign.spec import MUTABLE_KEYS, Campaign, DeltaEvaluation, Limits
+from efface.cluster.collect_results import DamagedOutputs, collect_results
 from efface.cluster.measured_rates import update_measured_rates
-from efface.cluster.report import DamagedOutputs, Results, collect_results
+from efface.cluster.results import Results
 from efface.cluster.scheduler.dispatch import dispatch
 from efface.cluster.scheduler.progress import Display
 from efface.cluster.scheduler.prometheus import PrometheusMetrics

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.planner import plan_campaign
 from efface.cluster.campaign.spec import Campaign, DeltaEvaluation, Evaluation
-from efface.cluster.report import chains_of, of_last_stages, score_methods, scored_stages, total_seconds
+from efface.cluster.method_scores import chains_of, of_last_stages, score_methods, scored_stages, total_seconds
 from efface.cluster.storage.opening import check_format
 from efface.cluster.storage.records import Record, list_files, parse_failure, parse_record, read_json, sha256
 from efface.cluster.storage.run_folder import RunFolder

@@ -12,7 +12,7 @@ from efface.launch.tables import console, print_line, print_warnings
 from efface.text import shown
 
 if TYPE_CHECKING:
-    from efface.cluster.report import Results
+    from efface.cluster.results import Results
     from efface.cluster.run import Run
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,9 @@ import torch
 from pydantic import Field
 
 from efface.eval.attack import ATTACKS, Attack, AttackConfig, AttackTarget
+from efface.eval.attack_training import NoisyBatch, learn
 from efface.eval.attacks.unlearn_diff_atk import reconstruction_loss
-from efface.eval.oracle import Attempt, BudgetExhausted, Instance, Oracle, checked
+from efface.eval.oracle import Attempt, Instance, Oracle
 from efface.models.embedding_space import check_family, embedding_table, encode_embeddings, framed_ids
 
 FIRST_SEED = 30_000
@@ -61,29 +62,16 @@ class ConceptInversion(Attack):
             images = torch.cat([oracle.latents(conds[i % len(conds)], FIRST_SEED + i) for i in range(config.images)])
         frames = [framed_ids(base, 1, template) for template in config.templates]
         learnt = embedding_table(base).mean(0, keepdim=True).clone().requires_grad_()
-        optimiser = torch.optim.AdamW([learnt], config.learning_rate)
-        self.learnt = []
-        last = len(oracle.schedule.timesteps)
-        try:
-            for step in range(1, config.steps + 1):
-                chosen = torch.randint(len(images), (config.batch_size,), generator=generator)
-                timesteps = torch.randint(last, (config.batch_size,), generator=generator).to(images.device)
-                noise = torch.randn((config.batch_size, *images.shape[1:]), generator=generator).to(images)
-                x_t, truth = oracle.noised(images[chosen], timesteps, noise)
-                frame = frames[int(torch.randint(len(frames), (1,), generator=generator))]
-                with torch.enable_grad():
-                    cond = encode_embeddings(base, frame, learnt)
-                    loss = checked(reconstruction_loss(oracle.predict, x_t, timesteps, cond, truth))
-                    (learnt.grad,) = torch.autograd.grad(loss, learnt)
-                optimiser.step()
-                if step * config.tests % config.steps < config.tests:
-                    self.learnt.append((step, learnt.detach().clone()))
-        except BudgetExhausted:
-            if not self.learnt:
-                raise
+
+        def loss_of(batch: NoisyBatch) -> torch.Tensor:
+            frame = frames[int(torch.randint(len(frames), (1,), generator=generator))]
+            cond = encode_embeddings(base, frame, learnt)
+            return reconstruction_loss(oracle.predict, batch.x_t, batch.timesteps, cond, batch.noise)
+
+        self.learnt = learn(oracle, images, [learnt], config, generator, loss_of, lambda: learnt.detach().clone())
 
     def attempts(self, oracle: Oracle, instance: Instance) -> Iterator[Attempt]:
         ids = framed_ids(oracle.base, 1)
-        for step, embedding in self.learnt:
-            cond = encode_embeddings(oracle.base, ids, embedding)
-            yield oracle.attempt(cond, instance.seed, "embedding", steps=step)
+        for learnt in self.learnt:
+            cond = encode_embeddings(oracle.base, ids, learnt.state)
+            yield oracle.attempt(cond, instance.seed, "embedding", steps=learnt.steps)

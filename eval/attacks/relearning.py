@@ -15,8 +15,9 @@ from torch.nn.functional import mse_loss
 
 from efface.errors import UserError
 from efface.eval.attack import ATTACKS, Attack, AttackConfig, AttackTarget
+from efface.eval.attack_training import NoisyBatch, learn
 from efface.eval.attacks.concept_inversion import FIRST_SEED, LEARNABLE
-from efface.eval.oracle import Attempt, BudgetExhausted, Instance, Oracle, checked
+from efface.eval.oracle import Attempt, Instance, Oracle
 from efface.models.conditioning import Conditioning
 from efface.models.sampler_hooks import hook_of
 
@@ -54,32 +55,22 @@ class Relearning(Attack):
         self.student, hook = oracle.base.denoiser.copy(), hook_of(oracle.base)
         named = [(name, weight) for name, weight in self.student.module.named_parameters() if ".attn2." in name]
         self.trained = [weight.requires_grad_() for _, weight in named]
-        optimiser = torch.optim.AdamW(self.trained, config.learning_rate)
-        self.learnt = []
-        last = len(oracle.schedule.timesteps)
-        try:
-            for step in range(1, config.steps + 1):
-                rows = torch.randint(len(images), (config.batch_size,), generator=generator)
-                timesteps = torch.randint(last, (config.batch_size,), generator=generator).to(images.device)
-                noise = torch.randn((config.batch_size, *images.shape[1:]), generator=generator).to(images)
-                x_t, truth = oracle.noised(images[rows], timesteps, noise)
-                oracle.budget.spend(2 * config.batch_size)
-                with hook.attached(self.student), torch.enable_grad():
-                    loss = checked(mse_loss(self.student(x_t, timesteps, conds[rows.tolist()]), truth))
-                    optimiser.zero_grad()
-                    loss.backward()
-                optimiser.step()
-                if step * config.tests % config.steps < config.tests:
-                    self.learnt.append((step, [weight.detach().clone() for weight in self.trained]))
-        except BudgetExhausted:
-            if not self.learnt:
-                raise
+
+        def loss_of(batch: NoisyBatch) -> torch.Tensor:
+            oracle.budget.spend(2 * config.batch_size)
+            with hook.attached(self.student):
+                return mse_loss(self.student(batch.x_t, batch.timesteps, conds[batch.rows.tolist()]), batch.noise)
+
+        def weights() -> list[torch.Tensor]:
+            return [weight.detach().clone() for weight in self.trained]
+
+        self.learnt = learn(oracle, images, self.trained, config, generator, loss_of, weights)
 
     @torch.no_grad()
     def attempts(self, oracle: Oracle, instance: Instance) -> Iterator[Attempt]:
-        for step, weights in self.learnt:
-            for weight, value in zip(self.trained, weights, strict=True):
+        for learnt in self.learnt:
+            for weight, value in zip(self.trained, learnt.state, strict=True):
                 weight.copy_(value)
             cond = oracle.encode(instance.prompt)
             latents = oracle.latents(cond, instance.seed, instance.prompt, self.student)
-            yield oracle.decoded(latents, "weights", steps=step)
+            yield oracle.decoded(latents, "weights", steps=learnt.steps)

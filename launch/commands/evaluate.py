@@ -12,7 +12,7 @@ from efface.launch.execution import execute_run, failure_code, show_results
 from efface.launch.options import LOCAL, BaseOption, ConceptsOption, DeviceOption, PromptsOption, WorkersOption
 
 if TYPE_CHECKING:
-    from efface.cluster.report import Results
+    from efface.cluster.results import Results
     from efface.models.delta import Delta
 
 

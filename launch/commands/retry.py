@@ -13,7 +13,7 @@ from efface.launch.job_names import find_job
 from efface.launch.options import AddressOption, RunFolderArgument, WorkersOption
 
 if TYPE_CHECKING:
-    from efface.cluster.report import Results
+    from efface.cluster.results import Results
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from efface.launch.options import AddressOption, CampaignArgument, OverridesOpti
 from efface.launch.output_files import optional_path
 
 if TYPE_CHECKING:
-    from efface.cluster.report import Results
+    from efface.cluster.results import Results
 
 
 @dataclass(frozen=True, kw_only=True)

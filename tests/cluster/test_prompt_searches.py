@@ -13,7 +13,7 @@ from tiny_campaign import CONCEPTS, IMAGES_PER_PROMPT, LIMITS, UCE
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.sharding import retaining
 from efface.cluster.campaign.spec import Campaign
-from efface.cluster.report import Results
+from efface.cluster.results import Results
 from efface.cluster.run import Run, execute, open_run
 from efface.cluster.storage.prompt_cache import cached
 from efface.cluster.storage.remaining import remaining_tasks

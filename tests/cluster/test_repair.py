@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from efface.cluster.campaign.spec import Campaign
-from efface.cluster.report import DamagedOutputs, collect_results
+from efface.cluster.collect_results import DamagedOutputs, collect_results
 from efface.cluster.run import Run, execute, open_run, reopen_run, worker_context
 from efface.cluster.storage.opening import FORMAT
 from efface.cluster.storage.repair import withdraw_damaged

@@ -16,7 +16,7 @@ from rich.console import Console
 from tiny_campaign import LIMITS, UCE
 
 from efface.cluster.campaign.spec import Campaign
-from efface.cluster.report import collect_results
+from efface.cluster.collect_results import collect_results
 from efface.cluster.run import execute, open_run, reopen_run
 from efface.cluster.run_content import read_run
 from efface.cluster.storage.records import parse_record

@@ -14,7 +14,7 @@ from tiny_campaign import IMAGES_PER_PROMPT, PROMPTS
 
 from efface.cluster import run as running
 from efface.cluster.campaign.spec import Campaign
-from efface.cluster.report import Results
+from efface.cluster.results import Results
 from efface.cluster.run import Run, execute, open_run, reopen_run
 from efface.cluster.summary import JobSummary, KindSummary, summarize
 from efface.cluster.tasks.calibration import CALIBRATION

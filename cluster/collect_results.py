@@ -1,19 +1,18 @@
-"""From finished tasks to what people read: the image table, scores, the leaderboard and the contact sheets.
+"""From finished tasks to results in the run folder: the image table, scores, the leaderboard and the contact sheets.
 
 Records and outputs are only read here; damaged ones are reported, and `storage/repair.py` withdraws them.
 """
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.console import Console
-from rich.text import Text
 
 from efface.cluster.campaign.plan import Plan
+from efface.cluster.method_scores import chains_of, of_last_stages, score_methods, scored_stages, total_seconds
+from efface.cluster.results import Results
 from efface.cluster.storage.records import Record, sha256
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.tasks.attack import ATTACK, TRANSFER, AttackTask, Transferred, Transfers, TransferTask
@@ -25,115 +24,27 @@ from efface.cluster.tasks.prompts import FOUND
 from efface.cluster.tasks.task import Task
 from efface.cluster.tasks.training import TrainingResult
 from efface.config_files import read_config
-from efface.errors import UserError
 from efface.eval.attack_run import AttackResult
-from efface.eval.attack_table import AttackRow, attack_rows, attack_table, write_attack_csv
+from efface.eval.attack_table import attack_rows, write_attack_csv
 from efface.eval.calibration import read_calibration
 from efface.eval.contact_sheet import write_sheets
 from efface.eval.found_prompts import FoundPrompts
-from efface.eval.image_errors import ImageError, broken_images, counted
+from efface.eval.image_errors import ImageError, broken_images
 from efface.eval.image_table import read_images, read_table, write_table
 from efface.eval.judge_accuracy import Accuracy, mean_accuracy, together
 from efface.eval.judge_spec import judge_name
 from efface.eval.scores.comparison import differences
-from efface.eval.scores.continual import Stages, score_stages
-from efface.eval.scores.continual import rich_table as stages_table
 from efface.eval.scores.continual import write_csv as write_stages
 from efface.eval.scores.corrected import corrected_scores
 from efface.eval.scores.leaderboard import (
     ImageCost,
-    LeaderboardRow,
-    differences_table,
     leaderboard,
     notes,
-    rich_table,
     write_csv,
 )
-from efface.eval.scores.results import Scores
-from efface.eval.scores.scoring import score_table
 from efface.eval.scores.shown import split_shown
 from efface.eval.weight_norms import mean_weight_change
 from efface.files import write_json
-from efface.text import rich_text, shown
-
-MIN_TRUSTED_ACCURACY = 0.9
-"""Accuracy on the base's images below which a judge's verdicts come with a warning."""
-
-
-@dataclass(frozen=True)
-class Results:
-    """What a run came to."""
-
-    folder: RunFolder
-    rows: list[LeaderboardRow]
-    stages: dict[str, Stages]
-    """Of each chain of requests, by its method's label."""
-    accuracy: dict[str, float | None]
-    """Of each judge on images of the unedited base."""
-    failures: list[str]
-    unscored: list[str]
-    """Why a method of the plan has no row."""
-    broken: dict[str, dict[ImageError, int]] = field(default_factory=dict)
-    """Images of each method that are no evidence, by their error; those without any are left out."""
-    measured: dict[str, Accuracy] = field(default_factory=dict)
-    """What `accuracy` of each judge was measured on, all concepts together."""
-    notes: list[str] = field(default_factory=list)
-    """What a reader of the rows has to know."""
-    warnings: list[str] = field(default_factory=list)
-    """What the run found out that should be known before the scores are believed."""
-    attacks: list[AttackRow] = field(default_factory=list)
-    """A row for each method and attack."""
-
-    def show(self, console: Console) -> None:
-        """The leaderboard, and where the rest is."""
-        if self.rows:
-            console.print(rich_table(self.rows, console.width))
-        differences = differences_table(self.rows)
-        if differences:
-            console.print(differences)
-        for note in self.notes:
-            console.print(rich_text(note), soft_wrap=True)
-        for label, chain in self.stages.items():
-            console.print(stages_table(chain, f"{label}, request by request"))
-        for judge, accuracy in self.accuracy.items():
-            said = "unknown" if accuracy is None else f"{accuracy:.1%}"
-            line = f"judge {judge}: {said} right on images of the unedited base{_measured_on(self.measured.get(judge))}"
-            console.print(rich_text(line), soft_wrap=True)
-            if accuracy is not None and accuracy < MIN_TRUSTED_ACCURACY:
-                console.print("[yellow]read its scores with care: it is wrong too often[/yellow]")
-        for label, broken in self.broken.items():
-            console.print(Text.assemble((shown(label), "yellow"), f": {counted(broken)}"), soft_wrap=True)
-        if self.attacks:
-            console.print(attack_table(self.attacks))
-            for row in self.attacks:
-                if row.note:
-                    console.print(
-                        Text.assemble((shown(f"{row.attack} on {row.method}"), "yellow"), f": {shown(row.note)}")
-                    )
-        for warning in self.warnings:
-            console.print(Text.assemble(("warning", "yellow"), f": {shown(warning)}"), soft_wrap=True)
-        for reason in self.unscored:
-            console.print(Text.assemble(("not scored", "yellow"), f": {shown(reason)}"), soft_wrap=True)
-        for path in (
-            self.folder.report,
-            self.folder.table,
-            self.folder.scores,
-            self.folder.leaderboard,
-            self.folder.sheets,
-        ):
-            if path.exists():
-                console.print(rich_text(str(path)), soft_wrap=True)
-
-
-def _measured_on(accuracy: Accuracy | None) -> str:
-    """`; finds 98.0% of 50 concepts that are there (90-100%), and leaves out 99.0% of 480 that are not (98-100%)`."""
-    if accuracy is None or accuracy.recall_interval is None or accuracy.specificity_interval is None:
-        return ""
-    (low, high), (least, most) = accuracy.recall_interval, accuracy.specificity_interval
-    return (
-        f"; finds {accuracy.recall:.1%} of {accuracy.own} concepts that are there ({low:.0%}-{high:.0%}), and leaves "
-        f"out {accuracy.specificity:.1%} of {accuracy.others} that are not ({least:.0%}-{most:.0%})"
-    )
 
 
 class DamagedOutputs(Exception):
@@ -291,12 +202,6 @@ def _check(folder: RunFolder, records: Mapping[str, Record], outputs: Sequence[t
         raise DamagedOutputs(damaged)
 
 
-def total_seconds(trained: Sequence[TrainingResult]) -> float | None:
-    """Of all trainings together; None where that is not known of each."""
-    known = [t.metrics.seconds for t in trained if t.metrics.seconds is not None]
-    return sum(known) if len(known) == len(trained) else None
-
-
 def _image_costs(shards: Sequence[Shard], records: Mapping[str, Record]) -> dict[str, ImageCost]:
     """By label; without one whose records do not all say it, as those of earlier releases."""
     found: dict[str, list[dict[str, float] | None]] = {}
@@ -326,33 +231,6 @@ def _means(models: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(numbers[name] for numbers in models) / len(models) for name in names}
 
 
-def chains_of(plan: Plan) -> dict[str, list[tuple[str, str]]]:
-    """Label of a chain's last model -> label and request of each of its models, in order, from the first one on."""
-    chains: list[list[tuple[str, str]]] = []
-    for model in plan.jobs:
-        if model.job and model.job.strategy == "continual" and (model.predecessor or not model.job.parent):
-            if model.predecessor is None:
-                chains.append([])
-            chains[-1].append((model.label, model.job.concepts[-1]))
-    return {chain[-1][0]: chain for chain in chains}
-
-
-def scored_stages(chains: Mapping[str, Sequence[tuple[str, str]]], scores: Mapping[str, Scores]) -> dict[str, Stages]:
-    """What there is to say of every chain of `chains_of` that is scored up to some request, as far as it is."""
-    stages = {}
-    for label, chain in chains.items():
-        scored = list(itertools.takewhile(lambda stage: stage[0] in scores, chain))
-        if scored:
-            stages[label] = score_stages(scored, scores)
-    return stages
-
-
-def of_last_stages(chains: Mapping[str, Sequence[tuple[str, str]]], scores: Mapping[str, Scores]) -> dict[str, Scores]:
-    """The scores without those of models that another request followed."""
-    followed = {label for chain in chains.values() for label, _ in chain[:-1]}
-    return {label: score for label, score in scores.items() if label not in followed}
-
-
 def _finder(
     folder: RunFolder, records: Mapping[str, Record], shards: Sequence[Shard], parts: Sequence[pa.Table]
 ) -> Callable[[Sequence[str]], pa.Table]:
@@ -373,24 +251,6 @@ def _finder(
         return pa.concat_tables([read_images(folder.output(shard, IMAGES)) for shard in having])
 
     return find
-
-
-def score_methods(table: pa.Table, labels: Iterable[str]) -> tuple[dict[str, Scores], list[str]]:
-    """The scores of each label in a table of one judge, or of the base where none has any; and why some have none."""
-    scores: dict[str, Scores] = {}
-    unscored = []
-    present = set(table["method"].unique().to_pylist())
-    for label in [*labels, BASE]:
-        if label == BASE and (scores or BASE not in present):
-            continue
-        if label not in present:
-            unscored.append(f"method '{label}' has no model that was judged to the end")
-            continue
-        try:
-            scores[label] = score_table(table, method=label)
-        except UserError as error:
-            unscored.append(str(error))
-    return scores, unscored
 
 
 def _of_first_judge(plan: Plan, table: pa.Table) -> pa.Table:
