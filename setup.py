@@ -28,7 +28,7 @@ setup(
             "launch/submit/templates/**/*",
             "eval/report/templates/*",
             "cluster/package/templates/*",
-            "eval/published/*.csv",
+            "eval/published_scores/*.csv",
         ]
     },
     # Each bound is a release with which tests/test_wheel.py runs the demo. Where one has a reason, releases before it

@@ -20,7 +20,7 @@ from efface.cluster.tasks.calibration import CALIBRATION
 from efface.cluster.tasks.judging import IMAGES, VERDICTS, Shard
 from efface.cluster.tasks.metric import MetricTask
 from efface.cluster.tasks.model import BASE, Model
-from efface.cluster.tasks.prompts import FOUND
+from efface.cluster.tasks.prompt_search import FOUND
 from efface.cluster.tasks.task import Task
 from efface.cluster.tasks.training import TrainingResult
 from efface.config_files import read_config

@@ -28,7 +28,7 @@ from efface.errors import UserError
 from efface.eval.calibration import Calibration, read_calibration
 from efface.eval.image_errors import broken_images, counted
 from efface.eval.image_table import SCHEMA, read_images, read_table
-from efface.eval.published import published_for
+from efface.eval.published_scores import published_for
 from efface.eval.report.content import ReportedModel, RunContent
 from efface.eval.scores.leaderboard import leaderboard, notes
 from efface.eval.weight_norms import WeightChange, mean_weight_change

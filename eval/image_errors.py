@@ -7,15 +7,12 @@
 Such an image has no verdict (`present` is null), whatever the judge would say, and is counted apart.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-
-from efface.concepts.concept import Concept
-from efface.eval.judge import UNREADABLE, Judge, Verdict
 
 ImageError = Literal["not finite", "one colour", "blanked"]
 IMAGE_ERRORS: tuple[ImageError, ...] = get_args(ImageError)
@@ -33,21 +30,6 @@ def image_errors(images: np.ndarray, not_finite: Collection[int] = ()) -> list[I
         "not finite" if i in not_finite else "blanked" if black[i] else "one colour" if same[i] else None
         for i in range(len(images))
     ]
-
-
-def verdicts(
-    judge: Judge, images: np.ndarray, concepts: Sequence[Concept], errors: Sequence[ImageError | None]
-) -> list[Verdict]:
-    """One verdict an image, unreadable for those with an error, which the judge does not see.
-
-    So is a verdict whose score is no number. images: uint8 (N, H, W, 3).
-    """
-    sound = [i for i, error in enumerate(errors) if error is None]
-    found = [UNREADABLE] * len(errors)
-    if sound:
-        for i, verdict in zip(sound, judge.judge(images[sound], [concepts[i] for i in sound]), strict=True):
-            found[i] = verdict if np.isfinite(verdict.score) else UNREADABLE
-    return found
 
 
 def broken_images(table: pa.Table) -> dict[ImageError, int]:

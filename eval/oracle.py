@@ -20,10 +20,10 @@ from efface.models.conditioning import Conditioning
 from efface.models.delta import Delta
 from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor, truth
+from efface.models.noise_scheduler import make_scheduler
 from efface.models.recipe import Recipe
 from efface.models.sampler import decode, denoise
 from efface.models.sampler_hooks import Guidance, hook_of, named_hook
-from efface.models.scheduler import make_scheduler
 from efface.models.text_encoding import encode_prompts
 
 

@@ -16,7 +16,7 @@ from diffusers import DDPMScheduler, SchedulerMixin
 from torch import Tensor
 
 from efface.models.conditioning import Conditioning
-from efface.models.scheduler import new_scheduler_like
+from efface.models.noise_scheduler import new_scheduler_like
 
 
 class NoisePredictor(Protocol):

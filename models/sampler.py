@@ -20,9 +20,9 @@ from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor
+from efface.models.noise_scheduler import make_scheduler
 from efface.models.recipe import Recipe
 from efface.models.sampler_hooks import Guidance, hook_of
-from efface.models.scheduler import make_scheduler
 from efface.models.text_encoding import encode_prompts
 
 

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from efface.models.activations import PassCost, Precision, pass_cost, unet_pass_cost
+from efface.models.activation_cost import PassCost, Precision, pass_cost, unet_pass_cost
 from efface.models.base import DEFAULT_ARCHITECTURE, RANDOM, SINGLE_FILE, BaseSpec, architecture
 from efface.models.loading import empty_components
 from efface.models.model_files import DIFFUSERS_FILES, locate

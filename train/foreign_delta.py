@@ -7,7 +7,7 @@ from efface.concepts.concept import ConceptSet
 from efface.errors import UserError
 from efface.models.base import Base
 from efface.models.delta import Delta
-from efface.models.foreign import read_foreign
+from efface.models.foreign_weights import read_foreign
 from efface.train.job import Job
 
 WEIGHTS = "weights"

@@ -21,7 +21,7 @@ from efface.cluster.tasks.calibration import CalibrationPart, CalibrationTask, c
 from efface.cluster.tasks.judging import Shard
 from efface.cluster.tasks.metric import MetricTask
 from efface.cluster.tasks.model import BASE, Model
-from efface.cluster.tasks.prompts import PromptCheck, PromptSearch
+from efface.cluster.tasks.prompt_search import PromptCheck, PromptSearch
 from efface.cluster.tasks.task import Task
 from efface.cluster.tasks.training import TrainingTask
 from efface.concepts.concept import Concept, ConceptSet

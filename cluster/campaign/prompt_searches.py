@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from efface.cluster.campaign.spec import Evaluation
-from efface.cluster.tasks.prompts import PromptCheck, PromptSearch
+from efface.cluster.tasks.prompt_search import PromptCheck, PromptSearch
 from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import PromptSet
 from efface.eval.attack import attack_id, parse_attack_config, prompt_attack

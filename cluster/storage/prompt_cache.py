@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from efface.cluster.storage.run_folder import RunFolder
-from efface.cluster.tasks.prompts import CANDIDATES, FOUND, Candidates, PromptCheck, PromptSearch
+from efface.cluster.tasks.prompt_search import CANDIDATES, FOUND, Candidates, PromptCheck, PromptSearch
 from efface.cluster.tasks.task import Task
 from efface.config_files import StrictModel, parse
 from efface.errors import UserError

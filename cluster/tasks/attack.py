@@ -152,7 +152,8 @@ class TransferTask(Task):
         worker.finish(self, [path], images=sum(row.prompts for row in rows))
 
     def _tried(self, worker: Worker, attack: AttackTask) -> Transferred:
-        from efface.eval.image_errors import image_errors, verdicts
+        from efface.eval.image_errors import image_errors
+        from efface.eval.verdicts import verdicts
         from efface.models.sampler import ImageRequest, sample
 
         found = [

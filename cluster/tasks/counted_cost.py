@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from efface.cluster.tasks.task import CountedCost
-from efface.models.activations import Precision
+from efface.models.activation_cost import Precision
 from efface.models.base import BaseSpec
 from efface.models.model_files import NotCached
 from efface.models.shapes import model_shapes

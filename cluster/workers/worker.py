@@ -20,7 +20,7 @@ from efface.cluster.storage.lease import check_shared
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.tasks.calibration import CALIBRATION, CalibrationTask
 from efface.cluster.tasks.model import Model
-from efface.cluster.tasks.prompts import FOUND, PromptCheck
+from efface.cluster.tasks.prompt_search import FOUND, PromptCheck
 from efface.cluster.tasks.retry_rules import Outcome
 from efface.cluster.tasks.task import DamagedInput, Task
 from efface.cluster.workers.log_capture import log_to

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from efface.eval.attack import ATTACKS, Attack, AttackConfig
 from efface.eval.oracle import Attempt, Instance, Oracle
-from efface.models.scheduler import make_scheduler
+from efface.models.noise_scheduler import make_scheduler
 
 
 class CompletionConfig(AttackConfig):

@@ -11,7 +11,7 @@ import torch
 
 from efface.eval.attack import ATTACKS, Attack, AttackConfig
 from efface.eval.oracle import Attempt, Instance, Oracle
-from efface.models.scheduler import make_scheduler
+from efface.models.noise_scheduler import make_scheduler
 
 
 class InpaintingConfig(AttackConfig):

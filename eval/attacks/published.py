@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from efface.concepts.published import read_published, split_concepts
+from efface.concepts.published_prompts import read_published, split_concepts
 from efface.errors import UserError
 from efface.eval.attack import ATTACKS, Attack, AttackConfig, AttackKind, AttackTarget
 from efface.eval.oracle import Attempt, Instance, Oracle

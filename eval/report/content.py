@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from efface.eval.calibration import Calibration
-from efface.eval.published import Published
+from efface.eval.published_scores import Published
 from efface.eval.scores.continual import Stages
 from efface.eval.scores.leaderboard import LeaderboardRow
 from efface.eval.scores.results import Scores

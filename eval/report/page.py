@@ -15,7 +15,7 @@ import jinja2
 from efface.concepts.prompts import AXES, KEPT_AXES
 from efface.eval.calibration import Calibration
 from efface.eval.judge_accuracy import Accuracy, together
-from efface.eval.published import CAUTION
+from efface.eval.published_scores import CAUTION
 from efface.eval.report.content import RunContent
 from efface.eval.report.figures import Figure, figures, is_base
 from efface.eval.report.queries import Disagreement, disagreements

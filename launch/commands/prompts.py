@@ -14,7 +14,7 @@ from efface.launch.text_encoder import UNKNOWN_WINDOW, TextEncoderOption, find_w
 if TYPE_CHECKING:
     from efface.concepts.concept import ConceptSet
     from efface.concepts.prompts import Prompt, PromptSet
-    from efface.concepts.published import PublishedPrompts
+    from efface.concepts.published_prompts import PublishedPrompts
     from efface.concepts.text_window import CutPrompt, TextWindow
 
 
@@ -96,7 +96,7 @@ def run(options: PromptsOptions) -> "PromptListing | PublishedListing":
 def _published(file: str) -> "PublishedPrompts | None":
     """The prompts of a published file; None of a prompt set."""
     from efface.concepts.prompts import prompt_set_names
-    from efface.concepts.published import published_format, read_published
+    from efface.concepts.published_prompts import published_format, read_published
     from efface.files import local_path
 
     if file in prompt_set_names():

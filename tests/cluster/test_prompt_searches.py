@@ -19,7 +19,7 @@ from efface.cluster.storage.prompt_cache import cached
 from efface.cluster.storage.remaining import remaining_tasks
 from efface.cluster.tasks.judging import Shard
 from efface.cluster.tasks.model import Model
-from efface.cluster.tasks.prompts import FOUND, PromptCheck, PromptSearch
+from efface.cluster.tasks.prompt_search import FOUND, PromptCheck, PromptSearch
 from efface.cluster.tasks.training import TrainingTask
 from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import AXES

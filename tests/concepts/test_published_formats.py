@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from efface.concepts.published import PublishedPrompt, published_format, read_published
+from efface.concepts.published_prompts import PublishedPrompt, published_format, read_published
 from efface.errors import UserError
 
 FILES = {

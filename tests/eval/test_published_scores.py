@@ -6,7 +6,7 @@ import pytest
 from report_runs import run_content
 
 from efface.concepts.concept import load_concept_set
-from efface.eval.published import CAUTION, published_for
+from efface.eval.published_scores import CAUTION, published_for
 from efface.eval.report.page import report_html
 
 ALL = [concept.name for concept in load_concept_set("genmu-2025").all]

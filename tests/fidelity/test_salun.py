@@ -11,7 +11,7 @@ from efface.models.base import Base
 from efface.models.text_encoding import encode_prompts
 from efface.train.methods.salun import saliency_loss
 from efface.train.run_job import run_job
-from efface.train.trainer.selection import top_share
+from efface.train.trainer.weight_mask import top_share
 
 
 def arrays(*shape: int) -> tuple[np.ndarray, ...]:
@@ -56,7 +56,7 @@ def test_the_share_is_of_all_entries_together_and_never_one_without_a_gradient()
 
 def test_the_mask_is_the_largest_gradient_of_the_saliencys_loss(prepare: Any) -> None:
     """The gradient is that of finite differences in one weight that is selected and in one that is not."""
-    from efface.train.trainer.selection import selected_entries
+    from efface.train.trainer.weight_mask import selected_entries
 
     salun, student = prepare("salun", select_batches=2)
     trained = {name: value.requires_grad_(True) for name, value in salun.trained(student).items()}

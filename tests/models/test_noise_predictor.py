@@ -8,7 +8,7 @@ from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import classifier_free_guidance, partial_denoise
-from efface.models.scheduler import make_scheduler
+from efface.models.noise_scheduler import make_scheduler
 
 CONFIG = {
     "beta_start": 0.00085,

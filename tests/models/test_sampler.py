@@ -10,9 +10,9 @@ from diffusers import StableDiffusionPipeline
 from efface.errors import UserError
 from efface.models.base import Base
 from efface.models.delta import Delta
+from efface.models.noise_scheduler import make_scheduler
 from efface.models.recipe import Recipe
 from efface.models.sampler import ImageRequest, sample
-from efface.models.scheduler import make_scheduler
 
 REQUESTS = [ImageRequest(prompt, seed) for prompt in ("a red cat", "a dog, at night") for seed in (0, 7)]
 

@@ -21,10 +21,10 @@ from efface.models.noise_predictor import (
     partial_denoise,
     truth,
 )
+from efface.models.noise_scheduler import make_scheduler
 from efface.models.recipe import Recipe
 from efface.models.sampler import denoise
 from efface.models.sampler_hooks import Guidance
-from efface.models.scheduler import make_scheduler
 
 VELOCITY = {"prediction_type": "v_prediction"}
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2

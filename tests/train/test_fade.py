@@ -12,7 +12,7 @@ from efface.errors import UserError
 from efface.models.base import Base
 from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import partial_denoise
-from efface.models.scheduler import make_scheduler
+from efface.models.noise_scheduler import make_scheduler
 from efface.models.text_encoding import encode_prompts
 from efface.train.data import neighbours
 from efface.train.data.conditions import without_article

@@ -5,11 +5,11 @@ from itertools import combinations_with_replacement
 
 from torch import nn
 
-from efface.models.activations import TOKENS
+from efface.models.activation_cost import TOKENS
 from efface.models.denoiser import Denoiser
 from efface.models.network import Network
+from efface.models.noise_scheduler import make_scheduler
 from efface.models.parameter_groups import select
-from efface.models.scheduler import make_scheduler
 from efface.models.shapes import ModelShapes, cached_unet_pass_cost
 from efface.models.text_encoder import TextEncoder
 from efface.train.method import GradientMethod, Method

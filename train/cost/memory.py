@@ -12,7 +12,7 @@ from accelerate.commands.estimate import estimate_training_usage
 from torch import nn
 
 from efface.config_files import find_config, read_yaml
-from efface.models.activations import TOKENS, Precision
+from efface.models.activation_cost import TOKENS, Precision
 from efface.models.parameter_groups import select
 from efface.models.shapes import ModelShapes, cached_unet_pass_cost
 from efface.train.cost.flops import conditioning_names, trained_names, trained_weights

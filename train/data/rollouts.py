@@ -14,7 +14,7 @@ from torch import Tensor
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.noise_predictor import NoisePredictor, partial_denoise
-from efface.models.scheduler import make_scheduler
+from efface.models.noise_scheduler import make_scheduler
 from efface.models.text_encoding import encode_prompts
 from efface.train.data.timesteps import TimestepConfig
 from efface.train.method import GradientConfig

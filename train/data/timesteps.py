@@ -20,7 +20,7 @@ from torch import Tensor
 from efface.concepts.concept import Concept
 from efface.errors import UserError
 from efface.models.noise_predictor import truth
-from efface.models.scheduler import make_scheduler
+from efface.models.noise_scheduler import make_scheduler
 from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts
 from efface.train.data.latents import ImageConfig, image_posterior

@@ -33,8 +33,8 @@ from efface.models.adapters import add_adapters
 from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor, partial_denoise
+from efface.models.noise_scheduler import make_scheduler
 from efface.models.parameter_groups import select
-from efface.models.scheduler import make_scheduler
 from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts
 from efface.train.data.captions import has_phrase_once

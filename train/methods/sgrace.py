@@ -20,8 +20,8 @@ from torch.nn.functional import cosine_similarity, mse_loss
 
 from efface.errors import UserError
 from efface.models.noise_predictor import partial_denoise
+from efface.models.noise_scheduler import make_scheduler
 from efface.models.parameter_groups import select
-from efface.models.scheduler import make_scheduler
 from efface.models.shapes import ModelShapes
 from efface.models.text_encoder import TextEncoder
 from efface.models.text_encoding import encode_prompts, token_ids

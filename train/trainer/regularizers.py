@@ -3,7 +3,7 @@
     loss_shape       hellinger: 1 - exp(-L / s), whose gradient fades where L is large (f-DMU, arXiv 2509.21167)
     near_start       + w mean |theta - theta_0|, or w mean (theta - theta_0)^2, to the weights the job starts from:
                      in a chain those of the request before (CUIG, arXiv 2511.07970)
-    select           only some entries of the trained weights are trained (`train/trainer/selection.py`)
+    select           only some entries of the trained weights are trained (`train/trainer/weight_mask.py`)
     protect          keys and values of the cross-attention change by Delta P alone, P = I - V V^T, V an orthonormal
                      basis of the protected prompts' mean token embeddings (CUIG's projection)
 
@@ -21,7 +21,7 @@ from efface.models.network import Network
 from efface.models.text_encoding import encode_prompts, last_subject_token
 from efface.train.method import GradientMethod, TrainingConfig, UnlearningTask
 from efface.train.trainer.options import TrainingOptions
-from efface.train.trainer.selection import keep_selected, selected_entries
+from efface.train.trainer.weight_mask import keep_selected, selected_entries
 
 SMALLEST_SINGULAR_VALUE = 1e-6  # of the largest: what is smaller is rounding
 

@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from efface.models.activations import pass_cost, unet_pass_cost
+from efface.models.activation_cost import pass_cost, unet_pass_cost
 from efface.models.base import Base, architecture
 from efface.models.loading import empty_components
 from efface.models.parameter_groups import select

@@ -14,7 +14,7 @@ from efface.errors import UserError
 from efface.models.base import Base, load_base
 from efface.models.delta import Delta
 from efface.models.export import export
-from efface.models.foreign import read_foreign
+from efface.models.foreign_weights import read_foreign
 
 KEY = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 LAYER = KEY.removeprefix("unet.")
