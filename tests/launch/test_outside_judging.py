@@ -49,7 +49,10 @@ def judge(tmp_path: Path) -> str:
 
 
 def test_they_are_listed_with_their_fields(efface: RunEfface) -> None:
-    for command, name, fields in (("judges", "colour", ["colours", "share"]), ("attacks", "shuffle", ["words"])):
+    for command, name, fields in (
+        ("judges", "colour", ["calibration_images", "colours", "share"]),
+        ("attacks", "shuffle", ["words"]),
+    ):
         assert name in efface(command).out
         (found,) = json.loads(efface(command, name, "--json").out)
         assert found["summary"] and [field["name"] for field in found["fields"]] == fields
