@@ -157,8 +157,8 @@ RUN_MUTANTS = (
     ),
     Mutant(
         "a full disk fails the job",
-        "cluster/workers/worker.py",
-        "        except StorageError as error:\n            return Outcome.storage(str(error), log.getvalue())\n",
+        "cluster/tasks/retry_rules.py",
+        "        case StorageError():\n            return Outcome.storage(str(error), log)\n",
         "",
         "tests/cluster/test_object_store.py -k blame",
     ),
@@ -172,7 +172,7 @@ RUN_MUTANTS = (
     ),
     Mutant(
         "there is no limit on losses and errors",
-        "cluster/scheduler/dispatch.py",
+        "cluster/tasks/retry_rules.py",
         "< outcome.attempts\n",
         "< 100\n",
         f"{T_LIMITS} -k 'without_end or every_time'",

@@ -1,4 +1,4 @@
-"""The driver's loop: keep every worker busy, note what ended, and do what its outcome says: retry, give up, stop."""
+"""The driver's loop: keep every worker busy, note what ended, and do what its outcome says (`tasks/retry_rules.py`)."""
 
 import statistics
 from collections import Counter, deque
@@ -10,7 +10,7 @@ from efface.cluster.campaign.spec import Limits
 from efface.cluster.scheduler.queue import Queue
 from efface.cluster.storage.remaining import RemainingTasks
 from efface.cluster.tasks.model import Model
-from efface.cluster.tasks.retry_rules import Next, Outcome
+from efface.cluster.tasks.retry_rules import Attempts, Next, Outcome
 from efface.cluster.tasks.task import Priority, Task
 from efface.cluster.workers.executor import Executor
 from efface.errors import JobFailure, Stopped, StorageError, UserError
@@ -107,8 +107,7 @@ class Dispatcher:
         """The task for which a process group is being assembled."""
         self._copies: Counter[str] = Counter()
         """How many workers do a task, by its id; a task that is settled is not in it."""
-        self._attempts: Counter[tuple[str, str]] = Counter()
-        """How often a task, by its id, has ended in a state."""
+        self._attempts = Attempts()
         self._speculated: set[str] = set()
         """Straggling tasks that were started a second time."""
         self._durations: dict[str, deque[float]] = {}
@@ -235,10 +234,7 @@ class Dispatcher:
             self._stopping = True  # the worker heard of it first
         if outcome.next is Next.ABORT:
             self._storage_error = outcome.reason
-        will_retry = outcome.next is Next.REDO_INPUT
-        if outcome.next is Next.RETRY:
-            self._attempts[task.id, outcome.state] += 1
-            will_retry = self._attempts[task.id, outcome.state] < outcome.attempts
+        will_retry = self._attempts.will_retry(task, outcome)
         if outcome.is_done or not others:
             del self._copies[task.id]
         self._notify(worker, task, outcome, will_retry)

@@ -1,12 +1,30 @@
-"""How a task ended, and what the driver does about it: go on, try it again so often, give it up, or stop.
+"""The retry rules: what an error of a task means, and whether the task is tried again, given up, or ends the run.
 
-A worker, or whoever lost it, says how a task ended; `scheduler/dispatch.py` does what the outcome says.
+    what happened                                    then
+    the memory did not suffice                       once more on the spot, in batches of half the size
+    its worker died or a call broke, any other error again, until it has ended so MAX_ATTEMPTS times
+    its node went away, or was out of reach          again, until that happened MAX_WORKER_LOSSES times
+    it cannot be done as requested (UserError, …)    given up
+    a file it builds on has changed                  that is made again first
+    results cannot be written                        the run ends, and nothing is given up
+    a stop was requested                             left for the next start
+
+A worker, or whoever lost it, makes the outcome here; `scheduler/dispatch.py` does what it says. Calls to storage are
+tried again below all this (`efface/storage_retry.py`); `efface retry` clears what was given up.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from efface.cluster.tasks.task import DamagedInput, Task
+from efface.errors import JobFailure, Stopped, StorageError, UserError
+
+if TYPE_CHECKING:
+    from ray.exceptions import RayActorError
 
 MAX_ATTEMPTS = 2
 """How often a task may break before it is given up."""
@@ -100,3 +118,59 @@ class Outcome:
     def superseded(cls) -> Outcome:
         """A copy of it was done before."""
         return cls("superseded", Next.NOTHING, "another worker was faster")
+
+
+class Attempts:
+    """How often tasks have ended without being done."""
+
+    def __init__(self) -> None:
+        self._ended: Counter[tuple[str, str]] = Counter()
+        """By the task's id and the outcome's state, for each state has a limit of its own."""
+
+    def will_retry(self, task: Task, outcome: Outcome) -> bool:
+        """Count an outcome; whether the task is to be done again after it."""
+        if outcome.next is not Next.RETRY:
+            return outcome.next is Next.REDO_INPUT
+        self._ended[task.id, outcome.state] += 1
+        return self._ended[task.id, outcome.state] < outcome.attempts
+
+
+def outcome_of_error(error: Exception, log: str, trace: str) -> Outcome:
+    """What an error that a task raised means.
+
+    log: what the task had logged; trace: the error's traceback.
+    """
+    match error:
+        case Stopped():
+            return Outcome.stopped()
+        case DamagedInput():
+            return Outcome.damaged(str(error))
+        case StorageError():
+            return Outcome.storage(str(error), log)
+        case JobFailure() | UserError():
+            return Outcome.failed(str(error), log + trace)
+        case _:
+            reason = f"{type(error).__name__}: {error}"
+            return Outcome.error(reason, log + trace, out_of_memory=is_out_of_memory(error))
+
+
+def outcome_of_death(error: RayActorError, who: str) -> Outcome:
+    """What the death of a process that did a task means; `who`: "the worker"."""
+    lost = Outcome.worker_lost if is_node_failure(error) else Outcome.error
+    return lost(f"{who} died", str(error))
+
+
+def is_node_failure(error: Any) -> bool:
+    """Whether an actor is gone with its node, or out of reach, and did not die of what it was doing."""
+    from ray.exceptions import ActorUnavailableError
+
+    # Of a worker that died alone Ray tells too, among its advice, of "node deaths".
+    with_its_node = error.preempted or "because its node has died" in str(error)
+    return with_its_node or isinstance(error, ActorUnavailableError)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a GPU, or this machine, had too little memory."""
+    import torch
+
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

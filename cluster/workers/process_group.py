@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from efface.cluster.tasks.retry_rules import Next, Outcome
+from efface.cluster.tasks.retry_rules import Next, Outcome, outcome_of_death
 from efface.cluster.tasks.task import Task
 from efface.cluster.workers.worker import Worker, WorkerContext
 
@@ -82,8 +82,7 @@ class ActorLauncher:
                 )
             return outcome
         except ray.exceptions.RayActorError as error:
-            lost = Outcome.worker_lost if is_node_failure(error) else Outcome.error
-            return lost("a process of the group died", str(error))
+            return outcome_of_death(error, "a process of the group")
         except Exception as error:  # Ray Train has errors of its own
             return Outcome.error(type(error).__name__, str(error))
 
@@ -180,15 +179,6 @@ def _root_cause(failures: Iterable[Exception]) -> Outcome | None:
     ended = [getattr(failure, "_base_exc", failure) for failure in failures]  # Ray Train wraps them
     outcomes = [error.outcome for error in ended if isinstance(error, RankNotDone)]
     return min(outcomes, key=lambda outcome: outcome.next is Next.RETRY and not outcome.out_of_memory, default=None)
-
-
-def is_node_failure(error: Any) -> bool:
-    """Whether a worker is gone with its node, or out of reach, and did not die of what it was doing."""
-    from ray.exceptions import ActorUnavailableError
-
-    # Of a worker that died alone Ray tells too, among its advice, of "node deaths".
-    with_its_node = error.preempted or "because its node has died" in str(error)
-    return with_its_node or isinstance(error, ActorUnavailableError)
 
 
 def _bundle(context: WorkerContext) -> dict[str, float]:

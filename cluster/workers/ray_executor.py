@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from efface.cluster.tasks.retry_rules import Next, Outcome
+from efface.cluster.tasks.retry_rules import Next, Outcome, is_node_failure, outcome_of_death
 from efface.cluster.tasks.task import Task
 from efface.cluster.workers.capacity import capacity, describe_resources, free_slots, required_resources, total_slots
 from efface.cluster.workers.executor import ProcessGroups, WorkerClass
-from efface.cluster.workers.process_group import ActorLauncher, RayTrainLauncher, is_node_failure
+from efface.cluster.workers.process_group import ActorLauncher, RayTrainLauncher
 from efface.cluster.workers.ray_session import init_ray, last_line, ray_scratch
 from efface.cluster.workers.worker import Worker, WorkerContext
 from efface.errors import JobFailure, UserError
@@ -205,8 +205,7 @@ class RayExecutor:
             # What breaks on a GPU may leave the process unfit for whatever comes next.
             gone = worker in self._process_groups or (outcome.next is Next.RETRY and self._context.gpus > 0)
         except RayActorError as error:
-            lost = Outcome.worker_lost if is_node_failure(error) else Outcome.error
-            outcome, gone = lost("the worker died", str(error)), True
+            outcome, gone = outcome_of_death(error, "the worker"), True
         except RayError as error:
             outcome, gone = Outcome.error(type(error).__name__, str(error)), True
         if not gone:

@@ -21,7 +21,7 @@ from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.tasks.calibration import CALIBRATION, CalibrationTask
 from efface.cluster.tasks.model import Model
 from efface.cluster.tasks.prompt_search import FOUND, PromptCheck
-from efface.cluster.tasks.retry_rules import Outcome
+from efface.cluster.tasks.retry_rules import Outcome, is_out_of_memory, outcome_of_error
 from efface.cluster.tasks.task import DamagedInput, Task
 from efface.cluster.workers.log_capture import log_to
 from efface.concepts.concept import Concept, ConceptSet
@@ -149,18 +149,10 @@ class Worker:
             with log_to(log):
                 smaller = self._execute(task, smaller_batch)
             return Outcome.done(smaller_batch=smaller, note=self._note)
-        except Stopped:
-            return Outcome.stopped()
-        except DamagedInput as error:
-            self.folder.withdraw(error.record)
-            return Outcome.damaged(str(error))
-        except StorageError as error:
-            return Outcome.storage(str(error), log.getvalue())
-        except (JobFailure, UserError) as error:
-            return Outcome.failed(str(error), log.getvalue() + traceback.format_exc())
         except Exception as error:
-            reason, details = f"{type(error).__name__}: {error}", log.getvalue() + traceback.format_exc()
-            return Outcome.error(reason, details, out_of_memory=_out_of_memory(error))
+            if isinstance(error, DamagedInput):
+                self.folder.withdraw(error.record)
+            return outcome_of_error(error, log.getvalue(), traceback.format_exc())
 
     def _execute(self, task: Task, smaller_batch: bool) -> bool:
         """Whether it was only done with a smaller batch, after it had run out of memory."""
@@ -170,7 +162,7 @@ class Worker:
         try:
             task.run(self)
         except Exception as error:
-            if not _out_of_memory(error) or self._in_process_group:
+            if not is_out_of_memory(error) or self._in_process_group:
                 raise
             logger.warning("%s\n%s", error, SMALLER_BATCH_NOTE)
             error.__traceback__ = None  # it holds on to the tensors
@@ -270,10 +262,3 @@ def last_step(log: str) -> tuple[int, int] | None:
     """The last step that a log names, and of how many."""
     found = re.findall(r"^step (\d+) of (\d+), loss", log, re.M)
     return (int(found[-1][0]), int(found[-1][1])) if found else None
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Whether a GPU, or this machine, had too little memory."""
-    import torch
-
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
