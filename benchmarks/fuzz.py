@@ -1,6 +1,6 @@
-"""10,000 drawn files for each reader; `python -m benchmarks.fuzz` writes benchmarks/results/fuzz.json, in some minutes.
+"""10,000 generated files a reader; `python -m benchmarks.fuzz` writes benchmarks/results/fuzz.json, in some minutes.
 
-What is drawn and what must hold is in `tests/fuzz/readers.py`. `--reader NAME` tries one reader and writes nothing.
+The strategies and what must hold are in `tests/fuzz/readers.py`. `--reader NAME` tries one reader and writes nothing.
 """
 
 import argparse

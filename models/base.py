@@ -198,7 +198,7 @@ def base_id(spec: BaseSpec, fetch: bool = True) -> str:
 def text_encoder_id(spec: BaseSpec, fetch: bool = True) -> str:
     """The fingerprint of its text encoder and tokenizer alone, 64 hex digits: bases that share them have the same.
 
-    Of a base in one file, whose parts cannot be told apart without reading them, it is that of the whole. Raises as
+    Of a base in one file, whose parts cannot be distinguished without reading them, it is that of the whole. Raises as
     `base_id` does.
     """
     parts = base_parts(spec, fetch)

@@ -32,7 +32,7 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 def export(base: Base, delta: Delta | None, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
     """Write `base` with `delta` merged to a new `folder`, which `DiffusionPipeline.from_pretrained` loads.
 
-    dtype: of the weights in its files; a loader that is told nothing computes in fp32 all the same.
+    dtype: of the weights in its files; a loader that is given no dtype computes in fp32 all the same.
     The folder appears whole or not at all; `base` is left as it was. Raises UserError where `folder` is taken
     or cannot be written, for a delta that acts at sampling time only, or changes nothing, and for a scheduler that
     diffusers does not know.

@@ -22,7 +22,7 @@ HOSTILE = "<script>alert('x')</script>\x1b[31m ‮\"&</td>"
 
 
 def rows(seed: int = 0, prompt: str = "prompt") -> list[dict[str, Any]]:
-    """Three seeds of each axis; every answer is drawn, the base's are right. An image is known by its question."""
+    """Three seeds of each axis; every answer is random, the base's are right. An image is known by its question."""
     generator = random.Random(seed)
     found = []
     for method in ("base", *METHODS):

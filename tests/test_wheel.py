@@ -103,7 +103,7 @@ def test_a_campaign_runs_on_ray_with_the_lowest_versions_that_are_permitted(whee
     python = environment(tmp_path / "env", TORCH, *lowest, str(wheel))
     subprocess.run([python, "-m", "pip", "check"], **_TEXT)
     base, _ = _run_demo(python, tmp_path)
-    # The miniature draws what it is asked for, which it does not where a part of it comes out random.
+    # The miniature makes images of its prompts, which it does not where a part of it comes out random.
     assert (base["forget"], base["adjacent"], base["retain"]) == ("0.0", "1.0", "1.0")
 
 

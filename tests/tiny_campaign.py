@@ -1,6 +1,6 @@
 """A world small enough to run whole campaigns in: four concepts, their prompts, a judge, a recipe and a base.
 
-The weights are drawn at random, so the verdicts mean nothing; what is tested is that they are there, once each.
+The weights are random, so the verdicts mean nothing; what is tested is that they are there, once each.
 Packages that need it import the fixtures into their conftest.
 """
 
@@ -17,7 +17,7 @@ CONCEPTS = ("cat", "dog", "bus", "tram")
 HELD_OUT = ("dog", "tram")
 NEAREST = {"cat": "dog", "dog": "cat", "bus": "tram", "tram": "bus"}
 
-# With these limits a model is asked 2 forget, 1 indirect, 1 adversarial, 1 adjacent and 3 retain prompts; the
+# With these limits a model is judged on 2 forget, 1 indirect, 1 adversarial, 1 adjacent and 3 retain prompts; the
 # adjacent one is also one of the retained, so that there are 7 different ones.
 LIMITS = {"adjacent": 1, "retain": 1}
 PROMPTS = 7

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from efface.launch.command import Command
+from efface.launch.prompt_window import UNKNOWN_WINDOW, TextEncoderOption, find_window
 from efface.launch.tables import print_table
-from efface.launch.text_encoder import UNKNOWN_WINDOW, TextEncoderOption, find_window
 
 if TYPE_CHECKING:
     from efface.concepts.concept import ConceptSet

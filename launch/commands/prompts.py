@@ -8,8 +8,8 @@ import typer
 
 from efface.errors import UserError
 from efface.launch.command import Command
+from efface.launch.prompt_window import UNKNOWN_WINDOW, TextEncoderOption, find_window
 from efface.launch.tables import print_line, print_table
-from efface.launch.text_encoder import UNKNOWN_WINDOW, TextEncoderOption, find_window
 
 if TYPE_CHECKING:
     from efface.concepts.concept import ConceptSet

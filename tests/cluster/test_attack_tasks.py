@@ -100,7 +100,7 @@ def test_a_chain_is_attacked_after_its_last_request(plan: MakePlan) -> None:
         ),
     ],
 )
-def test_what_cannot_be_is_told_before_anything_is_loaded(
+def test_what_cannot_be_is_refused_before_anything_is_loaded(
     attack: dict[str, Any], expected: str, plan: MakePlan
 ) -> None:
     with pytest.raises(UserError) as said:

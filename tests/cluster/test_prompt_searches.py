@@ -1,4 +1,4 @@
-"""Campaigns whose prompt set has no adversarial prompts: these are found first, once, and asked by slots."""
+"""Campaigns whose prompt set has no adversarial prompts: these are found first, once, and fill the plan's slots."""
 
 import io
 import json

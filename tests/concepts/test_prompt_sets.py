@@ -1,4 +1,4 @@
-"""Prompt sets: the challenge's CSV and ours, what they ask on each axis, and which mistakes are reported."""
+"""Prompt sets: the challenge's CSV and ours, which prompts each axis has, and which mistakes are reported."""
 
 import codecs
 import hashlib
@@ -243,7 +243,7 @@ def test_an_unknown_prompt_set_is_answered_with_what_was_meant(pets: ConceptSet)
         load_prompt_set("prompts.csv", pets)
 
 
-# What is asked
+# Which prompts an axis has
 
 
 PETS_CSV = (

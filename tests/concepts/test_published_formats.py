@@ -59,7 +59,7 @@ def test_a_prompt_set_of_ours_is_no_published_file(tmp_path: Path) -> None:
     ("text", "said"),
     [("prompt\n\n", "has no prompt"), ("prompt,x\na\n", "row 2: has 1 cells"), ("prompt\n" + "a" * 2001, "2001")],
 )
-def test_what_is_wrong_is_told_with_its_place(text: str, said: str, tmp_path: Path) -> None:
+def test_a_file_that_is_wrong_is_refused_with_the_reason(text: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "bad.csv").write_text(text)
     with pytest.raises(UserError, match=said):
         read_published(tmp_path / "bad.csv")

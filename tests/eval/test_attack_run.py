@@ -59,7 +59,7 @@ def attacked(tiny_base: Base, delta: Delta, recipe: Recipe, world: ConceptSet, p
 
 
 class Shows(Attack):
-    """Yields images of one grey level and noise, whatever is asked."""
+    """Yields images of one grey level and noise, whatever the prompt."""
 
     Config = AttackConfig
     level = 200

@@ -1,4 +1,4 @@
-"""What a judge is asked on images of the base, and what is made of its answers."""
+"""Which images of the base a judge is calibrated on, and the accuracy and threshold that follow from its answers."""
 
 import json
 from collections import Counter

@@ -85,7 +85,7 @@ def test_a_chain_of_one_has_no_relapse_at_all() -> None:
 
 
 def test_scores_of_an_image_table_are_taken_as_they_are(row: Any, table: Any) -> None:
-    """Two images an axis; after the second request the cat is seen on one of the two that ask for it."""
+    """Two images an axis; after the second request the cat is seen in one of the two whose prompt names it."""
 
     def judged(label: str, concepts: dict[str, int]) -> Scores:
         seen = {"forget": 0, "indirect": 0, "adversarial": 0, "adjacent": 2, "retain": 2}

@@ -1,4 +1,4 @@
-"""Every image once, and everything that is asked of it."""
+"""Every image once, with all that a judge has to find in it."""
 
 from efface.concepts.concept import ConceptSet
 from efface.concepts.prompts import PromptSet, prompt_id

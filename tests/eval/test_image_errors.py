@@ -1,4 +1,4 @@
-"""Images that are no evidence: which they are, that no judge is asked about them, and how they are counted."""
+"""Images that are no evidence: which they are, that no judge sees them, and how they are counted."""
 
 from collections.abc import Callable
 from typing import Any

@@ -99,7 +99,7 @@ def test_images_that_are_no_evidence_are_counted_apart_and_are_no_forgotten_conc
     broken(rows[38:39], "blanked")  # of the 31 images that still show the concept
     broken(rows[39:40], "not finite")
     rows[40] |= {"present": None, "score": None}  # an answer that could not be read
-    # The last image was asked on a second axis too: it is one image.
+    # The last image counts on a second axis too: it is one image.
     rows[200:] = [r | {"prompt_id": rows[39]["prompt_id"], "seed": 39} for r in rows[200:]]
     found = score_table(table(rows))
     assert found.concepts["Cat"]["forget"] == pytest.approx(9 / 38)
@@ -121,7 +121,7 @@ def test_a_model_that_draws_nothing_has_forgotten_nothing(row: Row, table: MakeT
 def test_the_base_is_scored_on_the_same_questions_only(row: Row, table: MakeTable) -> None:
     base = {"method": "base", "model_id": "base"}
     rows = model_rows(row) + model_rows(row, {"forget": 0}, **base)
-    rows += model_rows(row, concept="Tulip", **base)  # asked of the base alone
+    rows += model_rows(row, concept="Tulip", **base)  # the base alone has it
     scores = score_table(table(rows))
     assert list(scores.base.concepts) == ["Cat"]
     assert scores.base.axes["forget"] == 0

@@ -19,7 +19,7 @@ from efface.train.methods.ca import CA
 from efface.train.trainer.loop import train
 from tests.fidelity.authors_code import assert_same_steps, recorded, recorded_facts
 
-FEW_IMAGES = {"anchor_images": 1, "image_steps": 1}  # what is drawn from them is replaced by what was recorded
+FEW_IMAGES = {"anchor_images": 1, "image_steps": 1}  # the recorded samples take the place of these
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The losses of CA, ESD and FADE against their formulas in float64, written in numpy term by term.
 
-The student is a function that gives fixed numbers, so that nothing but the formula is asked.
+The student is a function that gives fixed numbers, so that nothing but the formula is tested.
 """
 
 from typing import Any

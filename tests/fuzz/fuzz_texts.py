@@ -122,7 +122,7 @@ PETS = ConceptSet.model_validate(CONCEPTS)
 
 
 def check_concepts(drawn: str | bytes, folder: Path) -> bool:
-    """What is accepted can be asked for its concepts."""
+    """What is accepted has concepts that can be read."""
     path = folder / "concepts.yaml"
     path.write_bytes(drawn if isinstance(drawn, bytes) else drawn.encode(errors="surrogatepass"))
     concepts = load_concept_set(path)

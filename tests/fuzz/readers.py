@@ -1,6 +1,6 @@
 """The readers of files that come from outside, and what must hold of each whatever the file holds.
 
-A check reads what was drawn and says whether it was accepted. It fails where a reader raises anything but a UserError
+A check reads a generated file and says whether it was accepted. It fails where a reader raises anything but a UserError
 of one line, where it does not come back, or where it accepts what was changed.
 """
 
@@ -29,7 +29,7 @@ Check = Callable[[Any, Path], bool]
 
 @dataclass(frozen=True)
 class FuzzTarget:
-    """A reader under fuzz: files as they are drawn, and the check that reads one in an empty folder."""
+    """A reader under fuzz: a strategy for files, and the check that reads one in an empty folder."""
 
     name: str
     drawn: st.SearchStrategy[Any]

@@ -1,4 +1,4 @@
-"""The drawn world: a picture is a function of its scene, and words fit what is drawn."""
+"""The world of pictures: a picture is a function of its scene, and words fit what is drawn."""
 
 import re
 

@@ -150,6 +150,6 @@ def test_checkpointing_trades_memory_for_a_second_forward(sd: UNet2DConditionMod
     trained = names(sd, "kv-xattn")
     plain, traded = (unet_pass_cost(sd, trained, 1, 64, 64, checkpointing=on) for on in (False, True))
     assert traded.saved < plain.saved / 4 and traded.peak < plain.peak
-    # All but the first and the last layers lie in blocks that are computed again.
+    # All but the first and the last layers are in blocks that are computed again.
     again = traded.backward_flops - plain.backward_flops
     assert 0.7 * plain.forward_flops < again <= plain.forward_flops

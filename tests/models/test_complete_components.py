@@ -1,4 +1,4 @@
-"""A component is all of its file and nothing else: no tensor is drawn at random, and no renaming is guessed."""
+"""A component is all of its file and nothing else: no tensor is left to random numbers, and no renaming is guessed."""
 
 import shutil
 from collections.abc import Callable

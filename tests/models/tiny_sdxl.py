@@ -33,7 +33,7 @@ class TwoEncoders(nn.Module):
 @register("tiny-sdxl")
 class TinySDXL(Family):
     def load(self, spec: BaseSpec, device: str | torch.device) -> Base:
-        """`spec.source` is a folder with a tokenizer, a VAE and a scheduler; the rest is drawn at random."""
+        """`spec.source` is a folder with a tokenizer, a VAE and a scheduler; the rest is random."""
         folder = Path(spec.source)
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         torch.manual_seed(0)

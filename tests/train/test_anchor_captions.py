@@ -64,7 +64,7 @@ def all_forms(kind: Any, phrase: str, own: str) -> tuple[str, ...]:
 
 
 def test_the_authors_forms_of_a_style_and_of_what_is_not_safe_for_work() -> None:
-    """Drawn with a chance of a third each; the second form of a style twice as often (their `__getprompt__`)."""
+    """Chosen with a probability of a third each; the second form of a style twice as often (their `__getprompt__`)."""
     assert all_forms("style", "X style", "a hill") == ("a hill, in the style of X", *["in X's style, a hill"] * 2)
     assert all_forms("nsfw", "nudity", "a man") == ("nudity, a man", "in nudity style, a man", "a man, nudity")
     assert all_forms("object", "an X", "a photo of {}") == ("a photo of an X",)

@@ -38,7 +38,7 @@ def esd(one: Rollout, other: Rollout) -> Rollout:
 
 
 def fade(one: FADEBatch, other: FADEBatch) -> FADEBatch:
-    """Rows go prompt by prompt: those of both batches lie beside each other."""
+    """Rows go prompt by prompt: those of both batches are next to each other."""
 
     def beside(first: Tensor, second: Tensor) -> Tensor:
         by_prompt = [rows.unflatten(0, (-1, len(one.null))) for rows in (first, second)]

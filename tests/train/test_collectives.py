@@ -79,7 +79,7 @@ def two_draw(rank: int, folder: Path, out: Path) -> None:
 
 
 def grey(base: Base, drawn: list[str]) -> None:
-    """Concept features of images of one pixel, as bright as the prompt is long; two prompts are drawn at once."""
+    """Concept features of images of one pixel, as bright as the prompt is long; two prompts are sampled at once."""
     drawn.clear()
 
     def sample(base: Base, recipe: Recipe, requests: Any) -> np.ndarray:

@@ -166,7 +166,7 @@ def test_what_the_model_before_has_drawn_is_kept_apart_from_what_the_base_has(ti
     run_job(single, tiny_base, WORLD, cache=tmp_path)
     first = erase(tiny_base, "esd", ["cat"])
     run_job(job(tiny_base, "ca", ["cat", "bus"], first), tiny_base, WORLD, cache=tmp_path, parent=first)
-    assert len(list(tmp_path.glob("latents-*"))) == 2  # one prompt list, drawn by two models
+    assert len(list(tmp_path.glob("latents-*"))) == 2  # one prompt list, sampled by two models
 
 
 # Adapters, and chains of several methods

@@ -96,7 +96,7 @@ def test_the_same_job_gives_the_same_bytes(
     name: str, trained: Training, quick_job: QuickJob, tiny_base: Base, concept_set: ConceptSet, tmp_path: Path
 ) -> None:
     trained(name).delta.save(tmp_path / "first")
-    torch.manual_seed(1)  # what was drawn before does not matter
+    torch.manual_seed(1)  # numbers generated before do not matter
     run_job(quick_job(name), tiny_base, concept_set)[0].save(tmp_path / "second")
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
 
@@ -189,7 +189,7 @@ def test_a_request_after_another_is_repeatable_and_changes_its_group_alone(
     assert tiny_base.applied is None and checksum(tiny_base) == before
 
     parent.save(tmp_path / "parent")
-    torch.manual_seed(1)  # what was drawn before does not matter, nor whether the parent was saved meanwhile
+    torch.manual_seed(1)  # numbers generated before do not matter, nor whether the parent was saved meanwhile
     again, _ = run_job(job, tiny_base, concept_set, parent=Delta.load(tmp_path / "parent"))
     delta.save(tmp_path / "first")
     again.save(tmp_path / "second")
@@ -203,7 +203,7 @@ def test_a_request_after_another_is_repeatable_and_changes_its_group_alone(
 
 
 def with_bystander(concept_set: ConceptSet, phrase: str, held_out: bool) -> ConceptSet:
-    """The set with a further concept that lies beside the cat and must stay, as any other of the set."""
+    """The set with a further concept that is adjacent to the cat and must stay, as any other of the set."""
     cat, *others = concept_set.concepts
     bystander = Concept(name="bystander", kind="animal", phrase=phrase, held_out=held_out)
     cat = cat.model_copy(update={"adjacent": ("bystander", *cat.adjacent)})
@@ -216,7 +216,7 @@ def edited_with(name: str, quick_job: QuickJob, base: Base, concept_set: Concept
 
 
 def same_edit(one: Delta, other: Delta) -> bool:
-    """Whether they change the same by the same, and their hooks, if any, are told the same."""
+    """Whether they change the same by the same, and their hooks, if any, do the same."""
     same_keys = one.tensors.keys() == other.tensors.keys()
     same_hook = one.provenance.get("hook") == other.provenance.get("hook")
     return same_keys and same_hook and all(torch.equal(one.tensors[key], other.tensors[key]) for key in one.tensors)

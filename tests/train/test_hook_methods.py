@@ -1,4 +1,4 @@
-"""Methods without training: their jobs leave a hook for the phrases of all that was asked, in every strategy."""
+"""Methods without training: their jobs leave a hook for the phrases of all requests, in every strategy."""
 
 from collections.abc import Callable
 

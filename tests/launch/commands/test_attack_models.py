@@ -26,7 +26,7 @@ def test_a_model_is_attacked_for_what_it_forgot_within_a_budget(efface: RunEffac
     assert shown.code == 0 and "completion" in shown.out and "adaptive" in shown.out
 
 
-def test_what_does_not_fit_is_told(efface: RunEfface, base: str, delta: Path) -> None:
+def test_what_does_not_fit_is_refused(efface: RunEfface, base: str, delta: Path) -> None:
     adaptive = efface("attack", "-b", base, "--attack", "p4d")
     assert adaptive.code == 2 and "needs an edited model" in adaptive.err
     out = efface("attack", delta, "-b", base, "-o", "p.csv")
