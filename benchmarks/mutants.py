@@ -27,6 +27,7 @@ from benchmarks.base_mutants import BASE_MUTANTS
 from benchmarks.mutant import Mutant
 from benchmarks.output_mutants import OUTPUT_MUTANTS
 from benchmarks.record import write_result
+from benchmarks.result_mutants import RESULT_MUTANTS
 from benchmarks.run_mutants import RUN_MUTANTS
 from benchmarks.work_mutants import WORK_MUTANTS
 
@@ -52,7 +53,13 @@ LIBRARIES = (
 
 T_CHAOS = "tests/cluster/test_chaos.py"
 
-GROUPS = {"run": RUN_MUTANTS, "work": WORK_MUTANTS, "output": OUTPUT_MUTANTS, "base": BASE_MUTANTS}
+GROUPS = {
+    "run": RUN_MUTANTS,
+    "work": WORK_MUTANTS,
+    "output": OUTPUT_MUTANTS,
+    "base": BASE_MUTANTS,
+    "result": RESULT_MUTANTS,
+}
 
 
 def copy_sources(folder: Path) -> None:
