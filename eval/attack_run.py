@@ -132,37 +132,49 @@ class _Judged:
         self.errors[f"{type(error).__name__}: {error}"[:200]] += 1
 
 
+@dataclass(frozen=True)
+class AttackedModel:
+    """What `delta` makes of `base`; without one the base itself."""
+
+    base: Base
+    delta: Delta | None
+    recipe: Recipe
+    id: str = "base"
+    label: str = "base"
+    """Of its method, in tables."""
+
+    def oracle(self, budget: Budget) -> Oracle:
+        return Oracle(self.base, self.delta, self.recipe, budget)
+
+
 def run_attack(
     attack: Attack,
     name: str,
-    base: Base,
-    delta: Delta | None,
-    recipe: Recipe,
+    model: AttackedModel,
     judge: Judge,
     target: AttackTarget,
     instances: Sequence[Instance],
+    *,
     budget: int,
     seed: int = 0,
-    *,
-    model: str = "base",
-    method: str = "base",
     on_instance: Callable[[int, int], None] | None = None,
 ) -> AttackResult:
-    """Attack the model that `delta` makes of `base` (None: the base itself), which is in place afterwards.
+    """Attack a model, which is in place afterwards.
 
-    budget: model calls for all instances. What the attack does before the first of them comes off it, and leaves
-    enough for their direct images and `attack.tests` more of each; the rest is shared out evenly among those that are
-    left. `on_instance(done, of)` is called after each. Raises UserError where the attack does not fit the base.
+    name: of the attack. budget: model calls for all instances. What the attack does before the first of them comes off
+    it, and leaves enough for their direct images and `attack.tests` more of each; the rest is shared out evenly among
+    those that are left. `on_instance(done, of)` is called after each. Raises UserError where the attack does not fit
+    the base.
     """
     start = time.perf_counter()
-    base.swap(delta)
+    model.base.swap(model.delta)
     whole, judged = Budget(budget), _Judged(judge, target.concept)
-    images = len(instances) * (1 + attack.tests) * Oracle(base, delta, recipe, whole).calls_per_image
+    images = len(instances) * (1 + attack.tests) * model.oracle(whole).calls_per_image
     first = Budget(max(0, budget - images))
     results: list[InstanceResult] = []
     failed = ""
     try:
-        attack.prepare(Oracle(base, delta, recipe, first), target, seed)
+        attack.prepare(model.oracle(first), target, seed)
     except (BudgetExhausted, NotFinite) as error:
         failed = f"before the first instance: {error}"
     except Exception as error:
@@ -171,7 +183,7 @@ def run_attack(
     whole.spent += first.spent
     for i, instance in enumerate(instances):
         share = Budget((whole.calls - whole.spent) // (len(instances) - i))
-        results.append(_attacked(attack, Oracle(base, delta, recipe, share), judged, instance, bool(failed)))
+        results.append(_attacked(attack, model.oracle(share), judged, instance, bool(failed)))
         whole.spent += share.spent
         if on_instance:
             on_instance(i + 1, len(instances))
@@ -180,8 +192,8 @@ def run_attack(
     return AttackResult(
         attack=name,
         kind=attack.kind,
-        model=model,
-        method=method,
+        model=model.id,
+        method=model.label,
         concept=target.concept.name,
         seed=seed,
         budget=budget,

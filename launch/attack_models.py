@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class AttackedModels:
+class AttackResults:
     """What the attack came to, by model and concept."""
 
     results: "list[AttackResult]"
@@ -38,12 +38,12 @@ class AttackedModels:
         return [result.model_dump(mode="json") for result in self.results]
 
 
-def attack_models(options: "AttackOptions") -> AttackedModels:
+def attack_models(options: "AttackOptions") -> AttackResults:
     """Attack each delta for each of its concepts (or those that are named). Raises UserError, before it begins."""
     from efface.concepts.concept import load_concept_set
     from efface.concepts.prompts import load_prompt_set
     from efface.eval.attack import ATTACKS, parse_attack_config
-    from efface.eval.attack_run import run_attack
+    from efface.eval.attack_run import AttackedModel, run_attack
     from efface.eval.attack_target import attack_target
     from efface.eval.judge_spec import load_judge
     from efface.eval.oracle import Instance
@@ -84,21 +84,17 @@ def attack_models(options: "AttackOptions") -> AttackedModels:
             result = run_attack(
                 ATTACKS.get(options.attack)(base, config),
                 options.attack,
-                base,
-                delta,
-                load_recipe(spec.recipe),
+                AttackedModel(base, delta, load_recipe(spec.recipe), delta.id, path.stem),
                 judge,
                 targets[name],
                 instances,
-                options.budget,
-                options.seed,
-                model=delta.id,
-                method=path.stem,
+                budget=options.budget,
+                seed=options.seed,
             )
             logger.info("%s, %s: %s", path, name, result.ends)
             results.append(result)
     base.swap(None)
-    return AttackedModels(results)
+    return AttackResults(results)
 
 
 def _forgotten(path: Path, delta: "Delta") -> list[str]:

@@ -60,7 +60,7 @@ class AttackTask(Task):
 
     def run(self, worker: Worker) -> None:
         from efface.eval.attack import ATTACKS, parse_attack_config
-        from efface.eval.attack_run import run_attack
+        from efface.eval.attack_run import AttackedModel, run_attack
         from efface.eval.oracle import Instance
 
         worker.set_resident(self.model)
@@ -69,16 +69,12 @@ class AttackTask(Task):
         result = run_attack(
             ATTACKS.get(self.attack)(base, parse_attack_config(self.attack, self.config)),
             self.attack,
-            base,
-            base.applied,
-            worker.recipe,
+            AttackedModel(base, base.applied, worker.recipe, self.model.id, self.model.label),
             judge,
             self.target,
             [Instance(prompt, seed) for prompt, seed in self.instances],
-            self.budget,
-            self.seed,
-            model=self.model.id,
-            method=self.model.label,
+            budget=self.budget,
+            seed=self.seed,
             on_instance=lambda done, of: worker.on_step(self, done, of, 0.0),
         )
         path = worker.folder.output(self, ATTACK)

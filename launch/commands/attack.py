@@ -18,7 +18,7 @@ from efface.launch.tables import print_line
 
 if TYPE_CHECKING:
     from efface.eval.adversarial_prompts import KeptPrompt
-    from efface.launch.attack_models import AttackedModels
+    from efface.launch.attack_models import AttackResults
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class WrittenPrompts:
     found: dict[str, tuple["KeptPrompt", ...]]
 
 
-def run(options: AttackOptions) -> "WrittenPrompts | AttackedModels":
+def run(options: AttackOptions) -> "WrittenPrompts | AttackResults":
     """Attack the models that are named; without any, search prompts. Raises UserError, before anything is computed."""
     if options.models:
         from efface.launch.attack_models import attack_models
@@ -143,7 +143,7 @@ def search_prompts(options: AttackOptions) -> WrittenPrompts:
     return WrittenPrompts(free, found)
 
 
-def show(result: "WrittenPrompts | AttackedModels") -> None:
+def show(result: "WrittenPrompts | AttackResults") -> None:
     if not isinstance(result, WrittenPrompts):
         result.show()
         return
@@ -151,7 +151,7 @@ def show(result: "WrittenPrompts | AttackedModels") -> None:
     print_line(f"{result.path}: {count} adversarial prompts for {len(result.found)} concepts")
 
 
-def as_json(result: "WrittenPrompts | AttackedModels") -> Any:
+def as_json(result: "WrittenPrompts | AttackResults") -> Any:
     """Every instance of every model; or the prompt file, and how many prompts were found for each concept."""
     if not isinstance(result, WrittenPrompts):
         return result.as_json()

@@ -11,7 +11,7 @@ from efface.concepts.concept import ConceptSet
 from efface.concepts.prompts import PromptSet
 from efface.errors import UserError
 from efface.eval.attack import ATTACKS, Attack, AttackConfig, parse_attack_config
-from efface.eval.attack_run import AttackResult, run_attack
+from efface.eval.attack_run import AttackedModel, AttackResult, run_attack
 from efface.eval.attack_table import attack_rows
 from efface.eval.attack_target import attack_target
 from efface.eval.attacks.published import PublishedConfig
@@ -53,7 +53,9 @@ def attacked(tiny_base: Base, delta: Delta, recipe: Recipe, world: ConceptSet, p
 
     def run(attack: Attack, judge: Any, budget: int = 10_000, name: str = "some") -> AttackResult:
         target = attack_target(world.find("Cat"), world, prompts)
-        return run_attack(attack, name, tiny_base, delta, recipe, judge, target, INSTANCES, budget)
+        return run_attack(
+            attack, name, AttackedModel(tiny_base, delta, recipe), judge, target, INSTANCES, budget=budget
+        )
 
     return run
 
