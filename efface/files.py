@@ -99,10 +99,12 @@ def is_remote(path: Path) -> bool:
     return not isinstance(path, os.PathLike)
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def content_id(value: Any) -> str:
     """16 hex digits of the SHA-256 of `value` as canonical JSON: the id of a job, a shard, a recipe."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(_CANONICAL.encode(value).encode()).hexdigest()[:16]
 
 
 def sha256_file(path: Path) -> str:
