@@ -118,6 +118,7 @@ def adversarial_prompts(
     concept_set: ConceptSet,
     prompt_set: PromptSet,
     check: PromptCheck | None,
+    *,
     per_concept: int = 5,
     seed: int = 0,
     targets: Sequence[Concept] | None = None,

@@ -130,8 +130,8 @@ def search_prompts(options: AttackOptions) -> WrittenPrompts:
         concept_set,
         prompt_set,
         PromptCheck(base, load_recipe(spec.recipe), load_judge(judge_name, device)) if judge_name else None,
-        options.per_concept,
-        options.seed,
+        per_concept=options.per_concept,
+        seed=options.seed,
         targets=targets,
         on_concept=on_concept,
     )
