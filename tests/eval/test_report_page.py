@@ -201,7 +201,9 @@ def test_texts_of_others_are_neither_markup_nor_script_nor_terminal_codes(tmp_pa
     page = Page(html)
     assert page.elements.count("script") == plain.elements.count("script")
     assert "alert('x')</script>" not in html
-    before_data = html.split('<script type="application/json"')[0]
+    before_data, _, data = html.partition('<script type="application/json"')
+    # nothing that could end a script element ("</script " without its bracket does too) or begin a comment in it
+    assert not set("<>&") & set(data.partition(">")[2].partition("</script>")[0])
     assert "\x1b" not in before_data and "\u202e" not in before_data
     assert f"{HOSTILE} of forget for cat" in page.data[0]["strips"]["texts"]
     _, csv_path, markdown = write_report([hostile], tmp_path / "report.html")
