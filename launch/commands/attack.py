@@ -41,6 +41,14 @@ class AttackOptions:
         list[str],
         typer.Option("--set", "-s", metavar="KEY=VALUE", help="A field of the attack's config; repeatable."),
     ] = field(default_factory=list)
+    control: Annotated[
+        Path | None,
+        typer.Option(
+            help="A model that never knew the concept (a delta, or a diffusers folder), attacked like the others: does "
+            "the attack find the concept, or teach it?",
+            **LOCAL,
+        ),
+    ] = None
     judge: Annotated[
         str | None,
         typer.Option(help="Keeps what shows the concept in the base's images; default: the base's own."),
@@ -73,6 +81,8 @@ def run(options: AttackOptions) -> "WrittenPrompts | AttackedModels":
         from efface.launch.attack_models import attack_models
 
         return attack_models(options)
+    if options.control:
+        raise UserError("--control is for an attack on models, name a delta to attack")
     return search_prompts(options)
 
 
