@@ -3,6 +3,7 @@
 Records and outputs are only read here; damaged ones are reported, and `storage/repair.py` withdraws them.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -119,7 +120,7 @@ def collect_results(plan: Plan, folder: RunFolder) -> Results:
     }
     broken = _broken(plan, table)
     attacks = _attacks(plan, folder, records)
-    attacked = attack_rows(attacks)
+    attacked = attack_rows(attacks, _missing_attacks(plan, records))
     if attacked:
         write_attack_csv(folder.attacks, attacked)
     optional = {
@@ -168,6 +169,11 @@ def _attacks(plan: Plan, folder: RunFolder, records: Mapping[str, Record]) -> li
     done = [task for task in plan.of_kind(AttackTask) if task.id in records]
     _check(folder, records, [(task, [ATTACK]) for task in done])
     return [read_config(AttackResult, folder.output(task, ATTACK)) for task in done]
+
+
+def _missing_attacks(plan: Plan, records: Mapping[str, Record]) -> dict[tuple[str, str], int]:
+    """How many of a method and attack are not done: still to come, or given up."""
+    return Counter((task.label, task.attack) for task in plan.of_kind(AttackTask) if task.id not in records)
 
 
 def _transfers(plan: Plan, folder: RunFolder, records: Mapping[str, Record]) -> list[Transferred]:
