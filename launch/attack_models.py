@@ -75,8 +75,9 @@ def attack_models(options: "AttackOptions") -> AttackedModels:
     named = {
         "--concepts": options.concepts or spec.concepts,
         "--prompts": options.prompts or spec.prompts,
-        "--judge": options.judge or spec.judge,
     }
+    of_set = load_concept_set(named["--concepts"]).judge if named["--concepts"] else None
+    named["--judge"] = options.judge or of_set or spec.judge
     for option, value in named.items():
         if not value:
             raise UserError(f"base '{options.base}' names none of its own, so {option} must be given")

@@ -177,7 +177,7 @@ def make_plan(
     """The plan that judges `models` and the base. Raises UserError for what is unknown or missing in `evaluation`."""
     prompts = load_prompt_set(evaluation.prompts or _base_default(base, "prompts"), concept_set)
     recipe = load_recipe(evaluation.recipe or _base_default(base, "recipe"))
-    judges = evaluation.judges or (_base_default(base, "judge", "judges"),)
+    judges = evaluation.judges or (concept_set.judge or _base_default(base, "judge", "judges"),)
     retained = retaining(concept_set, targets, models)
     judged = _judged(prompts, retained, targets, evaluation)
     calibrating = [

@@ -114,7 +114,7 @@ def search_prompts(options: AttackOptions) -> WrittenPrompts:
     missing = [target.name for target in targets if target.name not in prompt_set.rows]
     if missing:
         raise UserError(f"{prompt_set.name}: has no row for {missing[0]}, add one with its direct prompts")
-    judge_name = options.judge or spec.judge
+    judge_name = options.judge or concept_set.judge or spec.judge
     target_names = [target.name for target in targets]
     search = [options.attack, config.model_dump(mode="json"), judge_name, options.per_concept, options.seed]
     id = content_id([base_id(spec), concept_set.sha256, prompt_set.sha256, target_names, *search])
