@@ -23,7 +23,7 @@ from efface.miniature.vocabulary import OBJECTS
 from efface.miniature.world import Scene, draw_scene
 from efface.models.export import write_pipeline
 
-STEPS, BATCH, POOL = 600, 32, 6_000
+STEPS, BATCH, POOL = 400, 32, 6_000
 
 
 def scenes_without(concept: str, count: int) -> list[Scene]:
