@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[list[str], set[str]]] = {
         | DEVICE,
     ),
     "score": (["table"], {"--method", "--against", "--judge", "--recipe", "--base", "--calibration", "--curve"} | JSON),
+    "quality": (["run"], {"--clip", "--features"} | DEVICE | JSON),
     "run": (["campaign"], CAMPAIGN_OPTIONS | WORKERS | {"--part"}),
     "plan": (["campaign"], CAMPAIGN_OPTIONS | {"--rates"} | JSON),
     "status": (["folder"], {"--cluster", "-c"} | JSON),
