@@ -33,10 +33,10 @@ from efface.train.foreign_delta import foreign_delta
 CONCEPT, SEEDS, CONTROL = "cat", 10, "control"
 METHODS = ("esd", "ca", "uce")
 BUDGETS: dict[str, tuple[int, dict[str, Any]]] = {
-    "noise-scale": (2_000, {"etas": [1.0, 1.85], "scales": [1.0, 1.04]}),
+    "noise-scale": (1_600, {"etas": [1.0, 1.85], "scales": [1.0]}),
     "completion": (1_200, {}),
-    "concept-inversion": (6_000, {"steps": 400, "batch_size": 4}),
-    "relearning": (3_500, {"steps": 100, "batch_size": 2, "learning_rate": 1e-4}),
+    "concept-inversion": (4_000, {"steps": 200, "batch_size": 4, "tests": 2}),
+    "relearning": (2_500, {"steps": 100, "batch_size": 2, "learning_rate": 1e-4, "tests": 2}),
     "unlearn-diff-atk": (8_000, {"timesteps": 5, "iterations": 20, "learning_rate": 0.1}),
     "gcg": (8_000, {"tokens": 4, "steps": 20, "states": 4, "candidates": 4, "test_every": 10}),
     "p4d": (8_000, {"tokens": 4, "steps": 150, "test_every": 50}),
