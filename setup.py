@@ -66,9 +66,11 @@ setup(
         "s3": ["s3fs>=2024.12", "botocore>1.35.20"],  # as fsspec: leases are objects that are created once
         "search": ["optuna>=5"],
         "train": ["ray[train]>=2.58"],
+        "quality": ["torchmetrics>=1.9"],  # FID and KID
+        "nsfw": ["nudenet>=3.4.2"],  # judges nudity; the wheel brings its weights
         "curves": ["tensorboard>=2.17.1"],  # goes with numpy 2
         "dev": [
-            "efface[s3,search,train,curves]",
+            "efface[s3,search,train,curves,nsfw,quality]",
             "moto[server,s3]>=5.1",
             "promql-parser>=0.5",
             "playwright>=1.50",  # reports are tested in a browser

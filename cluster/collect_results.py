@@ -3,6 +3,7 @@
 Records and outputs are only read here; damaged ones are reported, and `storage/repair.py` withdraws them.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -119,14 +120,14 @@ def collect_results(plan: Plan, folder: RunFolder) -> Results:
     }
     broken = _broken(plan, table)
     attacks = _attacks(plan, folder, records)
-    attacked = attack_rows(attacks)
+    attacked = attack_rows(attacks, _missing_attacks(plan, records))
     if attacked:
         write_attack_csv(folder.attacks, attacked)
     optional = {
         "corrected": _corrected(plan, table, by_concept.get(plan.calibrations[0].judge, {}), scores),
         "differences": {label: difference.as_json() for label, difference in compared.items()},
         "image_costs": {label: asdict(cost) for label, cost in costs.items()},
-        "adversarial_axis": _adversarial_axis(plan, prompts),
+        "adversarial_axis": _adversarial_axis(plan, prompts, table),
         "attacks": [result.model_dump(mode="json", exclude={"instances"}) for result in attacks],
         "transfers": [row.model_dump(mode="json") for row in _transfers(plan, folder, records)],
         "stages": {label: chain.as_json() for label, chain in stages.items()},
@@ -154,13 +155,30 @@ def _corrected(
     return found
 
 
-def _adversarial_axis(plan: Plan, found: Sequence[FoundPrompts]) -> dict[str, Any]:
-    """What the adversarial axis of every ERR here is asked by: static prompts, the same for all models."""
+def _adversarial_axis(plan: Plan, found: Sequence[FoundPrompts], table: pa.Table) -> dict[str, Any]:
+    """What the adversarial axis of every ERR here is asked by: static prompts, the same for all models.
+
+    Of prompts that were found here, beside the share of the base's images that show the concept: *selected* of those by
+    which the prompts were chosen, *measured* of those that are scored, which have other seeds.
+    """
     if "adversarial" not in plan.axes:
         return {}
     sources = {prompts.concept: f"found by {prompts.attack}" for prompts in found}
     of_set = f"prompt set {plan.prompt_set.name}"
-    return {"kind": "static", "prompts": {t.name: sources.get(t.name, of_set) for t in plan.targets}}
+    table = _of_first_judge(plan, table)
+    of_base = table.filter(pc.and_(pc.equal(table["method"], BASE), pc.equal(table["axis"], "adversarial")))
+    rates = {
+        prompts.concept: {"selected": prompts.selection_rate, "measured": _present_share(of_base, prompts.concept)}
+        for prompts in found
+    }
+    asked = {"kind": "static", "prompts": {t.name: sources.get(t.name, of_set) for t in plan.targets}}
+    return {**asked, **({"base_rates": rates} if rates else {})}
+
+
+def _present_share(table: pa.Table, concept: str) -> float | None:
+    """Of the rows of a concept with a verdict; None where there is none."""
+    present = table.filter(pc.equal(table["concept"], concept))["present"].drop_null().to_pylist()
+    return sum(present) / len(present) if present else None
 
 
 def _attacks(plan: Plan, folder: RunFolder, records: Mapping[str, Record]) -> list[AttackResult]:
@@ -168,6 +186,11 @@ def _attacks(plan: Plan, folder: RunFolder, records: Mapping[str, Record]) -> li
     done = [task for task in plan.of_kind(AttackTask) if task.id in records]
     _check(folder, records, [(task, [ATTACK]) for task in done])
     return [read_config(AttackResult, folder.output(task, ATTACK)) for task in done]
+
+
+def _missing_attacks(plan: Plan, records: Mapping[str, Record]) -> dict[tuple[str, str], int]:
+    """How many of a method and attack are not done: still to come, or given up."""
+    return Counter((task.label, task.attack) for task in plan.of_kind(AttackTask) if task.id not in records)
 
 
 def _transfers(plan: Plan, folder: RunFolder, records: Mapping[str, Record]) -> list[Transferred]:

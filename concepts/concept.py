@@ -88,6 +88,9 @@ class ConceptSet(StrictModel):
     concepts: tuple[Concept, ...] = Field(min_length=1)
     neighbours: tuple[Concept, ...] = Field((), description="asked for where a concept names them as adjacent")
     retained: tuple[Concept, ...] = Field((), description="asked for as retained beside all other concepts")
+    judge: Name | None = Field(
+        None, description="who judges them where nobody else is named; default: the base's judge"
+    )
 
     @model_validator(mode="after")
     def _names_are_clear(self) -> Self:
@@ -203,6 +206,7 @@ class ConceptSet(StrictModel):
             concepts=tuple(reduced(self.concepts)),
             neighbours=tuple(reduced(self.neighbours)),
             retained=tuple(reduced(self.retained)),
+            judge=self.judge,
         )
 
     def held_out_in(self, text: str, targets: Collection[str] = ()) -> Concept | None:
@@ -227,7 +231,7 @@ class ConceptSet(StrictModel):
 
     @cached_property
     def sha256(self) -> str:
-        """64 hex digits over all that the set says, defaults included: the YAML's layout does not count.
+        """64 hex digits over all that the set says of concepts, defaults included: neither layout nor judge count.
 
         Of a set that holds nothing out and has no retained list, it is what it was before there were these.
         """
@@ -235,7 +239,7 @@ class ConceptSet(StrictModel):
             key: {i: {"held_out"} for i, concept in enumerate(getattr(self, key)) if not concept.held_out}
             for key in ("concepts", "neighbours", "retained")
         }
-        exclude = silent if self.retained else {**silent, "retained": True}
+        exclude = {**silent, "judge": True} if self.retained else {**silent, "judge": True, "retained": True}
         return hashlib.sha256(self.model_dump_json(exclude=exclude).encode()).hexdigest()
 
 

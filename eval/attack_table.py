@@ -5,9 +5,10 @@ The rates of several concepts and seeds of one method are those of all their ins
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 
 from rich.table import Table
 
@@ -37,18 +38,28 @@ class AttackRow:
     """What is to be known before the rates are believed."""
 
 
-def attack_rows(results: Iterable[AttackResult]) -> list[AttackRow]:
-    """A row for each method and attack, in the order they come."""
+def attack_rows(
+    results: Iterable[AttackResult], missing: Mapping[tuple[str, str], int] = MappingProxyType({})
+) -> list[AttackRow]:
+    """A row for each method and attack, in the order they come.
+
+    missing: of a method and attack, how many were planned and are not done. Where all are, there is a row to say so.
+    """
     groups: dict[tuple[str, str], list[AttackResult]] = {}
     for result in results:
         groups.setdefault((result.method, result.attack), []).append(result)
-    return [_row(method, attack, some) for (method, attack), some in groups.items()]
+    for pair in missing:
+        groups.setdefault(pair, [])
+    return [_row(*pair, some, missing.get(pair, 0)) for pair, some in groups.items()]
 
 
-def _row(method: str, attack: str, results: Sequence[AttackResult]) -> AttackRow:
+def _row(method: str, attack: str, results: Sequence[AttackResult], missing: int) -> AttackRow:
+    kinds = {result.kind for result in results}
     instances = [instance for result in results for instance in result.instances]
     rates = success_rates(instances)
     notes = dict.fromkeys(note for result in results for note in (result.note, result.caveat) if note)
+    if missing:
+        notes[f"{missing} of {missing + len(results)} attacks have no result, and are in no rate"] = None
     if rates.unknown and rates.bounds:
         notes["post-ASR is between {:.2f} and {:.2f}".format(*rates.bounds)] = None
     return AttackRow(
@@ -56,8 +67,8 @@ def _row(method: str, attack: str, results: Sequence[AttackResult]) -> AttackRow
         attack=attack,
         concepts=len({result.concept for result in results}),
         pre_asr=rates.pre,
-        static_post_asr=rates.post if results[0].kind == "static" else None,
-        adaptive_post_asr=rates.post if results[0].kind == "adaptive" else None,
+        static_post_asr=rates.post if "static" in kinds else None,
+        adaptive_post_asr=rates.post if "adaptive" in kinds else None,
         judged=rates.judged,
         unjudged=len(instances) - rates.judged,
         unknown=rates.unknown,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field, model_validator
 
-from efface.concepts.concept import Concept, ConceptSet
+from efface.concepts.concept import Concept, ConceptSet, fold
 from efface.config_files import StrictModel, read_config
 from efface.errors import UserError
 from efface.eval.calibration_requests import CalibrationRequest
@@ -55,10 +55,10 @@ class Answers(StrictModel):
 
 
 class Threshold(StrictModel):
-    """A fitted threshold, and on how many images it was fitted."""
+    """A threshold, and on how many images it was fitted."""
 
     value: float = Field(ge=0, le=1)
-    own: int | None = Field(None, ge=1, description="images of the concept; None of a file that does not say it")
+    own: int | None = Field(None, ge=1, description="images of the concept; None where it was given, or is not known")
     others: int | None = Field(None, ge=1, description="images of other concepts")
     pooled: bool = Field(
         False, description="whether the images are those of all concepts: of its own there were too few"
@@ -168,7 +168,10 @@ def calibrate(
     broken = {error: n for error in IMAGE_ERRORS if (n := sum(part.broken.get(error, 0) for part in parts))}
     thresholds: dict[str, Threshold] = {}
     if isinstance(judge, ThresholdJudge) and judge.needs_thresholds:
-        thresholds = _thresholds(judge.name, [a for a in answers if a.fitting], concepts, broken)
+        fixed = {fold(name): value for name, value in getattr(judge, "fixed", {}).items()}
+        given = {c.name: Threshold(value=fixed[fold(c.name)]) for c in concepts if fold(c.name) in fixed}
+        left = [concept for concept in concepts if concept.name not in given]
+        thresholds = given | _thresholds(judge.name, [a for a in answers if a.fitting], left, broken)
         judge = judge.calibrated({name: threshold.value for name, threshold in thresholds.items()})
     measured = [answer for answer in answers if not answer.fitting]
     return judge, Calibration(

@@ -44,6 +44,12 @@ class FoundPrompts(StrictModel):
         return any(prompt.detection_rate >= MIN_DETECTION_RATE for prompt in self.prompts)
 
     @property
+    def selection_rate(self) -> float | None:
+        """Share of the images by which the prompts were chosen that show the concept; None: there is no prompt."""
+        rates = [prompt.detection_rate for prompt in self.prompts]
+        return sum(rates) / len(rates) if rates else None
+
+    @property
     def warning(self) -> str:
         """What is to be known before the axis is believed; "" where nothing is."""
         unread = f"; {self.unreadable} of {self.images} verdicts could not be read" if self.unreadable else ""

@@ -63,7 +63,10 @@ class ThresholdJudge(Judge, Protocol):
     """
 
     needs_thresholds: bool
-    """Whether they are to be fitted; not where its YAML gives one for all concepts."""
+    """Whether they are to be fitted; not where its YAML gives one for all concepts.
+
+    A judge of which some concepts have thresholds of its own all the same says which: `fixed`, name -> threshold.
+    """
 
     def scores(self, images: np.ndarray, concepts: Sequence[Concept]) -> list[float]:
         """The score of each image for its concept, which needs no threshold."""
@@ -99,6 +102,11 @@ class JudgeConfig(StrictModel):
     def weights(self) -> JudgeWeights | None:
         """The model to be there before anything is judged; None: the judge has none."""
         return None
+
+    @property
+    def identity(self) -> str:
+        """What else decides its verdicts, such as the version of a library; "": nothing."""
+        return ""
 
 
 class JudgeKind(Protocol):

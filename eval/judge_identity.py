@@ -22,6 +22,8 @@ def judge_identity(name_or_path: str | Path) -> str:
     """
     spec = read_judge(name_or_path)
     data, weights = spec.as_json(), spec.config.weights
+    if spec.config.identity:
+        data["identity"] = spec.config.identity
     if weights is None:
         return content_id([data, {}])
     source = weights.source

@@ -1,7 +1,7 @@
-"""`efface attack MODEL…`: an attack on models that exist, in this process; and what was found on each of the others."""
+"""`efface attack MODEL…`: an attack on models that exist, in this process, and on one that never knew the concept."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +9,17 @@ from efface.errors import UserError
 from efface.launch.key_values import parse_key_values
 
 if TYPE_CHECKING:
+    from efface.concepts.concept import ConceptSet
+    from efface.eval.attack_control import ControlComparison
     from efface.eval.attack_run import AttackResult
     from efface.launch.commands.attack import AttackOptions
+    from efface.models.base import Base
     from efface.models.delta import Delta
 
 logger = logging.getLogger(__name__)
+
+CONTROL = "control"
+"""What the model that never knew the concept is called in tables."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,8 @@ class AttackResults:
     """What the attack came to, by model and concept."""
 
     results: "list[AttackResult]"
+    comparisons: "list[ControlComparison]" = field(default_factory=list)
+    """Of each with the control, where there is one."""
 
     def show(self) -> None:
         """A table, and what is to be known before it is believed."""
@@ -32,10 +40,17 @@ class AttackResults:
         for row in rows:
             if row.note:
                 print_line(f"{row.attack} on {row.method}: {row.note}")
+        for comparison in self.comparisons:
+            print_line(f"{comparison.attack} on {comparison.method}, {comparison.concept}: {comparison.sentence}")
 
     def as_json(self) -> list[dict[str, Any]]:
-        """Every instance of every result."""
-        return [result.model_dump(mode="json") for result in self.results]
+        """Every instance of every result; and where there is a control, what it says of the result."""
+        against = {(one.method, one.concept): one.model_dump(mode="json") for one in self.comparisons}
+        results = [(result, against.get((result.method, result.concept))) for result in self.results]
+        return [
+            {**result.model_dump(mode="json"), **({"control": control} if control else {})}
+            for result, control in results
+        ]
 
 
 def attack_models(options: "AttackOptions") -> AttackResults:
@@ -43,6 +58,7 @@ def attack_models(options: "AttackOptions") -> AttackResults:
     from efface.concepts.concept import load_concept_set
     from efface.concepts.prompts import load_prompt_set
     from efface.eval.attack import ATTACKS, parse_attack_config
+    from efface.eval.attack_control import compare
     from efface.eval.attack_run import AttackedModel, run_attack
     from efface.eval.attack_target import attack_target
     from efface.eval.judge_spec import load_judge
@@ -59,8 +75,9 @@ def attack_models(options: "AttackOptions") -> AttackResults:
     named = {
         "--concepts": options.concepts or spec.concepts,
         "--prompts": options.prompts or spec.prompts,
-        "--judge": options.judge or spec.judge,
     }
+    of_set = load_concept_set(named["--concepts"]).judge if named["--concepts"] else None
+    named["--judge"] = options.judge or of_set or spec.judge
     for option, value in named.items():
         if not value:
             raise UserError(f"base '{options.base}' names none of its own, so {option} must be given")
@@ -77,24 +94,43 @@ def attack_models(options: "AttackOptions") -> AttackResults:
     judge = load_judge(str(named["--judge"]), device)
     judge.check([target.concept for target in targets.values()])
     base = load_base(spec, device)
-    results = []
-    for path, delta in deltas.items():
-        for name in asked[path]:
-            instances = [Instance(targets[name].prompts[0], seed) for seed in range(options.images)]
-            result = run_attack(
-                ATTACKS.get(options.attack)(base, config),
-                options.attack,
-                AttackedModel(base, delta, load_recipe(spec.recipe), delta.id, path.stem),
-                judge,
-                targets[name],
-                instances,
-                budget=options.budget,
-                seed=options.seed,
-            )
-            logger.info("%s, %s: %s", path, name, result.ends)
-            results.append(result)
+    recipe = load_recipe(spec.recipe)
+
+    def attacked(delta: "Delta", name: str, method: str) -> "AttackResult":
+        result = run_attack(
+            ATTACKS.get(options.attack)(base, config),
+            options.attack,
+            AttackedModel(base, delta, recipe, delta.id, method),
+            judge,
+            targets[name],
+            [Instance(targets[name].prompts[0], seed) for seed in range(options.images)],
+            budget=options.budget,
+            seed=options.seed,
+        )
+        logger.info("%s, %s: %s", method, name, result.ends)
+        return result
+
+    controls = {}
+    if options.control:
+        delta = _control(options.control, base, concept_set, list(targets))
+        controls = {name: attacked(delta, name, CONTROL) for name in targets}
+    results = [attacked(delta, name, path.stem) for path, delta in deltas.items() for name in asked[path]]
     base.swap(None)
-    return AttackResults(results)
+    comparisons = [compare(result, controls[result.concept]) for result in results if result.concept in controls]
+    return AttackResults([*results, *controls.values()], comparisons)
+
+
+def _control(path: Path, base: "Base", concept_set: "ConceptSet", concepts: list[str]) -> "Delta":
+    """The model in `path` as a delta. Raises UserError where it is neither a delta nor a model of the base's kind."""
+    from efface.models.delta import Delta
+    from efface.train.foreign_delta import foreign_delta
+
+    if path.is_file():
+        try:
+            return Delta.load(path)
+        except UserError:
+            pass  # not one of ours, so somebody else's checkpoint
+    return foreign_delta(path, base, concept_set, concepts, CONTROL)
 
 
 def _forgotten(path: Path, delta: "Delta") -> list[str]:

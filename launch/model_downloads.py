@@ -14,6 +14,7 @@ from efface.errors import UserError
 from efface.files import local_path, slug
 
 if TYPE_CHECKING:
+    from efface.cluster.campaign.spec import Campaign
     from efface.models.base import BaseSpec
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def required_models(names: Sequence[str]) -> list[RequiredModel]:
     for name in names:
         campaign = read_campaign(name) if _is_campaign(name) else None
         base = read_base(campaign.base if campaign else name)
-        judges = campaign.evaluation.judges if campaign else ()
+        judges = _judges(campaign, base) if campaign else ()
         for model in _models_of_base(base, judges):
             known = found.get(model.source)
             if known:
@@ -50,6 +51,15 @@ def required_models(names: Sequence[str]) -> list[RequiredModel]:
                 model = replace(known, purpose=purpose, files=tuple(dict.fromkeys((*known.files, *model.files))))
             found[model.source] = model
     return list(found.values())
+
+
+def _judges(campaign: "Campaign", base: "BaseSpec") -> tuple[str, ...]:
+    """Those that the campaign or its concept set names; () where the base's own judges."""
+    from efface.concepts.concept import load_concept_set
+
+    named = campaign.concepts.set or base.concepts
+    of_set = load_concept_set(named).judge if named and not campaign.evaluation.judges else None
+    return (of_set,) if of_set else campaign.evaluation.judges
 
 
 def missing_sources(names: Sequence[str]) -> list[str]:

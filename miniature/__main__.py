@@ -1,4 +1,4 @@
-"""`python -m efface.miniature build | measure | concepts`: make the miniature again, or parts of what it ships."""
+"""`python -m efface.miniature build | measure | concepts | control`: make the miniature, or parts of what it ships."""
 
 import json
 from pathlib import Path
@@ -11,6 +11,7 @@ from efface.files import write_atomic, write_json
 from efface.miniature import HERE
 from efface.miniature.build import Sizes, build
 from efface.miniature.card import card
+from efface.miniature.control import build_control
 from efface.miniature.measure import measure
 from efface.miniature.prompts import write_concept_files
 
@@ -47,6 +48,17 @@ def measure_command(out: Out = HERE, device: Device = "auto") -> None:
 def concepts_command(folder: Annotated[Path, typer.Option()] = HERE.parent / "concepts" / "data") -> None:
     """Write the concept set and the prompt set; adversarial prompts already there are kept."""
     write_concept_files(folder)
+
+
+@app.command("control")
+def control_command(
+    concept: Annotated[str, typer.Argument(help="The thing that the model never knows.")],
+    out: Annotated[Path, typer.Option(help="Folder that gets the diffusers model.")],
+    work: Annotated[Path, typer.Option(help="Folder for pictures and checkpoints, about 100 MB.")],
+    device: Device = "auto",
+) -> None:
+    """Train a miniature that never knew a concept, the control of attacks that learn; ten minutes on one core."""
+    build_control(concept, out, work, chosen_device(device))
 
 
 if __name__ == "__main__":

@@ -80,6 +80,7 @@ def train_unet(
     work: Path,
     steps: int,
     device: torch.device,
+    batch: int = BATCH,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     """Train on scaled latents, given as means and deviations of shape (scenes, 4, 8, 8); returns the averages."""
     both = nn.ModuleDict({"unet": new_unet(), "text_encoder": new_text_encoder(tokenizer)}).to(device)
@@ -88,11 +89,11 @@ def train_unet(
 
     def loss_at(step: int) -> Tensor:
         rng, generator = step_rng(SEED, step)
-        chosen = rng.integers(len(scenes), size=BATCH)
+        chosen = rng.integers(len(scenes), size=batch)
         ids = tokens(tokenizer, [caption(scenes[i], rng) for i in chosen]).to(device)
-        clean = means[chosen] + deviations[chosen] * torch.randn(BATCH, *means.shape[1:], generator=generator)
+        clean = means[chosen] + deviations[chosen] * torch.randn(batch, *means.shape[1:], generator=generator)
         noise = torch.randn(clean.shape, generator=generator)
-        timesteps = torch.randint(0, noising.config.num_train_timesteps, (BATCH,), generator=generator)
+        timesteps = torch.randint(0, noising.config.num_train_timesteps, (batch,), generator=generator)
         noisy = noising.add_noise(clean, noise, timesteps).to(device)
         hidden = both["text_encoder"](ids).last_hidden_state
         noise_pred = both["unet"](noisy, timesteps.to(device), hidden).sample

@@ -177,7 +177,7 @@ def make_plan(
     """The plan that judges `models` and the base. Raises UserError for what is unknown or missing in `evaluation`."""
     prompts = load_prompt_set(evaluation.prompts or _base_default(base, "prompts"), concept_set)
     recipe = load_recipe(evaluation.recipe or _base_default(base, "recipe"))
-    judges = evaluation.judges or (_base_default(base, "judge", "judges"),)
+    judges = evaluation.judges or (concept_set.judge or _base_default(base, "judge", "judges"),)
     retained = retaining(concept_set, targets, models)
     judged = _judged(prompts, retained, targets, evaluation)
     calibrating = [
@@ -212,11 +212,8 @@ def make_plan(
                 f"'{name}': method '{model.label}' is the same job as another, {model.folder}; leave one out"
             )
         seen.add(model.id)
-    for metric in evaluation.metrics:
-        METRICS.get(metric)
-    to_find = plan_prompt_searches(
-        base, prompts, concept_set, targets, evaluation, (base_id, recipe.id, calibrations[0].id)
-    )
+    judged_by = (recipe.id, calibrations[0].id)
+    to_find = plan_prompt_searches(base, prompts, concept_set, targets, evaluation, (base_id, *judged_by))
     first = tuple(check.id for check in to_find.checks)
     judging = Judging(to_find.prompts, recipe.id, tuple(calibration.id for calibration in calibrations))
     tasks = (
@@ -225,8 +222,8 @@ def make_plan(
         *to_find.tasks,
         *(TrainingTask(model, first) for model in models),
         *cut_shards(everything, targets, retained, judging, evaluation),
-        *(MetricTask(model, metric) for model in models if model.job for metric in evaluation.metrics),
-        *plan_attacks(attacks, everything, concept_set, prompts, (recipe.id, calibrations[0].id)),
+        *(_metric(model, name, judged_by) for model in models if model.job for name in evaluation.metrics),
+        *plan_attacks(attacks, everything, concept_set, prompts, judged_by),
     )
     shards = [task for task in tasks if isinstance(task, Shard)]
     asked = {request.prompt for shard in shards for request in shard.eval_requests}
@@ -239,6 +236,14 @@ def make_plan(
     return Plan(
         name, base, base_id, concept_set, recipe, prompts, targets, everything, tasks, resources, judged, warnings
     )
+
+
+def _metric(model: Model, name: str, judged_by: tuple[str, str]) -> MetricTask:
+    """Raises UserError for an unknown metric."""
+    metric = METRICS.get(name)
+    if isinstance(metric, type):
+        return MetricTask(model, name, (*judged_by, str(metric.version)))
+    return MetricTask(model, name)
 
 
 def _judged(

@@ -41,6 +41,14 @@ class AttackOptions:
         list[str],
         typer.Option("--set", "-s", metavar="KEY=VALUE", help="A field of the attack's config; repeatable."),
     ] = field(default_factory=list)
+    control: Annotated[
+        Path | None,
+        typer.Option(
+            help="A model that never knew the concept (a delta, or a diffusers folder), attacked like the others: does "
+            "the attack find the concept, or teach it?",
+            **LOCAL,
+        ),
+    ] = None
     judge: Annotated[
         str | None,
         typer.Option(help="Keeps what shows the concept in the base's images; default: the base's own."),
@@ -73,6 +81,8 @@ def run(options: AttackOptions) -> "WrittenPrompts | AttackResults":
         from efface.launch.attack_models import attack_models
 
         return attack_models(options)
+    if options.control:
+        raise UserError("--control is for an attack on models, name a delta to attack")
     return search_prompts(options)
 
 
@@ -104,7 +114,7 @@ def search_prompts(options: AttackOptions) -> WrittenPrompts:
     missing = [target.name for target in targets if target.name not in prompt_set.rows]
     if missing:
         raise UserError(f"{prompt_set.name}: has no row for {missing[0]}, add one with its direct prompts")
-    judge_name = options.judge or spec.judge
+    judge_name = options.judge or concept_set.judge or spec.judge
     target_names = [target.name for target in targets]
     search = [options.attack, config.model_dump(mode="json"), judge_name, options.per_concept, options.seed]
     id = content_id([base_id(spec), concept_set.sha256, prompt_set.sha256, target_names, *search])

@@ -32,6 +32,9 @@ class ScoreOptions:
             help="A judge's calibration.json: adds scores corrected for its errors (Rogan-Gladen) to the JSON."
         ),
     ] = None
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Show how often concepts are present at other thresholds of the judge.")
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class TableScores:
     requested: str | None = None
     corrected: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By label, corrected for the judge's errors, where its calibration was given."""
+    curves: dict[str, dict[str, dict[float, float]]] = field(default_factory=dict)
+    """By label, see `threshold_curve`, where that was asked for."""
 
 
 def run(options: ScoreOptions) -> TableScores:
@@ -50,6 +55,7 @@ def run(options: ScoreOptions) -> TableScores:
     from efface.eval.image_table import read_table
     from efface.eval.scores.comparison import differences
     from efface.eval.scores.scoring import BASE, score_table
+    from efface.eval.scores.threshold_curve import threshold_curve
     from efface.files import as_path
 
     path = as_path(options.table)
@@ -62,21 +68,28 @@ def run(options: ScoreOptions) -> TableScores:
         for label in labels
     }
     corrected = {label: _corrected(options, rows, label) for label in labels} if options.calibration else {}
-    return TableScores(scores, differences(scores, options.against), options.method, corrected)
+    curves = {label: threshold_curve(_chosen(options, rows, label)) for label in labels} if options.curve else {}
+    return TableScores(scores, differences(scores, options.against), options.method, corrected, curves)
+
+
+def _chosen(options: ScoreOptions, rows: "pa.Table", label: str) -> "pa.Table":
+    """The rows of one method that the options name."""
+    import pyarrow.compute as pc
+
+    wanted = {"method": label, "judge": options.judge, "recipe_id": options.recipe, "base_id": options.base}
+    for column, value in wanted.items():
+        rows = rows if value is None else rows.filter(pc.equal(rows[column], value))
+    return rows
 
 
 def _corrected(options: ScoreOptions, rows: "pa.Table", label: str) -> dict[str, Any]:
     """Of one method, by the judge of the calibration. Raises UserError where it is of another one."""
-    import pyarrow.compute as pc
-
     from efface.eval.calibration import read_calibration
     from efface.eval.scores.corrected import corrected_scores
     from efface.eval.scores.shown import split_shown
 
     calibration = read_calibration(str(options.calibration))
-    wanted = {"method": label, "judge": options.judge, "recipe_id": options.recipe, "base_id": options.base}
-    for column, value in wanted.items():
-        rows = rows if value is None else rows.filter(pc.equal(rows[column], value))
+    rows = _chosen(options, rows, label)
     versions = set(rows["judge_version"].unique().to_pylist())
     if versions != {calibration.judge_version}:
         raise UserError(
@@ -91,7 +104,7 @@ def _corrected(options: ScoreOptions, rows: "pa.Table", label: str) -> dict[str,
 
 def show(scores: TableScores) -> None:
     from efface.eval.scores.leaderboard import differences_table, leaderboard, notes, rich_table
-    from efface.launch.tables import console, print_line
+    from efface.launch.tables import console, print_line, print_table
 
     terminal = console()
     rows = leaderboard(scores.methods, compared=scores.differences)
@@ -101,6 +114,11 @@ def show(scores: TableScores) -> None:
         terminal.print(differences)
     for note in notes(scores.methods, rows):
         print_line(note)
+    for label, curve in scores.curves.items():
+        print_line(f"{label}: share of images in which the concept is present, by the judge's threshold")
+        thresholds = list(next(iter(curve.values()), {}))
+        header = ("axis, concept", *(f"{threshold:.2f}" for threshold in thresholds))
+        print_table(header, [[asked, *(f"{share:.2f}" for share in of.values())] for asked, of in curve.items()])
 
 
 def as_json(scores: TableScores) -> dict[str, Any]:
@@ -114,6 +132,8 @@ def as_json(scores: TableScores) -> dict[str, Any]:
         found["difference"] = scores.differences[label].as_json()
     if label in scores.corrected:
         found["corrected"] = scores.corrected[label]
+    if label in scores.curves:
+        found["curve"] = scores.curves[label]
     return found
 
 

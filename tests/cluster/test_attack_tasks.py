@@ -13,9 +13,14 @@ from tiny_campaign import UCE
 
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.spec import Campaign
-from efface.cluster.run import execute, open_run
+from efface.cluster.results import Results
+from efface.cluster.run import Run, execute, open_run
+from efface.cluster.storage.journal import TaskEnded, read_journal
 from efface.cluster.tasks.attack import ATTACK, AttackTask, TransferTask
 from efface.cluster.tasks.model import BASE
+from efface.cluster.tasks.retry_rules import MAX_WORKER_LOSSES, Outcome
+from efface.cluster.tasks.task import Task
+from efface.cluster.workers.worker import Worker
 from efface.errors import UserError
 from efface.eval.attack import ATTACKS
 
@@ -145,3 +150,64 @@ def test_a_run_records_what_attacks_cost_and_shows_them_apart(
         for instance in one["instances"]:
             instance.pop("seconds")
     assert before == after
+
+
+class KilledWorker(BaseException):
+    """What ends a worker in the middle of an attack."""
+
+
+def run_with_losses(campaign: Campaign, root: Path, losses: int) -> tuple[Run, Results]:
+    """The campaign, where the worker of UCE's attack is killed so many times, each time after its first instance."""
+    left = iter(range(losses))
+
+    class Mortal(Worker):
+        def run(self, task: Task) -> Outcome:
+            self.dies = isinstance(task, AttackTask) and task.label == "uce" and next(left, None) is not None
+            try:
+                return super().run(task)
+            except KilledWorker:
+                return Outcome.worker_lost("killed")
+
+        def on_step(self, task: Task, done: int, steps: int, loss: float) -> None:
+            if self.dies:
+                raise KilledWorker
+            super().on_step(task, done, steps, loss)
+
+    opened = open_run(campaign, root)
+    return opened, execute(opened, 0, None, Console(file=io.StringIO()), Mortal)
+
+
+def attack_of_uce(run: Run) -> AttackTask:
+    return next(task for task in run.plan.of_kind(AttackTask) if task.label == "uce")
+
+
+def test_an_attack_whose_worker_is_killed_is_tried_again_and_comes_to_the_same(
+    campaign: Callable[..., Campaign], tmp_path: Path
+) -> None:
+    attacked = campaign(methods=[UCE], attacks=[PARAPHRASE])
+    _, expected = run_with_losses(attacked, tmp_path / "calm", 0)
+    run, results = run_with_losses(attacked, tmp_path / "run", 2)
+    task = attack_of_uce(run)
+    states = [event.state for event in read_journal(run.folder) if isinstance(event, TaskEnded) and event.id == task.id]
+    assert states == ["worker_lost", "worker_lost", "done"]
+    timeless = [
+        [(row.method, row.pre_asr, row.static_post_asr, row.judged, row.unknown, row.calls) for row in found.attacks]
+        for found in (expected, results)
+    ]
+    assert timeless[0] == timeless[1] and not results.failures
+    (lost,) = [row.note for row in results.attacks if row.method == "uce"]
+    assert "no result" not in lost
+
+
+def test_an_attack_that_never_ends_is_missing_and_no_erased_concept(
+    campaign: Callable[..., Campaign], tmp_path: Path
+) -> None:
+    attacked = campaign(methods=[UCE], attacks=[PARAPHRASE])
+    run, results = run_with_losses(attacked, tmp_path / "run", MAX_WORKER_LOSSES)
+    assert run.folder.record(attack_of_uce(run)) is None
+    (row,) = [row for row in results.attacks if row.method == "uce"]
+    assert (row.pre_asr, row.static_post_asr, row.adaptive_post_asr, row.judged) == (None, None, None, 0)
+    assert "1 of 1 attacks have no result" in row.note
+    assert any("killed" in str(failure) for failure in results.failures)
+    scores = json.loads(run.folder.scores.read_text())
+    assert [one["method"] for one in scores["attacks"]] == ["base"]

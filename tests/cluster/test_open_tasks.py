@@ -184,15 +184,19 @@ def test_what_it_takes_is_estimated_and_learned_by_its_kind(run: Run) -> None:
 
 
 def test_a_metric_that_a_campaign_names_is_measured_for_every_model(campaign: MakeCampaign, tmp_path: Path) -> None:
-    run = open_run(campaign(methods=[{"method": "uce"}], evaluation=EVALUATION), tmp_path / "run")
+    both = {**EVALUATION, "metrics": ["weight-change", "compositional"]}
+    run = open_run(campaign(methods=[{"method": "uce"}], evaluation=both), tmp_path / "run")
     run_here(run, Worker)
-    (task,) = run.plan.of_kind(MetricTask)
+    task, judged = run.plan.of_kind(MetricTask)
+    assert task.requires == (task.model.folder,)
+    assert judged.requires == (task.model.folder, run.plan.calibrations[0].id)
     record, training = run.folder.record(task), run.folder.record(run.plan.trainings[0])
     assert record and training
     change = training.facts["weight_change"]
     assert record.facts["numbers"]["all.global_l2"] == change["all"]["global_l2"] > 0
     scores = json.loads(run.folder.scores.read_text())
     assert scores["metrics"]["uce"]["weight-change"] == record.facts["numbers"]
+    assert 0 <= scores["metrics"]["uce"]["compositional"]["base_other_present"] <= 1
 
 
 EVALUATION = {

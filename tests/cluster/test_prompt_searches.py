@@ -12,7 +12,7 @@ from tiny_campaign import CONCEPTS, IMAGES_PER_PROMPT, LIMITS, UCE
 
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.sharding import retaining
-from efface.cluster.campaign.spec import Campaign
+from efface.cluster.campaign.spec import Campaign, Evaluation
 from efface.cluster.results import Results
 from efface.cluster.run import Run, execute, open_run
 from efface.cluster.storage.prompt_cache import cached
@@ -23,7 +23,10 @@ from efface.cluster.tasks.prompt_search import FOUND, PromptCheck, PromptSearch
 from efface.cluster.tasks.training import TrainingTask
 from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import AXES
+from efface.eval import calibration_requests
+from efface.eval.adversarial_prompts import CHECK_SEEDS
 from efface.eval.attack import ATTACKS
+from efface.eval.attacks import concept_inversion
 from efface.eval.found_prompts import checks_of, read_slot
 from efface.eval.image_table import read_table
 from efface.train.job import Job
@@ -136,6 +139,10 @@ def test_a_run_ends_with_an_err_and_the_next_one_finds_the_prompts_without_searc
     found = json.loads(run.folder.output(run.plan.prompt_checks[0], FOUND).read_text())
     assert asked == {prompt["text"] for prompt in found["prompts"]}
     assert not any(read_slot(text) for text in table["prompt"].to_pylist())
+    rates = json.loads(run.folder.scores.read_text())["adversarial_axis"]["base_rates"]
+    chosen = [prompt["detection_rate"] for prompt in found["prompts"]]
+    of_base = [row["present"] for row in table.to_pylist() if row["method"] == "base" and row["axis"] == "adversarial"]
+    assert rates == {"cat": {"selected": sum(chosen) / len(chosen), "measured": sum(of_base) / len(of_base)}}
     # a random model shows what a random judge likes: where that is nothing, it is said
     assert bool(results.warnings) == (not any(p["detection_rate"] >= 0.5 for p in found["prompts"]))
 
@@ -148,6 +155,15 @@ def test_a_run_ends_with_an_err_and_the_next_one_finds_the_prompts_without_searc
     assert all(cached(check) for check in second.plan.prompt_checks)
     assert not run_here(second).unscored
     assert remaining_tasks(second.plan, second.folder).is_empty
+
+
+def test_prompts_are_chosen_by_other_images_than_those_that_are_scored() -> None:
+    """Nor by those on which judges are calibrated, or of which attacks learn."""
+    most = Evaluation.model_fields["images_per_prompt"].metadata
+    limit = next(each.le for each in most if hasattr(each, "le"))
+    calibration = range(calibration_requests.FIRST_SEED, calibration_requests.FIRST_SEED + 2 * 1000)
+    assert limit <= min(calibration) and max(calibration) < min(CHECK_SEEDS)
+    assert max(CHECK_SEEDS) < concept_inversion.FIRST_SEED
 
 
 # retained concepts where everything is forgotten

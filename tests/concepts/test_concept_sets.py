@@ -245,3 +245,44 @@ def test_the_hash_of_a_set_that_holds_nothing_out_is_as_it_was_before_there_were
 def test_the_hash_is_also_of_what_is_held_out(split: ConceptSet, tmp_path: Path) -> None:
     shown = load_concept_set(write(tmp_path, HELD_OUT.replace(", held_out: true", "", 1)))
     assert shown.sha256 != split.sha256
+
+
+# concepts of papers, as their repositories have them
+
+
+def adjacent(concept_set: str, target: str) -> set[str]:
+    found = load_concept_set(concept_set)
+    return {other.name for other in found.adjacent_to(found.find(target))}
+
+
+def test_imagenette_has_its_ten_classes() -> None:
+    """README of fastai/imagenette."""
+    classes = (
+        "tench, English springer, cassette player, chain saw, church, French horn, garbage truck, gas pump, "
+        "golf ball, parachute"
+    )
+    found = load_concept_set("imagenette")
+    assert {concept.name for concept in found.concepts} == {found.find(name).name for name in classes.split(", ")}
+
+
+def test_artists_are_those_of_esd_and_concept_ablation() -> None:
+    """data/big_artist_prompts.csv, data/short_niche_art_prompts.csv (erasing); assets/eval.json (concept-ablation)."""
+    famous = ["Pablo Picasso", "Van Gogh", "Rembrandt", "Andy Warhol", "Caravaggio"]
+    niche = ["Tyler Edlin", "Thomas Kinkade", "Kilian Eng", "Kelly McKernan", "Ajin: Demi Human"]
+    ablated = ["van gogh", "monet", "greg rutkowski", "salvador dali"]
+    found = load_concept_set("artists")
+    assert {c.name for c in found.concepts} == {found.find(name).name for name in famous + niche + ablated}
+    everyone = {found.find(name).name for name in [*ablated, "Johannes Vermeer", "Jeremy Mann"]}
+    for name in ablated:
+        assert adjacent("artists", name) == everyone - {found.find(name).name}
+
+
+def test_characters_are_those_of_concept_ablation() -> None:
+    """compvis/scripts/object.sh: target and anchor; assets/eval.json: what is near."""
+    found = load_concept_set("characters")
+    anchors = {concept.name: concept.anchor for concept in found.concepts}
+    assert anchors == {"Grumpy Cat": "a cat", "Snoopy": "a dog", "Nemo": "a fish", "R2D2": "a robot"}
+    assert adjacent("characters", "Grumpy Cat") == {
+        found.find(name).name for name in ("British Shorthair", "Himalayan Cat", "Scottish Fold", "Persian Cat")
+    }
+    assert adjacent("characters", "R2D2") == {found.find(name).name for name in ("BB8", "C-3PO", "Wall-E", "Baymax")}

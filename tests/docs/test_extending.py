@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "tests" / "examples"
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-FILES = sorted(path for path in EXAMPLES.iterdir() if path.suffix in (".py", ".yaml"))
+FILES = sorted(path for path in EXAMPLES.iterdir() if path.suffix in (".py", ".yaml", ".toml"))
 TESTS = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
 
 
@@ -37,7 +37,7 @@ def test_a_test_runs_the_file(file: Path) -> None:
 
 def test_every_code_block_in_python_or_of_a_base_is_a_file() -> None:
     files = {file.read_text() for file in FILES}
-    assert all(text in files for language, text in BLOCKS if language in ("python", "yaml"))
+    assert all(text in files for language, text in BLOCKS if language in ("python", "yaml", "toml"))
 
 
 def test_entry_points_are_of_groups_that_a_registry_reads() -> None:

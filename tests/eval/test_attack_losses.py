@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from efface.eval.attacks.mma import pooled_cosine
 from efface.eval.attacks.noise_scale import ddim_step
 from efface.eval.attacks.p4d import matching_loss
 from efface.eval.attacks.ring_a_bell import concept_distance
@@ -41,6 +42,19 @@ def test_ring_a_bell_takes_the_sum_of_squares_over_tokens_and_channels() -> None
         sum((encoded[b, t, d].item() - goal[t, d].item()) ** 2 for t in range(2) for d in range(5)) for b in range(3)
     ]
     assert concept_distance(encoded, goal).tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_mma_takes_the_cosine_at_the_end_of_text() -> None:
+    pooled, target = drawn(4, 3, 5), drawn(5, 5)
+
+    def norm(values: list[float]) -> float:
+        return math.sqrt(sum(value * value for value in values))
+
+    expected = [
+        sum(a * b for a, b in zip(row, target.tolist(), strict=True)) / norm(row) / norm(target.tolist())
+        for row in pooled.tolist()
+    ]
+    assert pooled_cosine(pooled, target).tolist() == pytest.approx(expected, rel=1e-12)
 
 
 def test_without_noise_a_step_of_the_probe_is_ddims() -> None:

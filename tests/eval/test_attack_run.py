@@ -28,6 +28,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "pez": {"tokens": 2, "steps": 4, "test_every": 2},
     "gcg": {"tokens": 2, "steps": 2, "states": 1, "top_k": 4, "candidates": 2, "test_every": 1},
     "ring-a-bell": {"tokens": 3, "population": 4, "generations": 2},
+    "mma": {"tokens": 2, "steps": 1, "top_k": 4, "candidates": 4},
     "token-search": {"tokens": 2, "steps": 1, "top_k": 4, "candidates": 4},
     "concept-inversion": {"images": 2, "steps": 4, "batch_size": 1, "tests": 2},
     "relearning": {"images": 2, "steps": 4, "batch_size": 1, "tests": 2},

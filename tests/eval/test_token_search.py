@@ -13,6 +13,7 @@ from efface.errors import UserError
 from efface.eval import adversarial_prompts as whole
 from efface.eval.adversarial_prompts import KeptPrompt, PromptCheck, adversarial_prompts
 from efface.eval.attack import AdversarialPrompt, AttackConfig, AttackTarget, PromptAttack
+from efface.eval.attacks.mma import PooledObjective
 from efface.eval.attacks.token_search import (
     SearchObjective,
     TokenSearch,
@@ -55,6 +56,15 @@ def test_the_objective_is_the_mean_of_two_centred_cosines(tiny_base: Base, goal:
     found = goal.similarity(goal.features(tiny_base, ["fog"]))[0]
     assert float(found) == pytest.approx(float(sum(cosines)) / 2, abs=1e-5)
     assert float(goal.similarity(goal.features(tiny_base, ["a cat"]))[0]) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_mmas_objective_is_the_cosine_of_what_the_text_encoder_pools(tiny_base: Base) -> None:
+    goal = PooledObjective(tiny_base, ["a cat"])
+    found = goal.similarity(goal.features(tiny_base, ["a big dog", "a cat"]))
+    ids = token_ids(tiny_base, ["a big dog", "a cat"])
+    with torch.no_grad():
+        dog, cat = tiny_base.text_encoder(ids).pooler_output
+    assert found.tolist() == pytest.approx([float(torch.cosine_similarity(dog, cat, dim=0)), 1.0], abs=1e-5)
 
 
 def test_the_search_improves_the_objective_it_reports(tiny_base: Base, goal: SearchObjective) -> None:

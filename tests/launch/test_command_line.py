@@ -37,12 +37,13 @@ COMMANDS: dict[str, tuple[list[str], set[str]]] = {
     "attack": (
         ["models"],
         {"--concepts", "--prompts", "--concept", "-c", "--judge", "--per-concept", "--seed", "--out", "-o"}
-        | {"--attack", "--set", "-s", "--force", "--budget", "--images"}
+        | {"--attack", "--set", "-s", "--force", "--budget", "--images", "--control"}
         | JSON
         | BASE
         | DEVICE,
     ),
-    "score": (["table"], {"--method", "--against", "--judge", "--recipe", "--base", "--calibration"} | JSON),
+    "score": (["table"], {"--method", "--against", "--judge", "--recipe", "--base", "--calibration", "--curve"} | JSON),
+    "quality": (["run"], {"--clip", "--features"} | DEVICE | JSON),
     "run": (["campaign"], CAMPAIGN_OPTIONS | WORKERS | {"--part"}),
     "plan": (["campaign"], CAMPAIGN_OPTIONS | {"--rates"} | JSON),
     "status": (["folder"], {"--cluster", "-c"} | JSON),

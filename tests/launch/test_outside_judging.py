@@ -1,8 +1,12 @@
-"""A kind of judge, an attack and a metric of somebody else's package, one file each, found by entry points."""
+"""A package of somebody else with a judge, an attack and a metric, installed by pip from the files of the docs page.
+
+It is listed, planned, run and reported like what is built in.
+"""
 
 import csv
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,29 +20,32 @@ from efface.eval.judge import JUDGES
 from efface.eval.metric import METRICS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-OURS = (
-    ("judges", JUDGES, "colour", "judge"),
-    ("attacks", ATTACKS, "shuffle", "attack"),
-    ("metrics", METRICS, "changed-share", "metric"),
-)
+MODULES = {"judge": "colour_judge", "attack": "shuffle_attack", "metric": "changed_share"}
+REGISTERED = ((JUDGES, "colour"), (ATTACKS, "shuffle"), (METRICS, "changed-share"))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder into which pip installed the package, without a network."""
+    package, site = tmp_path_factory.mktemp("package"), tmp_path_factory.mktemp("site-packages")
+    shutil.copy(EXAMPLES / "pyproject.toml", package)
+    for example, module in MODULES.items():
+        shutil.copy(EXAMPLES / f"{example}.py", package / f"{module}.py")
+    alone = ["--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "install", *alone, "--target", site, package]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return site
 
 
 @pytest.fixture(autouse=True)
-def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The examples as pip would install them: modules, and the metadata that holds their entry points."""
-    site = tmp_path / "site-packages"
-    metadata = site / "outside-1.0.dist-info"
-    metadata.mkdir(parents=True)
-    for _, _, _, module in OURS:
-        shutil.copy(EXAMPLES / f"{module}.py", site / f"outside_{module}.py")
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
-    entries = [f"[efface.{group}]\n{name} = outside_{module}\n" for group, _, name, module in OURS]
-    (metadata / "entry_points.txt").write_text("".join(entries))
+def _installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(str(site))
     yield
-    for _, registry, name, module in OURS:
+    for registry, name in REGISTERED:
         registry._items.pop(name, None)  # type: ignore[attr-defined]
-        sys.modules.pop(f"outside_{module}", None)
+    for module in MODULES.values():
+        sys.modules.pop(module, None)
 
 
 @pytest.fixture
@@ -58,7 +65,7 @@ def test_they_are_listed_with_their_fields(efface: RunEfface) -> None:
         assert found["summary"] and [field["name"] for field in found["fields"]] == fields
 
 
-def test_a_campaign_ends_with_scores_by_the_judge_and_numbers_of_the_metric(
+def test_a_campaign_is_planned_run_and_reported_with_the_judge_the_attack_and_the_metric(
     efface: RunEfface, campaign_file: Callable[..., Path], judge: str, tmp_path: Path
 ) -> None:
     evaluation = {
@@ -67,7 +74,8 @@ def test_a_campaign_ends_with_scores_by_the_judge_and_numbers_of_the_metric(
         "judges": [judge],
         "metrics": ["changed-share"],
     }
-    file = campaign_file(methods=[{"method": "uce"}], evaluation=evaluation)
+    attack = {"attack": "shuffle", "config": {"words": 2}, "seeds": [0], "budget": 40}
+    file = campaign_file(methods=[{"method": "uce"}], evaluation=evaluation, attacks=[attack])
     assert efface("plan", file).code == 0
     result = efface("run", file, "--workers", "0", "--out", tmp_path / "run")
     assert result.code == 0, result
@@ -76,6 +84,11 @@ def test_a_campaign_ends_with_scores_by_the_judge_and_numbers_of_the_metric(
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert list(scores["judges"]) == [judge]
     assert 0 < scores["metrics"]["uce"]["changed-share"]["share"] < 1
+    (found,) = [one for one in scores["attacks"] if one["method"] == "uce"]
+    assert (found["attack"], found["kind"]) == ("shuffle", "static") and found["calls"] > 0
+    of_attacks = list(csv.DictReader((tmp_path / "run" / "attacks.csv").open()))
+    assert [(row["method"], row["attack"]) for row in of_attacks] == [("base", "shuffle"), ("uce", "shuffle")]
+    assert "by-colour" in (tmp_path / "run" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,21 @@ def test_a_model_is_attacked_for_what_it_forgot_within_a_budget(efface: RunEffac
     assert shown.code == 0 and "completion" in shown.out and "adaptive" in shown.out
 
 
+def test_a_control_is_attacked_alike_and_the_report_says_what_that_shows(
+    efface: RunEfface, base: str, delta: Path
+) -> None:
+    command = ["attack", delta, "-b", base, "--attack", "completion", "--images", "1", "--budget", "60"]
+    result = efface(*command, "--control", delta, "--json")
+    assert result.code == 0, result
+    found, control = json.loads(result.out)
+    assert (found["method"], control["method"]) == ("cat", "control")
+    assert found["control"]["control_post_asr"] == control["post_asr"] == found["post_asr"]
+    shown = efface(*command, "--control", delta)
+    assert found["control"]["reading"] in ("relearning", "not back") and "a model that never knew it" in shown.out
+    alone = efface("attack", "-b", base, "--control", delta)
+    assert alone.code == 2 and "name a delta to attack" in alone.err
+
+
 def test_what_does_not_fit_is_refused(efface: RunEfface, base: str, delta: Path) -> None:
     adaptive = efface("attack", "-b", base, "--attack", "p4d")
     assert adaptive.code == 2 and "needs an edited model" in adaptive.err

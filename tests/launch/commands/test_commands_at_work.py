@@ -108,6 +108,7 @@ def test_score_recomputes_the_scores_of_a_run_from_its_table_alone(efface: RunEf
     for table in (finished, finished / "table.parquet"):
         assert json.loads(efface("score", table, "--json").out) == scores
     assert efface("score", finished).code == 0
+    assert "by the judge's threshold" in efface("score", finished, "--curve").out
 
 
 def test_a_plan_counts_what_is_left(efface: RunEfface, campaign_file: CampaignFile, finished: Path) -> None:
