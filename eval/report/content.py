@@ -6,6 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from efface.eval.attack_run import AttackResult
+from efface.eval.attack_transfer import Transferred
 from efface.eval.calibration import Calibration
 from efface.eval.published_scores import Published
 from efface.eval.scores.continual import Stages
@@ -17,6 +19,8 @@ from efface.eval.scores.results import Scores
 class ReportedModel:
     """A model that a job made, from its record."""
 
+    id: str
+    """Of the job, and of the model in the image table."""
     label: str
     """The method's name in tables."""
     method: str
@@ -55,6 +59,9 @@ class RunContent:
     calibrations: tuple[Calibration, ...]
     images: Callable[[], Iterator[tuple[str, bytes]]]
     """Every image that was kept, once, as its hash and a PNG."""
+    attacks: tuple[AttackResult, ...] = ()
+    transfers: tuple[Transferred, ...] = ()
+    """What was found against one model, tried on the others."""
     notes: tuple[str, ...] = ()
     """What a reader of the leaderboard has to know."""
     problems: tuple[str, ...] = ()
