@@ -67,8 +67,9 @@ setup(
         "search": ["optuna>=5"],
         "train": ["ray[train]>=2.58"],
         "curves": ["tensorboard>=2.17.1"],  # goes with numpy 2
+        "docs": ["mkdocs-material>=9.6"],
         "dev": [
-            "efface[s3,search,train,curves]",
+            "efface[s3,search,train,curves,docs]",
             "moto[server,s3]>=5.1",
             "promql-parser>=0.5",
             "playwright>=1.50",  # reports are tested in a browser
