@@ -227,6 +227,7 @@ def _reported(name: str, trained: TrainingResult, job: Job, record: Record) -> R
         device=record.device,
         losses=tuple(trained.metrics.losses),
         changes={group: norms.relative_l2 for group, norms in trained.weight_change.groups.items()},
+        layers=trained.weight_change.layers,
     )
 
 

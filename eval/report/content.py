@@ -13,6 +13,7 @@ from efface.eval.published_scores import Published
 from efface.eval.scores.continual import Stages
 from efface.eval.scores.leaderboard import LeaderboardRow
 from efface.eval.scores.results import Scores
+from efface.eval.weight_norms import LayerChange
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class ReportedModel:
     """Of each optimiser step; empty for a closed form."""
     changes: Mapping[str, float]
     """Relative L2 change of each parameter group that it touched; groups overlap."""
+    layers: Mapping[str, LayerChange] = field(default_factory=dict)
+    """Of each layer that it touched."""
 
 
 @dataclass(frozen=True)
