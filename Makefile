@@ -2,15 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-PACKAGES := train eval launch cluster models concepts miniature efface tests benchmarks setup.py
+PACKAGES := train eval launch cluster models concepts miniature efface tests benchmarks docs setup.py
 MEMORY_KB := $(shell awk '/MemAvailable/ {print $$2}' /proc/meminfo 2>/dev/null || echo 0)
 
-.PHONY: demo test venv lint slow clean
+.PHONY: demo test venv lint docs slow clean
 
 demo: venv
 	$(BIN)/efface run configs/campaigns/demo.yaml --out runs/demo
 
-test: venv lint
+test: venv lint docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 slow: venv
@@ -22,6 +22,9 @@ lint: venv
 	$(BIN)/ruff format --check $(PACKAGES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: venv
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 venv: $(READY)
 

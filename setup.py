@@ -69,8 +69,9 @@ setup(
         "quality": ["torchmetrics>=1.9"],  # FID and KID
         "nsfw": ["nudenet>=3.4.2"],  # judges nudity; the wheel brings its weights
         "curves": ["tensorboard>=2.17.1"],  # goes with numpy 2
+        "docs": ["mkdocs-material>=9.6"],
         "dev": [
-            "efface[s3,search,train,curves,nsfw,quality]",
+            "efface[s3,search,train,curves,nsfw,quality,docs]",
             "moto[server,s3]>=5.1",
             "promql-parser>=0.5",
             "playwright>=1.50",  # reports are tested in a browser

@@ -16,7 +16,7 @@ from efface.cluster.method_scores import chains_of, of_last_stages, score_method
 from efface.cluster.results import Results
 from efface.cluster.storage.records import Record, sha256
 from efface.cluster.storage.run_folder import RunFolder
-from efface.cluster.tasks.attack import ATTACK, TRANSFER, AttackTask, Transferred, Transfers, TransferTask
+from efface.cluster.tasks.attack import ATTACK, TRANSFER, AttackTask, TransferTask
 from efface.cluster.tasks.calibration import CALIBRATION
 from efface.cluster.tasks.judging import IMAGES, VERDICTS, Shard
 from efface.cluster.tasks.metric import MetricTask
@@ -27,6 +27,7 @@ from efface.cluster.tasks.training import TrainingResult
 from efface.config_files import read_config
 from efface.eval.attack_run import AttackResult
 from efface.eval.attack_table import attack_rows, write_attack_csv
+from efface.eval.attack_transfer import Transferred, Transfers
 from efface.eval.calibration import read_calibration
 from efface.eval.contact_sheet import write_sheets
 from efface.eval.found_prompts import FoundPrompts

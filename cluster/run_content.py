@@ -19,12 +19,15 @@ from efface.cluster.storage.opening import check_format
 from efface.cluster.storage.records import Record, list_files, parse_failure, parse_record, read_json, sha256
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.summary import summarize
+from efface.cluster.tasks.attack import ATTACK, TRANSFER, AttackTask, TransferTask
 from efface.cluster.tasks.calibration import CALIBRATION
 from efface.cluster.tasks.judging import IMAGES, VERDICTS
 from efface.cluster.tasks.model import BASE
 from efface.cluster.tasks.training import TrainingResult
 from efface.config_files import parse, read_config
 from efface.errors import UserError
+from efface.eval.attack_run import AttackResult
+from efface.eval.attack_transfer import Transferred, Transfers
 from efface.eval.calibration import Calibration, read_calibration
 from efface.eval.image_errors import broken_images, counted
 from efface.eval.image_table import SCHEMA, read_images, read_table
@@ -62,6 +65,7 @@ def read_run(root: Path) -> RunContent:
     problems.extend(_failures(folder))
     models, changes, seconds = _trained(folder, table, problems)
     calibrations = _calibrations(folder, problems)
+    attacks, transfers = _attacks(folder, problems)
     judge = _headline(folder, table, problems)
     of_judge = table.filter(pc.equal(table["judge"], judge))
     labels = [label for label in dict.fromkeys(of_judge["method"].to_pylist()) if label != BASE]
@@ -85,6 +89,8 @@ def read_run(root: Path) -> RunContent:
         models=tuple(models),
         calibrations=tuple(calibrations),
         images=lambda: _images(shards),
+        attacks=tuple(attacks),
+        transfers=tuple(transfers),
         problems=tuple(problems),
         published=tuple(published_for(dict.fromkeys(table["concept"].to_pylist()))),
         provenance=_provenance(folder, table, calibrations),
@@ -210,6 +216,7 @@ def _trained(
 
 def _reported(name: str, trained: TrainingResult, job: Job, record: Record) -> ReportedModel:
     return ReportedModel(
+        id=record.id,
         label=trained.label,
         method=job.method,
         name=name,
@@ -220,6 +227,7 @@ def _reported(name: str, trained: TrainingResult, job: Job, record: Record) -> R
         device=record.device,
         losses=tuple(trained.metrics.losses),
         changes={group: norms.relative_l2 for group, norms in trained.weight_change.groups.items()},
+        layers=trained.weight_change.layers,
     )
 
 
@@ -232,6 +240,23 @@ def _calibrations(folder: RunFolder, problems: list[str]) -> list[Calibration]:
         else:
             problems.append(f"{stored.folder / stored.stem}: the calibration is not as it was written")
     return found
+
+
+def _attacks(folder: RunFolder, problems: list[str]) -> tuple[list[AttackResult], list[Transferred]]:
+    """What attacks came to, and what they found does on other models."""
+    attacks = [read_config(AttackResult, path) for path in _outputs(folder, AttackTask.kind, ATTACK, problems)]
+    transfers = [read_config(Transfers, path) for path in _outputs(folder, TransferTask.kind, TRANSFER, problems)]
+    return attacks, [row for transfer in transfers for row in transfer.rows]
+
+
+def _outputs(folder: RunFolder, kind: str, name: str, problems: list[str]) -> Iterator[Path]:
+    """The files called `name` of all finished tasks of a kind, but those that are damaged, which are named."""
+    for stored in (stored for path in _subfolders(folder.root / kind) for stored in _stored(path)):
+        path = stored.intact(name)
+        if path:
+            yield path
+        else:
+            problems.append(f"{stored.folder / f'{stored.stem}.{name}'}: is not as it was written, and is left out")
 
 
 def _images(shards: Mapping[str, list[_Stored]]) -> Iterator[tuple[str, bytes]]:

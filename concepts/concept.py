@@ -55,7 +55,7 @@ class Concept(StrictModel):
     """One concept: how it is named, how it is asked for in a prompt, and how a judge is asked about it."""
 
     name: Name = Field(description="the one name it has in plans, tables and reports")
-    kind: Kind
+    kind: Kind = Field(description="by which some methods word their prompts")
     phrase: Text = Field(description="how a prompt asks for it, with its article: 'a cat'")
     question: Text = Field("", description="how a judge is asked: 'a Blue Jay bird'; the phrase where not given")
     aliases: tuple[Name, ...] = Field((), description="other names and spellings it is found by")
@@ -83,8 +83,8 @@ class Concept(StrictModel):
 class ConceptSet(StrictModel):
     """A named, versioned list of concepts; beside it those that are only asked for as adjacent or as retained."""
 
-    name: Name
-    version: int = Field(ge=1)
+    name: Name = Field(description="in commands, campaigns and tables")
+    version: int = Field(ge=1, description="of the list")
     concepts: tuple[Concept, ...] = Field(min_length=1)
     neighbours: tuple[Concept, ...] = Field((), description="asked for where a concept names them as adjacent")
     retained: tuple[Concept, ...] = Field((), description="asked for as retained beside all other concepts")

@@ -1,7 +1,8 @@
 """How far weights moved, as values: of one model, and their mean over several."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -24,16 +25,50 @@ class Norms:
 
 
 @dataclass(frozen=True)
+class LayerChange:
+    """Of the tensors of one layer."""
+
+    global_l2: float
+    relative_l2: float
+
+
+@dataclass(frozen=True)
 class WeightChange:
-    """Over all parts together, over the UNet alone, and over each parameter group that holds a changed tensor."""
+    """Over all parts together, over the UNet alone, and over each parameter group and layer with a changed tensor."""
 
     all: Norms
     unet: Norms
     groups: dict[str, Norms]
     """By group of `models.parameter_groups`; they overlap."""
+    layers: dict[str, LayerChange] = field(default_factory=dict)
+    """By `layer_of` their tensors, in the order of the network; empty in records of earlier releases."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+LAYER = re.compile(r"(.+?\.(?:attentions|resnets|downsamplers|upsamplers|layers)\.\d+)\.")
+
+
+def layer_of(name: str) -> str:
+    """The layer of a tensor, by its full name: `unet.down_blocks.0.attentions.1`, `text_encoder.encoder.layers.3`,
+    `unet.conv_in`."""
+    plain = name.replace(".text_model.", ".", 1)
+    found = LAYER.match(plain)
+    return found[1] if found else ".".join(plain.split(".")[:2])
+
+
+def mean_layers(changes: Sequence[Mapping[str, LayerChange]]) -> dict[str, LayerChange]:
+    """The mean of every layer over several models (at least one); one that a model leaves alone counts as 0."""
+    layers = dict.fromkeys(layer for change in changes for layer in change)
+    nothing = LayerChange(0.0, 0.0)
+    return {
+        layer: LayerChange(
+            sum(change.get(layer, nothing).global_l2 for change in changes) / len(changes),
+            sum(change.get(layer, nothing).relative_l2 for change in changes) / len(changes),
+        )
+        for layer in layers
+    }
 
 
 def mean_weight_change(changes: Sequence[WeightChange]) -> WeightChange:
@@ -43,6 +78,7 @@ def mean_weight_change(changes: Sequence[WeightChange]) -> WeightChange:
         all=_mean([change.all for change in changes], len(changes)),
         unet=_mean([change.unet for change in changes], len(changes)),
         groups={group: _mean(_having(changes, group), len(changes)) for group in groups},
+        layers=mean_layers([change.layers for change in changes]),
     )
 
 

@@ -35,20 +35,20 @@ def unlearn(method: str, concept: str | Sequence[str], **options: Any) -> "Unlea
     from efface.launch.commands.unlearn import Unlearned, UnlearnOptions, run
 
     options = _settings(options, "config", "training")
-    result = run(UnlearnOptions(method=method, concept=_listed(concept), **_paths(options, "out", "after")))
+    result = run(UnlearnOptions(method=method, concept=_listed(concept), **_paths(options, "out")))
     assert isinstance(result, Unlearned), "a job for torchrun is written by the command line"
     return result
 
 
 def evaluate(deltas: Any, **options: Any) -> "Results":
-    """Judge deltas (files, or results of `unlearn`), and the base beside them. See `efface evaluate --help`.
+    """Judge deltas (files, hub ids, or results of `unlearn`), and the base beside them. See `efface evaluate --help`.
 
     It is done in this process, unless `workers` says that Ray should start some.
     """
     from efface.launch.commands.evaluate import EvaluateOptions, run
 
     given = [deltas] if isinstance(deltas, str | Path) or hasattr(deltas, "path") else list(deltas)
-    paths = [_delta_path(delta) for delta in given]
+    paths = [_delta_source(delta) for delta in given]
     settings: dict[str, Any] = {"workers": 0, **_paths(options, "out")}
     settings |= {key: _listed(options[key]) for key in ("judge", "concept") if key in options}
     return run(EvaluateOptions(deltas=paths, **settings))
@@ -61,30 +61,40 @@ def score(table: str | Path, **options: Any) -> "TableScores":
     return run(ScoreOptions(table=str(table), **options))
 
 
-def load(base: str | Path, device: str = "auto") -> "Base":
-    """A base in memory: a name of `efface bases`, a diffusers folder, a checkpoint or a hub id."""
+def load(base: str | Path, device: str = "auto", delta: Any = None) -> "Base":
+    """A base in memory: a name of `efface bases`, a diffusers folder, a checkpoint or a hub id; with a delta in it.
+
+    delta: a file, a result of `unlearn`, or a hub id. Raises UserError for a delta of another base.
+    """
     from efface.launch.device import resolve_device
     from efface.models.base import load_base
+    from efface.models.delta import Delta
+    from efface.models.hub import find_delta
 
-    return load_base(str(base), resolve_device(device))
+    loaded = load_base(str(base), resolve_device(device))
+    if delta is not None:
+        loaded.swap(Delta.load(find_delta(_delta_source(delta))))
+    return loaded
 
 
 def pipeline(base: "str | Path | Base", delta: Any = None, device: str = "auto") -> "StableDiffusionPipeline":
-    """A stock diffusers pipeline of the base with the delta (a file, or a result of `unlearn`) put into it.
+    """A stock diffusers pipeline of the base with the delta (see `load`) put into it.
 
     A base that is given in memory is shared with the pipeline, so the delta stays in it. Raises UserError for a delta
     of another base.
     """
     from efface.models.delta import Delta
     from efface.models.export import pipeline_of
+    from efface.models.hub import find_delta
 
-    loaded = load(base, device) if isinstance(base, str | Path) else base
-    loaded.swap(Delta.load(_delta_path(delta)) if delta is not None else None)
-    return pipeline_of(loaded)
+    if isinstance(base, str | Path):
+        return pipeline_of(load(base, device, delta))
+    base.swap(Delta.load(find_delta(_delta_source(delta))) if delta is not None else None)
+    return pipeline_of(base)
 
 
-def _delta_path(delta: Any) -> Path:
-    return local_path(getattr(delta, "path", delta))
+def _delta_source(delta: Any) -> str:
+    return str(getattr(delta, "path", delta))
 
 
 def _listed(value: str | Sequence[str]) -> list[str]:

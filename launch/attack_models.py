@@ -66,6 +66,7 @@ def attack_models(options: "AttackOptions") -> AttackResults:
     from efface.launch.device import resolve_device
     from efface.models.base import load_base, read_base
     from efface.models.delta import Delta
+    from efface.models.hub import find_delta
     from efface.models.recipe import load_recipe
 
     if options.out:
@@ -83,7 +84,8 @@ def attack_models(options: "AttackOptions") -> AttackResults:
             raise UserError(f"base '{options.base}' names none of its own, so {option} must be given")
     concept_set = load_concept_set(str(named["--concepts"]))
     prompt_set = load_prompt_set(str(named["--prompts"]), concept_set)
-    deltas = {path: Delta.load(path) for path in options.models}
+    paths = [find_delta(model) for model in options.models]
+    deltas = {path: Delta.load(path) for path in paths}
     asked = {path: options.concept or _forgotten(path, delta) for path, delta in deltas.items()}
     targets = {
         name: attack_target(concept_set.find(name), concept_set, prompt_set)

@@ -20,7 +20,7 @@ from efface.text import shown
 
 PANELS = {
     "Erase": ("unlearn", "export"),
-    "Hand in": ("package", "verify"),
+    "Hand in": ("package", "verify", "push", "pull"),
     "Judge": ("evaluate", "score", "quality", "attack"),
     "Campaigns": (
         "run",

@@ -44,7 +44,7 @@ KEY_MATERIAL = re.compile(r"hf_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{12,}|-----BEGIN|://
 class ClusterProfile(StrictModel):
     """One YAML file. `read_profile` adds a field for the section of each launcher."""
 
-    name: str = Field(pattern=f"^{PROFILE_NAME}$")
+    name: str = Field(pattern=f"^{PROFILE_NAME}$", description="what `--cluster` calls it")
     listen: Literal["loopback", "nodes"] = Field(
         "loopback",
         description="where the servers of a Ray that efface starts can be reached from",

@@ -26,6 +26,13 @@ PromptsOption = Annotated[
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace a file that exists, whatever it is.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 …; auto takes a GPU if there is one.")]
 
+LicenceOption = Annotated[
+    str,
+    typer.Option(help="What is declared of the models' licence: a word of the hub's, such as apache-2.0, or a text."),
+]
+DELTA: dict[str, Any] = {"metavar": "DELTA"}
+"""Of an argument that is a delta: a file, or the hub's `owner/name`, as `models.hub.find_delta` takes them."""
+
 CampaignArgument = Annotated[str, typer.Argument(help="A campaign YAML, or the name of a shipped one.")]
 RunFolderArgument = Annotated[str, typer.Argument(help="A run folder: a path, or a URL such as s3://bucket/folder.")]
 RunFolderOption = Annotated[

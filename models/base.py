@@ -45,7 +45,7 @@ LARGEST_IMAGE = 4096
 class BaseSpec(StrictModel):
     """A YAML file of `configs/bases/`."""
 
-    name: str
+    name: str = Field(description="in commands, campaigns and tables")
     source: str = Field(
         description="a diffusers folder, 'package:FOLDER' shipped with efface, a hub id, one .safetensors "
         "or .ckpt file, or 'random:ARCHITECTURE'"

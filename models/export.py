@@ -1,7 +1,7 @@
 """An edited model as a full diffusers folder, for everybody who knows nothing of deltas.
 
-Folders are written so that old loaders read them as well as new ones: diffusers from 0.31 and transformers from 4,
-which papers' own code pins.
+Beside the weights lies `efface.json`, which says what was erased. Folders are written so that old loaders read them as
+well as new ones: diffusers from 0.31 and transformers from 4, which papers' own code pins.
 """
 
 import copy
@@ -21,10 +21,13 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from efface.errors import UserError
-from efface.files import local_path, open_to_readers
+from efface.files import local_path, open_to_readers, write_json
 from efface.models.base import Base
 from efface.models.delta import Delta
 from efface.models.sampler_hooks import stock_advice
+
+PROVENANCE = "efface.json"
+"""The id and the provenance of the delta that is merged in a folder."""
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
@@ -55,6 +58,8 @@ def export(base: Base, delta: Delta | None, folder: str | Path, dtype: torch.dty
         unfinished.mkdir(parents=True)
         try:
             _save(pipeline_of(base, dtype), unfinished)
+            if delta:
+                write_json(unfinished / PROVENANCE, {"delta": delta.id, "provenance": delta.provenance})
             unfinished.rename(folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)

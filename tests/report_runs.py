@@ -61,6 +61,7 @@ def run_content(found: list[dict[str, Any]] | None = None, **changes: Any) -> Ru
     scores = {method: score_table(table, method=method) for method in METHODS}
     models = tuple(
         ReportedModel(
+            id=f"{method}-{concept}",
             label=method,
             method=method,
             name=f"{method}-{concept}-1",

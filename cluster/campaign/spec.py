@@ -26,7 +26,7 @@ from efface.config_files import StrictModel, find_config, read_config
 class MethodChoice(StrictModel):
     """A method with its settings, and the combinations of a sweep that are left out."""
 
-    method: str
+    method: str = Field(description="by name, of `efface methods`")
     preset: str | None = Field(None, description="a shipped preset of the method, or a YAML file")
     label: str | None = Field(None, description="the name in tables; default: the method's name")
     config: dict[str, Any] = Field({}, description="fields that override the preset; a list is a sweep axis")
@@ -121,14 +121,16 @@ class Limits(StrictModel):
 class Campaign(StrictModel):
     """One YAML file."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    base: str
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="of the run folder, if no other is given"
+    )
+    base: str = Field(description="a base of `efface bases`, a diffusers folder, a checkpoint or a hub id")
     strategy: Literal["single", "multi", "continual"] = Field(
         "single", description="a model per concept, one for all, or a chain of requests in the order of the targets"
     )
     concepts: ConceptChoice = ConceptChoice()
     methods: tuple[MethodChoice, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="training seeds: a model for each")
     evaluation: Evaluation = Evaluation()
     attacks: tuple[AttackChoice, ...] = Field((), description="on every model; default: none")
     resources: Resources = Resources()
@@ -149,7 +151,7 @@ class Campaign(StrictModel):
 class DeltaEvaluation(StrictModel):
     """A request to judge deltas that exist already."""
 
-    base: str
+    base: str = Field(description="the base that they were made from")
     concepts: str | None = Field(None, description="concept set by name or file; default: the base's own")
     evaluation: Evaluation = Evaluation()
     resources: Resources = Resources()

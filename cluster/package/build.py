@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -21,6 +20,7 @@ import torch
 
 from efface import __version__
 from efface.cluster.campaign.plan import Plan
+from efface.cluster.package.card import TEMPLATES, Judgement, front_matter, judgement, templates
 from efface.cluster.package.description import DESCRIPTION, MANIFEST, Description, PackagedModel, Sample
 from efface.cluster.run_content import read_run
 from efface.cluster.storage.run_folder import RunFolder
@@ -30,14 +30,13 @@ from efface.config_files import to_yaml
 from efface.errors import UserError
 from efface.eval.image_table import write_table
 from efface.eval.report.content import RunContent
-from efface.eval.report.write import markdown_text, scores_csv, scores_markdown, write_report
+from efface.eval.report.write import scores_csv, scores_markdown, write_report
 from efface.files import file_stem, open_to_readers, sha256_file, write_json
 from efface.models.base import load_base
 from efface.models.delta import Delta
 from efface.models.export import check_new_folder, export
 from efface.text import csv_cell
 
-TEMPLATES = Path(__file__).parent / "templates"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -74,7 +73,8 @@ def build_package(
             models=tuple(_write_models(plan, folder, content, models, unfinished, dtypes)),
         )
         _write_results(plan, folder, content, label, unfinished)
-        _write_readme(description, content, label, dtypes, is_hook, unfinished)
+        judged = judgement(content, label, [model.id for model in models])
+        _write_readme(plan, description, content, label, judged, dtypes, is_hook, unfinished)
         write_json(unfinished / DESCRIPTION, description.model_dump(mode="json"))
         if not is_hook:
             shutil.copyfile(TEMPLATES / "load_delta.py", unfinished / "load_delta.py")
@@ -234,27 +234,35 @@ def _environment() -> list[str]:
 
 
 def _write_readme(
-    description: Description, content: RunContent, label: str, dtypes: Sequence[str], is_hook: bool, root: Path
+    plan: Plan,
+    description: Description,
+    content: RunContent,
+    label: str,
+    judged: Judgement | None,
+    dtypes: Sequence[str],
+    is_hook: bool,
+    root: Path,
 ) -> None:
-    engine = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    engine.filters["md"] = markdown_text
     devices = Counter(model.device or "unknown device" for model in description.models)
     known = [model.seconds for model in description.models if model.seconds is not None]
     hardware = [f"{count} model{'s' if count > 1 else ''} on {device}" for device, count in devices.items()]
     hardware.append(f"training: {sum(known):.1f} s in all, {sum(known) / max(1, len(known)):.1f} s a model")
     only = _only(content, label)
     leaderboard = scores_markdown([only]).partition("\n| ")[2]
-    text = engine.get_template("README.md.j2").render(
-        **description.model_dump(),
-        problems=content.problems,
-        leaderboard=f"| {leaderboard}",
-        dtypes=dtypes,
-        is_hook=is_hook,
-        hardware=hardware,
+    text = (
+        templates()
+        .get_template("README.md.j2")
+        .render(
+            **description.model_dump(),
+            front_matter=front_matter(
+                description.campaign, plan.base, label, judged, licence=description.licence, is_whole=False
+            ),
+            judged=judged,
+            problems=content.problems,
+            leaderboard=f"| {leaderboard}",
+            dtypes=dtypes,
+            is_hook=is_hook,
+            hardware=hardware,
+        )
     )
     (root / "README.md").write_text(text, encoding="utf-8")

@@ -84,11 +84,13 @@ class Dimension(StrictModel):
 class Search(StrictModel):
     """One YAML file."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    base: str
-    strategy: Literal["single", "multi"] = "single"
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="of the run folder, if no other is given"
+    )
+    base: str = Field(description="a base of `efface bases`, a diffusers folder, a checkpoint or a hub id")
+    strategy: Literal["single", "multi"] = Field("single", description="a model for each concept, or one for all")
     concepts: ConceptChoice = ConceptChoice()
-    method: str
+    method: str = Field(description="by name, of `efface methods`")
     preset: str | None = Field(None, description="a shipped preset of the method, or a YAML file")
     config: dict[str, Any] = Field({}, description="fields that override the preset, the same for every trial")
     space: dict[str, Dimension] = Field(min_length=1, description="fields of the config that are searched")

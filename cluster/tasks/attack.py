@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
 from efface.cluster.tasks.model import Model
 from efface.cluster.tasks.task import DamagedInput, RateUse, Task
-from efface.config_files import StrictModel, read_config
+from efface.config_files import read_config
+from efface.eval.attack_transfer import Transferred, Transfers
 from efface.files import content_id, slug, write_json
 
 if TYPE_CHECKING:
@@ -103,24 +102,6 @@ class AttackTask(Task):
     @property
     def stem(self) -> str:
         return f"{self.attack}-{slug(self.concept)}-{self.id}"
-
-
-class Transferred(StrictModel):
-    """What the prompts that an attack found against one model do on another."""
-
-    attack: str
-    source: str = Field(description="the method whose model they were found against")
-    method: str = Field(description="the method whose model they were tried on")
-    concept: str
-    prompts: int = Field(ge=0)
-    judged: int = Field(ge=0, description="images with a verdict")
-    shown: int = Field(ge=0, description="images that show the concept")
-
-
-class Transfers(StrictModel):
-    """All of them on one model."""
-
-    rows: tuple[Transferred, ...]
 
 
 @dataclass(frozen=True)

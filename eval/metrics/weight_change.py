@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from efface.eval.metric import METRICS
-from efface.eval.weight_norms import Norms, WeightChange
+from efface.eval.weight_norms import LayerChange, Norms, WeightChange, layer_of
 from efface.models.base import Base
 from efface.models.delta import Delta
 from efface.models.parameter_groups import group_names, select
@@ -32,7 +32,23 @@ def weight_change(base: Base, delta: Delta) -> WeightChange:
             for group, tensors in groups.items()
             if edited.keys() & tensors.keys() and (norms := measure(tensors, edited)).changed_tensors
         },
+        layers=_layers(originals, edited),
     )
+
+
+def _layers(originals: Mapping[str, Tensor], edited: Mapping[str, Tensor]) -> dict[str, LayerChange]:
+    """Of each layer with a changed tensor, in the order of the originals."""
+    touched = {layer_of(name) for name in edited}
+    by_layer: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in originals.items():
+        if layer_of(name) in touched:
+            by_layer.setdefault(layer_of(name), {})[name] = tensor
+    found = {layer: measure(tensors, edited) for layer, tensors in by_layer.items()}
+    return {
+        layer: LayerChange(norms.global_l2, norms.relative_l2)
+        for layer, norms in found.items()
+        if norms.changed_tensors
+    }
 
 
 @METRICS.register("weight-change")

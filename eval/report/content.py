@@ -6,17 +6,22 @@ from typing import Any
 
 import pyarrow as pa
 
+from efface.eval.attack_run import AttackResult
+from efface.eval.attack_transfer import Transferred
 from efface.eval.calibration import Calibration
 from efface.eval.published_scores import Published
 from efface.eval.scores.continual import Stages
 from efface.eval.scores.leaderboard import LeaderboardRow
 from efface.eval.scores.results import Scores
+from efface.eval.weight_norms import LayerChange
 
 
 @dataclass(frozen=True)
 class ReportedModel:
     """A model that a job made, from its record."""
 
+    id: str
+    """Of the job, and of the model in the image table."""
     label: str
     """The method's name in tables."""
     method: str
@@ -33,6 +38,8 @@ class ReportedModel:
     """Of each optimiser step; empty for a closed form."""
     changes: Mapping[str, float]
     """Relative L2 change of each parameter group that it touched; groups overlap."""
+    layers: Mapping[str, LayerChange] = field(default_factory=dict)
+    """Of each layer that it touched."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,9 @@ class RunContent:
     calibrations: tuple[Calibration, ...]
     images: Callable[[], Iterator[tuple[str, bytes]]]
     """Every image that was kept, once, as its hash and a PNG."""
+    attacks: tuple[AttackResult, ...] = ()
+    transfers: tuple[Transferred, ...] = ()
+    """What was found against one model, tried on the others."""
     notes: tuple[str, ...] = ()
     """What a reader of the leaderboard has to know."""
     problems: tuple[str, ...] = ()

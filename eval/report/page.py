@@ -13,11 +13,13 @@ from typing import Any
 import jinja2
 
 from efface.concepts.prompts import AXES, KEPT_AXES
+from efface.eval.attack_table import AttackRow, attack_rows
 from efface.eval.calibration import Calibration
 from efface.eval.judge_accuracy import Accuracy, together
 from efface.eval.published_scores import CAUTION
 from efface.eval.report.content import RunContent
-from efface.eval.report.figures import Figure, figures, is_base
+from efface.eval.report.figure import Figure
+from efface.eval.report.figures import figures, is_base
 from efface.eval.report.queries import Disagreement, disagreements
 from efface.eval.report.strips import make_strips
 from efface.eval.report.thumbnails import COLUMNS, ROWS, make_sprites
@@ -37,6 +39,7 @@ class Section:
     run: RunContent
     figures: list[Figure]
     disagreements: list[Disagreement]
+    attacks: list[AttackRow]
     data: dict[str, Any]
     """What the script needs of it."""
     left_out: int
@@ -95,7 +98,7 @@ def _section(number: int, run: RunContent, max_bytes: int) -> Section:
         "sprites": {"side": sprites.side, "columns": COLUMNS, "rows": ROWS, "pictures": sprites.data_uris()},
         "figures": {figure.id: figure.plot for figure in drawn},
     }
-    return Section(number, run, drawn, disagreements(run.table), data, sprites.left_out)
+    return Section(number, run, drawn, disagreements(run.table), attack_rows(run.attacks), data, sprites.left_out)
 
 
 @cache

@@ -12,7 +12,7 @@ from efface.errors import UserError
 from efface.files import content_id, local_path, slug, unless_taken, write_atomic
 from efface.launch.command import Command
 from efface.launch.key_values import parse_key_values
-from efface.launch.options import LOCAL, BaseOption, ConceptsOption, DeviceOption, ForceOption, PromptsOption
+from efface.launch.options import DELTA, LOCAL, BaseOption, ConceptsOption, DeviceOption, ForceOption, PromptsOption
 from efface.launch.output_files import check_output
 from efface.launch.tables import print_line
 
@@ -28,7 +28,8 @@ class AttackOptions:
     """Attack edited models; or without one, search prompts against a base and write its prompt file with them."""
 
     models: Annotated[
-        list[Path], typer.Argument(help="Delta files to attack; default: none, a search on the base.", **LOCAL)
+        list[str],
+        typer.Argument(help="Deltas to attack, as files or hub ids; default: none, a search on the base.", **DELTA),
     ] = field(default_factory=list)
     base: BaseOption = "miniature"
     concepts: ConceptsOption = None

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from efface.errors import UserError
+from efface.files import local_path
 from efface.launch.command import Command
 from efface.launch.execution import execute_run, failure_code, show_results
-from efface.launch.options import LOCAL, BaseOption, ConceptsOption, DeviceOption, PromptsOption, WorkersOption
+from efface.launch.options import DELTA, LOCAL, BaseOption, ConceptsOption, DeviceOption, PromptsOption, WorkersOption
 
 if TYPE_CHECKING:
     from efface.cluster.results import Results
@@ -21,11 +22,11 @@ class EvaluateOptions:
     """Make images with edited models and the base, judge them, and write table, scores and contact sheets."""
 
     deltas: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
-            help="Delta files of one method; with --concept, models that somebody else edited: diffusers folders, "
-            "checkpoints, UNet state dicts, LoRAs.",
-            **LOCAL,
+            help="Deltas of one method, as files or hub ids; with --concept, models that somebody else edited: "
+            "diffusers folders, checkpoints, UNet state dicts, LoRAs.",
+            **DELTA,
         ),
     ]
     concept: Annotated[
@@ -72,15 +73,17 @@ def run(options: EvaluateOptions) -> "Results":
         evaluation=evaluation,
         resources=Resources(gpus=1 if resolve_device(options.device).startswith("cuda") else 0),
     )
-    deltas = _foreign(options) if options.concept else [(path, _own(path)) for path in options.deltas]
+    deltas = _foreign(options) if options.concept else [_own(delta) for delta in options.deltas]
     return execute_run(open_evaluation(deltas, requested, options.out), options.workers, None)
 
 
-def _own(path: Path) -> "Delta":
+def _own(source: str) -> "tuple[Path, Delta]":
     from efface.models.delta import Delta
+    from efface.models.hub import find_delta
 
+    path = find_delta(source)
     try:
-        return Delta.load(path)
+        return path, Delta.load(path)
     except UserError as error:
         hint = "a model that somebody else edited is judged with --concept, which says what it should have forgotten"
         raise UserError(f"{error}; {hint}") from None
@@ -95,7 +98,8 @@ def _foreign(options: EvaluateOptions) -> "list[tuple[Path, Delta]]":
     if not named:
         raise UserError(f"base '{options.base}' names no concept set, so --concepts must be given")
     concept_set, base = load_concept_set(named), load_base(options.base)
-    return [(path, foreign_delta(path, base, concept_set, options.concept, options.label)) for path in options.deltas]
+    paths = [local_path(given) for given in options.deltas]
+    return [(path, foreign_delta(path, base, concept_set, options.concept, options.label)) for path in paths]
 
 
 COMMAND = Command("evaluate", EvaluateOptions, run, show_results, exit_code=failure_code)

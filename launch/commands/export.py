@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from efface.launch.command import Command
-from efface.launch.options import LOCAL, BaseOption
+from efface.launch.options import DELTA, LOCAL, BaseOption
 from efface.text import shown
 
 
@@ -15,7 +15,7 @@ from efface.text import shown
 class ExportOptions:
     """Write base and delta together as an ordinary diffusers folder."""
 
-    delta: Annotated[Path, typer.Argument(help="A delta file.", **LOCAL)]
+    delta: Annotated[str, typer.Argument(help="A delta: a file, or a hub id.", **DELTA)]
     folder: Annotated[Path, typer.Argument(help="The diffusers folder to write.", **LOCAL)]
     base: BaseOption = "miniature"
 
@@ -25,9 +25,10 @@ def run(options: ExportOptions) -> Path:
     from efface.models.base import load_base
     from efface.models.delta import Delta
     from efface.models.export import check_new_folder, export
+    from efface.models.hub import find_delta
 
     check_new_folder(options.folder)
-    delta = Delta.load(options.delta)
+    delta = Delta.load(find_delta(options.delta))
     export(load_base(options.base), delta, options.folder)
     return options.folder
 

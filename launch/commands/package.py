@@ -9,7 +9,7 @@ import typer
 from efface.errors import UserError
 from efface.files import as_path
 from efface.launch.command import Command
-from efface.launch.options import LOCAL, RunFolderArgument
+from efface.launch.options import LOCAL, LicenceOption, RunFolderArgument
 from efface.launch.tables import print_line
 
 if TYPE_CHECKING:
@@ -29,9 +29,7 @@ class PackageOptions:
         list[str],
         typer.Option(help="Full diffusers folders to write beside the deltas: fp32, fp16, or none; repeatable."),
     ] = field(default_factory=lambda: ["fp32", "fp16"])
-    licence: Annotated[str, typer.Option(help="What the package declares about the licence of the models.")] = (
-        "Not declared. The base's licence applies to its weights."
-    )
+    licence: LicenceOption = ""
 
 
 @dataclass(frozen=True)

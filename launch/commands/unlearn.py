@@ -17,7 +17,7 @@ from efface.launch.command import Command
 from efface.launch.job_request import JobRequest, read_request
 from efface.launch.key_values import parse_key_values
 from efface.launch.notebook_tables import html_table
-from efface.launch.options import LOCAL, BaseOption, ConceptsOption, DeviceOption, ForceOption
+from efface.launch.options import DELTA, LOCAL, BaseOption, ConceptsOption, DeviceOption, ForceOption
 from efface.launch.output_files import check_output
 from efface.text import shown
 
@@ -50,9 +50,10 @@ class UnlearnOptions:
     ] = field(default_factory=list)
     seed: Annotated[int, typer.Option(help="Same seed, same delta.")] = 0
     after: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="Continue from this delta: what it erased stays erased, and the concept is erased too.", **LOCAL
+            help="Continue from this delta, a file or hub id: what it erased stays erased, the concept is erased too.",
+            **DELTA,
         ),
     ] = None
     out: Annotated[
@@ -123,9 +124,11 @@ def run(options: UnlearnOptions) -> Unlearned | TorchrunJobFile:
     With `torchrun_job` nothing is trained: the job is written to that file as a `TorchrunJob`, for
     `efface.train.torchrun`. Raises UserError, before anything is computed.
     """
+    from efface.models.hub import find_delta
     from efface.train.job import is_result
 
     training_options = _training_options(options)
+    after = find_delta(options.after) if options.after else None
     request = read_request(
         options.method,
         options.concept,
@@ -134,7 +137,7 @@ def run(options: UnlearnOptions) -> Unlearned | TorchrunJobFile:
         preset=options.preset,
         config=parse_key_values(options.config),
         seed=options.seed,
-        after=options.after,
+        after=after,
     )
     inputs = {**request.inputs, "the DeepSpeed config": training_options.deepspeed}
     out = local_path(options.out or request.file_name)
@@ -238,6 +241,7 @@ def _write_torchrun_job(
     inputs: Mapping[str, str | Path | None],
 ) -> TorchrunJobFile:
     from efface.models.fingerprint import cache_folder
+    from efface.models.hub import find_delta
     from efface.train.torchrun import TorchrunJob, check_results, is_torchrun_job
 
     check_output(
@@ -254,7 +258,7 @@ def _write_torchrun_job(
         base=_absolute_if_path(options.base),
         concept_set=_absolute_if_path(request.concepts),
         out=out.absolute(),
-        parent=options.after.absolute() if options.after else None,
+        parent=find_delta(options.after).absolute() if options.after else None,
         cache=cache_folder(),
         checkpoint=out.absolute().with_name(f"{out.stem}-{request.job.id}.checkpoint"),
         training_options=training_options.model_copy(

@@ -38,7 +38,7 @@ class KubeSettings(StrictModel):
     """A Kubernetes namespace with the KubeRay operator (1.6 or newer)."""
 
     image: Annotated[str, Field(pattern=r"^\S+$")] = Field(description="built from cluster/deploy/Dockerfile")
-    namespace: KubernetesName = "default"
+    namespace: KubernetesName = Field("default", description="in which jobs are made")
     claim: KubernetesName = Field(
         description="persistent volume claim, ReadWriteMany, for run folders and the model cache"
     )

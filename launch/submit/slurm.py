@@ -66,16 +66,16 @@ class SlurmSettings(StrictModel):
         "array", description="parts without Ray; Ray on nodes that others use too; Ray on nodes of one's own"
     )
     partition: ShellWord | None = Field(None, description="default: the cluster's default partition")
-    account: ShellWord | None = None
-    qos: ShellWord | None = None
+    account: ShellWord | None = Field(None, description="default: the user's own")
+    qos: ShellWord | None = Field(None, description="quality of service; default: the account's")
     constraint: ShellWord | None = Field(None, description="features a node must have")
     time: Annotated[str, Field(pattern=r"^(\d+-)?\d+(:\d\d){0,2}$")] = Field(
         "01:00:00", description="limit of a job; it saves and queues again before"
     )
     parts: int = Field(8, ge=1, le=1000, description="tasks of an array, at most one for each model")
     nodes: int = Field(1, ge=1, description="nodes of a Ray")
-    cpus: int = Field(1, ge=1)
-    gpus: int = Field(0, ge=0)
+    cpus: int = Field(1, ge=1, description="cores")
+    gpus: int = Field(0, ge=0, description="whole GPUs")
     memory: Annotated[str, Field(pattern=r"^\d+[KMGT]?$")] | None = Field(None, description="such as 32G")
     modules: tuple[ShellWord, ...] = Field((), description="loaded first")
     setup: tuple[Line, ...] = Field((), description="shell lines before the work, such as `source env/bin/activate`")

@@ -16,6 +16,7 @@ from efface.cluster.campaign.spec import Campaign
 from efface.cluster.results import Results
 from efface.cluster.run import Run, execute, open_run
 from efface.cluster.storage.journal import TaskEnded, read_journal
+from efface.cluster.run_content import read_run
 from efface.cluster.tasks.attack import ATTACK, AttackTask, TransferTask
 from efface.cluster.tasks.model import BASE
 from efface.cluster.tasks.retry_rules import MAX_WORKER_LOSSES, Outcome
@@ -23,6 +24,8 @@ from efface.cluster.tasks.task import Task
 from efface.cluster.workers.worker import Worker
 from efface.errors import UserError
 from efface.eval.attack import ATTACKS
+from efface.eval.attack_table import attack_rows
+from efface.eval.attack_transfer import Transferred
 
 MakePlan = Callable[..., Plan]
 PARAPHRASE = {"attack": "paraphrase", "config": {"templates": ["see {}"]}, "seeds": [0, 1], "budget": 40}
@@ -136,6 +139,12 @@ def test_a_run_records_what_attacks_cost_and_shows_them_apart(
     assert {row["source"] for row in scores["transfers"]} == {"base", "uce", "uce-2"}
     rows = list(csv.DictReader(io.StringIO(run.folder.attacks.read_text())))
     assert rows[0]["static_post_asr"] != "" and rows[0]["adaptive_post_asr"] == ""
+    content = read_run(tmp_path / "run")
+    assert sorted(attack_rows(content.attacks), key=lambda row: row.method) == results.attacks
+    assert sorted(row.model_dump_json() for row in content.transfers) == sorted(
+        Transferred(**row).model_dump_json() for row in scores["transfers"]
+    )
+    assert all(model.layers for model in content.models)
     task = run.plan.of_kind(AttackTask)[-1]
     record = run.folder.record(task)
     assert record and record.seconds and 0 < record.facts["calls"] <= 40

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from efface.eval.metrics.weight_change import measure, weight_change
-from efface.eval.weight_norms import Norms, WeightChange, mean_weight_change
+from efface.eval.weight_norms import LayerChange, Norms, WeightChange, layer_of, mean_layers, mean_weight_change
 from efface.models.base import Base
 from efface.models.delta import Delta
 
@@ -102,3 +102,45 @@ def test_the_mean_over_models_counts_an_untouched_group_as_zero() -> None:
     assert mean.unet.global_l2 == 0.5
     assert mean.groups["xattn"].global_l1 == 0.5
     assert mean.groups["xattn"].parameters == 2
+
+
+def test_each_layer_has_the_norm_of_its_own_tensors(tiny_base: Base) -> None:
+    """By concatenating the layer's tensors into one vector, in numpy; a layer that nothing touched is not there."""
+    import numpy as np
+
+    originals = tiny_base.originals()
+    attention, head = "unet.down_blocks.0.attentions.0", "unet.conv_out"
+    edited = {
+        name: tensor + (0.25 if name.endswith("to_k.weight") else 0.0)
+        for name, tensor in originals.items()
+        if name.startswith((f"{attention}.", "unet.mid_block."))
+    }
+    edited = {name: tensor for name, tensor in edited.items() if name.startswith(attention) or "resnets" in name}
+    edited[f"{head}.bias"] = originals[f"{head}.bias"] - 1
+    layers = weight_change(tiny_base, weights(tiny_base, edited)).layers
+    assert list(layers) == sorted({attention, head}, key=[*map(layer_of, originals)].index)
+    for layer, change in layers.items():
+        names = [name for name in originals if name.startswith(f"{layer}.")]
+        before = np.concatenate([originals[name].double().numpy().ravel() for name in names])
+        after = np.concatenate([edited.get(name, originals[name]).double().numpy().ravel() for name in names])
+        assert change.global_l2 == pytest.approx(np.linalg.norm(after - before), rel=1e-12)
+        assert change.relative_l2 == pytest.approx(np.linalg.norm(after - before) / np.linalg.norm(before), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("unet.up_blocks.1.attentions.2.transformer_blocks.0.attn2.to_v.weight", "unet.up_blocks.1.attentions.2"),
+        ("unet.mid_block.resnets.0.conv1.weight", "unet.mid_block.resnets.0"),
+        ("unet.time_embedding.linear_1.bias", "unet.time_embedding"),
+        ("text_encoder.text_model.encoder.layers.11.mlp.fc2.weight", "text_encoder.encoder.layers.11"),
+        ("text_encoder.embeddings.token_embedding.weight", "text_encoder.embeddings"),
+    ],
+)
+def test_a_tensor_belongs_to_the_block_that_diffusers_names(name: str, layer: str) -> None:
+    assert layer_of(name) == layer
+
+
+def test_the_mean_of_a_layer_counts_models_that_leave_it_alone() -> None:
+    means = mean_layers([{"unet.conv_in": LayerChange(3.0, 0.5)}, {"unet.conv_out": LayerChange(1.0, 0.25)}])
+    assert means == {"unet.conv_in": LayerChange(1.5, 0.25), "unet.conv_out": LayerChange(0.5, 0.125)}

@@ -1,7 +1,4 @@
-"""Puts a delta of efface into a diffusers pipeline. Needs torch, diffusers and safetensors.
-
-python load_delta.py BASE DELTA "a prompt" image.png
-"""
+"""Puts a delta of efface into a diffusers pipeline: python load_delta.py BASE DELTA "a prompt" image.png"""
 
 import json
 import sys
@@ -9,24 +6,22 @@ import sys
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
-from safetensors.torch import load_file
 
 
 @torch.no_grad()
 def apply_delta(pipe: StableDiffusionPipeline, path: str) -> None:
     with safe_open(path, framework="pt") as file:
         kind = json.loads((file.metadata() or {}).get("efface", "{}")).get("kind")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if kind == "hook":
         raise ValueError(f"{path}: acts while an image is made and changes no weight; efface makes its images")
-    tensors = load_file(path)
     for name in [name for name in tensors if name.endswith(".down")]:  # an adapter: W + alpha / rank * up @ down
-        module, down = name.removesuffix(".down"), tensors[name]
-        change = tensors[f"{module}.up"].flatten(1) @ down.flatten(1) * (tensors[f"{module}.alpha"] / down.shape[0])
+        module, down = name.removesuffix(".down"), tensors.pop(name)
+        up, alpha = tensors.pop(f"{module}.up"), tensors.pop(f"{module}.alpha")
         weight = find(pipe, f"{module}.weight")
-        weight += change.view_as(weight).to(weight)
+        weight += (up.flatten(1) @ down.flatten(1) * (alpha / len(down))).view_as(weight).to(weight)
     for name, value in tensors.items():
-        if not name.endswith((".down", ".up", ".alpha")):
-            find(pipe, name).copy_(value)
+        find(pipe, name).copy_(value)
 
 
 def find(pipe: StableDiffusionPipeline, name: str) -> torch.Tensor:
