@@ -89,6 +89,13 @@ QUICK: dict[str, dict[str, Any]] = {
         "anchors": 2,
         "denoising_steps": 4,
     },
+    "compose": {
+        "edits": [
+            {"method": "uce"},
+            {"method": "esd", "config": {"steps": 2, "learning_rate": 1e-3, "rollout_steps": 3}},
+        ]
+    },
+    "ties": {"edit": {"method": "esd", "config": {"steps": 2, "learning_rate": 1e-3, "rollout_steps": 3}}},
     "fade": {
         "steps": 2,
         "batch_size": 1,

@@ -149,6 +149,8 @@ class Method(ABC):
     delta_kind: DeltaKind = "weights"
     draws: ClassVar[bool] = True
     """Whether another seed gives other weights."""
+    anew: ClassVar[bool] = False
+    """Whether a request of a chain starts anew from the unedited base, for everything asked so far."""
 
     def __init__(self, config: MethodConfig) -> None:
         self.config: Any = config
@@ -172,6 +174,7 @@ class ClosedFormMethod(Method):
     """A method whose new weights are the solution of equations."""
 
     draws: ClassVar[bool] = False
+    anew: ClassVar[bool] = True
 
     @abstractmethod
     def solve(self, task: UnlearningTask) -> dict[str, Tensor]:
