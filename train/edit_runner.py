@@ -15,6 +15,7 @@ from torch import Tensor
 from efface.errors import StorageError, UserError
 from efface.models.delta import Delta, Kind, stack
 from efface.train.composed_method import ComposedMethod, as_delta
+from efface.train.data.score_distance import with_nearest_anchors
 from efface.train.method import ClosedFormMethod, GradientMethod, Method, UnlearningTask
 from efface.train.trainer.checkpoint import run_key
 from efface.train.trainer.collectives import all_gather
@@ -51,6 +52,8 @@ class EditRunner:
         return stack(task.base, below, kind, tensors) if below is not None else (kind, tensors)
 
     def _trained(self, method: GradientMethod, task: UnlearningTask) -> tuple[Kind, dict[str, Tensor]]:
+        if method.config.map_to == "nearest":
+            task = with_nearest_anchors(task)
         file = task.cache / f"edit-{run_key(method, task)}.safetensors" if self.composed and task.cache else None
         if file and all(all_gather(file.is_file())):
             with suppress(UserError):  # a damaged one is made again

@@ -73,7 +73,7 @@ def test_gradient_checkpointing_computes_blocks_twice_and_gives_the_same_delta(
     delta, _ = run_job(job, tiny_base, concept_set, training_options=TrainingOptions(gradient_checkpointing=True))
     again = blocks_run - once
     assert again[False] == once[False]
-    assert again[True] == 2 * once[True] or (name in THROUGH_OTHERS and again[True] > 1.4 * once[True])
+    assert again[True] == 2 * once[True] or (name in THROUGH_OTHERS and again[True] > 1.1 * once[True])
     assert all(torch.equal(delta.tensors[key], value) for key, value in plain.tensors.items())
 
 
