@@ -1,6 +1,6 @@
 """A little training on the edited model: the steps of attacks that teach it something, and what they keep."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -19,8 +19,6 @@ class TrainingSettings(Protocol):
     def steps(self) -> int: ...
     @property
     def batch_size(self) -> int: ...
-    @property
-    def learning_rate(self) -> float: ...
     @property
     def tests(self) -> int: ...
 
@@ -48,18 +46,17 @@ class Learnt(Generic[State]):
 def learn(
     oracle: Oracle,
     images: Tensor,
-    trained: Sequence[Tensor],
+    descend: Callable[[Tensor], None],
     config: TrainingSettings,
     generator: torch.Generator,
     loss_of: Callable[[NoisyBatch], Tensor],
     state: Callable[[], State],
 ) -> list[Learnt[State]]:
-    """AdamW on the tensors `trained` by `loss_of` batches of `images`; their `state`, `config.tests` times on the way.
+    """`descend` on `loss_of` batches of `images`, step by step; the `state` of it, `config.tests` times on the way.
 
     A budget that ends on the way leaves what was kept until then; raises BudgetExhausted where that is nothing, and
     NotFinite where a loss is no number. All draws are from `generator`.
     """
-    optimiser = torch.optim.AdamW(list(trained), config.learning_rate)
     kept: list[Learnt[State]] = []
     last = len(oracle.schedule.timesteps)
     try:
@@ -69,11 +66,7 @@ def learn(
             noise = torch.randn((config.batch_size, *images.shape[1:]), generator=generator).to(images)
             x_t, truth = oracle.noised(images[rows], timesteps, noise)
             with torch.enable_grad():
-                loss = checked(loss_of(NoisyBatch(rows, x_t, timesteps, truth)))
-                gradients = torch.autograd.grad(loss, list(trained))
-            for tensor, gradient in zip(trained, gradients, strict=True):
-                tensor.grad = gradient
-            optimiser.step()
+                descend(checked(loss_of(NoisyBatch(rows, x_t, timesteps, truth))))
             if step * config.tests % config.steps < config.tests:
                 kept.append(Learnt(step, state()))
     except BudgetExhausted:

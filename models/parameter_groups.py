@@ -59,11 +59,13 @@ def group_names() -> list[str]:
 
 
 def select(base: Base | Mapping[str, nn.Module], group: str) -> dict[str, nn.Parameter]:
-    """The parameters of `group` by full name, in the modules' order.
+    """The parameters of `group` by full name, in the modules' order; of `a+b` those of both groups.
 
     `base` may be a mapping with the component it takes ("unet", "text_encoder"). Raises UserError for an
     unknown group.
     """
+    if "+" in group:
+        return {name: value for part in group.split("+") for name, value in select(base, part).items()}
     if group not in group_names():
         raise UserError(f"unknown parameter group '{group}': {did_you_mean(group, group_names())}")
     component = "unet" if group in UNET else "text_encoder"

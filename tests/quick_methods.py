@@ -43,6 +43,28 @@ QUICK: dict[str, dict[str, Any]] = {
         "adversary_steps": 2,
         "adversary_tokens": 3,
     },
+    "race": {"steps": 2, "clean_steps": 1, "learning_rate": 1e-3, "rollout_steps": 3, "adversary_steps": 1},
+    "aegis": {"steps": 2, "learning_rate": 1e-3, "rollout_steps": 3},
+    "advunlearn": {
+        "steps": 2,
+        "learning_rate": 1e-3,
+        "rollout_steps": 3,
+        "retain_batch": 2,
+        "retain": ["a house", "a boat"],
+        "clean_steps": 1,
+        "adversary_steps": 1,
+    },
+    "stereo": {
+        "group": "xattn",
+        "rounds": 1,
+        "search_steps": 1,
+        "inversion_steps": 1,
+        "images": 1,
+        "image_steps": 2,
+        "steps": 2,
+        "learning_rate": 1e-3,
+        "rollout_steps": 3,
+    },
     "fmn": {"steps": 2, "learning_rate": 1e-3, "images": 2, "image_steps": 2},
     "mace": {
         "steps": 2,
@@ -67,6 +89,13 @@ QUICK: dict[str, dict[str, Any]] = {
         "anchors": 2,
         "denoising_steps": 4,
     },
+    "compose": {
+        "edits": [
+            {"method": "uce"},
+            {"method": "esd", "config": {"steps": 2, "learning_rate": 1e-3, "rollout_steps": 3}},
+        ]
+    },
+    "ties": {"edit": {"method": "esd", "config": {"steps": 2, "learning_rate": 1e-3, "rollout_steps": 3}}},
     "fade": {
         "steps": 2,
         "batch_size": 1,

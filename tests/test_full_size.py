@@ -50,6 +50,24 @@ FINE_TUNED: dict[str, tuple[dict[str, Any], int]] = {
     "eap": ({"rollout_steps": 2, "vocabulary": "concepts"}, ATTN2_PARAMETERS),
     "age": ({"rollout_steps": 2, "vocabulary": "concepts"}, ATTN2_PARAMETERS),
     "receler": ({"rollout_steps": 2, "adversary_steps": 2}, 3_209_408),
+    "race": ({"variant": "x", "clean_steps": 1, "rollout_steps": 2, "adversary_steps": 1}, ATTN2_PARAMETERS),
+    "aegis": ({"variant": "x", "rollout_steps": 2}, ATTN2_PARAMETERS),
+    "stereo": (
+        {
+            "group": "xattn",
+            "rounds": 1,
+            "search_steps": 1,
+            "inversion_steps": 1,
+            "images": 1,
+            "image_steps": 2,
+            "rollout_steps": 2,
+        },
+        ATTN2_PARAMETERS,
+    ),
+    "advunlearn": (
+        {"rollout_steps": 2, "clean_steps": 1, "adversary_steps": 1, "retain_batch": 1},
+        12 * 7_087_872 + 1536,  # layers, and the last norm
+    ),
 }
 
 

@@ -14,6 +14,7 @@ from efface.config_files import StrictModel, parse
 from efface.errors import UserError
 from efface.files import content_id, slug
 from efface.models.delta import Delta
+from efface.train.composed_method import ComposedMethod
 from efface.train.method import Method, Strategy, get_method, parse_config
 
 
@@ -86,7 +87,10 @@ def make_job(
     doubled = next((name for name in found if found.count(name) > 1), None)
     if doubled:
         raise UserError(f"concept '{doubled}' is named twice, should be named once")
-    resolved = parse_config(method, dict(config or {}), preset).model_dump(mode="json")
+    parsed = parse_config(method, dict(config or {}), preset)
+    resolved, made = parsed.model_dump(mode="json"), method_class(parsed)
+    for edit in made.edits if isinstance(made, ComposedMethod) else ():
+        check_strategy(get_method(edit.method), "single" if made.anew else strategy)
     _check_held_out(method, resolved, concept_set, found)
     fields = {
         "base": base,

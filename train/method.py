@@ -95,6 +95,19 @@ class TrainingConfig(MethodConfig):
         description="prompts on whose mean token embeddings the change of cross-attention keys and values does not "
         "act: none, those of the retained concepts, or these",
     )
+    map_to: Literal["anchor", "nearest"] = Field(
+        "anchor",
+        description="what a method with an anchor maps a concept to: its anchor, or, of the concepts shown that stay, "
+        "the one for which the model predicts most nearly the same (LACU's safe target)",
+    )
+    replay_weight: float = Field(
+        0.0, ge=0, description="what the change of predictions for replayed prompts adds to the loss; LACU 25 to 5 to 7"
+    )
+    replay: Literal["retained"] | tuple[str, ...] = Field(
+        "retained", description="prompts to replay: the retained concepts', or these"
+    )
+    replay_prompts: int = Field(16, ge=1, description="prompts that are replayed, the nearest to what is forgotten")
+    replay_images: int = Field(64, ge=1, description="images of them, drawn by the model before the job")
     precision: Literal["fp32", "bf16"] = Field(
         "fp32",
         description="of the UNets' forward passes and of the weights that are not trained; the trained ones, the loss "
@@ -149,6 +162,8 @@ class Method(ABC):
     delta_kind: DeltaKind = "weights"
     draws: ClassVar[bool] = True
     """Whether another seed gives other weights."""
+    anew: ClassVar[bool] = False
+    """Whether a request of a chain starts anew from the unedited base, for everything asked so far."""
 
     def __init__(self, config: MethodConfig) -> None:
         self.config: Any = config
@@ -172,6 +187,7 @@ class ClosedFormMethod(Method):
     """A method whose new weights are the solution of equations."""
 
     draws: ClassVar[bool] = False
+    anew: ClassVar[bool] = True
 
     @abstractmethod
     def solve(self, task: UnlearningTask) -> dict[str, Tensor]:

@@ -10,20 +10,12 @@ from torch import Tensor
 from efface.concepts.concept import ConceptSet
 from efface.errors import JobFailure, UserError
 from efface.models.base import Base
-from efface.models.delta import Delta, Kind, stack
+from efface.models.delta import Delta
+from efface.train.composed_method import ComposedMethod
 from efface.train.continual import check_parent, lineage, with_remaining_anchor
+from efface.train.edit_runner import EditRunner, steps_of
 from efface.train.job import Job, check_strategy
-from efface.train.method import (
-    ClosedFormMethod,
-    GradientMethod,
-    Method,
-    MethodConfig,
-    TrainingConfig,
-    UnlearningTask,
-    get_method,
-    parse_config,
-)
-from efface.train.trainer.loop import train
+from efface.train.method import Method, MethodConfig, TrainingConfig, UnlearningTask, get_method, parse_config
 from efface.train.trainer.options import TrainingOptions
 
 
@@ -54,28 +46,22 @@ def run_job(
     """
     assert base.applied is None, "a job starts from the unedited base"
     method = _method(job, base, concept_set, reduce_micro_batch)
-    closed_form = isinstance(method, ClosedFormMethod)
-    check_parent(job, parent, base, closed_form)
-    task = _task(job, base, concept_set, cache, closed_form)
+    check_parent(job, parent, base, method.anew)
+    task = _task(job, base, concept_set, cache, method.anew)
     start = time.perf_counter()
-    losses: list[float] = []
-    samples_seen, attention = 0, None
-    base.swap(None if closed_form else parent)
+    runner = EditRunner(
+        on_step,
+        checkpoint,
+        save_steps,
+        training_options or TrainingOptions(),
+        steps_of(method, len(task.concepts), job.strategy == "continual"),
+        composed=isinstance(method, ComposedMethod),
+    )
+    base.swap(None if method.anew else parent)
     try:
-        if isinstance(method, GradientMethod):
-            options = training_options or TrainingOptions()
-            tensors, losses, attention = train(
-                method, task, on_step, checkpoint=checkpoint, save_steps=save_steps, training_options=options
-            )
-            samples_seen = len(losses) * method.config.batch_size * method.config.gradient_accumulation_steps
-        else:
-            assert isinstance(method, ClosedFormMethod)
-            tensors = method.solve(task)
+        kind, tensors = runner.run(method, task)
     finally:
         base.swap(None)
-    kind: Kind = method.delta_kind
-    if parent is not None and not closed_form:
-        kind, tensors = stack(base, parent, kind, tensors)
     own = {name: _own(value) for name, value in sorted(tensors.items())}
     provenance = _provenance(job, parent, method if reduce_micro_batch else None)
     if kind == "hook":
@@ -88,11 +74,16 @@ def run_job(
             "too small"
         )
     seconds = time.perf_counter() - start
-    return delta, {"losses": losses, "seconds": seconds, "samples_seen": samples_seen, "attention": attention}
+    return delta, {
+        "losses": runner.losses,
+        "seconds": seconds,
+        "samples_seen": runner.samples_seen,
+        "attention": runner.attention,
+    }
 
 
-def _task(job: Job, base: Base, concept_set: ConceptSet, cache: Path | None, closed_form: bool) -> UnlearningTask:
-    """What the method is asked: the last request of a chain, or, where equations are solved anew, all of them.
+def _task(job: Job, base: Base, concept_set: ConceptSet, cache: Path | None, anew: bool) -> UnlearningTask:
+    """What the method is asked: the last request of a chain, or, where each starts anew from the base, all of them.
 
     The method sees nothing of the concept set that is held out.
     """
@@ -100,7 +91,7 @@ def _task(job: Job, base: Base, concept_set: ConceptSet, cache: Path | None, clo
     concepts = tuple(
         with_remaining_anchor(concept_set.find(name), concept_set, erased=job.concepts) for name in job.concepts
     )
-    newest_alone = job.strategy == "continual" and not closed_form
+    newest_alone = job.strategy == "continual" and not anew
     asked, erased = (concepts[-1:], concepts[:-1]) if newest_alone else (concepts, ())
     return UnlearningTask(
         base,

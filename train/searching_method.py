@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from efface.models.adversary import Adversary, restore_all, states_of
 from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor
@@ -33,7 +34,6 @@ from efface.train.data.vocabulary import candidates
 from efface.train.method import GradientMethod, Policy, Strategy, UnlearningTask
 from efface.train.method_cost import Cost
 from efface.train.seeds import choice, generator
-from efface.train.trainer.adversary import Adversary, restore_all, states_of
 
 
 class SearchingConfig(RolloutConfig, ConditionConfig, SearchConfig):

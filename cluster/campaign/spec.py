@@ -32,6 +32,15 @@ class MethodChoice(StrictModel):
     config: dict[str, Any] = Field({}, description="fields that override the preset; a list is a sweep axis")
     exclude: tuple[dict[str, Any], ...] = Field((), description="combinations of swept fields to leave out")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _compose_is_a_method(cls, data: Any) -> Any:
+        """`compose: [...]` is short for the method of that name with these edits."""
+        if isinstance(data, dict) and "compose" in data and "method" not in data:
+            rest = {key: value for key, value in data.items() if key != "compose"}
+            return {**rest, "method": "compose", "config": {**rest.get("config", {}), "edits": data["compose"]}}
+        return data
+
 
 class ConceptChoice(StrictModel):
     """What is to be forgotten."""

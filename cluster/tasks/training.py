@@ -112,8 +112,13 @@ class TrainingTask(Task):
 
         if is_foreign(self.job):
             return None
-        steps = steps_of(self.job)
-        return counted_cost(self.job, plan, steps, trained_concepts(self.job, steps))
+        costs = [
+            counted_cost(one, plan, steps_of(one), trained_concepts(one, steps_of(one))) for one in runs_of(self.job)
+        ]
+        known = [cost for cost in costs if cost is not None]
+        if len(known) < len(costs):
+            return None
+        return CountedCost(sum(cost.flops for cost in known), known[0].precision, max(cost.bytes for cost in known))
 
     @property
     def folder(self) -> str:
@@ -159,9 +164,30 @@ def training_facts(model: Model, metrics: TrainingMetrics, change: WeightChange)
 
 def training_rates(job: Job) -> tuple[RateUse, ...]:
     """The rates of the seconds that a job takes: its steps, and what comes before the first, or the whole of it."""
-    steps = steps_of(job)
-    per_job = RateUse("seconds_per_job", job.method, trained_concepts(job, steps))
-    return (RateUse("seconds_per_step", job.method, steps), per_job) if steps else (per_job,)
+    uses = []
+    for one in runs_of(job):
+        steps = steps_of(one)
+        if steps:
+            uses.append(RateUse("seconds_per_step", one.method, steps))
+        uses.append(RateUse("seconds_per_job", one.method, trained_concepts(one, steps)))
+    return tuple(uses)
+
+
+def runs_of(job: Job) -> list[Job]:
+    """The job itself, or, of one that is made of edits, each of them as a job."""
+    from efface.train.composed_method import ComposedMethod
+    from efface.train.foreign_delta import is_foreign
+    from efface.train.method import METHODS, get_method, parse_config
+
+    if job.method not in METHODS.names() or is_foreign(job) or not issubclass(get_method(job.method), ComposedMethod):
+        return [job]
+    method = get_method(job.method)(parse_config(job.method, job.config))
+    assert isinstance(method, ComposedMethod)
+    runs = method.runs(len(job.concepts), job.strategy == "continual")
+    return [
+        job.model_copy(update={"method": edit.method, "config": edit.config, "concepts": job.concepts[-count:]})
+        for edit, count in runs
+    ]
 
 
 def trained_concepts(job: Job, steps: int) -> int:
@@ -174,12 +200,11 @@ def steps_of(job: Job) -> int:
 
     Deltas made elsewhere may name such a method, or be labelled by a known one; they are judged and not trained.
     """
+    from efface.train import edit_runner
     from efface.train.foreign_delta import is_foreign
-    from efface.train.method import METHODS, GradientMethod, get_method, parse_config
+    from efface.train.method import METHODS, get_method, parse_config
 
     if job.method not in METHODS.names() or is_foreign(job):
         return 0
-    method = get_method(job.method)
-    if not issubclass(method, GradientMethod):
-        return 0
-    return method(parse_config(job.method, job.config)).steps
+    method = get_method(job.method)(parse_config(job.method, job.config))
+    return edit_runner.steps_of(method, len(job.concepts), job.strategy == "continual")

@@ -1,9 +1,7 @@
 """Concept inversion: a new token's embedding is learnt on the edited model from images of the concept.
 
-Circumventing Concept Erasure Methods (Pham et al., ICLR 2024, arXiv 2308.01508), by textual inversion (Gal et al., ICLR
-2023, arXiv 2208.01618, eq. 2): for images x_0 that the base made,
-
-    minimise over v   || eps - eps_theta(x_t, prompt with v) ||^2
+Circumventing Concept Erasure Methods (Pham et al., ICLR 2024, arXiv 2308.01508), by textual inversion
+(`models/textual_inversion.py`) from images that the base made.
 
 What it shows is that the edited model can be taught the concept by 768 numbers; that it had kept it follows only where
 the same budget does not teach it to a model that never knew the concept.
@@ -17,12 +15,16 @@ from pydantic import Field
 
 from efface.eval.attack import ATTACKS, Attack, AttackConfig, AttackTarget
 from efface.eval.attack_training import NoisyBatch, learn
-from efface.eval.attacks.unlearn_diff_atk import reconstruction_loss
 from efface.eval.oracle import Attempt, Instance, Oracle
-from efface.models.embedding_space import check_family, embedding_table, encode_embeddings, framed_ids
+from efface.models.adversary import Adversary
+from efface.models.embedding_space import check_family, embedding_table
+from efface.models.textual_inversion import frame_before, inversion_loss
 
 FIRST_SEED = 30_000
 """Of the base's images that are learnt from, apart from those of instances."""
+
+WEIGHT_DECAY = 0.01
+"""Of AdamW, torch's default, as the authors have it."""
 
 LEARNABLE = (
     "it shows that the concept can be learnt again, and cannot tell whether it was left in the model: for that, the "
@@ -60,18 +62,23 @@ class ConceptInversion(Attack):
         with oracle.unedited():
             conds = [oracle.encode(prompt) for prompt in target.prompts]
             images = torch.cat([oracle.latents(conds[i % len(conds)], FIRST_SEED + i) for i in range(config.images)])
-        frames = [framed_ids(base, 1, template) for template in config.templates]
-        learnt = embedding_table(base).mean(0, keepdim=True).clone().requires_grad_()
+        frames = [frame_before(base, 1, template) for template in config.templates]
+        adversary = Adversary(
+            embedding_table(base).mean(0, keepdim=True), config.learning_rate, WEIGHT_DECAY, rule="adamw"
+        )
 
         def loss_of(batch: NoisyBatch) -> torch.Tensor:
             frame = frames[int(torch.randint(len(frames), (1,), generator=generator))]
-            cond = encode_embeddings(base, frame, learnt)
-            return reconstruction_loss(oracle.predict, batch.x_t, batch.timesteps, cond, batch.noise)
+            state = (batch.x_t, batch.timesteps, batch.noise)
+            return inversion_loss(base, oracle.predict, frame, adversary.value, *state)
 
-        self.learnt = learn(oracle, images, [learnt], config, generator, loss_of, lambda: learnt.detach().clone())
+        def learnt() -> torch.Tensor:
+            return adversary.value.detach().clone()
+
+        self.learnt = learn(oracle, images, adversary.descend, config, generator, loss_of, learnt)
 
     def attempts(self, oracle: Oracle, instance: Instance) -> Iterator[Attempt]:
-        ids = framed_ids(oracle.base, 1)
+        frame = frame_before(oracle.base, 1)
         for learnt in self.learnt:
-            cond = encode_embeddings(oracle.base, ids, learnt.state)
+            cond = frame.encode(oracle.base, learnt.state)
             yield oracle.attempt(cond, instance.seed, "embedding", steps=learnt.steps)

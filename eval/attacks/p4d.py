@@ -20,6 +20,7 @@ from efface.eval.attack import ATTACKS, Attack, AttackConfig
 from efface.eval.derived_seed import derived_seed
 from efface.eval.oracle import Attempt, Instance, Oracle, checked
 from efface.eval.token_attempt import token_attempt
+from efface.models.adversary import Adversary
 from efface.models.conditioning import Conditioning
 from efface.models.embedding_space import check_family, embedding_table, encode_embeddings, framed_ids
 from efface.models.noise_predictor import NoisePredictor
@@ -58,16 +59,15 @@ class SoftPrompt(Attack):
         x_t, timesteps, targets = self._states(oracle, instance, generator)
         table, ids = embedding_table(base), framed_ids(base, config.tokens)
         start = torch.randint(len(table), (config.tokens,), generator=generator).to(base.device)
-        soft = table[start].clone().requires_grad_()
-        optimiser = torch.optim.AdamW([soft], config.learning_rate, weight_decay=config.weight_decay)
+        adversary = Adversary(table[start], config.learning_rate, config.weight_decay, rule="adamw")
+        soft = adversary.value
         for step in range(1, config.steps + 1):
             i = torch.randint(len(x_t), (1,), generator=generator).to(base.device)
             with torch.enable_grad():
                 hard = straight_through(soft, table, nearest_tokens(soft.detach(), table))
                 cond = encode_embeddings(base, ids, hard)
-                loss = matching_loss(oracle.predict, x_t[i], timesteps[i], cond, targets[i])
-                (soft.grad,) = torch.autograd.grad(checked(loss), soft)
-            optimiser.step()
+                loss = checked(matching_loss(oracle.predict, x_t[i], timesteps[i], cond, targets[i]))
+                adversary.descend(loss)
             if step % config.test_every == 0 or step == config.steps:
                 tokens = nearest_tokens(soft.detach(), table)
                 yield token_attempt(oracle, tokens, instance, steps=step, loss=float(loss.detach()))

@@ -55,6 +55,12 @@ class Relearning(Attack):
         self.student, hook = oracle.base.denoiser.copy(), hook_of(oracle.base)
         named = [(name, weight) for name, weight in self.student.module.named_parameters() if ".attn2." in name]
         self.trained = [weight.requires_grad_() for _, weight in named]
+        optimizer = torch.optim.AdamW(self.trained, config.learning_rate)
+
+        def descend(loss: torch.Tensor) -> None:
+            for weight, gradient in zip(self.trained, torch.autograd.grad(loss, self.trained), strict=True):
+                weight.grad = gradient
+            optimizer.step()
 
         def loss_of(batch: NoisyBatch) -> torch.Tensor:
             oracle.budget.spend(2 * config.batch_size)
@@ -64,7 +70,7 @@ class Relearning(Attack):
         def weights() -> list[torch.Tensor]:
             return [weight.detach().clone() for weight in self.trained]
 
-        self.learnt = learn(oracle, images, self.trained, config, generator, loss_of, weights)
+        self.learnt = learn(oracle, images, descend, config, generator, loss_of, weights)
 
     @torch.no_grad()
     def attempts(self, oracle: Oracle, instance: Instance) -> Iterator[Attempt]:

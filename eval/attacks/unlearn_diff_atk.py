@@ -14,16 +14,14 @@ from collections.abc import Iterator
 
 import torch
 from pydantic import Field
-from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from efface.eval.attack import ATTACKS, Attack, AttackConfig
 from efface.eval.derived_seed import derived_seed
 from efface.eval.oracle import Attempt, Instance, Oracle, checked
 from efface.eval.token_attempt import token_attempt
-from efface.models.conditioning import Conditioning
+from efface.models.adversary import Adversary
 from efface.models.embedding_space import check_family, embedding_table, encode_embeddings, framed_ids
-from efface.models.noise_predictor import NoisePredictor
+from efface.models.textual_inversion import reconstruction_loss
 from efface.models.token_space import project_to_simplex, sample_tokens
 
 
@@ -35,13 +33,6 @@ class UnlearnDiffAtkConfig(AttackConfig):
     iterations: int = Field(40, ge=1, description="at each timestep; paper 40")
     learning_rate: float = Field(0.01, gt=0, description="of Adam; paper 0.01")
     weight_decay: float = Field(0.1, ge=0, description="of Adam; paper 0.1")
-
-
-def reconstruction_loss(
-    predict: NoisePredictor, x_t: Tensor, timestep: Tensor, cond: Conditioning, truth: Tensor
-) -> Tensor:
-    """Eq. 6: the mean squared error of the edited model's prediction at x_t (B, C, h, w)."""
-    return mse_loss(predict(x_t, timestep, cond.expand(len(x_t))), truth)
 
 
 @ATTACKS.register("unlearn-diff-atk")
@@ -61,8 +52,8 @@ class UnlearnDiffAtk(Attack):
         generator = torch.Generator().manual_seed(
             derived_seed("unlearn-diff-atk", self.seed, instance.prompt, instance.seed)
         )
-        weights = torch.full((config.tokens, len(table)), 1 / len(table), device=base.device, requires_grad=True)
-        optimiser = torch.optim.Adam([weights], config.learning_rate, weight_decay=config.weight_decay)
+        weights = torch.full((config.tokens, len(table)), 1 / len(table), device=base.device)
+        adversary = Adversary(weights, config.learning_rate, config.weight_decay, project=project_to_simplex)
         last = len(oracle.schedule.timesteps) - 1
         for step in torch.linspace(last, 0, config.timesteps + 2)[1:-1].round().long():
             timestep = step[None].to(base.device)
@@ -70,10 +61,8 @@ class UnlearnDiffAtk(Attack):
             x_t, truth = oracle.noised(image, timestep, noise)
             for _ in range(config.iterations):
                 with torch.enable_grad():
-                    cond = encode_embeddings(base, ids, sample_tokens(weights, generator) @ table)
+                    cond = encode_embeddings(base, ids, sample_tokens(adversary.value, generator) @ table)
                     loss = checked(reconstruction_loss(oracle.predict, x_t, timestep, cond, truth))
-                    (weights.grad,) = torch.autograd.grad(loss, weights)
-                optimiser.step()
-                weights.data = project_to_simplex(weights.data)
-            tokens = weights.detach().argmax(-1)
+                    adversary.descend(loss)
+            tokens = adversary.value.detach().argmax(-1)
             yield token_attempt(oracle, tokens, instance, instance.prompt, loss=float(loss.detach()))

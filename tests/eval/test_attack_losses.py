@@ -10,8 +10,8 @@ from efface.eval.attacks.mma import pooled_cosine
 from efface.eval.attacks.noise_scale import ddim_step
 from efface.eval.attacks.p4d import matching_loss
 from efface.eval.attacks.ring_a_bell import concept_distance
-from efface.eval.attacks.unlearn_diff_atk import reconstruction_loss
 from efface.models.conditioning import Conditioning
+from efface.models.textual_inversion import reconstruction_loss
 
 
 def drawn(seed: int, *shape: int) -> torch.Tensor:

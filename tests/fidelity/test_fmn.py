@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from efface.concepts.concept import Concept, ConceptSet
+from efface.models.adversary import Adversary
 from efface.models.attention_maps import CrossAttentionMaps
 from efface.models.base import Base
 from efface.models.text_encoding import encode_prompts, subject_tokens, token_ids
-from efface.train.data.inversion import InversionConfig, encode_learnt, invert
+from efface.models.textual_inversion import frame_after
+from efface.train.data.inversion import initial_tokens, invert
 from efface.train.data.latents import noised
 from efface.train.method import UnlearningTask, get_method, parse_config
 from efface.train.methods.fmn import resteering_loss
@@ -91,26 +93,26 @@ def test_with_an_inversion_the_concept_is_its_learnt_tokens(prepare: Any, tiny_b
 
 def test_an_inversion_learns_what_the_images_are_and_goes_to_the_tables_norm(prepare: Any, tiny_base: Base) -> None:
     fmn, _ = prepare("fmn")
-    images, config = fmn.data[0].images, InversionConfig(inversion_steps=25, inversion_learning_rate=0.05)
+    images, frame = fmn.data[0].images, frame_after(tiny_base, 4, "a photo of")
 
     @torch.no_grad()
     def error(learnt: Tensor) -> float:
-        asked, _ = encode_learnt(tiny_base, "a photo of", learnt)
+        asked = frame.encode(tiny_base, learnt)
         scheduler = fmn.scheduler
         samples = [noised(images, [index % 2], scheduler, generator(9, index)) for index in range(16)]
         errors = [tiny_base.denoiser(one.latents, one.timesteps, asked) - one.truth for one in samples]
         return float(torch.stack([each.square().mean() for each in errors]).mean())
 
-    start = invert(tiny_base, images, "a photo of", "cat", config.model_copy(update={"inversion_steps": 0}), 0)
-    learnt = invert(tiny_base, images, "a photo of", "cat", config, 0)
+    def inverted(learning_rate: float) -> Tensor:
+        adversary = Adversary(start, learning_rate, 0.1, rule="adamw")
+        return invert(tiny_base, tiny_base.denoiser, images, [frame], adversary, 25, 0, "cat", norm_share=0.1)
+
+    start = initial_tokens(tiny_base, 4, "cat", 0)
     table = tiny_base.text_encoder.get_input_embeddings().weight
     assert torch.equal(start[:3], table[token_ids(tiny_base, ["cat"])[0, 1:4]])
-    assert error(learnt) < error(start)
+    assert error(inverted(0.05)) < error(start)
     # without learning a token's norm goes a tenth of the way in each step
-    still = invert(
-        tiny_base, images, "a photo of", "cat", config.model_copy(update={"inversion_learning_rate": 1e-12}), 0
-    )
-    own = table.norm(dim=1).mean()
+    own, still = table.norm(dim=1).mean(), inverted(1e-12)
     torch.testing.assert_close(still.norm(dim=1), own + 0.9**25 * (start.norm(dim=1) - own), rtol=1e-4, atol=1e-5)
 
 

@@ -44,8 +44,9 @@ GRADIENT = [name for name in method_names() if issubclass(get_method(name), Grad
 OF_DENOISER = [name for name in GRADIENT if get_method(name).network == "unet"]  # type: ignore[attr-defined]
 WITHOUT_TEACHER = {"fmn", "mace"}
 """Methods whose batches take no pass without gradient."""
-THROUGH_THE_TEACHER = {"sgrace", "salun"}
-"""Methods that go back through the frozen denoiser too, which keeps its activations: for an adversary, or a mask."""
+THROUGH_OTHERS = {"sgrace", "salun", "advunlearn", "aegis", "stereo"}
+"""Methods that go back through networks which keep their activations: the frozen denoiser, for an adversary or a mask,
+or models that are trained before the loop."""
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_gradient_checkpointing_computes_blocks_twice_and_gives_the_same_delta(
     delta, _ = run_job(job, tiny_base, concept_set, training_options=TrainingOptions(gradient_checkpointing=True))
     again = blocks_run - once
     assert again[False] == once[False]
-    assert again[True] == 2 * once[True] or (name in THROUGH_THE_TEACHER and again[True] > 1.5 * once[True])
+    assert again[True] == 2 * once[True] or (name in THROUGH_OTHERS and again[True] > 1.1 * once[True])
     assert all(torch.equal(delta.tensors[key], value) for key, value in plain.tensors.items())
 
 
@@ -212,8 +213,8 @@ def test_every_method_can_be_trained_in_bf16_to_nearly_the_same_delta(
     exact, _ = run_job(quick_job(name, optimizer="sgd"), tiny_base, concept_set)
     delta, _ = run_job(quick_job(name, optimizer="sgd", precision="bf16"), tiny_base, concept_set)
     assert all(value.dtype == torch.float32 for value in delta.tensors.values())
-    # S-GRACE's adversary goes by signs in any case, of which rounding turns some.
-    assert 0 < difference(delta, exact, tiny_base) < (0.3 if name in THROUGH_THE_TEACHER else 0.1)
+    # Some adversaries go by signs in any case, of which rounding turns some.
+    assert 0 < difference(delta, exact, tiny_base) < (0.3 if name in THROUGH_OTHERS else 0.1)
 
 
 def test_the_precision_is_part_of_a_jobs_id(quick_job: QuickJob) -> None:

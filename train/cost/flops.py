@@ -1,6 +1,7 @@
 """Operations of a job, counted on the meta device from what its method states."""
 
 import copy
+from dataclasses import replace
 from itertools import combinations_with_replacement
 
 from torch import nn
@@ -13,7 +14,7 @@ from efface.models.parameter_groups import select
 from efface.models.shapes import ModelShapes, cached_unet_pass_cost
 from efface.models.text_encoder import TextEncoder
 from efface.train.method import GradientMethod, Method
-from efface.train.method_cost import BaseImages
+from efface.train.method_cost import BaseImages, Cost
 
 
 def trained_weights(method: Method, shapes: ModelShapes) -> tuple[Network, dict[str, nn.Parameter]]:
@@ -40,11 +41,19 @@ def conditioning_names(shapes: ModelShapes) -> tuple[str, ...]:
     return tuple(name for name, _ in shapes.unet.named_parameters() if "attn2.to_k" in name or "attn2.to_v" in name)
 
 
+def with_replay(method: GradientMethod, cost: Cost) -> Cost:
+    """What a batch takes with the prompts that the job replays."""
+    if method.config.replay_weight == 0:
+        return cost
+    rows = method.config.batch_size
+    return replace(cost, trained_rows=cost.trained_rows + rows, mean_frozen_rows=cost.mean_frozen_rows + rows)
+
+
 def step_flops(method: Method, shapes: ModelShapes, checkpointing: bool = False) -> float:
     """Floating-point operations of one optimiser step, on average; 0 for a closed form."""
     if not isinstance(method, GradientMethod):
         return 0.0
-    cost, (student, trained) = method.cost(shapes), trained_weights(method, shapes)
+    cost, (student, trained) = with_replay(method, method.cost(shapes)), trained_weights(method, shapes)
     names, unet, text = trained_names(student, trained), student.module, 0.0
     if method.network == "text_encoder":
         # two operations a weight and token, and twice that backward

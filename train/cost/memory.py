@@ -15,7 +15,8 @@ from efface.config_files import find_config, read_yaml
 from efface.models.activation_cost import TOKENS, Precision
 from efface.models.parameter_groups import select
 from efface.models.shapes import ModelShapes, cached_unet_pass_cost
-from efface.train.cost.flops import conditioning_names, trained_names, trained_weights
+from efface.train.composed_method import ComposedMethod
+from efface.train.cost.flops import conditioning_names, trained_names, trained_weights, with_replay
 from efface.train.method import GradientMethod, Method
 from efface.train.method_cost import BaseImages
 from efface.train.trainer.options import TrainingOptions
@@ -53,11 +54,14 @@ def estimate_memory(
 ) -> Memory:
     """The memory of a job of `processes` GPUs. Raises UserError for an unknown DeepSpeed config."""
     base = FP32 * shapes.parameters
+    if isinstance(method, ComposedMethod):  # one edit after another
+        each = (estimate_memory(one, shapes, options, processes) for one in method.methods)
+        return max(each, key=lambda memory: memory.peak)
     if not isinstance(method, GradientMethod):
         sizes = [parameter.numel() for parameter in select(shapes.modules, method.group).values()]
         in_fp64 = 2 * 2 * FP32 * max(sizes, default=0)  # a matrix and its product
         return Memory(base, states=FP32 * sum(sizes) + in_fp64)
-    cost, (student, trained) = method.cost(shapes), trained_weights(method, shapes)
+    cost, (student, trained) = with_replay(method, method.cost(shapes)), trained_weights(method, shapes)
     precision: Precision = method.config.precision
     trained_count = sum(parameter.numel() for parameter in trained.values())
     frozen = BF16 if precision == "bf16" else FP32

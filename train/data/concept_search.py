@@ -12,9 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from efface.models.adversary import Adversary
 from efface.models.conditioning import Conditioning
 from efface.train.data.vocabulary import VocabularyConfig
-from efface.train.trainer.adversary import Adversary
 
 TINY = 1e-10  # keeps both logarithms of the Gumbel noise finite; as the authors
 

@@ -1,27 +1,28 @@
-"""Textual inversion (Gal et al., ICLR 2023, arXiv 2208.01618): the embeddings of new tokens that mean some images.
+"""Textual inversion (`models/textual_inversion.py`) on images that the base made of a concept.
 
-    minimise over v   E || eps - eps*(x_t, prompt with v) ||^2
-
-for images x_0 in the frozen base. As the authors of Forget-Me-Not train them: several tokens, which begin as the words
-of the concept's name and then as noise; AdamW; and after every step each token's norm is drawn a tenth of the way to
-what the base's own tokens have on average (theirs: to 0.4).
+As the authors of Forget-Me-Not train tokens: several, which begin as the words of the concept's name and then as noise;
+AdamW; and after every step each token's norm is drawn a tenth of the way to what the base's own tokens have on average
+(theirs: to 0.4). `norm_share` 0 leaves norms as they come, as textual inversion has it.
 """
+
+from collections.abc import Sequence
 
 import torch
 from diffusers import DDPMScheduler
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
+from efface.models.adversary import Adversary
 from efface.models.base import Base
-from efface.models.conditioning import Conditioning
-from efface.models.embedding_space import check_family, embedding_table, encode_embeddings
+from efface.models.embedding_space import check_family, embedding_table
+from efface.models.noise_predictor import NoisePredictor
 from efface.models.text_encoding import last_subject_token, token_ids
+from efface.models.textual_inversion import Frame, inversion_loss
 from efface.train.data.latents import Posterior, noised
 from efface.train.method import MethodConfig
-from efface.train.seeds import generator, normal, shuffled
+from efface.train.seeds import choice, generator, normal, shuffled
 
-NORM_SHARE = 0.1  # of the way, after each step
+NORM_SHARE = 0.1  # of the way, after each step, of Forget-Me-Not
 
 
 class InversionConfig(MethodConfig):
@@ -35,46 +36,43 @@ class InversionConfig(MethodConfig):
     inversion_weight_decay: float = Field(0.1, ge=0, description="of that AdamW; authors 0.1")
 
 
-def free_places(base: Base, template: str, count: int) -> tuple[Tensor, int]:
-    """Ids (1, 77) of a prompt that ends in `count` places for free tokens, and the position of the first."""
-    ids = token_ids(base, [template])
-    first = last_subject_token(base, [template])[0] + 1
-    shifted = torch.cat([ids[:, :first], ids.new_zeros(1, count), ids[:, first:]], dim=1)
-    return shifted[:, : ids.shape[1]], first
+def initial_tokens(base: Base, count: int, words: str, seed: int) -> Tensor:
+    """(count, D): the embeddings of the first words, then noise."""
+    table, rng = embedding_table(base), generator(seed, "inversion", words)
+    ids = token_ids(base, [words])[0, 1 : 1 + last_subject_token(base, [words])[0]][:count]
+    start = normal((count, table.shape[1]), rng, table.device)
+    start[: len(ids)] = table[ids]
+    return start
 
 
-def invert(base: Base, images: Posterior, template: str, name: str, config: InversionConfig, seed: int) -> Tensor:
-    """The learnt embeddings, (tokens, D), of the free places after `template`. `name`: words to begin with.
+def invert(
+    base: Base,
+    predict: NoisePredictor,
+    images: Posterior,
+    frames: Sequence[Frame],
+    adversary: Adversary,
+    steps: int,
+    seed: int,
+    purpose: str,
+    norm_share: float = 0.0,
+) -> Tensor:
+    """The embeddings (n, D) that the adversary has come to, for images as `predict` sees them; a frame for each step.
 
-    Raises UserError for a family whose prompts are not one text encoder's.
+    purpose: of the random numbers, beside the seed. Raises UserError for a family whose prompts are not one text
+    encoder's.
     """
     check_family(base)
-    table, rng = embedding_table(base), generator(seed, "inversion", name)
-    own_norm = float(table.norm(dim=1).mean())
-    ids, first = free_places(base, template, config.inversion_tokens)
-    words = token_ids(base, [name])[0, 1 : 1 + last_subject_token(base, [name])[0]][: config.inversion_tokens]
-    start = normal((config.inversion_tokens, table.shape[1]), rng, table.device)
-    start[: len(words)] = table[words]
-    learnt = start.requires_grad_()
-    optimizer = torch.optim.AdamW(
-        [learnt], lr=config.inversion_learning_rate, weight_decay=config.inversion_weight_decay
-    )
+    own_norm = float(embedding_table(base).norm(dim=1).mean())
     scheduler = DDPMScheduler.from_config(base.scheduler_config)
-    for step in range(config.inversion_steps):
-        chosen = shuffled(len(images.mean), step, seed, "inversion", name)
-        sample = noised(images, [chosen], scheduler, generator(seed, "inversion", name, step))
-        asked = encode_embeddings(base, ids, learnt, first)
-        loss = mse_loss(base.denoiser(sample.latents, sample.timesteps, asked), sample.truth)
-        (learnt.grad,) = torch.autograd.grad(loss, [learnt])
-        optimizer.step()
+    for step in range(steps):
+        rng = generator(seed, "inversion", purpose, step)
+        chosen = shuffled(len(images.mean), step, seed, "inversion", purpose)
+        sample = noised(images, [chosen], scheduler, rng)
+        frame = choice(frames, rng)
+        with torch.enable_grad():
+            state = (sample.latents, sample.timesteps, sample.truth)
+            adversary.descend(inversion_loss(base, predict, frame, adversary.value, *state))
         with torch.no_grad():
-            norms = learnt.norm(dim=1, keepdim=True)
-            learnt.mul_((norms + NORM_SHARE * (own_norm - norms)) / norms)
-    return learnt.detach()
-
-
-@torch.no_grad()
-def encode_learnt(base: Base, template: str, learnt: Tensor) -> tuple[Conditioning, list[int]]:
-    """The prompt with learnt tokens after `template`, one row, and their positions."""
-    ids, first = free_places(base, template, len(learnt))
-    return encode_embeddings(base, ids, learnt, first), list(range(first, first + len(learnt)))
+            norms = adversary.value.norm(dim=1, keepdim=True)
+            adversary.value.mul_((norms + norm_share * (own_norm - norms)) / norms)
+    return adversary.value.detach()

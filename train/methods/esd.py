@@ -28,7 +28,7 @@ from efface.models.noise_predictor import NoisePredictor
 from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts
 from efface.train.data.captions import has_one_place
-from efface.train.data.rollouts import RolloutConfig, Rollouts, Start, predictions, rollout_rows
+from efface.train.data.rollouts import RolloutConfig, Rollouts, Start, State, predictions, rollout_rows
 from efface.train.data.timesteps import selected_stops
 from efface.train.method import GradientMethod, Policy, Strategy, UnlearningTask, register
 from efface.train.method_cost import Cost
@@ -144,25 +144,29 @@ class ESD(GradientMethod):
         self.seed = task.seed
         self.teacher = base.denoiser
         self.sampler: NoisePredictor = student if config.on_policy else self.teacher
-        texts = [text.format(concept.phrase, name=concept.name) for concept in task.concepts for text in config.prompts]
-        self.prompts = encode_prompts(base, texts)
+        self.texts = [text.format(each.phrase, name=each.name) for each in task.concepts for text in config.prompts]
+        self.prompts = encode_prompts(base, self.texts)
         self.origin = encode_prompts(base, [config.erase_from]) if config.erase_from else None
         stops = selected_stops(task, config, config.rollout_steps)
         self.rollouts = Rollouts(base, config, stops, [config.size] if config.size else None, config.scheduler)
 
-    def draw(self, index: int) -> tuple[Conditioning, Start]:
-        """What is random in a batch: one row, the concept's prompt, and where the trajectory starts and stops."""
+    def draw(self, index: int) -> tuple[int, Start]:
+        """What is random in a batch: which of the prompts, and where the trajectory starts and stops."""
         rng = generator(self.seed, "esd", index)
-        return self.prompts[integer(len(self.prompts), rng)], self.rollouts.start(rng)
+        return integer(len(self.prompts), rng), self.rollouts.start(rng)
 
     def batch(self, index: int) -> Rollout:
-        concept, start = self.draw(index)
-        conditioning = concept if self.origin is None else self.origin
+        number, start = self.draw(index)
+        conditioning = self.prompts[number] if self.origin is None else self.origin
         state = self.rollouts.run(self.sampler, start, conditioning)
+        target = self.target(state, self.prompts[number])
+        return Rollout(state.latents, state.timestep, conditioning.expand(len(state.latents)), target)
+
+    def target(self, state: State, concept: Conditioning) -> Tensor:
+        """(B, 4, h, w): away from what the frozen original predicts for `concept`, one row."""
         conditions = [concept, self.rollouts.uncond, *([] if self.origin is None else [self.origin])]
         eps_concept, eps_uncond, *eps_origin = predictions(self.teacher, state, conditions)
-        target = esd_target(eps_origin[0] if eps_origin else eps_uncond, eps_concept, eps_uncond, self.config.eta)
-        return Rollout(state.latents, state.timestep, conditioning.expand(len(state.latents)), target)
+        return esd_target(eps_origin[0] if eps_origin else eps_uncond, eps_concept, eps_uncond, self.config.eta)
 
     def loss(self, student: NoisePredictor, rollout: Rollout) -> Tensor:
         return mse_loss(student(rollout.latents, rollout.timestep, rollout.conditioning), rollout.target)

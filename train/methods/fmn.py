@@ -25,14 +25,16 @@ from torch import Tensor
 
 from efface.concepts.concept import Concept
 from efface.errors import UserError
+from efface.models.adversary import Adversary
 from efface.models.attention_maps import CrossAttentionMaps
 from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor
 from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts, subject_tokens
+from efface.models.textual_inversion import frame_after
 from efface.train.data.conditions import without_article
-from efface.train.data.inversion import InversionConfig, encode_learnt, invert
+from efface.train.data.inversion import NORM_SHARE, InversionConfig, initial_tokens, invert
 from efface.train.data.latents import ImageConfig, Noised, Posterior, add_noise, image_posterior, noised
 from efface.train.method import GradientConfig, GradientMethod, Policy, Strategy, UnlearningTask, register
 from efface.train.method_cost import BaseImages, Cost
@@ -140,8 +142,7 @@ class FMN(GradientMethod):
             recipe = config.image_recipe(base.spec.image_size)
             images = image_posterior(base, recipe, [prompt] * config.images, task.cache)
         if images and config.inversion_steps:
-            learnt = invert(base, images, template, name, config, task.seed)
-            conditioning, found = encode_learnt(base, template, learnt)
+            conditioning, found = self._inverted(task, images, template, name)
         else:
             conditioning, found = encode_prompts(base, [prompt]), subject_tokens(base, prompt, name)
         if not found:
@@ -151,6 +152,23 @@ class FMN(GradientMethod):
         end = found[-1] + 1  # the concept ends the prompt
         positions[0, end : {"none": end, "eos": end + 1, "all": None}[config.pooler]] = True
         return Data(images, conditioning, positions.to(base.device))
+
+    def _inverted(
+        self, task: UnlearningTask, images: Posterior, template: str, name: str
+    ) -> tuple[Conditioning, list[int]]:
+        """The prompt with learnt tokens in place of the name, one row, and their positions."""
+        config, base = self.config, task.base
+        frame = frame_after(base, config.inversion_tokens, template)
+        adversary = Adversary(
+            initial_tokens(base, frame.count, name, task.seed),
+            config.inversion_learning_rate,
+            config.inversion_weight_decay,
+            rule="adamw",
+        )
+        steps = config.inversion_steps
+        learnt = invert(base, base.denoiser, images, [frame], adversary, steps, task.seed, name, NORM_SHARE)
+        with torch.no_grad():
+            return frame.encode(base, learnt), frame.positions
 
 
 def resteering_loss(maps: list[Tensor], concept: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from efface.errors import UserError
+from efface.models.adversary import Adversary, restore_all, states_of
 from efface.models.attention_maps import CrossAttentionMaps, concept_region
 from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
@@ -43,7 +44,6 @@ from efface.train.method import GradientMethod, UnlearningTask, register
 from efface.train.method_cost import Cost
 from efface.train.methods.esd import esd_target
 from efface.train.seeds import choice, generator
-from efface.train.trainer.adversary import Adversary, restore_all, states_of
 
 
 class RecelerConfig(RolloutConfig):

@@ -168,7 +168,7 @@ def train_step(training: TrainState) -> float:
         with torch.no_grad(), engine.gather_params():
             batch = method.batch(first + k)
         with engine.accumulate():
-            loss = training.regularizers.loss(method.loss(engine.predict, batch))
+            loss = training.regularizers.loss(method.loss(engine.predict, batch), engine.predict, first + k)
             losses.append(loss.detach())
             norm = engine.backward_and_step(loss, rate, measure=bool(accelerator.trackers))
     mean = engine.mean(torch.stack(losses).mean())

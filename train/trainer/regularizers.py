@@ -4,6 +4,7 @@
     near_start       + w mean |theta - theta_0|, or w mean (theta - theta_0)^2, to the weights the job starts from:
                      in a chain those of the request before (CUIG, arXiv 2511.07970)
     select           only some entries of the trained weights are trained (`train/trainer/weight_mask.py`)
+    replay           + w times the squared change of what is predicted for concepts that stay (`replay.py`)
     protect          keys and values of the cross-attention change by Delta P alone, P = I - V V^T, V an orthonormal
                      basis of the protected prompts' mean token embeddings (CUIG's projection)
 
@@ -12,6 +13,7 @@ weight decay. Here the realised change is projected, after each step, so that it
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from efface.models.network import Network
 from efface.models.text_encoding import encode_prompts, last_subject_token
 from efface.train.method import GradientMethod, TrainingConfig, UnlearningTask
 from efface.train.trainer.options import TrainingOptions
+from efface.train.trainer.replay import Replay
 from efface.train.trainer.weight_mask import keep_selected, selected_entries
 
 SMALLEST_SINGULAR_VALUE = 1e-6  # of the largest: what is smaller is rounding
@@ -40,6 +43,7 @@ class Regularizers:
         """trained: at its start. Raises UserError where they do not fit the method, or DeepSpeed holds the weights."""
         config: TrainingConfig = method.config
         self.config, self.trained = config, dict(trained)
+        self.replay = self._replay(method, task) if config.replay_weight > 0 else None
         if not (config.near_start_weight > 0 or config.select != "all" or config.protect != "none"):
             self.start: dict[str, Tensor] = {}
             self.masks: dict[str, Tensor] = {}
@@ -61,13 +65,18 @@ class Regularizers:
         for name, mask in self.masks.items():
             self.trained[name].register_hook(lambda gradient, mask=mask: gradient * mask)
 
-    def loss(self, loss: Tensor) -> Tensor:
-        """The method's loss, shaped, and the distance to the start."""
+    def loss(self, loss: Tensor, predict: Any, index: int) -> Tensor:
+        """The method's loss of batch `index`, shaped, the distance to the start, and what replay adds.
+
+        predict: the student, called with gradient.
+        """
         config = self.config
         if config.loss_shape == "hellinger":
             loss = hellinger(loss, config.hellinger_scale)
         if config.near_start_weight > 0:
             loss = loss + config.near_start_weight * distance(self.trained, self.start, config.near_start)
+        if self.replay is not None:
+            loss = loss + config.replay_weight * self.replay.loss(predict, index)
         return loss
 
     @torch.no_grad()
@@ -99,16 +108,25 @@ class Regularizers:
             )
         return found
 
+    def _replay(self, method: GradientMethod, task: UnlearningTask) -> Replay:
+        if method.network != "unet":
+            raise UserError(f"method '{method.name}': replay_weight is for methods that train the denoiser: leave it 0")
+        replay = self.config.replay
+        return Replay(task, self.config, replay if isinstance(replay, tuple) else retained_prompts(task))
+
     def _protected(self, task: UnlearningTask) -> list[str]:
         protect = self.config.protect
-        if isinstance(protect, tuple):
-            return list(protect)
-        forgotten = {concept.name for concept in (*task.concepts, *task.erased)}
-        retained = (kept for concept in task.concepts for kept in task.concept_set.retained_for(concept))
-        prompts = list(dict.fromkeys(kept.phrase for kept in retained if kept.name not in forgotten))
+        prompts = list(protect) if isinstance(protect, tuple) else retained_prompts(task)
         if not prompts:
             raise UserError("protect: 'retained' finds no retained concept in the concept set, should be prompts")
         return prompts
+
+
+def retained_prompts(task: UnlearningTask) -> list[str]:
+    """Phrases of the concepts that must stay, each once, without what is to be forgotten or is gone."""
+    forgotten = {concept.name for concept in (*task.concepts, *task.erased)}
+    retained = (kept for concept in task.concepts for kept in task.concept_set.retained_for(concept))
+    return list(dict.fromkeys(kept.phrase for kept in retained if kept.name not in forgotten))
 
 
 def hellinger(loss: Tensor, scale: float) -> Tensor:
