@@ -21,7 +21,7 @@ from efface.text import shown
 PANELS = {
     "Erase": ("unlearn", "export"),
     "Hand in": ("package", "verify"),
-    "Judge": ("evaluate", "score", "attack"),
+    "Judge": ("evaluate", "score", "attack", "calibrate"),
     "Campaigns": (
         "run",
         "plan",
