@@ -28,10 +28,10 @@ docs: venv
 
 venv: $(READY)
 
-$(READY): setup.py constraints.txt
+$(READY): setup.py constraints.txt .ci/install
 	$(PYTHON) -c 'import sys; sys.exit("efface needs Python 3.11 or newer; say make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python .ci/install
 	touch $(READY)
 
 clean:

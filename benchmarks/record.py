@@ -15,16 +15,20 @@ PACKAGES = ("efface", "torch", "ray", "pydantic")
 
 def write_result(name: str, measured: dict[str, Any], **facts: Any) -> Path:
     """`benchmarks/results/NAME.json`: `measured`, and beside it the device, the versions, the commit and the date."""
-    on = {
+    path = RESULTS / f"{name}.json"
+    write_json(path, {"benchmark": name, **conditions(), **facts, "measured": measured})
+    return path
+
+
+def conditions() -> dict[str, Any]:
+    """The device, the versions, the commit and the date."""
+    return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": _commit(),
         "device": _cpu(),
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
     }
-    path = RESULTS / f"{name}.json"
-    write_json(path, {"benchmark": name, **on, **facts, "measured": measured})
-    return path
 
 
 def _commit() -> str:

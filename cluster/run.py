@@ -12,6 +12,7 @@ from rich.console import Console
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.planner import plan_campaign, plan_deltas
 from efface.cluster.campaign.rates import rates_for
+from efface.cluster.campaign.sharding import Look
 from efface.cluster.campaign.spec import MUTABLE_KEYS, Campaign, DeltaEvaluation, Limits
 from efface.cluster.collect_results import DamagedOutputs, collect_results
 from efface.cluster.measured_rates import update_measured_rates
@@ -72,12 +73,18 @@ def reopen_run(root: Path) -> Run:
     return Run(plan_campaign(campaign), folder, campaign.limits, campaign.training)
 
 
-def open_evaluation(deltas: Sequence[tuple[Path, Delta]], evaluation_config: DeltaEvaluation, out: Path | None) -> Run:
+def open_evaluation(
+    deltas: Sequence[tuple[Path, Delta]],
+    evaluation_config: DeltaEvaluation,
+    out: Path | None,
+    looks: Sequence[Look] = (),
+) -> Run:
     """The run that judges deltas which exist, in `out` (default `runs/evaluation-ID`).
 
-    What was given up of it before is tried again. Raises UserError, also where a delta changes no weight.
+    looks: what is drawn of the images; none: all of them. What was given up of it before is tried again. Raises
+    UserError, also where a delta changes no weight.
     """
-    plan = plan_deltas(deltas, evaluation_config)
+    plan = plan_deltas(deltas, evaluation_config, looks)
     settings = evaluation_config.model_dump(mode="json", exclude=set(MUTABLE_KEYS))
     id = content_id([sorted(model.id for model in plan.jobs), settings])
     folder = RunFolder(out or Path("runs") / f"evaluation-{id}")

@@ -21,7 +21,7 @@ from efface.text import shown
 PANELS = {
     "Erase": ("unlearn", "export"),
     "Hand in": ("package", "verify", "push", "pull"),
-    "Judge": ("evaluate", "score", "quality", "attack"),
+    "Judge": ("evaluate", "score", "quality", "attack", "calibrate"),
     "Campaigns": (
         "run",
         "plan",

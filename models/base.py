@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from efface.models.delta import Delta
     from efface.models.denoiser import Denoiser
     from efface.models.network import Network
+    from efface.models.sampling_copy import SamplingCopy
 
 RANDOM = "random:"
 RANDOM_SEED = 0
@@ -76,6 +77,7 @@ class Base:
     device: torch.device
     applied: Delta | None = None
     _originals: dict[str, Tensor] = field(default_factory=dict)
+    _sampling_copies: dict[tuple[torch.dtype, bool], SamplingCopy] = field(default_factory=dict)
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -96,6 +98,14 @@ class Base:
         from efface.models.text_encoder import TextEncoder
 
         return self.denoiser if component == "unet" else TextEncoder(self.text_encoder)
+
+    def sampling_copy(self, dtype: torch.dtype, compiled: bool = False) -> SamplingCopy:
+        """The denoiser in another dtype, or compiled: made once, it follows every `swap`."""
+        from efface.models.sampling_copy import SamplingCopy
+
+        if (dtype, compiled) not in self._sampling_copies:
+            self._sampling_copies[dtype, compiled] = SamplingCopy(self.denoiser, dtype, compiled)
+        return self._sampling_copies[dtype, compiled]
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -127,9 +137,12 @@ class Base:
         tensors = self.tensors()
         for name, value in self._originals.items():
             tensors[name].copy_(value)
+        changed = {name: tensors[name] for name in (*self._originals, *edited)}
         self._originals = {name: tensors[name].clone() for name in edited}
         for name, value in edited.items():
             tensors[name].copy_(value)
+        for sampling_copy in self._sampling_copies.values():
+            sampling_copy.update(changed)
         self.applied = delta
 
 

@@ -1,14 +1,15 @@
 """The sampler: an image is a function of (model, prompt, seed, recipe), and of nothing else.
 
 So every image has its own CPU generator, every prompt is encoded by itself, and batches have one fixed shape,
-the last one padded. On a CPU in fp32 that holds bit for bit.
+the last one padded. On a CPU in fp32 that holds bit for bit. (A recipe may leave the size of batches to the memory, and
+so the last bits to the machine.)
 """
 
-import copy
 import inspect
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +18,14 @@ import torch
 from torch import Tensor
 
 from efface.models.base import Base
+from efface.models.batch_size import batch_size
 from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor
 from efface.models.noise_scheduler import make_scheduler
-from efface.models.recipe import Recipe
-from efface.models.sampler_hooks import Guidance, hook_of
+from efface.models.prompt_projections import prompts_projected_once
+from efface.models.recipe import Dtype, Recipe
+from efface.models.sampler_hooks import Guidance, SamplerHook, hook_of
 from efface.models.text_encoding import encode_prompts
 
 
@@ -51,33 +54,37 @@ def sample(
     on_batch: Callable[[int], None] | None = None,
     on_not_finite: Callable[[int], None] | None = None,
     cost: SamplingCost | None = None,
+    on_images: Callable[[np.ndarray], None] | None = None,
 ) -> np.ndarray:
     """One image a request: uint8 (N, H, W, 3).
 
-    `on_batch(n)` is called after every batch with the number of images done in it, `on_not_finite(i)` for every
-    request of whose image some values were no numbers. What the images took is added to `cost`. Raises UserError for an
-    unknown scheduler.
+    `on_batch(n)` is called after every batch with the number of images done in it, `on_images` with the images
+    themselves, `on_not_finite(i)` for every request of whose image some values were no numbers. What the images took is
+    added to `cost`. Raises UserError for an unknown scheduler.
     """
     cost, begin = cost or SamplingCost(), time.perf_counter()
     embeddings = {prompt: encode_prompts(base, [prompt]) for prompt in dict.fromkeys(r.prompt for r in requests)}
     uncond = encode_prompts(base, [recipe.negative_prompt])
-    denoiser, hook = _denoiser(base, recipe), hook_of(base)
+    size = batch_size(base, recipe, len(requests))
     images = []
-    with hook.attached(denoiser):
-        for start in range(0, len(requests), recipe.batch_size):
-            batch = requests[start : start + recipe.batch_size]
-            padded = [*batch, *[batch[-1]] * (recipe.batch_size - len(batch))]
+    with _predictor(base, recipe) as (hook, predictor):
+        for start in range(0, len(requests), size):
+            batch = requests[start : start + size]
+            padded = [*batch, *[batch[-1]] * (size - len(batch))]
             cond = Conditioning.cat([embeddings[request.prompt] for request in padded])
             generators = [torch.Generator().manual_seed(request.seed) for request in padded]
-            guidance, predict = hook.guidance([request.prompt for request in padded]), _Counted(denoiser)
-            decoded, finite = decode(base, denoise(base, recipe, predict, guidance, cond, uncond, generators))
-            cost.unet_rows += predict.rows * len(batch) // recipe.batch_size
+            guidance, predict = hook.guidance([request.prompt for request in padded]), _Counted(predictor)
+            latents = denoise(base, recipe, predict, guidance, cond, uncond, generators)
+            decoded, finite = decode(base, latents, recipe.vae_dtype)
+            cost.unet_rows += predict.rows * len(batch) // size
             images.append(decoded[: len(batch)])
             for i in range(len(batch)):
                 if on_not_finite and not finite[i]:
                     on_not_finite(start + i)
             if on_batch:
                 on_batch(len(batch))
+            if on_images:
+                on_images(images[-1])
     cost.images += len(requests)
     cost.seconds += time.perf_counter() - begin
     return np.concatenate(images) if images else np.zeros((0, recipe.height, recipe.width, 3), np.uint8)
@@ -110,13 +117,15 @@ def denoise(
     return latents
 
 
-def decode(base: Base, latents: Tensor) -> tuple[np.ndarray, list[bool]]:
+def decode(base: Base, latents: Tensor, dtype: Dtype = "float32") -> tuple[np.ndarray, list[bool]]:
     """Latents (B, 4, h, w) as images, uint8 (B, H, W, 3), and whether all values of each were numbers.
 
     No number becomes grey, with a warning.
     """
-    pixels = base.vae.decode(latents / base.vae.config.scaling_factor).sample
-    finite = [bool(image.isfinite().all()) for image in pixels]
+    precise = dtype == "float32" or base.device.type not in ("cuda", "cpu")
+    with nullcontext() if precise else torch.autocast(base.device.type, getattr(torch, dtype)):
+        pixels = base.vae.decode(latents / base.vae.config.scaling_factor).sample
+    finite = pixels.isfinite().flatten(1).all(dim=1).tolist()
     if not all(finite):
         warnings.warn("the model made images with values that are not numbers; they are shown as grey", stacklevel=2)
         pixels = pixels.nan_to_num(0.0, 1.0, -1.0)
@@ -135,9 +144,16 @@ class _Counted:
         return self.denoiser(latents, timestep, conditioning)
 
 
-def _denoiser(base: Base, recipe: Recipe) -> Denoiser:
-    """The denoiser in the recipe's dtype; where that is not fp32 it is a copy, as the base keeps its bits."""
-    denoiser = base.denoiser
-    if recipe.dtype == "float32":
-        return denoiser
-    return denoiser.wrapped(torch.nn.Module.to(copy.deepcopy(denoiser.module), getattr(torch, recipe.dtype)))
+@contextmanager
+def _predictor(base: Base, recipe: Recipe) -> Iterator[tuple[SamplerHook, Denoiser]]:
+    """The base's hook, and its denoiser with the hook attached, in the recipe's dtype; the base keeps its bits."""
+    dtype, compiled = getattr(torch, recipe.dtype), recipe.compiled and base.device.type == "cuda"
+    hook = hook_of(base)
+    if dtype == torch.float32 and not compiled:
+        with hook.attached(base.denoiser), prompts_projected_once(base.denoiser) as predictor:
+            yield hook, predictor
+        return
+    sampling_copy = base.sampling_copy(dtype, compiled)
+    acts = base.applied is not None and base.applied.kind == "hook"
+    with hook.attached(sampling_copy.denoiser), sampling_copy.predictor(hooked=acts) as predictor:
+        yield hook, predictor

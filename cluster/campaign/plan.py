@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from efface.cluster.campaign.attack_tasks import plan_attacks
 from efface.cluster.campaign.prompt_searches import PromptSearches, plan_prompt_searches
-from efface.cluster.campaign.sharding import Judging, cut_shards, retaining
+from efface.cluster.campaign.sharding import Judging, Look, cut_shards, retaining
 from efface.cluster.campaign.spec import AttackChoice, Evaluation, Resources
 from efface.cluster.tasks.calibration import CalibrationPart, CalibrationTask, calibration_tasks
 from efface.cluster.tasks.judging import Shard
@@ -173,8 +173,12 @@ def make_plan(
     evaluation: Evaluation,
     resources: Resources,
     attacks: Sequence[AttackChoice] = (),
+    looks: Sequence[Look] = (),
 ) -> Plan:
-    """The plan that judges `models` and the base. Raises UserError for what is unknown or missing in `evaluation`."""
+    """The plan that judges `models` and the base; looks: as in `cut_shards`.
+
+    Raises UserError for what is unknown or missing in `evaluation`.
+    """
     prompts = load_prompt_set(evaluation.prompts or _base_default(base, "prompts"), concept_set)
     recipe = load_recipe(evaluation.recipe or _base_default(base, "recipe"))
     judges = evaluation.judges or (concept_set.judge or _base_default(base, "judge", "judges"),)
@@ -221,7 +225,7 @@ def make_plan(
         *calibrations,
         *to_find.tasks,
         *(TrainingTask(model, first) for model in models),
-        *cut_shards(everything, targets, retained, judging, evaluation),
+        *cut_shards(everything, targets, retained, judging, evaluation, looks),
         *(_metric(model, name, judged_by) for model in models if model.job for name in evaluation.metrics),
         *plan_attacks(attacks, everything, concept_set, prompts, judged_by),
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from efface.cluster.campaign.plan import NOT_FETCHED, Plan, make_plan
+from efface.cluster.campaign.sharding import Look
 from efface.cluster.campaign.spec import Campaign, DeltaEvaluation, MethodChoice
 from efface.cluster.campaign.sweep import variants
 from efface.cluster.tasks.model import BASE, Model
@@ -55,8 +56,13 @@ def plan_campaign(campaign: Campaign, fetch: bool = True) -> Plan:
     )
 
 
-def plan_deltas(deltas: Sequence[tuple[Path, Delta]], evaluation_config: DeltaEvaluation) -> Plan:
-    """The plan that judges deltas which exist. Raises UserError where they fit neither base nor concept set."""
+def plan_deltas(
+    deltas: Sequence[tuple[Path, Delta]], evaluation_config: DeltaEvaluation, looks: Sequence[Look] = ()
+) -> Plan:
+    """The plan that judges deltas which exist; looks: as in `cut_shards`.
+
+    Raises UserError where they fit neither base nor concept set.
+    """
     base = read_base(evaluation_config.base)
     base_id = fingerprint_of(base)
     concept_set = load_concept_set(evaluation_config.concepts or base.concepts or _no_concepts(base, "--concepts"))
@@ -79,6 +85,7 @@ def plan_deltas(deltas: Sequence[tuple[Path, Delta]], evaluation_config: DeltaEv
         models,
         evaluation_config.evaluation,
         evaluation_config.resources,
+        looks=looks,
     )
 
 

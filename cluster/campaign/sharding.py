@@ -7,13 +7,22 @@ from efface.cluster.campaign.spec import Evaluation
 from efface.cluster.tasks.judging import Shard, shard_requires
 from efface.cluster.tasks.model import Model
 from efface.concepts.concept import Concept, ConceptSet
-from efface.concepts.prompts import PromptSet
+from efface.concepts.prompts import Axis, PromptSet
 from efface.errors import UserError
 from efface.eval.eval_requests import EvalRequest, eval_requests
 from efface.eval.found_prompts import checks_of
 from efface.files import content_id
 
 Parts = tuple[tuple[tuple[EvalRequest, ...], str], ...]
+
+
+@dataclass(frozen=True)
+class Look:
+    """Images of every prompt that are drawn together, before one looks at what they say."""
+
+    seeds: range
+    settled: frozenset[Axis] = frozenset()
+    """Axes that have been drawn enough, and are asked no more."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +42,14 @@ def cut_shards(
     concept_set: ConceptSet,
     judging: Judging,
     evaluation: Evaluation,
+    looks: Sequence[Look] = (),
 ) -> Iterator[Shard]:
     """The shards of each model in turn. Models that forget the same concepts are asked the same.
 
+    looks: what is drawn of the images, in shards that further looks leave as they are; none: all at once.
     Raises UserError where a model has nothing left to be asked on an axis.
     """
-    seeds = range(evaluation.images_per_prompt)
+    looks = looks or (Look(range(evaluation.images_per_prompt)),)
     targets = tuple(concept_set.find(target.name) for target in targets)
     judged_by = [judging.recipe_id, *judging.calibrations]
     asked_of: dict[tuple[str, ...] | None, tuple[Parts, tuple[str, ...]]] = {}
@@ -46,9 +57,15 @@ def cut_shards(
         forgotten = model.job.concepts if model.job else None
         if forgotten not in asked_of:
             asked = tuple(map(concept_set.find, forgotten)) if forgotten else targets
-            all_questions = eval_requests(judging.prompts, concept_set, asked, seeds, evaluation.prompts_per_concept)
-            kept = _without_forgotten(all_questions, model, targets) if forgotten else all_questions
-            asked_of[forgotten] = _parts(kept, evaluation.shard_size, judged_by), checks_of(kept)
+            parts: Parts = ()
+            checks: tuple[str, ...] = ()
+            for look in looks:
+                limits = evaluation.prompts_per_concept | dict.fromkeys(look.settled, 0)
+                all_questions = eval_requests(judging.prompts, concept_set, asked, look.seeds, limits)
+                kept = _without_forgotten(all_questions, model, targets) if forgotten else all_questions
+                parts += _parts(kept, evaluation.shard_size, judged_by)
+                checks += tuple(check for check in checks_of(kept) if check not in checks)
+            asked_of[forgotten] = parts, checks
         parts, checks = asked_of[forgotten]
         requires = shard_requires(model, judging.calibrations, checks)
         for index, (part, part_id) in enumerate(parts):

@@ -179,7 +179,10 @@ class Worker:
         recipe = self.context.recipe
         if not self.smaller_batch:
             return recipe
-        return recipe.model_copy(update={"batch_size": max(1, recipe.batch_size // 2)})
+        from efface.models.batch_size import batch_size
+
+        tried = batch_size(self.base, recipe, recipe.largest_batch)
+        return recipe.model_copy(update={"batch_size": max(1, tried // 2)})
 
     def set_resident(self, model: Model | None) -> None:
         """Make the resident base the given model, or the unedited base again. Raises DamagedInput."""

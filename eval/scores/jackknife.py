@@ -28,6 +28,7 @@ import numpy as np
 
 from efface.eval.scores.cells import Answers, Cells, IntArray, K, grouped
 from efface.eval.scores.statistics import (
+    CONFIDENCE_LEVEL,
     Array,
     cluster_quantile,
     difference_interval,
@@ -70,8 +71,8 @@ class Estimates:
     """(units, 7): what each changes of `overall`."""
 
 
-def estimate(answers: Answers) -> Estimates:
-    """All scores and their intervals, in the time of a few sorts of the rows."""
+def estimate(answers: Answers, level: float = CONFIDENCE_LEVEL) -> Estimates:
+    """All scores and their intervals of that level, in the time of a few sorts of the rows."""
     cells = Cells(answers)
     units, unit = _units(cells)
     spread = _Spread(cells, _with_floor(cells, _shifts(cells, unit, cells.deviation, cells.prompts.ravel(), True)))
@@ -88,6 +89,7 @@ def estimate(answers: Answers) -> Estimates:
         np.column_stack([cells.images, cells.images.sum(axis=1)]),
         variances[0],
         dfs[0],
+        level,
     )
     overall = _intervals(
         _overall(means),
@@ -96,6 +98,7 @@ def estimate(answers: Answers) -> Estimates:
         np.append(cells.distinct_images, [cells.distinct_images.sum()] * 2),
         variances[1],
         dfs[1],
+        level,
     )
     own = spread.unit < len(units)
     return Estimates(concepts, overall, units[spread.unit[own]], spread.effects[own])
@@ -113,11 +116,13 @@ def difference(one: Estimates, other: Estimates) -> Intervals:
     return Intervals(score, a.centre - b.centre, np.minimum(low, score), np.maximum(high, score), variance)
 
 
-def _intervals(score: Array, bias: Array, rate: Array, images: Array, variance: Array, df: Array) -> Intervals:
+def _intervals(
+    score: Array, bias: Array, rate: Array, images: Array, variance: Array, df: Array, level: float
+) -> Intervals:
     # Units that several cells share may cancel in their mean to the last bit, which says nothing.
     variance = np.where(variance > MIN_SPREAD, variance, rate * (1 - rate) / images)
     centre = np.clip(score - bias, 0.0, 1.0)
-    low, high = wilson_interval(centre, rate * (1 - rate) / variance, cluster_quantile(df, images))
+    low, high = wilson_interval(centre, rate * (1 - rate) / variance, cluster_quantile(df, images, level))
     low, high = np.clip(np.minimum(low, score), 0.0, 1.0), np.clip(np.maximum(high, score), 0.0, 1.0)
     return Intervals(score, centre, low, high, variance)
 

@@ -29,7 +29,7 @@ from efface.eval.scores.cells import Answers, Cells, IntArray
 from efface.eval.scores.jackknife import estimate
 from efface.eval.scores.results import Interval, Invalid, Range, Sampling, Scores, Summary
 from efface.eval.scores.shown import shown_scores, split_shown
-from efface.eval.scores.statistics import Array
+from efface.eval.scores.statistics import CONFIDENCE_LEVEL, Array
 
 BASE = "base"
 MAX_INVALID = 0.05
@@ -44,11 +44,14 @@ def score_table(
     judge: str | None = None,
     recipe: str | None = None,
     base: str | None = None,
+    level: float = CONFIDENCE_LEVEL,
 ) -> Scores:
     """The scores of one method in an image table: one edited model, or one set of single-concept models.
 
     method, judge, recipe (its id), base (its id): which rows, where the table holds several. The unedited
     base is scored beside, on the same questions, where the table has it (method "base").
+
+    level: of the intervals; 95 %, unless several looks at the same answers share it.
 
     The axes adjacent and retain are scored on concepts that were held out from the method, see `split_shown`.
 
@@ -68,8 +71,8 @@ def score_table(
         of_base = of_base.filter(_equal(of_base[column], edited[column][0].as_py()))
     name = f"method '{edited['method'][0]}'"
     _check_models(edited, name)
-    base_scores = _scores(_same_questions(of_base, edited), "the base", None) if has_base else None
-    return _scores(edited, name, base_scores)
+    base_scores = _scores(_same_questions(of_base, edited), "the base", None, level) if has_base else None
+    return _scores(edited, name, base_scores, level)
 
 
 def _one(table: pa.Table, column: str, wanted: str | None, remedy: str) -> pa.Table:
@@ -122,7 +125,7 @@ def _same_questions(of_base: pa.Table, edited: pa.Table) -> pa.Table:
     return found
 
 
-def _scores(table: pa.Table, name: str, base: Scores | None) -> Scores:
+def _scores(table: pa.Table, name: str, base: Scores | None, level: float) -> Scores:
     """Of the rows of one method (or the base); `name` stands in messages."""
     images = broken_images(table)
     table, shown = split_shown(table)
@@ -136,7 +139,7 @@ def _scores(table: pa.Table, name: str, base: Scores | None) -> Scores:
     read = ~np.isnan(success)
     invalid = _invalid_by_cell(table, name, concepts, concept * len(AXES) + axis, read)
     answers = Answers(success=success[read], **{name: values[read] for name, values in columns.items()})
-    estimates = estimate(answers)
+    estimates = estimate(answers, level)
     low = _summary(concepts, estimates.concepts.low, estimates.overall.low)
     high = _summary(concepts, estimates.concepts.high, estimates.overall.high)
     points = _summary(concepts, estimates.concepts.score, estimates.overall.score)

@@ -17,6 +17,7 @@ Array = NDArray[np.float64]
 
 CONFIDENCE_LEVEL = 0.95
 Z = NormalDist().inv_cdf((1 + CONFIDENCE_LEVEL) / 2)
+"""What an interval of that level reaches to, in standard deviations."""
 
 
 def harmonic_mean(values: Array) -> Array:
@@ -49,33 +50,40 @@ def harmonic_mean_bias(values: Array, variances: Array) -> Array:
     return np.asarray((curvature * variances).sum(axis=-1) / 2)
 
 
-def t_quantile(df: Array) -> Array:
-    """Student's t at 97.5 %, for any degrees of freedom >= 1 (less counts as 1; inf is the normal distribution)."""
+def t_quantile(df: Array, level: float = CONFIDENCE_LEVEL) -> Array:
+    """Student's t that an interval of that level reaches to, for any degrees of freedom >= 1 (less counts as 1; inf is
+    the normal distribution)."""
     reciprocal = 1.0 / np.maximum(np.asarray(df, dtype=np.float64), 1.0)
-    return np.interp(reciprocal, *_t_quantiles())
+    return np.interp(reciprocal, *_t_quantiles(level))
 
 
 @cache
-def _t_quantiles() -> tuple[Array, Array]:
+def _t_quantiles(level: float) -> tuple[Array, Array]:
     """The quantile at 1 / df = 0, 1/100, …, 1: with t = sqrt(df) tan(u) it is an integral of cos(u)^(df - 1)."""
     reciprocals = np.linspace(0, 1, 101)
     u = np.linspace(0, pi / 2, 20_001)
     middle = (u[1:] + u[:-1]) / 2
-    quantiles = [Z]
+    quantiles = [normal_quantile(level)]
     for df in 1 / reciprocals[1:]:
         density = 2 * _gamma_ratio(df) / sqrt(pi) * np.cos(middle) ** (df - 1)
         inside = np.concatenate([[0.0], np.cumsum(density) * (u[1] - u[0])])
-        quantiles.append(sqrt(df) * np.tan(np.interp(CONFIDENCE_LEVEL, inside, u)))
+        quantiles.append(sqrt(df) * np.tan(np.interp(level, inside, u)))
     return reciprocals, np.array(quantiles)
+
+
+def normal_quantile(level: float) -> float:
+    """What an interval of that level reaches to, in standard deviations."""
+    return NormalDist().inv_cdf((1 + level) / 2)
 
 
 def _gamma_ratio(df: float) -> float:
     return gamma((df + 1) / 2) / gamma(df / 2)
 
 
-def cluster_quantile(df: Array, images: Array) -> Array:
+def cluster_quantile(df: Array, images: Array, level: float = CONFIDENCE_LEVEL) -> Array:
     """The normal quantile, widened as t is for `df` degrees of freedom against one less than there are images."""
-    return Z * np.maximum(t_quantile(df) / t_quantile(np.asarray(images) - 1.0), 1.0)
+    widening = t_quantile(df, level) / t_quantile(np.asarray(images) - 1.0, level)
+    return normal_quantile(level) * np.maximum(widening, 1.0)
 
 
 def wilson_interval(estimate: Array, effective: Array, quantile: Array) -> tuple[Array, Array]:

@@ -1,6 +1,7 @@
 """`efface evaluate`: judge deltas, and the base beside them, in a run folder like a campaign's."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,6 +44,13 @@ class EvaluateOptions:
         typer.Option(help="A judge of `efface judges`; repeatable; default: the base's own."),
     ] = field(default_factory=list)
     images_per_prompt: Annotated[int, typer.Option(min=1, help="Images of each prompt.")] = 4
+    until: Annotated[
+        list[str],
+        typer.Option(
+            help="AXIS=THRESHOLD, or AXIS alone with two methods: stop drawing images for the axis once its interval "
+            "leaves the threshold out, or says which method is higher; repeatable. At most --images-per-prompt."
+        ),
+    ] = field(default_factory=list)
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The run folder to write; default: runs/evaluation-ID.", **LOCAL)
     ] = None
@@ -54,7 +62,9 @@ def run(options: EvaluateOptions) -> "Results":
     """Judge the deltas; what it came to. Raises UserError, and Stopped."""
     from efface.cluster.campaign.spec import DeltaEvaluation, Evaluation, Resources
     from efface.cluster.run import open_evaluation
+    from efface.cluster.sequential import evaluate_in_looks
     from efface.config_files import parse
+    from efface.eval.scores.sequential import read_question
     from efface.launch.device import resolve_device
 
     evaluation = parse(
@@ -73,7 +83,11 @@ def run(options: EvaluateOptions) -> "Results":
         evaluation=evaluation,
         resources=Resources(gpus=1 if resolve_device(options.device).startswith("cuda") else 0),
     )
+    question = read_question(options.until)
     deltas = _foreign(options) if options.concept else [_own(delta) for delta in options.deltas]
+    if question:
+        execute = partial(execute_run, workers=options.workers, address=None)
+        return evaluate_in_looks(deltas, requested, question, options.out, execute)
     return execute_run(open_evaluation(deltas, requested, options.out), options.workers, None)
 
 

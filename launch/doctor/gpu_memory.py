@@ -102,9 +102,9 @@ def judging_bytes(shapes: ModelShapes, recipe: Recipe, edited_by: Sequence[Metho
     lowered = 0 if fp32 else getattr(torch, recipe.dtype).itemsize * _numel(shapes.unet.parameters())
     height, width = recipe.height // shapes.pixels_per_latent, recipe.width // shapes.pixels_per_latent
     passes = max((method.image_passes for method in edited_by), default=2)
-    rows = recipe.batch_size * (passes if recipe.guidance_scale > 1 else 1)
+    rows = recipe.smallest_batch * (passes if recipe.guidance_scale > 1 else 1)
     sampling = shapes.unet_pass(rows, height, width, "fp32" if fp32 else "bf16").peak
-    return base + kept + lowered + max(sampling, shapes.decode_pass(recipe.batch_size, height, width).peak)
+    return base + kept + lowered + max(sampling, shapes.decode_pass(recipe.smallest_batch, height, width).peak)
 
 
 def judge_bytes(judge: str) -> int | None:

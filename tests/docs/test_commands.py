@@ -124,7 +124,7 @@ def prefetched(params: dict[str, Any]) -> None:
 
 PLANNED: dict[str, Callable[[dict[str, Any]], Any]] = {
     **dict.fromkeys(("run", "plan"), plan),
-    "evaluate": plan_evaluation,
+    **dict.fromkeys(("evaluate", "calibrate"), plan_evaluation),
     "attack": plan_attack,
     "unlearn": plan_unlearning,
     "search": plan_search,

@@ -25,12 +25,15 @@ NOTE = "3 images are no evidence (2 not finite, 1 blanked)"
 def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an edited model, the first image of a shard is not finite; of the last shard, of 4 images, it is black."""
 
-    def draw(base: Any, recipe: Any, requests: Any, on_batch: Any, on_not_finite: Any, cost: Any) -> np.ndarray:
+    def draw(
+        base: Any, recipe: Any, requests: Any, on_batch: Any, on_not_finite: Any, cost: Any, on_images: Any
+    ) -> np.ndarray:
         images = sample(base, recipe, requests, on_batch, cost=cost)
         if base.applied is not None and len(requests) == 5:
             on_not_finite(0)
         elif base.applied is not None:
             images[0] = 0
+        on_images(images)
         return images
 
     monkeypatch.setattr(evaluate, "sample", draw)

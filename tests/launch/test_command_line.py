@@ -30,7 +30,14 @@ COMMANDS: dict[str, tuple[list[str], set[str]]] = {
     "evaluate": (
         ["deltas"],
         {"--concepts", "--prompts", "--recipe", "--judge", "--images-per-prompt", "--out", "-o", "--workers"}
-        | {"--concept", "-c", "--label"}
+        | {"--concept", "-c", "--label", "--until"}
+        | BASE
+        | DEVICE,
+    ),
+    "calibrate": (
+        ["recipe", "deltas"],
+        {"--against", "--concepts", "--prompts", "--judge", "--images-per-prompt", "--out", "-o", "--workers"}
+        | JSON
         | BASE
         | DEVICE,
     ),

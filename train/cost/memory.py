@@ -132,10 +132,10 @@ def _preparation(images: BaseImages, shapes: ModelShapes) -> int:
     """The most that sampling, decoding and encoding a batch of images takes, the image encoder beside it."""
     recipe = images.recipe
     height, width = (side // shapes.pixels_per_latent for side in (recipe.height, recipe.width))
-    rows = recipe.batch_size * (2 if recipe.guidance_scale > 1 else 1)
-    passes = [shapes.unet_pass(rows, height, width), shapes.decode_pass(recipe.batch_size, height, width)]
+    rows = recipe.smallest_batch * (2 if recipe.guidance_scale > 1 else 1)
+    passes = [shapes.unet_pass(rows, height, width), shapes.decode_pass(recipe.smallest_batch, height, width)]
     if images.encoded:
-        passes.append(shapes.encode_pass(recipe.batch_size, height, width))
+        passes.append(shapes.encode_pass(recipe.smallest_batch, height, width))
     return FP32 * images.encoder_weights + max(one.peak for one in passes)
 
 

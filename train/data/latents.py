@@ -123,11 +123,11 @@ def image_posterior(
 def _make(
     base: Base, recipe: Recipe, requests: Sequence[ImageRequest], views: Sequence[Sequence[View]]
 ) -> dict[str, Tensor]:
-    starts = range(0, len(requests), recipe.batch_size)
+    starts = range(0, len(requests), recipe.largest_batch)
 
     def encoded(start: int) -> list[tuple[Tensor, Tensor]]:
         """Of each view of a batch of images."""
-        images = sample(base, recipe, requests[start : start + recipe.batch_size])
+        images = sample(base, recipe, requests[start : start + recipe.largest_batch])
         if not views:
             return [_encode(base, images / np.float32(127.5) - np.float32(1))]
         return [

@@ -1,0 +1,70 @@
+"""An evaluation that draws images look by look, and none any more for axes that are settled.
+
+All looks are one run in one folder: each adds shards to the plan of the one before. The same command goes on where it
+was stopped, since what a look says is a function of the verdicts that are there.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+
+from efface.cluster.campaign.sharding import Look
+from efface.cluster.campaign.spec import DeltaEvaluation
+from efface.cluster.results import Results
+from efface.cluster.run import Run, open_evaluation
+from efface.concepts.prompts import AXES, Axis
+from efface.eval.image_table import read_table
+from efface.eval.judge_spec import judge_name
+from efface.eval.scores.sequential import Answer, Question, answers, look_level, look_sizes, settled
+from efface.files import write_json
+from efface.models.delta import Delta
+
+SEQUENTIAL = "sequential.json"
+
+
+def evaluate_in_looks(
+    deltas: Sequence[tuple[Path, Delta]],
+    config: DeltaEvaluation,
+    question: Question,
+    out: Path | None,
+    execute: Callable[[Run], Results],
+) -> Results:
+    """Judge the deltas until every axis of the question is settled or all its images are drawn.
+
+    An axis that is not in the question is drawn to the end. Writes `sequential.json` beside the results. Raises as
+    `open_evaluation` and `execute` do, and UserError for a comparison of more or fewer than two methods.
+    """
+    sizes = look_sizes(config.evaluation.images_per_prompt)
+    looks: list[Look] = []
+    done: frozenset[Axis] = frozenset()
+    drawn: dict[Axis, int] = {}
+    found: dict[Axis, dict[str, Answer]] = {}
+    for before, size in zip((0, *sizes), sizes, strict=False):
+        if done.issuperset(AXES):
+            break
+        looks.append(Look(range(before, size), done))
+        run = open_evaluation(deltas, config, out, looks)
+        results = execute(run)
+        if results.failures:
+            return results
+        drawn |= {axis: size for axis in AXES if axis not in done}
+        table = read_table(run.folder.table)
+        rows = table.filter(pc.equal(table["judge"], judge_name(run.plan.calibrations[0].judge)))
+        found |= answers(rows, {axis: question[axis] for axis in question if axis not in done}, look_level(len(sizes)))
+        done = settled(found)
+        write_json(run.folder.root / SEQUENTIAL, _as_json(question, sizes, drawn, found))
+    return results
+
+
+def _as_json(
+    question: Question, sizes: Sequence[int], drawn: dict[Axis, int], found: dict[Axis, dict[str, Answer]]
+) -> dict[str, Any]:
+    return {
+        "question": dict(question),
+        "looks": list(sizes),
+        "level": look_level(len(sizes)),
+        "images_per_prompt": drawn,
+        "answers": {axis: {name: answer.as_json() for name, answer in by.items()} for axis, by in found.items()},
+    }
