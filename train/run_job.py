@@ -1,6 +1,5 @@
 """Running a job: the one entry to training, by gradient steps or in closed form."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from efface.train.method import (
 )
 from efface.train.trainer.loop import train
 from efface.train.trainer.options import TrainingOptions
+from efface.train.trainer.packed_base import clock_of
 
 
 def run_job(
@@ -57,7 +57,8 @@ def run_job(
     closed_form = isinstance(method, ClosedFormMethod)
     check_parent(job, parent, base, closed_form)
     task = _task(job, base, concept_set, cache, closed_form)
-    start = time.perf_counter()
+    clock = clock_of(base)
+    start = clock()
     losses: list[float] = []
     samples_seen, attention = 0, None
     base.swap(None if closed_form else parent)
@@ -87,7 +88,7 @@ def run_job(
             f"{', '.join(job.concepts)} may say the same as its phrase to the text encoder, or the learning rate is "
             "too small"
         )
-    seconds = time.perf_counter() - start
+    seconds = clock() - start
     return delta, {"losses": losses, "seconds": seconds, "samples_seen": samples_seen, "attention": attention}
 
 
