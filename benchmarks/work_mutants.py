@@ -153,7 +153,7 @@ WORK_MUTANTS = (
     ),
     Mutant(
         "shared work comes back in the order of the processes",
-        "train/trainer/collectives.py",
+        "train/collectives.py",
         "    return [parts[k % size][k // size] for k in range(len(items))]\n",
         "    return [item for part in parts for item in part]\n",
         "tests/train/test_collectives.py -k two_take_turns",

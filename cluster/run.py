@@ -205,7 +205,8 @@ def _dispatch(
         display = closing.enter_context(Display(run.plan, remaining, executor.workers, console, run.folder, rates))
         metrics = PrometheusMetrics(run.plan, remaining, executor.workers)
         closing.callback(lambda: keep(run.plan.tasks, run.folder))
-        dispatch(remaining, run.folder, executor, [journal, display, metrics], run.limits, should_stop)
+        pack = run.plan.resources.pack
+        dispatch(remaining, run.folder, executor, [journal, display, metrics], run.limits, should_stop, pack=pack)
     update_measured_rates(run.plan, run.folder, remaining.tasks)
 
 

@@ -20,6 +20,8 @@ class Adapter(nn.Module):
     """
 
     alpha: Tensor
+    scale: Tensor
+    """alpha / rank, a tensor for what takes models of several ranks through one pass (`models/stacked_layers.py`)."""
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int, alpha: float, generator: torch.Generator) -> None:
         super().__init__()
@@ -32,7 +34,7 @@ class Adapter(nn.Module):
         self.down = nn.Parameter(down.to(device))
         self.up = nn.Parameter(torch.zeros(d_out, rank, *kernel, device=device))
         self.register_buffer("alpha", torch.tensor(float(alpha), device=device))
-        self.scale = alpha / rank
+        self.register_buffer("scale", torch.tensor(alpha / rank, device=device), persistent=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
         if self.down.ndim == 4:

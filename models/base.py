@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -125,6 +125,10 @@ class Base:
     def originals(self) -> dict[str, Tensor]:
         """Every parameter as it is without any delta; not copied."""
         return self.tensors() | self._originals
+
+    def in_turn(self, key: str) -> AbstractContextManager[None]:
+        """What only one at a time should do of the jobs that share this base, `key` being what it makes."""
+        return nullcontext()
 
     def swap(self, delta: Delta | None, force: bool = False) -> None:
         """Put the tensors of `delta` in place of those of the delta before it; None leaves the base, bit for

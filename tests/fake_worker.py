@@ -10,7 +10,7 @@ import io
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,10 @@ class FakeWorker:
         except StorageError as error:
             return Outcome.storage(str(error))
         return Outcome.done()
+
+    def run_pack(self, tasks: Sequence[Task]) -> list[Outcome]:
+        """Pretend several, one after another."""
+        return [self.run(task) for task in tasks]
 
     def finish(self, task: Task, outputs: list[Path], note: str = "", **facts: Any) -> None:
         """The record, as a `Worker` writes it."""

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from efface.errors import StorageError, UserError
 from efface.models.delta import Delta, Kind, stack
+from efface.train.collectives import all_gather
 from efface.train.composed_method import ComposedMethod, as_delta
 from efface.train.data.score_distance import with_nearest_anchors
 from efface.train.method import ClosedFormMethod, GradientMethod, Method, UnlearningTask
 from efface.train.trainer.checkpoint import run_key
-from efface.train.trainer.collectives import all_gather
 from efface.train.trainer.loop import OnStep, train
 from efface.train.trainer.options import TrainingOptions
 

@@ -1,6 +1,7 @@
 """A job: one method with one config, applied to one base for some concepts, with one seed. Its result is a delta.
 
-The same job gives the same delta, byte for byte: it depends neither on the time nor on the machine.
+The same job gives the same delta: it depends neither on the time nor on the machine, nor on the jobs that it is packed
+with. Trained alone that holds byte for byte, in a pack but for rounding (`trainer/pack.py`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence

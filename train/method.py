@@ -205,6 +205,9 @@ class GradientMethod(Method):
 
     network: ClassVar[Literal["unet", "text_encoder"]] = "unet"
     """Which network is trained: the student is a `Denoiser`, or a `TextEncoder`."""
+    packs: ClassVar[bool] = False
+    """Whether several jobs may be trained in one pack (`train/trainer/pack.py`): the method calls its networks whole,
+    leaves gradients to the loop, and puts hooks on the student only that are the same for every job."""
     saves_what_it_trains: ClassVar[bool] = True
     """Whether the delta is the trained tensors, or an average of them, so that what bounds these bounds the delta."""
 

@@ -1,6 +1,5 @@
 """Running a job: the one entry to training, by gradient steps or in closed form."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from efface.train.edit_runner import EditRunner, steps_of
 from efface.train.job import Job, check_strategy
 from efface.train.method import Method, MethodConfig, TrainingConfig, UnlearningTask, get_method, parse_config
 from efface.train.trainer.options import TrainingOptions
+from efface.train.trainer.packed_base import clock_of
 
 
 def run_job(
@@ -48,7 +48,8 @@ def run_job(
     method = _method(job, base, concept_set, reduce_micro_batch)
     check_parent(job, parent, base, method.anew)
     task = _task(job, base, concept_set, cache, method.anew)
-    start = time.perf_counter()
+    clock = clock_of(base)
+    start = clock()
     runner = EditRunner(
         on_step,
         checkpoint,
@@ -73,7 +74,7 @@ def run_job(
             f"{', '.join(job.concepts)} may say the same as its phrase to the text encoder, or the learning rate is "
             "too small"
         )
-    seconds = time.perf_counter() - start
+    seconds = clock() - start
     return delta, {
         "losses": runner.losses,
         "seconds": seconds,

@@ -101,6 +101,9 @@ class Resources(StrictModel):
     cpus: int = Field(1, ge=1, description="CPU cores, and torch threads, of a worker")
     gpus: float = Field(0, ge=0, description="GPUs of a worker, 1 or a fraction; 0: it computes on the CPU")
     processes: int = Field(1, ge=1, description="processes that train one job together, each with a worker's resources")
+    pack: int = Field(
+        16, ge=1, description="jobs that a worker trains together, where they allow it and fit; 1: each job alone"
+    )
     launcher: Literal["actors", "ray-train"] = Field(
         "actors", description="who starts these processes: efface's own actors, or Ray Train's TorchTrainer"
     )

@@ -61,14 +61,17 @@ def dispatch(
     limits: Limits | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     source: TaskSource | None = None,
+    pack: int = 1,
 ) -> None:
     """Do all the remaining tasks, and what `source` adds to them. What cannot be done is noted in the folder; the rest
     goes on.
 
+    pack: how many tasks of one `pack_key` a worker does together, at most.
+
     Raises Stopped once `should_stop` is true and the tasks under way have ended; StorageError where results can no
     longer be written; UserError or JobFailure where a task without a model fails, or no worker comes up.
     """
-    Dispatcher(remaining, folder, executor, callbacks, limits or Limits(), should_stop, source).run()
+    Dispatcher(remaining, folder, executor, callbacks, limits or Limits(), should_stop, source, pack).run()
 
 
 @dataclass
@@ -81,6 +84,8 @@ class WorkerState:
     """When it began the first of them."""
     resident: str | None = None
     """The id of the model that it holds after them; None: the base itself."""
+    packed: int = 1
+    """How many of them it began together."""
 
 
 class Dispatcher:
@@ -95,7 +100,11 @@ class Dispatcher:
         limits: Limits,
         should_stop: Callable[[], bool],
         source: TaskSource | None = None,
+        pack: int = 1,
     ) -> None:
+        self._pack = pack
+        self._alone: set[str] = set()
+        """Tasks that went wrong in a pack, of which nobody knows whose doing it was: they are tried again alone."""
         self._queue = Queue(remaining.tasks, remaining.products, executor.workers)
         self._folder, self._executor, self._callbacks = folder, executor, callbacks
         self._limits, self._should_stop, self._source = limits, should_stop, source
@@ -166,8 +175,9 @@ class Dispatcher:
                 self._record_start(workers[0], first)
                 process_groups.submit_job(workers, first)
             else:
+                packed = self._packed_with(first)
                 worker = self._idle.popleft()
-                self._submit(worker, first)
+                self._submit(worker, first, *packed)
                 accepting.append(worker)
         for position in range(1, self._executor.depth):
             for worker in accepting:
@@ -189,9 +199,21 @@ class Dispatcher:
             self._queue.add(more.tasks, more.products)
             self._assign_tasks()
 
-    def _submit(self, worker: int, task: Task) -> None:
-        self._record_start(worker, task)
-        self._executor.submit(worker, task)
+    def _packed_with(self, first: Task) -> list[Task]:
+        """What the worker of a task should do together with it: its share of the long tasks, as far as they pack."""
+        if self._pack == 1 or first.pack_key is None or first.id in self._alone:
+            return []
+        share = -(-(1 + self._queue.ready_long) // max(1, self._queue.workers))
+        return self._queue.take_packed(first.pack_key, min(self._pack, share) - 1, self._alone)
+
+    def _submit(self, worker: int, *tasks: Task) -> None:
+        for task in tasks:
+            self._record_start(worker, task)
+        self._worker_states[worker].packed = len(tasks)
+        if len(tasks) > 1:
+            self._executor.submit_pack(worker, tasks)
+        else:
+            self._executor.submit(worker, *tasks)
 
     def _record_start(self, worker: int, task: Task) -> None:
         worker_state = self._worker_states[worker]
@@ -209,6 +231,8 @@ class Dispatcher:
         if task not in worker_state.assigned:
             return  # it was interrupted before
         worker_state.assigned.remove(task)
+        if worker_state.packed > 1 and outcome.next is Next.RETRY:
+            self._alone.add(task.id)
         if outcome.is_done and task.priority is Priority.FILL:
             durations = self._durations.setdefault(task.kind, deque(maxlen=1000))
             durations.append((now - worker_state.since) / task.size)
@@ -267,6 +291,7 @@ class Dispatcher:
         self._stopping = self._stopping or self._should_stop()
         for worker, worker_state in enumerate(self._worker_states):
             limit = worker_state.assigned[0].time_limit(self._limits) if worker_state.assigned else None
+            limit = limit and limit * worker_state.packed
             if limit is not None and now - worker_state.since > limit and self._executor.replace(worker):
                 self._time_out(worker, worker_state, limit)
         if self._idle and not self._stopping:
@@ -274,7 +299,10 @@ class Dispatcher:
 
     def _time_out(self, worker: int, worker_state: WorkerState, limit: float) -> None:
         late, *waiting = worker_state.assigned
-        late_outcome = Outcome.error(f"ran past its time limit of {limit:g} s", worker_gone=True)
+        reason = f"ran past its time limit of {limit:g} s"
+        late_outcome = Outcome.error(reason, worker_gone=True)
+        if worker_state.packed > 1:
+            late_outcome = Outcome.worker_lost(f"its pack {reason}", worker_gone=True)
         worker_lost = Outcome.worker_lost("its worker was stopped", worker_gone=True)
         for task, outcome in ((late, late_outcome), *((task, worker_lost) for task in waiting)):
             self._record_end(worker, task, outcome)

@@ -138,7 +138,7 @@ class Display:
         with self._lock:
             now = time.monotonic()
             parts = [self._describe_kind(name, kind, now) for name, kind in self._kinds.items()]
-            running = [self._describe_task(task) for tasks in self._running.values() for task in tasks[:1]]
+            running = [self._describe_tasks(tasks) for tasks in self._running.values() if tasks]
             more = f" and {len(running) - 3} more" if len(running) > 3 else ""
             doing = f"; {'; '.join(running[:3])}{more}" if running else ""
             return f"{', '.join(parts)}, {self._times(now)}{doing}"
@@ -147,6 +147,11 @@ class Display:
         unit = "" if kind.unit == "task" else f" {kind.unit}s"
         rate = kind.rate(now)
         return f"{name} {kind.total - kind.left}/{kind.total}{unit}" + (f" ({rate:.1f}/s)" if rate else "")
+
+    def _describe_tasks(self, tasks: list[Task]) -> str:
+        """The first of a worker's tasks, and how many are done together with it."""
+        packed = sum(task.pack_key is not None for task in tasks) - 1
+        return self._describe_task(tasks[0]) + (f" and {packed} packed with it" if packed > 0 else "")
 
     def _describe_task(self, task: Task) -> str:
         """With the step that it is at, where it has steps."""
@@ -177,7 +182,7 @@ class Display:
                 rate = kind.rate(now)
                 self._bars.update(kind.bar, rate=f"{rate:.1f} {kind.unit}s/s" if rate else "")
             lines = [
-                Text(f"  worker {number}  {self._describe_task(tasks[0]) if tasks else 'waits'}", style="dim")
+                Text(f"  worker {number}  {self._describe_tasks(tasks) if tasks else 'waits'}", style="dim")
                 for number, tasks in sorted(self._running.items())
             ]
             return Group(self._bars, Text(f"  {self._times(now)}"), *lines)

@@ -13,7 +13,7 @@ A task waits until all products that it requires are there. Tasks with the same 
 import heapq
 import itertools
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from efface.cluster.tasks.model import Model
@@ -101,6 +101,25 @@ class Queue:
         if resident is not None and resident in self._fill:
             return self._pop(resident)
         return None if self._long else self._pop_fullest()
+
+    @property
+    def ready_long(self) -> int:
+        """How many long tasks can start."""
+        return len(self._long)
+
+    def take_packed(self, key: str, most: int, alone: Collection[str] = ()) -> list[Task]:
+        """Long tasks of one `pack_key` that can start, in the order they would be taken; none with an id in `alone`."""
+        if most < 1:
+            return []
+        fitting = [entry for entry in self._long if entry[-1].pack_key == key and entry[-1].id not in alone]
+        taken = sorted(fitting, key=lambda entry: entry[:2])[:most]
+        chosen = {number for _, number, _ in taken}
+        self._long = [entry for entry in self._long if entry[1] not in chosen]
+        heapq.heapify(self._long)
+        for _, _, task in taken:
+            if task.model:
+                self._long_of[task.model.folder] -= 1
+        return [task for _, _, task in taken]
 
     def requeue(self, task: Task) -> None:
         """A task that has to be tried again, at the end of its line."""

@@ -150,13 +150,18 @@ def outcome_of_error(error: Exception, log: str, trace: str) -> Outcome:
         case JobFailure() | UserError():
             return Outcome.failed(str(error), log + trace)
         case _:
+            from efface.models.out_of_memory import is_out_of_memory
+
             reason = f"{type(error).__name__}: {error}"
             return Outcome.error(reason, log + trace, out_of_memory=is_out_of_memory(error))
 
 
-def outcome_of_death(error: RayActorError, who: str) -> Outcome:
-    """What the death of a process that did a task means; `who`: "the worker"."""
-    lost = Outcome.worker_lost if is_node_failure(error) else Outcome.error
+def outcome_of_death(error: RayActorError, who: str, *, shared: bool = False) -> Outcome:
+    """What the death of a process that did a task means; `who`: "the worker".
+
+    shared: it did several together, and nobody knows which of them it died of.
+    """
+    lost = Outcome.worker_lost if shared or is_node_failure(error) else Outcome.error
     return lost(f"{who} died", str(error))
 
 
@@ -167,10 +172,3 @@ def is_node_failure(error: Any) -> bool:
     # Of a worker that died alone Ray tells too, among its advice, of "node deaths".
     with_its_node = error.preempted or "because its node has died" in str(error)
     return with_its_node or isinstance(error, ActorUnavailableError)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a GPU, or this machine, had too little memory."""
-    import torch
-
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

@@ -115,6 +115,11 @@ class Task(ABC):
         return False
 
     @property
+    def pack_key(self) -> str | None:
+        """Long tasks with the same key may be done together by one worker, at less than what they take one by one."""
+        return None
+
+    @property
     def label(self) -> str:
         """The name of its method in tables."""
         return self.model.label if self.model else ""

@@ -100,6 +100,12 @@ class TrainingTask(Task):
     def process_group(self) -> bool:
         return not self.model.closed_form
 
+    @cached_property
+    def pack_key(self) -> str | None:
+        from efface.train.packing import pack_key
+
+        return None if self.model.closed_form else pack_key(self.job)
+
     def time_limit(self, limits: Limits) -> float | None:
         return limits.job_seconds
 

@@ -16,6 +16,9 @@ class TaskWorker(Protocol):
     def run(self, task: Task) -> Outcome:
         """Do a task. Never raises."""
 
+    def run_pack(self, tasks: Sequence[Task]) -> list[Outcome]:
+        """Do tasks of one `pack_key` together. Never raises."""
+
 
 WorkerClass = Callable[..., TaskWorker]
 """Called with a `WorkerContext`, and in this process with a function that says when to stop."""
@@ -35,6 +38,9 @@ class Executor(Protocol):
 
     def submit(self, worker: int, task: Task) -> None:
         """Give a task to a worker; returns at once, or when the task is done."""
+
+    def submit_pack(self, worker: int, tasks: Sequence[Task]) -> None:
+        """Give a worker several tasks, of one `pack_key`, to be done together. Each has an outcome of its own."""
 
     def outcomes(self, timeout: float) -> Iterator[tuple[int, Task, Outcome]]:
         """What has ended, waiting up to `timeout` seconds for something to end."""

@@ -1,7 +1,7 @@
 """One worker in this process."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from efface.cluster.tasks.retry_rules import Outcome
 from efface.cluster.tasks.task import Task
@@ -27,6 +27,10 @@ class LocalExecutor:
 
     def submit(self, worker: int, task: Task) -> None:
         self._finished.append((worker, task, self._worker.run(task)))
+
+    def submit_pack(self, worker: int, tasks: Sequence[Task]) -> None:
+        outcomes = self._worker.run_pack(tasks)
+        self._finished += [(worker, task, outcome) for task, outcome in zip(tasks, outcomes, strict=True)]
 
     def outcomes(self, timeout: float) -> Iterator[tuple[int, Task, Outcome]]:
         ended, self._finished = self._finished, []

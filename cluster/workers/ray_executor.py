@@ -49,7 +49,8 @@ class RayExecutor:
         self._class = worker
         self._context = context
         self._actors: list[Any] = []
-        self._running: dict[Any, tuple[int, Task]] = {}
+        self._running: dict[Any, tuple[int, tuple[Task, ...]]] = {}
+        """By the call: its worker and its tasks, several if they are packed."""
         self._process_groups: dict[int, list[int]] = {}
         """First worker of a process group -> all that it replaces."""
         self._nodes: dict[int, str] = {}
@@ -98,7 +99,10 @@ class RayExecutor:
         return workers
 
     def submit(self, worker: int, task: Task) -> None:
-        self._running[self._actors[worker].run.remote(task)] = (worker, task)
+        self._running[self._actors[worker].run.remote(task)] = (worker, (task,))
+
+    def submit_pack(self, worker: int, tasks: Sequence[Task]) -> None:
+        self._running[self._actors[worker].run_pack.remote(tuple(tasks))] = (worker, tuple(tasks))
 
     def select_workers(self, idle: Sequence[int]) -> list[int] | None:
         """On one node where any has so many idle workers, the one with the fewest of them."""
@@ -122,7 +126,7 @@ class RayExecutor:
         self._process_groups[first] = list(workers)
         one_node = len({self._nodes[worker] for worker in workers}) == 1
         training = self._actors[first].run.remote(self._context, task, self._context.processes, one_node)
-        self._running[training] = (first, task)
+        self._running[training] = (first, (task,))
 
     def outcomes(self, timeout: float) -> Iterator[tuple[int, Task, Outcome]]:
         import ray
@@ -199,25 +203,33 @@ class RayExecutor:
         import ray
         from ray.exceptions import RayActorError, RayError
 
-        worker, task = self._running.pop(reference)
+        worker, tasks = self._running.pop(reference)
         try:
-            outcome: Outcome = ray.get(reference)
+            found: Outcome | list[Outcome] = ray.get(reference)
+            outcomes = found if isinstance(found, list) else [found]
             # What breaks on a GPU may leave the process unfit for whatever comes next.
-            gone = worker in self._process_groups or (outcome.next is Next.RETRY and self._context.gpus > 0)
+            broken = any(outcome.next is Next.RETRY for outcome in outcomes)
+            gone = worker in self._process_groups or (broken and self._context.gpus > 0)
         except RayActorError as error:
-            outcome, gone = outcome_of_death(error, "the worker"), True
+            # Of several nobody knows whose doing it was.
+            shared = len(tasks) > 1
+            lost = outcome_of_death(error, "the worker", shared=shared)
+            outcomes, gone = [lost] * len(tasks), True
         except RayError as error:
-            outcome, gone = Outcome.error(type(error).__name__, str(error)), True
+            outcomes, gone = [Outcome.error(type(error).__name__, str(error))] * len(tasks), True
         if not gone:
-            yield worker, task, outcome
+            for task, outcome in zip(tasks, outcomes, strict=True):
+                yield worker, task, outcome
             return
         # It was the first in the worker's line that was under way; the others only waited there.
         waiting = [self._running.pop(other) for other in self._pending_calls(worker)]
         ray.kill(self._actors[worker])  # it may only be out of reach, and would keep its resources
         self._restart(worker)
-        yield worker, task, replace(outcome, worker_gone=True)
+        for task, outcome in zip(tasks, outcomes, strict=True):
+            yield worker, task, replace(outcome, worker_gone=True)
         for of, waited in waiting:
-            yield of, waited, Outcome.worker_lost("the worker died", worker_gone=True)
+            for task in waited:
+                yield of, task, Outcome.worker_lost("the worker died", worker_gone=True)
 
     def _check_start_timeout(self) -> None:
         """Raises JobFailure where for a long time there has been no worker at all."""

@@ -4,6 +4,7 @@ It knows no kind of task, and nothing of Ray: tasks use what it holds. The same 
 driver's own process, or in a test.
 """
 
+import copy
 import io
 import logging
 import os
@@ -11,8 +12,9 @@ import re
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,7 @@ from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.tasks.calibration import CALIBRATION, CalibrationTask
 from efface.cluster.tasks.model import Model
 from efface.cluster.tasks.prompt_search import FOUND, PromptCheck
-from efface.cluster.tasks.retry_rules import Outcome, is_out_of_memory, outcome_of_error
+from efface.cluster.tasks.retry_rules import Outcome, outcome_of_error
 from efface.cluster.tasks.task import DamagedInput, Task
 from efface.cluster.workers.log_capture import log_to
 from efface.concepts.concept import Concept, ConceptSet
@@ -35,6 +37,7 @@ from efface.models.recipe import Recipe
 
 if TYPE_CHECKING:
     from efface.eval.judge import Judge
+    from efface.train.trainer.pack import Member
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,8 @@ class Worker:
         """What the task under way has logged."""
         self._began = False
         """Whether there was anything to do of it."""
-        self._start = time.perf_counter()
+        self._clock: Callable[[], float] = time.perf_counter
+        self._start = self._clock()
         """When it began."""
 
     def ready(self) -> str:
@@ -138,6 +142,34 @@ class Worker:
         self._log, self._began, self._note = io.StringIO(), False, ""
         outcome = self._outcome(task, smaller_batch)
         return self._save_log(task, outcome) if self._began and not self.rank else outcome
+
+    def run_pack(self, tasks: Sequence[Task]) -> list[Outcome]:
+        """Do trainings of one `pack_key` together, as many at a time as memory has room for. Never raises.
+
+        Each is done as `run` does it, with its own log, record and outcome.
+        """
+        from efface.train.packing import most_jobs, run_packed
+        from efface.train.trainer.options import TrainingOptions
+
+        self.set_resident(None)
+        jobs = [task.model.job for task in tasks if task.model and task.model.job]
+        options = TrainingOptions.model_validate(dict(self.context.training_options))
+        most = most_jobs(jobs, self.base, options)
+        if most == 1:
+            return [self.run(task) for task in tasks]
+        outcomes: list[Outcome] = []
+        for start in range(0, len(tasks), most):
+            part = slice(start, start + most)
+            outcomes += run_packed(
+                jobs[part], [partial(self._run_member, task) for task in tasks[part]], self.base, options
+            )
+        return outcomes
+
+    def _run_member(self, task: Task, member: "Member") -> Outcome:
+        """`run`, by a worker that holds the base as the member of a pack sees it."""
+        own = copy.copy(self)
+        own.base, own._clock = member.base, member.clock
+        return own.run(task)
 
     def _outcome(self, task: Task, smaller_batch: bool) -> Outcome:
         log = self._log
@@ -156,17 +188,19 @@ class Worker:
 
     def _execute(self, task: Task, smaller_batch: bool) -> bool:
         """Whether it was only done with a smaller batch, after it had run out of memory."""
-        self._began, self._start, self.smaller_batch = True, time.perf_counter(), smaller_batch
+        self._began, self._start, self.smaller_batch = True, self._clock(), smaller_batch
         if smaller_batch:
             logger.warning(SMALLER_BATCH_NOTE)
         try:
             task.run(self)
         except Exception as error:
+            from efface.models.out_of_memory import is_out_of_memory
+
             if not is_out_of_memory(error) or self._in_process_group:
                 raise
             logger.warning("%s\n%s", error, SMALLER_BATCH_NOTE)
             error.__traceback__ = None  # it holds on to the tensors
-            self._start, self.smaller_batch = time.perf_counter(), True
+            self._start, self.smaller_batch = self._clock(), True
             task.run(self)
             return True
         return False
@@ -230,7 +264,7 @@ class Worker:
     def finish(self, task: Task, outputs: Iterable[Path], note: str = "", **facts: Any) -> None:
         """Write the record of the task under way, with what it took; `note` is for whoever watches the run."""
         self._note = note
-        seconds = time.perf_counter() - self._start
+        seconds = self._clock() - self._start
         facts = {**self._attention, **facts}
         self.folder.finish(task, outputs, seconds=seconds, device=self.device_name, **facts)
 

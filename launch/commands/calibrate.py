@@ -82,7 +82,7 @@ def _judge(options: CalibrateOptions, recipe: str, out: Path) -> "Results":
     from efface.launch.commands import evaluate
 
     asked = evaluate.EvaluateOptions(
-        deltas=options.deltas,
+        deltas=[str(delta) for delta in options.deltas],
         base=options.base,
         concepts=options.concepts,
         prompts=options.prompts,

@@ -15,8 +15,8 @@ from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.spec import Campaign
 from efface.cluster.results import Results
 from efface.cluster.run import Run, execute, open_run
-from efface.cluster.storage.journal import TaskEnded, read_journal
 from efface.cluster.run_content import read_run
+from efface.cluster.storage.journal import TaskEnded, read_journal
 from efface.cluster.tasks.attack import ATTACK, AttackTask, TransferTask
 from efface.cluster.tasks.model import BASE
 from efface.cluster.tasks.retry_rules import MAX_WORKER_LOSSES, Outcome

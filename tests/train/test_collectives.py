@@ -11,9 +11,9 @@ from two_processes import together
 
 from efface.models.base import Base, load_base
 from efface.models.recipe import Recipe
+from efface.train.collectives import all_gather, distributed_map
 from efface.train.data import latents as data
 from efface.train.data import neighbours as neighbourhood
-from efface.train.trainer.collectives import all_gather, distributed_map
 
 PROMPTS = [f"a cat {'x' * n}" for n in range(7)]
 

@@ -23,10 +23,10 @@ from efface.models.base import Base
 from efface.models.noise_predictor import truth
 from efface.models.recipe import Recipe
 from efface.models.sampler import ImageRequest, sample
+from efface.train.collectives import all_gather, distributed_map
 from efface.train.data.views import View
 from efface.train.method import MethodConfig
 from efface.train.seeds import integers, normal
-from efface.train.trainer.collectives import all_gather, distributed_map
 
 
 class ImageConfig(MethodConfig):
@@ -109,13 +109,14 @@ def image_posterior(
     seen = [[asdict(view) for view in each] for each in views]
     key = content_id([base.state_id, recipe.id, list(prompts), *([seen] if seen else [])])
     file = cache / f"latents-{key}.safetensors" if cache else None
-    if all(all_gather(file is not None and file.is_file())) and file:
-        found = safetensors.torch.load(file.read_bytes())
-    else:
-        found = _make(base, recipe, [ImageRequest(prompt, seed) for seed, prompt in enumerate(prompts)], views)
-        if file:
-            with suppress(StorageError):  # a cache that cannot be written costs time only
-                write_atomic(file, safetensors.torch.save(found))
+    with base.in_turn(key):  # what one job makes, the others find
+        if all(all_gather(file is not None and file.is_file())) and file:
+            found = safetensors.torch.load(file.read_bytes())
+        else:
+            found = _make(base, recipe, [ImageRequest(prompt, seed) for seed, prompt in enumerate(prompts)], views)
+            if file:
+                with suppress(StorageError):  # a cache that cannot be written costs time only
+                    write_atomic(file, safetensors.torch.save(found))
     mean, std = (found[name].to(base.device) for name in ("mean", "std"))
     return Posterior(mean, std, base.vae.config.scaling_factor)
 

@@ -26,9 +26,9 @@ from efface.models.image_encoders import load_image_encoder
 from efface.models.recipe import load_recipe
 from efface.models.sampler import ImageRequest, sample
 from efface.models.shapes import ModelShapes
+from efface.train.collectives import all_gather, distributed_map
 from efface.train.method import MethodConfig, UnlearningTask
 from efface.train.method_cost import BaseImages
-from efface.train.trainer.collectives import all_gather, distributed_map
 
 IMAGE_ENCODER_WEIGHTS = 304_000_000  # CLIP ViT-L/14, the half that reads images
 PROMPTS_PER_CHUNK = 16  # drawn together, so that an interrupted run keeps what it has

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from efface.errors import StorageError
 from efface.files import content_id, write_atomic
-from efface.train.trainer.collectives import all_gather
+from efface.train.collectives import all_gather
 
 
 def cached(

@@ -109,6 +109,7 @@ class CA(GradientMethod):
     strategies: ClassVar[frozenset[Strategy]] = frozenset({"single", "multi", "continual"})
     version = 2
     policy: ClassVar[Policy] = "none"
+    packs: ClassVar[bool] = True
 
     @property
     def group(self) -> str:

@@ -123,6 +123,7 @@ class ESD(GradientMethod):
     config: ESDConfig
     strategies: ClassVar[frozenset[Strategy]] = frozenset({"single", "multi", "continual"})
     policy: ClassVar[Policy] = "either"
+    packs: ClassVar[bool] = True
 
     @property
     def group(self) -> str:

@@ -106,6 +106,7 @@ class FADE(GradientMethod):
     config: FADEConfig
     strategies = frozenset({"single", "multi", "continual"})
     policy = "on"
+    packs = True
     delta_kind = "adapter"
 
     @property

@@ -67,6 +67,7 @@ class SDD(GradientMethod):
     config: SDDConfig
     strategies: ClassVar[frozenset[Strategy]] = frozenset({"single", "multi", "continual"})
     policy: ClassVar[Policy] = "on"
+    packs: ClassVar[bool] = True
 
     @property
     def group(self) -> str:

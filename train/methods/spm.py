@@ -96,6 +96,7 @@ class SPM(GradientMethod):
     config: SPMConfig
     strategies = frozenset({"single", "multi", "continual"})
     policy = "on"
+    packs = True
 
     def __init__(self, config: SPMConfig) -> None:
         super().__init__(config)

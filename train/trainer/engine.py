@@ -27,6 +27,8 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
 }
 
+SINGLETONS: tuple[Any, ...] = (AcceleratorState, GradientState, PartialState)
+
 
 class Engine:
     """One process, or the processes of a group that share the batches of an optimiser step."""
@@ -55,6 +57,10 @@ class Engine:
         """Around the forward and backward pass of one batch."""
         return self.accelerator.accumulate(self.model)
 
+    def backward(self, loss: Tensor) -> None:
+        """Add a batch's share of a step's gradient to what the trained tensors have."""
+        self.accelerator.backward(loss)
+
     def backward_and_step(self, loss: Tensor, learning_rate: float, measure: bool) -> float | None:
         """The backward pass of one batch; after the last one of a step, the step.
 
@@ -64,7 +70,7 @@ class Engine:
         accelerator, norm = self.accelerator, None
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        accelerator.backward(loss)
+        self.backward(loss)
         if accelerator.sync_gradients:
             values = list(self.trained.values())
             if self.config.max_grad_norm > 0:
@@ -147,13 +153,20 @@ def isolated_accelerate_state() -> Iterator[None]:
 
     Without it a second job in one process would inherit the first one's settings, or be refused.
     """
-    shared = [state._shared_state for state in (AcceleratorState, GradientState, PartialState)]
-    before = [dict(state) for state in shared]
-    for state in shared:
-        state.clear()
+    before = accelerate_state()
+    set_accelerate_state([{} for _ in before])
     try:
         yield
     finally:
-        for state, old in zip(shared, before, strict=True):
-            state.clear()
-            state.update(old)
+        set_accelerate_state(before)
+
+
+def accelerate_state() -> list[dict[str, Any]]:
+    """What Accelerate's process-wide singletons hold."""
+    return [dict(state._shared_state) for state in SINGLETONS]
+
+
+def set_accelerate_state(held: list[dict[str, Any]]) -> None:
+    for state, content in zip(SINGLETONS, held, strict=True):
+        state._shared_state.clear()
+        state._shared_state.update(content)

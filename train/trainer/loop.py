@@ -12,7 +12,7 @@ Progress goes to the logger `efface.train.trainer.loop`, twenty lines a job.
 import logging
 import math
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +27,8 @@ from efface.train.trainer.checkpoint import Checkpoint, read, run_key, write
 from efface.train.trainer.engine import Engine, broadcast_checkpoint, isolated_accelerate_state
 from efface.train.trainer.make_engine import make_accelerator, make_engine
 from efface.train.trainer.options import TrainingOptions, apply_training_options
+from efface.train.trainer.pack import Member
+from efface.train.trainer.packed_base import PackedBase
 from efface.train.trainer.regularizers import Regularizers
 
 logger = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ def train(
     """
     student = task.base.network(method.network).copy()
     method.add_adapters(student, task.seed)
+    student.own(method.trained(student).values())
     method.prepare(task, student)
     trained = method.trained(student)
     for value in trained.values():
@@ -73,13 +76,16 @@ def train(
     # before the precision and the kernels are changed: what is selected should not depend on them
     regularizers = Regularizers(method, task, student, trained, training_options)
     saved = CheckpointConfig(checkpoint, run_key(method, task), save_steps)
-    with (
-        isolated_accelerate_state(),
-        apply_training_options(
+    member = task.base.member if isinstance(task.base, PackedBase) else None
+    options: AbstractContextManager[dict[str, Any] | None] = (
+        member.training()  # the networks are the pack's
+        if member
+        else apply_training_options(
             training_options, method.config.precision, task.base.denoiser, student, list(trained.values())
-        ) as attention,
-    ):
-        training = setup_training(method, student, trained, training_options, saved, regularizers)
+        )
+    )
+    with isolated_accelerate_state(), options as attention:
+        training = setup_training(method, student, trained, training_options, saved, regularizers, member)
         with closing(training.engine):
             while training.step < method.steps:
                 loss = train_step(training)
@@ -122,6 +128,7 @@ def setup_training(
     training_options: TrainingOptions,
     saved: CheckpointConfig,
     regularizers: Regularizers,
+    member: Member | None = None,
 ) -> TrainState:
     """A run before its first step, or before the one after its checkpoint. The model stays on the device it is on."""
     config: TrainingConfig = method.config
@@ -131,7 +138,7 @@ def setup_training(
         with torch.no_grad():
             for name, value in trained.items():
                 value.copy_(found.trained[name])
-    engine = make_engine(accelerator, student, trained, config, training_options)
+    engine = make_engine(accelerator, student, trained, config, training_options, member)
     if found:
         method.restore(found.method)
         try:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from accelerate import Accelerator
 from accelerate.state import PartialState
-from torch import nn
+from torch import Tensor, nn
 
 from efface.errors import UserError
 from efface.models.network import Network
@@ -13,6 +13,7 @@ from efface.train.method import TrainingConfig
 from efface.train.trainer.deepspeed_engine import ZeroEngine, deepspeed_config
 from efface.train.trainer.engine import Engine
 from efface.train.trainer.options import TrainingOptions
+from efface.train.trainer.pack import Member
 
 
 def make_accelerator(device: torch.device, config: TrainingConfig, options: TrainingOptions) -> Accelerator:
@@ -48,9 +49,30 @@ def make_engine(
     trained: Mapping[str, nn.Parameter],
     config: TrainingConfig,
     options: TrainingOptions,
+    member: Member | None = None,
 ) -> Engine:
-    """Accelerate's, or DeepSpeed's where the options name a config of it."""
+    """Accelerate's, or DeepSpeed's where the options name a config of it; of a packed job the pack's."""
+    if member is not None:
+        return PackedEngine(accelerator, student, trained, config, member)
     if options.deepspeed is None:
         return Engine(accelerator, student, trained, config)
     settings = deepspeed_config(options.deepspeed, config, accelerator.num_processes)
     return ZeroEngine(accelerator, student, trained, config, settings)
+
+
+class PackedEngine(Engine):
+    """A job in a pack, which goes back through the networks of all its jobs at once."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        student: Network,
+        trained: Mapping[str, nn.Parameter],
+        config: TrainingConfig,
+        member: Member,
+    ) -> None:
+        super().__init__(accelerator, student, trained, config)
+        self.member = member
+
+    def backward(self, loss: Tensor) -> None:
+        self.member.backward(loss / self.accelerator.gradient_accumulation_steps)

@@ -3,7 +3,7 @@
 So it is no part of a job's id. What does change numbers, such as the precision, stands in `TrainingConfig`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -54,25 +54,14 @@ def apply_training_options(
     A student that is the text encoder has one kernel of attention, and gives back the teacher's report.
 
     Gives what `set_attention` says of the student; None where no attention is asked for.
-
-    bf16: all weights but the trained ones are bf16, and so is the arithmetic in the UNets' forward passes. The trained
-    ones stay fp32, and so does everything outside of the UNets.
     """
-    processors, report = dict(teacher.module.attn_processors), None
+    processors = dict(teacher.module.attn_processors)
     originals = {parameter: parameter.data for parameter in teacher.module.parameters()}
     try:
-        if training_options.attention is not None:
-            dtype = torch.bfloat16 if precision == "bf16" else None  # some kernels know no fp32
-            report = set_attention(teacher.module, training_options.attention, dtype)
-            if isinstance(student, Denoiser):
-                report = set_attention(student.module, training_options.attention, dtype)
+        report = convert(teacher, training_options, precision)
         if training_options.gradient_checkpointing:
             student.checkpoint_gradients()
-        if precision == "bf16":
-            kept = trained if isinstance(student, Denoiser) else list(student.module.parameters())
-            _to_bf16(student.module, kept)  # a text encoder mixes norms in fp32 and in bf16 badly, and is small
-            _to_bf16(teacher.module, trained)
-        yield report
+        yield convert(student, training_options, precision, trained) or report
     finally:
         teacher.module.set_attn_processor(processors)
         for parameter, value in originals.items():
@@ -80,7 +69,29 @@ def apply_training_options(
         teacher.module.__dict__.pop("forward", None)
 
 
-def _to_bf16(module: Any, trained: list[nn.Parameter]) -> None:
+def convert(
+    network: Network,
+    training_options: TrainingOptions,
+    precision: Literal["fp32", "bf16"],
+    trained: Sequence[nn.Parameter] = (),
+) -> dict[str, Any] | None:
+    """A network with the kernels and the precision asked for. Gives what `set_attention` says of it, or None.
+
+    bf16: all weights but the trained ones are bf16, and so is the arithmetic in the UNets' forward passes. The trained
+    ones stay fp32, and so does everything outside of the UNets.
+    """
+    report = None
+    if training_options.attention is not None and isinstance(network, Denoiser):
+        dtype = torch.bfloat16 if precision == "bf16" else None  # some kernels know no fp32
+        report = set_attention(network.module, training_options.attention, dtype)
+    if precision == "bf16":
+        # a text encoder mixes norms in fp32 and in bf16 badly, and is small
+        kept = trained if isinstance(network, Denoiser) else list(network.module.parameters())
+        _to_bf16(network.module, kept)
+    return report
+
+
+def _to_bf16(module: Any, trained: Sequence[nn.Parameter]) -> None:
     kept = {id(parameter) for parameter in trained}
     for parameter in module.parameters():
         if id(parameter) not in kept:

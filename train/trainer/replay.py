@@ -2,8 +2,8 @@
 
     + w || eps_theta(y_t, r) - eps*(y_t, r) ||^2
 
-for noised images y_t of a prompt r, drawn by the model before the job, which is eps* too: the base, in a chain the model
-of the request before. r are the retained concepts that are nearest to what is forgotten (`score_distance.py`).
+for noised images y_t of a prompt r, drawn by the model before the job, which is eps* too: the base, in a chain the
+model of the request before. r are the retained concepts that are nearest to what is forgotten (`score_distance.py`).
 """
 
 from collections.abc import Sequence

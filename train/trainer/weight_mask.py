@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from efface.errors import JobFailure
 from efface.models.network import Network
+from efface.train.collectives import all_gather
 from efface.train.method import GradientMethod
-from efface.train.trainer.collectives import all_gather
 
 
 def selected_entries(
