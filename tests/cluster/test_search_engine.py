@@ -133,9 +133,10 @@ def test_a_search_that_is_killed_around_any_save_comes_to_the_same(
     assert number > 6  # three times of asking, and a result of each at least
 
 
-def test_a_search_that_is_killed_around_any_task_comes_to_the_same(wanted: Search, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_search_that_is_killed_around_any_task_comes_to_the_same(stride: int, wanted: Search, tmp_path: Path) -> None:
     whole, _ = execute(wanted, tmp_path / "whole")
-    for number, after in itertools.product(range(1, 100), (False, True)):
+    for number, after in itertools.product(range(1, 100, stride), (False, True)):
         out, effects = tmp_path / f"{number} {after}", tmp_path / f"{number} {after}.txt"
         worker = dying(number, after, effects)
         try:

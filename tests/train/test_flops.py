@@ -54,6 +54,7 @@ def test_a_step_of_ca_is_sixteen_passes_forward_and_back_and_eight_of_the_teache
     assert step_flops(method("ca"), sd) / 1e12 == pytest.approx(FORWARD * (16 * (1 + 1.143) + 8), rel=0.001)
 
 
+@pytest.mark.slow
 def test_a_step_of_fade_is_some_1167_forward_passes_of_smaller_latents(sd: ModelShapes) -> None:
     """Four noises under nine prompts: fifteen guided steps and the teacher's one; six of the prompts are trained."""
     built = method("fade", sizes=(512,))

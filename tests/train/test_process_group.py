@@ -82,7 +82,7 @@ def taken_up(rank: int, work: TorchrunJob) -> None:
     "when, deepspeed",
     [
         ("after a step", None),
-        ("within a step", None),
+        pytest.param("within a step", None, marks=pytest.mark.slow),
         pytest.param("within a step", "zero2", marks=pytest.mark.slow),
         pytest.param("after a step", "zero3", marks=pytest.mark.slow),
     ],
