@@ -25,6 +25,7 @@ from efface.train.method import (
 )
 from efface.train.trainer.loop import train
 from efface.train.trainer.options import TrainingOptions
+from efface.train.training_metrics import TrainingMetrics
 
 
 def run_job(
@@ -39,10 +40,8 @@ def run_job(
     save_steps: int = 50,
     training_options: TrainingOptions | None = None,
     reduce_micro_batch: bool = False,
-) -> tuple[Delta, dict[str, Any]]:
-    """The job's delta, and its metrics `{"losses": […], "seconds": …, "samples_seen": …, "attention": …}`.
-
-    "attention" is what `models.attention.set_attention` reports of the student, None where no attention is named.
+) -> tuple[Delta, TrainingMetrics]:
+    """The job's delta, and what was measured.
 
     `on_step(done, steps, loss)` is called after every optimiser step. `parent` is the delta of the request before, in
     a chain (`train/continual.py`). `checkpoint`, `save_steps` and `training_options` are those of `train.loop.train`.
@@ -88,7 +87,7 @@ def run_job(
             "too small"
         )
     seconds = time.perf_counter() - start
-    return delta, {"losses": losses, "seconds": seconds, "samples_seen": samples_seen, "attention": attention}
+    return delta, TrainingMetrics(losses=losses, seconds=seconds, samples_seen=samples_seen, attention=attention)
 
 
 def _task(job: Job, base: Base, concept_set: ConceptSet, cache: Path | None, closed_form: bool) -> UnlearningTask:
