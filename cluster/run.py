@@ -27,7 +27,7 @@ from efface.cluster.storage.prompt_cache import keep, restore
 from efface.cluster.storage.remaining import RemainingTasks, remaining_tasks
 from efface.cluster.storage.repair import withdraw_damaged
 from efface.cluster.storage.run_folder import RunFolder
-from efface.cluster.tasks.training import TrainingMetrics, training_facts
+from efface.cluster.tasks.training import training_facts
 from efface.cluster.workers.executor import Executor, WorkerClass
 from efface.cluster.workers.local_executor import LocalExecutor
 from efface.cluster.workers.ray_executor import RayExecutor
@@ -38,6 +38,7 @@ from efface.eval.weight_norms import WeightChange
 from efface.files import content_id, is_remote
 from efface.models.base import BaseSpec
 from efface.models.delta import Delta
+from efface.train.training_metrics import TrainingMetrics
 
 MAX_ROUNDS = 4
 """How often files found damaged at the end are made again."""

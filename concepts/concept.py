@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -42,9 +42,11 @@ def _plain(text: str) -> str:
     return unicodedata.normalize("NFKC", text).casefold()
 
 
-def _whole_words(names: Sequence[str]) -> re.Pattern[str]:
-    """Matches each of some plain names where it stands as a word; where there is none, nothing."""
-    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, names))})(?!\w)" if names else r"(?!)")
+@lru_cache(maxsize=10_000)
+def _whole_words(*names: str) -> re.Pattern[str]:
+    """Matches each of some names, in plain text, where it stands as a word; where there is none, nothing."""
+    either = "|".join(re.escape(_plain(name)) for name in names)
+    return re.compile(rf"(?<!\w)(?:{either})(?!\w)" if names else r"(?!)")
 
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -70,7 +72,7 @@ class Concept(StrictModel):
 
     def is_named_in(self, text: str) -> bool:
         """Whether a text holds the concept's name or an alias as whole words; case does not count."""
-        return bool(_whole_words([_plain(name) for name in (self.name, *self.aliases)]).search(_plain(text)))
+        return bool(_whole_words(self.name, *self.aliases).search(_plain(text)))
 
     @model_validator(mode="before")
     @classmethod
@@ -223,7 +225,7 @@ class ConceptSet(StrictModel):
         held_out = [concept for concept in self.all if concept.held_out]
         names = {_plain(name) for concept in held_out for name in (concept.name, *concept.aliases)}
         longest_first = sorted(names, key=lambda name: (-len(name), name))
-        return _whole_words(longest_first)
+        return _whole_words(*longest_first)
 
     def kinds(self) -> dict[Kind, int]:
         """How many of the concepts (neighbours not counted) are of each kind, in the order they appear."""

@@ -60,7 +60,7 @@ def set_attention(unet: UNet2DConditionModel, backend: Backend, dtype: torch.dty
     """Use `backend` from now on; `auto` is the fastest one, timed once per GPU, dtype and shape.
 
     `dtype` is what attention is computed in, under autocast another than the UNet's own, which is the default.
-    Returns {"asked", "used", "processors": {class name: count}, "milliseconds": {backend: …} or None}. Where a
+    Returns {"requested", "used", "processors": {class name: count}, "milliseconds": {backend: …} or None}. Where a
     backend cannot be had, SDPA is used, with one warning in a process.
     """
     device, dtype = unet.device, dtype or unet.dtype

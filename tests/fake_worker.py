@@ -27,11 +27,12 @@ from efface.cluster.tasks.judging import IMAGES, VERDICTS, Shard
 from efface.cluster.tasks.model import Model
 from efface.cluster.tasks.retry_rules import Outcome
 from efface.cluster.tasks.task import DamagedInput, Task
-from efface.cluster.tasks.training import TrainingMetrics, TrainingTask, training_facts
+from efface.cluster.tasks.training import TrainingTask, training_facts
 from efface.cluster.workers.worker import WorkerContext
 from efface.errors import Stopped, StorageError
 from efface.eval.image_table import IMAGE_SCHEMA, SCHEMA, write_table
 from efface.files import as_path, write_atomic, write_json
+from efface.train.training_metrics import TrainingMetrics
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers do not have the tests on their path
 

@@ -27,7 +27,7 @@ def test_two_steps_of_esd_x_at_full_size_change_only_the_cross_attention(tmp_pat
 
     delta, metrics = run_job(job, base, concepts)
 
-    assert len(metrics["losses"]) == 2
+    assert len(metrics.losses) == 2
     assert all(".attn2." in name for name in delta.tensors)
     assert sum(tensor.numel() for tensor in delta.tensors.values()) == ATTN2_PARAMETERS
     delta.save(tmp_path / "delta.safetensors")
@@ -79,6 +79,6 @@ def test_two_steps_of_every_fine_tuner_at_full_size(method: str) -> None:
     config, trained = FINE_TUNED[method]
     job = make_job(base.spec.name, base.fingerprint, method, concepts, ["Van Gogh"], config={"steps": 2, **config})
     delta, metrics = run_job(job, base, concepts)
-    assert len(metrics["losses"]) == 2
+    assert len(metrics.losses) == 2
     assert sum(value.numel() for name, value in delta.tensors.items() if not name.endswith(".alpha")) == trained
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 16 * 2**20  # KiB

@@ -57,9 +57,14 @@ class Job(StrictModel):
         return content_id(self.model_dump(mode="json"))
 
     @property
+    def stem(self) -> str:
+        """What it is, as the beginning of a file's name: `esd-van-gogh`. Other jobs may have the same."""
+        return slug(" ".join((self.method, *self.concepts)))
+
+    @property
     def slug(self) -> str:
         """The name of the job's folder: `esd-van-gogh-0123456789abcdef`."""
-        return f"{slug(' '.join((self.method, *self.concepts)))}-{self.id}"
+        return f"{self.stem}-{self.id}"
 
 
 def make_job(

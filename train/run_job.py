@@ -17,6 +17,7 @@ from efface.train.job import Job, check_strategy
 from efface.train.method import Method, MethodConfig, TrainingConfig, UnlearningTask, get_method, parse_config
 from efface.train.trainer.options import TrainingOptions
 from efface.train.trainer.packed_base import clock_of
+from efface.train.training_metrics import TrainingMetrics
 
 
 def run_job(
@@ -31,10 +32,8 @@ def run_job(
     save_steps: int = 50,
     training_options: TrainingOptions | None = None,
     reduce_micro_batch: bool = False,
-) -> tuple[Delta, dict[str, Any]]:
-    """The job's delta, and its metrics `{"losses": […], "seconds": …, "samples_seen": …, "attention": …}`.
-
-    "attention" is what `models.attention.set_attention` reports of the student, None where no attention is named.
+) -> tuple[Delta, TrainingMetrics]:
+    """The job's delta, and what was measured.
 
     `on_step(done, steps, loss)` is called after every optimiser step. `parent` is the delta of the request before, in
     a chain (`train/continual.py`). `checkpoint`, `save_steps` and `training_options` are those of `train.loop.train`.
@@ -74,13 +73,12 @@ def run_job(
             f"{', '.join(job.concepts)} may say the same as its phrase to the text encoder, or the learning rate is "
             "too small"
         )
-    seconds = clock() - start
-    return delta, {
-        "losses": runner.losses,
-        "seconds": seconds,
-        "samples_seen": runner.samples_seen,
-        "attention": runner.attention,
-    }
+    return delta, TrainingMetrics(
+        losses=runner.losses,
+        seconds=clock() - start,
+        samples_seen=runner.samples_seen,
+        attention=runner.attention,
+    )
 
 
 def _task(job: Job, base: Base, concept_set: ConceptSet, cache: Path | None, anew: bool) -> UnlearningTask:

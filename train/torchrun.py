@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -34,6 +33,7 @@ from efface.train.job import Job, is_result
 from efface.train.run_job import run_job
 from efface.train.trainer.loop import OnStep
 from efface.train.trainer.options import TrainingOptions
+from efface.train.training_metrics import TrainingMetrics
 
 # Processes reach a common step as far apart as their roll-outs and their reading of the base are long. (DeepSpeed makes
 # groups of its own, with NCCL's ten minutes.)
@@ -65,7 +65,7 @@ class TorchrunJob(StrictModel):
         return self.out.with_suffix(".json")
 
 
-def run_rank(work: TorchrunJob, on_step: OnStep | None = None) -> dict[str, Any]:
+def run_rank(work: TorchrunJob, on_step: OnStep | None = None) -> TrainingMetrics:
     """This process's part of the work; the first of the group saves the delta. The metrics of `run_job`.
 
     All processes call it. Raises what `run_job` raises; Stopped in all of them where one was stopped.
@@ -87,7 +87,7 @@ def run_rank(work: TorchrunJob, on_step: OnStep | None = None) -> dict[str, Any]
         if _rank() == 0:
             delta.save(unless_taken(work.out, work.job.id, partial(is_result, job=work.job), work.force))
             path = unless_taken(work.metrics, work.job.id, partial(_is_metrics, job=work.job), work.force)
-            write_json(path, {"job_id": work.job.id, **metrics})
+            write_json(path, {"job_id": work.job.id, **metrics.model_dump(mode="json")})
             if work.checkpoint:
                 work.checkpoint.unlink(missing_ok=True)
     return metrics

@@ -27,7 +27,8 @@ def plan_attacks(
     named twice.
     """
     attacks: dict[str, AttackTask] = {}
-    last = [model for model in models if model.job and model.folder not in {other.predecessor for other in models}]
+    followed = {model.predecessor for model in models}
+    last = [model for model in models if model.job and model.folder not in followed]
     forgotten = tuple(dict.fromkeys(name for model in last if model.job for name in model.job.concepts))
     for choice in choices:
         parsed = parse_attack_config(choice.attack, choice.config)

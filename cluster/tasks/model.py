@@ -35,7 +35,7 @@ class Model:
     @cached_property
     def folder(self) -> str:
         """Its name in the run folder; also the name of the product that tasks about it require."""
-        return f"{self.job.slug.removesuffix(self.job.id)}{self.id}" if self.job else f"base-{self.id}"
+        return f"{self.job.stem}-{self.id}" if self.job else f"base-{self.id}"
 
     @property
     def method(self) -> str:

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from efface.cluster.tasks.model import Model
 from efface.cluster.tasks.task import CountedCost, Priority, RateUse, Task
 from efface.eval.weight_norms import WeightChange
+from efface.train.training_metrics import TrainingMetrics
 
 if TYPE_CHECKING:
     from efface.cluster.campaign.plan import Plan
@@ -69,7 +70,7 @@ class TrainingTask(Task):
         )
         if worker.rank:
             return
-        attention = metrics["attention"]
+        attention = metrics.attention
         if attention and attention["requested"] not in ("auto", attention["used"]):
             logger.warning(
                 "attention by %s is not available on this worker, %s was used",
@@ -80,7 +81,7 @@ class TrainingTask(Task):
         worker.finish(
             self,
             [folder.delta(model)],
-            **training_facts(model, TrainingMetrics.model_validate(metrics), weight_change(worker.base, delta)),
+            **training_facts(model, metrics, weight_change(worker.base, delta)),
         )
         folder.checkpoint(model).unlink(missing_ok=True)
 
@@ -137,18 +138,6 @@ class TrainingTask(Task):
     @property
     def log(self) -> str:
         return "log.txt"
-
-
-class TrainingMetrics(BaseModel):
-    """What `run_job` measured; nothing of a delta that was made elsewhere."""
-
-    losses: list[float] = []
-    """Of each optimiser step."""
-    seconds: float | None = None
-    """Of the training itself."""
-    samples_seen: int | None = None
-    attention: dict[str, Any] | None = None
-    """What `models.attention.set_attention` reports."""
 
 
 class TrainingResult(BaseModel):

@@ -218,6 +218,7 @@ def _train(options: UnlearnOptions, request: JobRequest, training_options: "Trai
     if free != out:
         logger.warning("%s: was written by another command meanwhile; the delta is in %s", out, free)
     delta.save(free)
+    assert metrics.seconds is not None, "a job that ran has measured it"
     return Unlearned(
         path=free,
         job_id=request.job.id,
@@ -227,7 +228,7 @@ def _train(options: UnlearnOptions, request: JobRequest, training_options: "Trai
         preset=request.preset,
         tensors=len(delta.tensors),
         bytes=free.stat().st_size,
-        seconds=metrics["seconds"],
+        seconds=metrics.seconds,
         weight_change=weight_change(base, delta),
     )
 

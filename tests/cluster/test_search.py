@@ -24,10 +24,11 @@ from efface.cluster.search.spec import Search, read_search
 from efface.cluster.search.study import Study
 from efface.cluster.search.trial import Trial, check_axes, rung_shards
 from efface.cluster.storage.run_folder import RunFolder
-from efface.cluster.tasks.training import TrainingMetrics, TrainingTask, training_facts
+from efface.cluster.tasks.training import TrainingTask, training_facts
 from efface.config_files import list_configs
 from efface.errors import UserError
 from efface.eval.weight_norms import Norms, WeightChange
+from efface.train.training_metrics import TrainingMetrics
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def test_taken_up_at_a_step_it_ends_bit_for_bit_where_an_uninterrupted_run_does(
     assert isinstance(run(job, stop_at=2), Stopped)
     delta, taken_up = run(job)
     assert run.seen[0] == 3
-    assert taken_up["losses"] == metrics["losses"]
+    assert taken_up.losses == metrics.losses
     assert all(torch.equal(delta.tensors[key], value) for key, value in alone.tensors.items())
 
 
@@ -72,7 +72,7 @@ def test_a_run_that_was_stopped_after_its_last_step_has_nothing_left_to_do(quick
     job = quick_job("esd", steps=2)
     assert isinstance(run(job, stop_at=2), Stopped)
     _, metrics = run(job)
-    assert run.seen == [] and len(metrics["losses"]) == 2
+    assert run.seen == [] and len(metrics.losses) == 2
 
 
 def test_one_of_another_job_is_not_taken_up(quick_job: QuickJob, run: Any) -> None:

@@ -127,7 +127,7 @@ def test_a_checkpoint_fits_any_stage_and_any_number_of_processes(
     delta, metrics = run_job(job, tiny_base, concept_set, lambda done, *_: seen.append(done), checkpoint=checkpoint)
     assert seen == [5]
     alone, uninterrupted = run_job(job, tiny_base, concept_set)
-    assert metrics["losses"] == pytest.approx(uninterrupted["losses"], rel=1e-5)
+    assert metrics.losses == pytest.approx(uninterrupted.losses, rel=1e-5)
     assert difference(delta, alone, tiny_base) < 1e-3
 
 

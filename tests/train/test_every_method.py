@@ -150,11 +150,11 @@ def test_saved_read_applied_and_reverted_is_exact(
 @every_method
 def test_the_metrics_tell_every_step(name: str, trained: Training) -> None:
     seen, metrics = trained(name).steps, trained(name).metrics
-    assert [loss for _, _, loss in seen] == metrics["losses"]
+    assert [loss for _, _, loss in seen] == metrics.losses
     assert [done for done, _, _ in seen] == list(range(1, len(seen) + 1))
     assert all(steps == len(seen) for _, steps, _ in seen)
-    assert (metrics["samples_seen"] > 0) == issubclass(get_method(name), GradientMethod | ComposedMethod)
-    assert metrics["seconds"] > 0
+    assert (metrics.samples_seen > 0) == issubclass(get_method(name), GradientMethod | ComposedMethod)
+    assert metrics.seconds > 0
 
 
 @every_method

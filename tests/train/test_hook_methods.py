@@ -29,7 +29,7 @@ def test_the_delta_names_the_hook_and_the_phrase(
 ) -> None:
     delta, metrics = run_job(quick_job(name), tiny_base, concept_set)
     hook = delta.provenance["hook"]
-    assert delta.kind == "hook" and delta.tensors == {} and metrics["losses"] == []
+    assert delta.kind == "hook" and delta.tensors == {} and metrics.losses == []
     assert hook["name"] == name and hook["config"]["prompts"] == ["a cat"]
     change = weight_change(tiny_base, delta)
     assert (change.all.global_l2, change.unet.changed_tensors, change.groups) == (0.0, 0, {})

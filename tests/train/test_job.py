@@ -104,7 +104,7 @@ def test_several_concepts_make_one_delta(method: str, tiny_base: Base, concept_s
     config = quick_job(method).config
     job = make_job("tiny", tiny_base.fingerprint, method, concept_set, ["cat", "fox"], config=config, strategy="multi")
     delta, metrics = run_job(job, tiny_base, concept_set)
-    assert delta.provenance["job"]["concepts"] == ["cat", "fox"] and len(metrics["losses"]) == 2
+    assert delta.provenance["job"]["concepts"] == ["cat", "fox"] and len(metrics.losses) == 2
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_with_half_the_batch_a_step_has_as_many_samples_and_the_delta_says_so(
     delta, metrics = run_job(whole, tiny_base, concept_set, reduce_micro_batch=True)
     assert delta.provenance["job_id"] == whole.id
     assert delta.provenance["reduced_micro_batch"] == dict(zip(names, runs_as, strict=True))
-    assert metrics["samples_seen"] == 2 * batch * of_so_many
+    assert metrics.samples_seen == 2 * batch * of_so_many
     smaller, _ = run_job(quick_job("esd", **dict(zip(names, runs_as, strict=True))), tiny_base, concept_set)
     assert all(value.equal(smaller.tensors[name]) for name, value in delta.tensors.items())
 

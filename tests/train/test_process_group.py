@@ -70,9 +70,9 @@ def taken_up(rank: int, work: TorchrunJob) -> None:
     seen: list[int] = []
     with process_group():
         metrics = run_rank(work, lambda done, *_: seen.append(done))
-        assert seen == [3, 4] and len(metrics["losses"]) == 4
+        assert seen == [3, 4] and len(metrics.losses) == 4
         uninterrupted = work.model_copy(update={"out": work.out.with_name("whole.safetensors"), "checkpoint": None})
-        assert run_rank(uninterrupted)["losses"] == metrics["losses"]
+        assert run_rank(uninterrupted).losses == metrics.losses
         odd = work.job.model_copy(update={"config": {**work.job.config, "gradient_accumulation_steps": 3}})
         with pytest.raises(UserError, match="gradient_accumulation_steps is 3, which 2 processes cannot share"):
             run_rank(work.model_copy(update={"job": odd}))
@@ -169,7 +169,7 @@ def test_one_process_needs_no_variables(work: Any, tmp_path: Path, capsys: pytes
     assert main([str(tmp_path / "work.json")]) == 0
     assert Delta.load(requested.out).provenance["job_id"] == requested.job.id
     metrics = json.loads(requested.out.with_suffix(".json").read_text())
-    assert (metrics["samples_seen"], len(metrics["losses"]), metrics["attention"]["used"]) == (2, 1, "sdpa")
+    assert (metrics.samples_seen, len(metrics.losses), metrics.attention["used"]) == (2, 1, "sdpa")
     assert capsys.readouterr().err.startswith("step 1 of 1, loss ")
 
 

@@ -93,7 +93,7 @@ def test_the_attention_requested_is_used_by_teacher_and_student_and_the_base_get
     tiny_base.unet.set_attn_processor(own)
     _, metrics = run_job(quick_job("esd"), tiny_base, concept_set, training_options=TrainingOptions(attention="auto"))
     layers = len(tiny_base.unet.attn_processors)
-    assert metrics["attention"] == {
+    assert metrics.attention == {
         "requested": "auto",
         "used": "sdpa",
         "processors": {"AttnProcessor2_0": layers},
@@ -110,7 +110,7 @@ def test_xformers_computes_a_jobs_attention_whatever_its_method_hung_on_the_unet
     """xformers as if it had a CPU kernel: the job gives the delta it gives without."""
     job = quick_job(name, optimizer="sgd")
     plain, metrics = run_job(job, tiny_base, concept_set)
-    assert metrics["attention"] is None
+    assert metrics.attention is None
     computed: Counter[bool] = Counter()
 
     def attend(q: Tensor, k: Tensor, v: Tensor, attn_bias: None = None, op: None = None, scale: float = 1) -> Tensor:
@@ -120,7 +120,7 @@ def test_xformers_computes_a_jobs_attention_whatever_its_method_hung_on_the_unet
     ops = SimpleNamespace(memory_efficient_attention=attend)
     monkeypatch.setattr(attention_processor, "xformers", SimpleNamespace(ops=ops))
     delta, metrics = run_job(job, tiny_base, concept_set, training_options=TrainingOptions(attention="xformers"))
-    assert metrics["attention"]["processors"] == {"XFormersAttnProcessor": len(tiny_base.unet.attn_processors)}
+    assert metrics.attention["processors"] == {"XFormersAttnProcessor": len(tiny_base.unet.attn_processors)}
     assert computed[True] and (computed[False] or name in WITHOUT_TEACHER)
     assert difference(delta, plain, tiny_base) < 1e-3
 
