@@ -12,7 +12,7 @@ from efface.cluster.storage.lease import active_driver
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.summary import RunSummary, summarize
 from efface.cluster.tasks.task import Task
-from efface.cluster.workers.worker import last_step
+from efface.cluster.workers.worker import Step, last_step
 from efface.errors import StorageError, UserError
 
 RECENT = 120.0
@@ -29,6 +29,7 @@ class RunningTask:
     """Since it was begun."""
     step: int | None = None
     steps: int | None = None
+    loss: float | None = None
     """Of a training."""
 
 
@@ -77,7 +78,7 @@ def _age(event: Event, now: datetime) -> float:
         return 0.0
 
 
-def _step(folder: RunFolder, task: Task) -> tuple[int, int] | tuple[()]:
+def _step(folder: RunFolder, task: Task) -> Step | tuple[()]:
     path = folder.task_log(task)
     try:
         return (last_step(path.read_text(errors="replace")) if path else None) or ()

@@ -15,6 +15,7 @@ from efface.eval.judge import JudgeConfig
 from efface.eval.judge_identity import FILES
 from efface.files import content_id
 from efface.models.model_files import locate
+from efface.models.progress_bars import no_progress_bars
 from efface.models.untrusted_models import check_model_files
 
 
@@ -79,7 +80,8 @@ def padded(images: np.ndarray, size: int) -> np.ndarray:
 
 def _as_user_error(source: str, load: Callable[[], Any]) -> Any:
     try:
-        return load()
+        with no_progress_bars():
+            return load()
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{source}: not a model this judge can load ({reason})") from None

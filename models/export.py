@@ -8,14 +8,11 @@ import copy
 import json
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import diffusers
 import torch
-import transformers
 from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -24,6 +21,7 @@ from efface.errors import UserError
 from efface.files import local_path, open_to_readers, write_json
 from efface.models.base import Base
 from efface.models.delta import Delta
+from efface.models.progress_bars import no_progress_bars
 from efface.models.sampler_hooks import stock_advice
 
 PROVENANCE = "efface.json"
@@ -116,26 +114,12 @@ def _pipeline(**parts: Any) -> StableDiffusionPipeline:
 
 
 def _save(pipeline: StableDiffusionPipeline, folder: Path) -> None:
-    with _no_progress_bars():
+    with no_progress_bars():
         pipeline.save_pretrained(folder)
     _name_text_encoder_as_ever(folder / "text_encoder")
     # Before release 5, transformers' CLIPTokenizer reads these two and no tokenizer.json.
     pipeline.tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
     open_to_readers(folder)
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Saving in silence; afterwards the bars of transformers and diffusers are as they were."""
-    libraries = (transformers.utils.logging, diffusers.utils.logging)
-    enabled = [library for library in libraries if library.is_progress_bar_enabled()]
-    for library in enabled:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library in enabled:
-            library.enable_progress_bar()
 
 
 def _name_text_encoder_as_ever(folder: Path) -> None:

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, CLIPVision
 from efface.errors import UserError
 from efface.models.image_preprocessing import read_preprocessing
 from efface.models.model_files import abbreviated, locate
+from efface.models.progress_bars import no_progress_bars
 from efface.models.untrusted_models import check_model_files
 
 FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
@@ -45,9 +46,10 @@ def _features(spec: str, folder: Path, device: torch.device) -> Callable[[Tensor
     try:
         kind = AutoConfig.from_pretrained(folder, **options).model_type
         loader: Any = CLIPVisionModelWithProjection if kind.startswith("clip") else AutoModelForImageClassification
-        model, report = loader.from_pretrained(
-            folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
-        )
+        with no_progress_bars():
+            model, report = loader.from_pretrained(
+                folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **options
+            )
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(f"{spec}: neither a CLIP nor an image classifier of transformers ({reason})") from None

@@ -259,6 +259,7 @@ def _write_readme(
             ),
             judged=judged,
             problems=content.problems,
+            change=next((row for row in content.rows if row.method == label and row.challenge_all is not None), None),
             leaderboard=f"| {leaderboard}",
             dtypes=dtypes,
             is_hook=is_hook,

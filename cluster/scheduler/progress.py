@@ -24,8 +24,11 @@ from efface.text import rich_text
 LOG_INTERVAL = 15.0
 """Seconds between two lines where there is no terminal."""
 
+FIRST_LINE = 1.0
+"""Seconds after which a log says what is done."""
+
 STEP_INTERVAL = 5.0
-"""Seconds between two looks at how far a training is; workers write it down every 10."""
+"""Seconds between two looks at how far a training is; workers write it down every 10. Until a step is known: 1."""
 
 RATE_TASKS = 8
 """The last tasks of a kind, by which its rate now is measured."""
@@ -156,7 +159,7 @@ class Display:
     def _describe_task(self, task: Task) -> str:
         """With the step that it is at, where it has steps."""
         read, step = self._steps.get(task.id, (0.0, ""))
-        if task.log and time.monotonic() - read >= STEP_INTERVAL:
+        if task.log and time.monotonic() - read >= (STEP_INTERVAL if step else FIRST_LINE):
             step = self._read_step(task) or step
             self._steps[task.id] = (time.monotonic(), step)
         return f"{task.describe()}{step}"
@@ -167,7 +170,7 @@ class Display:
             found = last_step(path.read_text(errors="replace")) if path else None
         except (OSError, StorageError):  # not written yet, or out of reach
             return ""
-        return f", step {found[0]} of {found[1]}" if found else ""
+        return f", step {found.step} of {found.steps}, loss {found.loss:.3g}" if found else ""
 
     def _times(self, now: float) -> str:
         running = [(task, now - self._since[w]) for w, tasks in self._running.items() for task in tasks[:1]]
@@ -188,8 +191,10 @@ class Display:
             return Group(self._bars, Text(f"  {self._times(now)}"), *lines)
 
     def _log_regularly(self) -> None:
-        while not self._closed.wait(LOG_INTERVAL):
+        wait = FIRST_LINE
+        while not self._closed.wait(wait):
             self._log()
+            wait = LOG_INTERVAL
 
     def _log(self) -> None:
         self.console.print(self.line(), highlight=False, markup=False, soft_wrap=True)

@@ -7,6 +7,7 @@ driver's own process, or in a test.
 import copy
 import io
 import logging
+import math
 import os
 import re
 import socket
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from efface.cluster.storage.lease import check_shared
 from efface.cluster.storage.run_folder import RunFolder
@@ -118,7 +119,7 @@ class Worker:
         self._found: dict[str, FoundPrompts] = {}
         self._resident = self.base.fingerprint[:16]
         self._should_stop = should_stop or (lambda: self.folder.stop_request() not in (None, context.stop_request))
-        self._last_poll = self._last_log_flush = time.monotonic()
+        self._last_poll, self._last_log_flush = time.monotonic(), -math.inf
         self.smaller_batch = False
         """Whether the task under way is to take less memory, for it did not suffice before."""
         self._log = io.StringIO()
@@ -140,6 +141,7 @@ class Worker:
         at once so.
         """
         self._log, self._began, self._note = io.StringIO(), False, ""
+        self._last_log_flush = -math.inf  # the first step is written down at once, for whoever watches
         outcome = self._outcome(task, smaller_batch)
         return self._save_log(task, outcome) if self._began and not self.rank else outcome
 
@@ -295,7 +297,15 @@ class Worker:
         return outcome
 
 
-def last_step(log: str) -> tuple[int, int] | None:
-    """The last step that a log names, and of how many."""
-    found = re.findall(r"^step (\d+) of (\d+), loss", log, re.M)
-    return (int(found[-1][0]), int(found[-1][1])) if found else None
+class Step(NamedTuple):
+    """How far a training is."""
+
+    step: int
+    steps: int
+    loss: float
+
+
+def last_step(log: str) -> Step | None:
+    """The last step that a log names."""
+    found = re.findall(r"^step (\d+) of (\d+), loss (\S+)$", log, re.M)
+    return Step(int(found[-1][0]), int(found[-1][1]), float(found[-1][2])) if found else None

@@ -41,7 +41,9 @@ class Section:
     disagreements: list[Disagreement]
     attacks: list[AttackRow]
     data: dict[str, Any]
-    """What the script needs of it."""
+    """What the script needs of it at once."""
+    sprites: list[str]
+    """WebP in base64, each read when an image of it is shown."""
     left_out: int
     """Images without a thumbnail."""
 
@@ -95,10 +97,19 @@ def _section(number: int, run: RunContent, max_bytes: int) -> Section:
     drawn = figures(run)
     data = {
         "strips": strips.as_json(sprites),
-        "sprites": {"side": sprites.side, "columns": COLUMNS, "rows": ROWS, "pictures": sprites.data_uris()},
+        "sprites": {"side": sprites.side, "columns": COLUMNS, "rows": ROWS},
         "figures": {figure.id: figure.plot for figure in drawn},
     }
-    return Section(number, run, drawn, disagreements(run.table), attack_rows(run.attacks), data, sprites.left_out)
+    return Section(
+        number,
+        run,
+        drawn,
+        disagreements(run.table),
+        attack_rows(run.attacks),
+        data,
+        sprites.encoded(),
+        sprites.left_out,
+    )
 
 
 @cache

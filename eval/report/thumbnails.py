@@ -33,8 +33,9 @@ class Sprites:
     left_out: int
     """Images without a thumbnail."""
 
-    def data_uris(self) -> list[str]:
-        return [f"data:image/webp;base64,{base64.b64encode(picture).decode()}" for picture in self.pictures]
+    def encoded(self) -> list[str]:
+        """The pictures in base64."""
+        return [base64.b64encode(picture).decode() for picture in self.pictures]
 
 
 def make_sprites(wanted: Sequence[str], images: Iterable[tuple[str, bytes]], max_bytes: int) -> Sprites:

@@ -1,6 +1,7 @@
 """The time left of a run: by the rates from the first second, then by what tasks really take. Worked out by hand."""
 
 import io
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,7 +135,7 @@ def test_a_log_says_which_training_is_at_which_step(made: Plan, tmp_path: Path, 
     assert path
     write_atomic(path, b"loading\nstep 60 of 1000, loss 0.5\nstep 120 of 1000, loss 0.25\n")
     clock.now += 10
-    assert seen.line().endswith("; training esd: cat, step 120 of 1000")
+    assert seen.line().endswith("; training esd: cat, step 120 of 1000, loss 0.25")
 
 
 def test_failures_are_printed_while_the_terminal_is_drawn(made: Plan, tmp_path: Path) -> None:
@@ -148,3 +149,19 @@ def test_failures_are_printed_while_the_terminal_is_drawn(made: Plan, tmp_path: 
             seen.started(0, esd)
             seen.ended(0, esd, Outcome.error("it broke"), will_retry=True)
     assert output.getvalue().count("it broke") >= 200 and "calibration" in output.getvalue()
+
+
+def test_a_log_has_its_first_line_within_seconds(made: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not after the quarter of a minute that later ones take."""
+    monkeypatch.setattr("efface.cluster.scheduler.progress.FIRST_LINE", 0.01)
+    seen, esd = display(made, tmp_path), made.trainings[1]
+    path = seen._folder.task_log(esd)
+    assert path
+    write_atomic(path, b"step 1 of 2, loss 0.5\n")
+    seen.started(0, esd)
+    with seen:
+        for _ in range(500):
+            if "step 1 of 2" in seen.console.file.getvalue():  # type: ignore[attr-defined]
+                break
+            time.sleep(0.01)
+        assert seen.console.file.getvalue().count("training 0/2 jobs") == 1  # type: ignore[attr-defined]

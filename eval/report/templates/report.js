@@ -47,7 +47,14 @@
   // Figures: drawn when they come into view, and again when the colours change.
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const drawn = new Set();
+  const loadPlotly = () => {
+    if (window.Plotly) return;
+    const script = document.createElement("script");
+    script.textContent = document.getElementById("plotly").textContent;
+    document.head.append(script);
+  };
   const draw = (place) => {
+    loadPlotly();
     const { data, layout } = runs[place.dataset.run].figures[place.dataset.figure];
     const axis = { gridcolor: colour("--line"), zerolinecolor: colour("--line"), linecolor: colour("--line") };
     drawn.add(place);
@@ -75,7 +82,8 @@
       }
     }
   }, { rootMargin: "300px" });
-  places.forEach((place) => seen.observe(place));
+  // Tables and images first: the script that draws figures is large.
+  requestAnimationFrame(() => setTimeout(() => places.forEach((place) => seen.observe(place))));
   window.addEventListener("beforeprint", () => places.forEach(draw));
 
   const theme = document.getElementById("theme");
@@ -92,7 +100,16 @@
   });
   named();
 
-  // Images: rows of questions, columns of models.
+  // Images: rows of questions, columns of models. A sprite becomes a rule of the style sheet when it is first needed.
+  const sheet = document.head.appendChild(document.createElement("style")).sheet;
+  const spriteClass = (id) => {
+    const source = document.getElementById(id);
+    if (!source.dataset.used) {
+      source.dataset.used = "yes";
+      sheet.insertRule(`.${id} { background-image: url(data:image/webp;base64,${source.textContent}); }`);
+    }
+    return id;
+  };
   const PAGE = 20;
   const TARGET_AXES = ["forget", "indirect", "adversarial"];
   const ANY = "all";
@@ -123,7 +140,7 @@
         const place = cell[2] % perSprite;
         const column = place % sprites.columns;
         const row = Math.floor(place / sprites.columns);
-        image.style.backgroundImage = `url(${sprites.pictures[Math.floor(cell[2] / perSprite)]})`;
+        image.classList.add(spriteClass(`sprite-${number}-${Math.floor(cell[2] / perSprite)}`));
         image.style.backgroundSize = `${sprites.columns * side}px auto`;
         image.style.backgroundPosition = `${-column * side}px ${-row * side}px`;
         image.style.backgroundClip = image.style.backgroundOrigin = "padding-box";
