@@ -37,6 +37,7 @@ BUDGETS: dict[str, tuple[int, dict[str, Any]]] = {
     "completion": (1_200, {}),
     "concept-inversion": (4_000, {"steps": 200, "batch_size": 4, "tests": 2}),
     "relearning": (2_500, {"steps": 100, "batch_size": 2, "learning_rate": 1e-4, "tests": 2}),
+    "concept-inversion-long": (10_000, {"steps": 900, "batch_size": 4, "tests": 3, "learning_rate": 2e-3}),
     "unlearn-diff-atk": (8_000, {"timesteps": 5, "iterations": 20, "learning_rate": 0.1}),
     "gcg": (8_000, {"tokens": 4, "steps": 20, "states": 4, "candidates": 4, "test_every": 10}),
     "p4d": (8_000, {"tokens": 4, "steps": 150, "test_every": 50}),
@@ -64,8 +65,9 @@ def measure(path: Path, method: str, attack: str) -> dict[str, Any]:
     delta = foreign_delta(path, base, concepts, [CONCEPT], CONTROL) if method == CONTROL else Delta.load(path)
     budget, config = BUDGETS[attack]
     start = time.process_time()
+    name = attack.removesuffix("-long")
     result = run_attack(
-        ATTACKS.get(attack)(base, parse_attack_config(attack, config)),
+        ATTACKS.get(name)(base, parse_attack_config(name, config)),
         attack,
         base,
         delta,
