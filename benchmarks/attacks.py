@@ -1,7 +1,7 @@
 """What attacks bring back on the miniature, at budgets of a test: `python -m benchmarks.attacks FOLDER`.
 
 FOLDER gets the models, which are trained where they are missing: each method forgets the concept with its preset
-`miniature`; `control` is a model that never knew it (`efface/miniature/control.py`). Every attack is tried on `SEEDS`
+`miniature`; `--method control` is a model that never knew it (`efface/miniature/control.py`). Every attack is tried on `SEEDS`
 images of the direct prompt. Writes benchmarks/results/attacks.json; `--method esd --attack gcg` measures that pair
 alone, and leaves what is there of the others. Processor seconds are those of one thread.
 """
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--attack", choices=tuple(BUDGETS), action="append")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    for method in options.method or (*METHODS, CONTROL):
+    for method in options.method or METHODS:
         path = model(options.folder, method)
         for attack in options.attack or BUDGETS:
             measured = measure(path, method, attack)

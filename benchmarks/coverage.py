@@ -3,7 +3,8 @@
 Answers with known truth (`simulated_answers.py`) are scored by the code that scores real ones. Coverage is the share of
 intervals that hold the truth, over all repetitions: 0.95 if they are what they say. `python -m benchmarks.coverage 100`
 repeats each design 100 times, one of more than 5000 images a quarter as often. With `--seconds` it stops after so long,
-and the same command goes on from there. The bootstrap's intervals (`bootstrap.py`) are compared on a few designs.
+and the same command goes on from there; designs that were repeated as often or more are kept. The bootstrap's intervals
+(`bootstrap.py`) are compared on a few designs.
 """
 
 import argparse
@@ -94,23 +95,27 @@ def main() -> None:
             key = (world, *vars(design).values())
             if key in measured or time.process_time() > options.seconds:
                 continue
-            few = 4 if design.concepts * design.prompts * design.images * 5 > 5000 else 1
-            repetitions = options.repetitions // few
+            repetitions = options.repetitions // _fewer(design)
             found = coverage(np.array(rates), design, repetitions, design in COMPARED)
             measured[key] = {"rates": world, **vars(design), "repetitions": repetitions, "coverage": found}
             print(world, design, found, flush=True)
-    facts = {"rates": WORLDS, "repetitions": options.repetitions}
-    print(write_result("coverage", {"designs": list(measured.values())}, **facts))
+    print(write_result("coverage", {"designs": list(measured.values())}, rates=WORLDS))
+
+
+def _fewer(design: Design) -> int:
+    """By how much less often a large design is repeated."""
+    return 4 if design.concepts * design.prompts * design.images * 5 > 5000 else 1
 
 
 def _measured_before(repetitions: int) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """By level of rates and design, what the file has of as many repetitions."""
+    """By level of rates and design, what the file has of so many repetitions or more."""
     path = RESULTS / "coverage.json"
-    data = json.loads(path.read_text()) if path.is_file() else {}
-    if data.get("repetitions") != repetitions:
-        return {}
-    fields = ("rates", *vars(COMPARED[0]))
-    return {tuple(one[name] for name in fields): one for one in data["measured"]["designs"]}
+    found = {}
+    for one in json.loads(path.read_text())["measured"]["designs"] if path.is_file() else ():
+        design = Design(**{name: one[name] for name in vars(COMPARED[0])})
+        if one["repetitions"] >= repetitions // _fewer(design):
+            found[one["rates"], *vars(design).values()] = one
+    return found
 
 
 if __name__ == "__main__":
