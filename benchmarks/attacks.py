@@ -1,9 +1,9 @@
 """What attacks bring back on the miniature, at budgets of a test: `python -m benchmarks.attacks FOLDER`.
 
 FOLDER gets the models, which are trained where they are missing: each method forgets the concept with its preset
-`miniature`; `--method control` is a model that never knew it (`efface/miniature/control.py`). Every attack is tried on `SEEDS`
-images of the direct prompt. Writes benchmarks/results/attacks.json; `--method esd --attack gcg` measures that pair
-alone, and leaves what is there of the others. Processor seconds are those of one thread.
+`miniature`; `--method control` is a model that never knew it (`efface/miniature/control.py`). Every attack is tried on
+`SEEDS` images of the direct prompt. Writes benchmarks/results/attacks.json; `--method esd --attack gcg` measures that
+pair alone, and leaves what is there of the others. Processor seconds are those of one thread.
 """
 
 import argparse
@@ -34,7 +34,8 @@ CONCEPT, SEEDS, CONTROL = "cat", 10, "control"
 METHODS = ("esd", "ca", "uce")
 BUDGETS: dict[str, tuple[int, dict[str, Any]]] = {
     "noise-scale": (1_600, {"etas": [1.0, 1.85], "scales": [1.0]}),
-    "completion": (1_200, {}),
+    "completion": (2_000, {"shares": [0.1, 0.2, 0.3, 0.4]}),
+    "inpainting": (1_200, {}),
     "concept-inversion": (4_000, {"steps": 200, "batch_size": 4, "tests": 2}),
     "relearning": (2_500, {"steps": 100, "batch_size": 2, "learning_rate": 1e-4, "tests": 2}),
     "concept-inversion-long": (10_000, {"steps": 900, "batch_size": 4, "tests": 3, "learning_rate": 2e-3}),
