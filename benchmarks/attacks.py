@@ -18,7 +18,7 @@ from benchmarks.record import RESULTS, write_result
 from efface.concepts.concept import load_concept_set
 from efface.concepts.prompts import load_prompt_set
 from efface.eval.attack import ATTACKS, parse_attack_config
-from efface.eval.attack_run import run_attack
+from efface.eval.attack_run import AttackedModel, run_attack
 from efface.eval.attack_target import attack_target
 from efface.eval.judge_spec import load_judge
 from efface.eval.oracle import Instance
@@ -70,15 +70,11 @@ def measure(path: Path, method: str, attack: str) -> dict[str, Any]:
     result = run_attack(
         ATTACKS.get(name)(base, parse_attack_config(name, config)),
         attack,
-        base,
-        delta,
-        load_recipe("miniature"),
+        AttackedModel(base, delta, load_recipe("miniature"), delta.id, method),
         load_judge("miniature", torch.device("cpu")),
         target,
         [Instance(target.prompts[0], seed) for seed in range(SEEDS)],
-        budget,
-        model=delta.id,
-        method=method,
+        budget=budget,
     )
     facts = result.model_dump(mode="json", exclude={"instances", "caveat", "errors", "seconds"})
     found = [{**one.facts, "seed": one.seed} for one in result.instances if one.end == "found"]
