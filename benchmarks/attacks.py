@@ -1,9 +1,9 @@
 """What attacks bring back on the miniature, at budgets of a test: `python -m benchmarks.attacks FOLDER`.
 
 FOLDER gets the models, which are trained where they are missing: each method forgets the concept with its preset
-`miniature`; `control` is a model that never knew it (`efface/miniature/control.py`). Every attack is tried on `SEEDS`
-images of the direct prompt. Writes benchmarks/results/attacks.json; `--method esd --attack gcg` measures that pair
-alone, and leaves what is there of the others. Processor seconds are those of one thread.
+`miniature`; `--method control` is a model that never knew it (`efface/miniature/control.py`). Every attack is tried on
+`SEEDS` images of the direct prompt. Writes benchmarks/results/attacks.json; `--method esd --attack gcg` measures that
+pair alone, and leaves what is there of the others. Processor seconds are those of one thread.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from benchmarks.record import RESULTS, write_result
 from efface.concepts.concept import load_concept_set
 from efface.concepts.prompts import load_prompt_set
 from efface.eval.attack import ATTACKS, parse_attack_config
-from efface.eval.attack_run import run_attack
+from efface.eval.attack_run import AttackedModel, run_attack
 from efface.eval.attack_target import attack_target
 from efface.eval.judge_spec import load_judge
 from efface.eval.oracle import Instance
@@ -34,9 +34,11 @@ CONCEPT, SEEDS, CONTROL = "cat", 10, "control"
 METHODS = ("esd", "ca", "uce")
 BUDGETS: dict[str, tuple[int, dict[str, Any]]] = {
     "noise-scale": (1_600, {"etas": [1.0, 1.85], "scales": [1.0]}),
-    "completion": (1_200, {}),
+    "completion": (2_000, {"shares": [0.1, 0.2, 0.3, 0.4]}),
+    "inpainting": (1_200, {}),
     "concept-inversion": (4_000, {"steps": 200, "batch_size": 4, "tests": 2}),
     "relearning": (2_500, {"steps": 100, "batch_size": 2, "learning_rate": 1e-4, "tests": 2}),
+    "concept-inversion-long": (10_000, {"steps": 900, "batch_size": 4, "tests": 3, "learning_rate": 2e-3}),
     "unlearn-diff-atk": (8_000, {"timesteps": 5, "iterations": 20, "learning_rate": 0.1}),
     "gcg": (8_000, {"tokens": 4, "steps": 20, "states": 4, "candidates": 4, "test_every": 10}),
     "p4d": (8_000, {"tokens": 4, "steps": 150, "test_every": 50}),
@@ -64,18 +66,15 @@ def measure(path: Path, method: str, attack: str) -> dict[str, Any]:
     delta = foreign_delta(path, base, concepts, [CONCEPT], CONTROL) if method == CONTROL else Delta.load(path)
     budget, config = BUDGETS[attack]
     start = time.process_time()
+    name = attack.removesuffix("-long")
     result = run_attack(
-        ATTACKS.get(attack)(base, parse_attack_config(attack, config)),
+        ATTACKS.get(name)(base, parse_attack_config(name, config)),
         attack,
-        base,
-        delta,
-        load_recipe("miniature"),
+        AttackedModel(base, delta, load_recipe("miniature"), delta.id, method),
         load_judge("miniature", torch.device("cpu")),
         target,
         [Instance(target.prompts[0], seed) for seed in range(SEEDS)],
-        budget,
-        model=delta.id,
-        method=method,
+        budget=budget,
     )
     facts = result.model_dump(mode="json", exclude={"instances", "caveat", "errors", "seconds"})
     found = [{**one.facts, "seed": one.seed} for one in result.instances if one.end == "found"]
@@ -89,7 +88,7 @@ def main() -> None:
     parser.add_argument("--attack", choices=tuple(BUDGETS), action="append")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    for method in options.method or (*METHODS, CONTROL):
+    for method in options.method or METHODS:
         path = model(options.folder, method)
         for attack in options.attack or BUDGETS:
             measured = measure(path, method, attack)

@@ -2,12 +2,15 @@
 
 Answers with known truth (`simulated_answers.py`) are scored by the code that scores real ones. Coverage is the share of
 intervals that hold the truth, over all repetitions: 0.95 if they are what they say. `python -m benchmarks.coverage 100`
-repeats each design 100 times, one of more than 5000 images a quarter as often. The bootstrap's intervals
+repeats each design 100 times, one of more than 5000 images a quarter as often. With `--seconds` it stops after so long,
+and the same command goes on from there; designs that were repeated as often or more are kept. The bootstrap's intervals
 (`bootstrap.py`) are compared on a few designs.
 """
 
+import argparse
 import itertools
-import sys
+import json
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.bootstrap import bootstrap_intervals
-from benchmarks.record import write_result
+from benchmarks.record import RESULTS, write_result
 from benchmarks.simulated_answers import Design, Simulated, simulate
 from efface.concepts.prompts import AXES
 from efface.eval.scores.jackknife import Estimates, difference, estimate
@@ -27,7 +30,7 @@ WORLDS = {
     "weak": (0.5, 0.3, 0.2, 0.9, 0.95),
 }
 """Rates of the axes, of a concept and prompt in the middle."""
-REPETITIONS = 1000
+REPETITIONS, COMPARED_REPETITIONS = 1000, 40
 COMPARED = (Design(1, 5, 4), Design(5, 5, 4), Design(20, 5, 4), Design(20, 15, 20), Design(20, 5, 4, shared=True))
 SEEDED = tuple(Design(concepts, 5, 4, shared, 3) for concepts, shared in ((1, False), (20, False), (20, True)))
 
@@ -43,13 +46,13 @@ def coverage(rates: Array, design: Design, repetitions: int, compare: bool) -> d
     """By score, the share of intervals that hold the truth, and the mean width of that of err_mean."""
     hits: dict[str, list[float]] = defaultdict(list)
     rng = np.random.default_rng([design.concepts, design.prompts, design.images, design.shared])
-    for _ in range(repetitions):
+    for repetition in range(repetitions):
         one, other = simulate(rates, design, rng)
         found, found_other = estimate(one.answers), estimate(other.answers)
         for name, held in _held(found, found_other, one, other).items():
             hits[name].append(float(held.mean()))
         hits["width"].append(float(found.overall.high[5] - found.overall.low[5]))
-        if compare:
+        if compare and repetition < COMPARED_REPETITIONS:
             for name, (low, high) in bootstrap_intervals(one.answers, design, rng).items():
                 hits[name].append(float(low <= err_mean(one.truth) <= high))
                 hits[f"width {name}"].append(high - low)
@@ -82,16 +85,37 @@ def _held(found: Estimates, found_other: Estimates, one: Simulated, other: Simul
 
 
 def main() -> None:
-    repetitions = int(sys.argv[1]) if len(sys.argv) > 1 else REPETITIONS
-    measured: list[dict[str, Any]] = []
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("repetitions", type=int, nargs="?", default=REPETITIONS)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="of processor time, then stop")
+    options = parser.parse_args()
+    measured = _measured_before(options.repetitions)
     for world, rates in WORLDS.items():
         for design in (*designs(), *SEEDED):
-            few = 4 if design.concepts * design.prompts * design.images * 5 > 5000 else 1
-            found = coverage(np.array(rates), design, repetitions // few, design in COMPARED)
-            measured.append({"rates": world, **vars(design), "repetitions": repetitions // few, "coverage": found})
+            key = (world, *vars(design).values())
+            if key in measured or time.process_time() > options.seconds:
+                continue
+            repetitions = options.repetitions // _fewer(design)
+            found = coverage(np.array(rates), design, repetitions, design in COMPARED)
+            measured[key] = {"rates": world, **vars(design), "repetitions": repetitions, "coverage": found}
             print(world, design, found, flush=True)
-    path = write_result("coverage", {"designs": measured}, rates=WORLDS)
-    print(path)
+    print(write_result("coverage", {"designs": list(measured.values())}, rates=WORLDS))
+
+
+def _fewer(design: Design) -> int:
+    """By how much less often a large design is repeated."""
+    return 4 if design.concepts * design.prompts * design.images * 5 > 5000 else 1
+
+
+def _measured_before(repetitions: int) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """By level of rates and design, what the file has of so many repetitions or more."""
+    path = RESULTS / "coverage.json"
+    found = {}
+    for one in json.loads(path.read_text())["measured"]["designs"] if path.is_file() else ():
+        design = Design(**{name: one[name] for name in vars(COMPARED[0])})
+        if one["repetitions"] >= repetitions // _fewer(design):
+            found[one["rates"], *vars(design).values()] = one
+    return found
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ once for all of them.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from statistics import NormalDist
 
 import numpy as np
@@ -93,17 +94,17 @@ def _share(array: Array, design: Design) -> None:
 
 
 def _answers(success: NDArray[np.bool_], design: Design) -> Answers:
-    concept, axis, prompt, seed, image = (index.ravel() for index in np.indices(success.shape))
+    return Answers(**_questions(success.shape, design), success=success.ravel().astype(np.float64))
+
+
+@cache
+def _questions(shape: tuple[int, ...], design: Design) -> dict[str, NDArray[np.int64]]:
+    """What each row asks, whatever the answer."""
+    concept, axis, prompt, seed, image = (index.ravel() for index in np.indices(shape))
     asked = np.where(axis == RETAIN, 0, concept) if design.shared else concept
     model = seed if design.shared else concept * design.training_seeds + seed
-    return Answers(
-        concept=concept,
-        axis=axis,
-        model=model,
-        prompt=(asked * len(AXES) + axis) * design.prompts + prompt,
-        seed=image,
-        success=success.ravel().astype(np.float64),
-    )
+    number = (asked * len(AXES) + axis) * design.prompts + prompt
+    return {"concept": concept, "axis": axis, "model": model, "prompt": number, "seed": image}
 
 
 def _logistic(x: Array) -> Array:
@@ -112,8 +113,10 @@ def _logistic(x: Array) -> Array:
 
 def _mean_logistic(centre: Array, deviation: float) -> Array:
     """E[logistic(centre + deviation z)] for a standard normal z."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
-    return np.asarray(_logistic(centre[..., None] + deviation * nodes) @ (weights / weights.sum()))
+    return np.asarray(_logistic(centre[..., None] + deviation * _NODES) @ (_WEIGHTS / _WEIGHTS.sum()))
+
+
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(40)
 
 
 _GRID = np.linspace(-6, 6, 4001)

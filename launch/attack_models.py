@@ -58,7 +58,7 @@ def attack_models(options: "AttackOptions") -> AttackResults:
     from efface.concepts.concept import load_concept_set
     from efface.concepts.prompts import load_prompt_set
     from efface.eval.attack import ATTACKS, parse_attack_config
-    from efface.eval.attack_control import compare
+    from efface.eval.attack_control import compare, shown_others
     from efface.eval.attack_run import AttackedModel, run_attack
     from efface.eval.attack_target import attack_target
     from efface.eval.judge_spec import load_judge
@@ -112,13 +112,19 @@ def attack_models(options: "AttackOptions") -> AttackResults:
         logger.info("%s, %s: %s", method, name, result.ends)
         return result
 
-    controls = {}
+    controls, shows = {}, {}
     if options.control:
         delta = _control(options.control, base, concept_set, list(targets))
-        controls = {name: attacked(delta, name, CONTROL) for name in targets}
+        for name, target in targets.items():
+            shows[name] = shown_others(base, delta, recipe, judge, target.concept, concept_set, prompt_set)
+            controls[name] = attacked(delta, name, CONTROL)
     results = [attacked(delta, name, path.stem) for path, delta in deltas.items() for name in asked[path]]
     base.swap(None)
-    comparisons = [compare(result, controls[result.concept]) for result in results if result.concept in controls]
+    comparisons = [
+        compare(result, controls[result.concept], shows[result.concept])
+        for result in results
+        if result.concept in controls
+    ]
     return AttackResults([*results, *controls.values()], comparisons)
 
 

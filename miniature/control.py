@@ -4,7 +4,7 @@ UNet and text encoder are trained from nothing, as those that ship were (`train_
 picture nor caption has the concept. VAE, tokenizer and sizes are the miniature's own, so that the result is a model
 like any other that was edited, and what an attack brings back from it was taught by the attack.
 
-The world is a smaller one, things in the plain style alone, which is learnt in minutes.
+The world is a smaller one, things in the plain style alone.
 """
 
 import shutil
@@ -23,7 +23,8 @@ from efface.miniature.vocabulary import OBJECTS
 from efface.miniature.world import Scene, draw_scene
 from efface.models.export import write_pipeline
 
-STEPS, BATCH, POOL = 400, 32, 6_000
+STEPS, BATCH, POOL = 3_200, 64, 12_000
+"""As many steps as the miniature's own: 400 of 32 leave a model that draws nothing, and that nothing can be taught."""
 
 
 def scenes_without(concept: str, count: int) -> list[Scene]:

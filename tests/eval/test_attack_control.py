@@ -4,8 +4,13 @@ from typing import Any
 
 import pytest
 
-from efface.eval.attack_control import compare
+from efface.concepts.concept import ConceptSet
+from efface.concepts.prompts import PromptSet
+from efface.eval.attack_control import compare, shown_others
 from efface.eval.attack_run import AttackResult, InstanceResult
+from efface.models.base import Base
+from efface.models.delta import Delta
+from efface.models.recipe import Recipe
 
 
 def result(found: int, of: int, unknown: int = 0, **changes: Any) -> AttackResult:
@@ -48,6 +53,22 @@ def test_instances_that_are_unknown_cannot_tell_anything() -> None:
         compared = compare(one, other)
         assert compared.reading == "cannot tell" and compared.low is None
         assert "not every instance has a verdict" in compared.sentence
+
+
+def test_a_control_that_shows_nothing_else_tells_nothing() -> None:
+    for shows, reading in ((0.0, "cannot tell"), (0.49, "cannot tell"), (0.5, "residue"), (None, "residue")):
+        assert compare(result(9, 10), result(0, 10), shows).reading == reading
+    assert "too weak a model" in compare(result(9, 10), result(0, 10), 0.1).sentence
+
+
+def test_what_the_control_shows_is_asked_by_direct_prompts_of_others(
+    tiny_base: Base, recipe: Recipe, world: ConceptSet, prompts: PromptSet, stub_judge: Any
+) -> None:
+    judge = stub_judge(lambda image, concept: concept.name == "Tulip" and tiny_base.applied is None)
+    delta = Delta("weights", {}, {"base_id": tiny_base.fingerprint})
+    assert shown_others(tiny_base, delta, recipe, judge, world.find("Cat"), world, prompts) == 0.5
+    nobody = stub_judge(lambda image, concept: None)
+    assert shown_others(tiny_base, delta, recipe, nobody, world.find("Cat"), world, prompts) is None
 
 
 @pytest.mark.parametrize("changes", [{"budget": 10}, {"seed": 1}, {"attack": "b"}, {"concept": "dog"}])

@@ -36,7 +36,9 @@ def test_a_control_is_attacked_alike_and_the_report_says_what_that_shows(
     assert (found["method"], control["method"]) == ("cat", "control")
     assert found["control"]["control_post_asr"] == control["post_asr"] == found["post_asr"]
     shown = efface(*command, "--control", delta)
-    assert found["control"]["reading"] in ("relearning", "not back") and "a model that never knew it" in shown.out
+    reading, shows = found["control"]["reading"], found["control"]["control_shows"]
+    assert reading == "not back" or (reading == "relearning") == (shows >= 0.5)
+    assert "a model that never knew it" in shown.out or "too weak a model" in shown.out
     alone = efface("attack", "-b", base, "--control", delta)
     assert alone.code == 2 and "name a delta to attack" in alone.err
 
