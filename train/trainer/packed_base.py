@@ -69,6 +69,7 @@ class EditedDenoiser(PackedDenoiser):
         self._shared = {tensor.data_ptr() for _, tensor in named_tensors(self.module)}
 
     def own(self, trained: Iterable[nn.Parameter]) -> None:
+        """Called before these are changed."""
         for value in trained:
             if value.data_ptr() in self._shared:
                 value.data = value.data.clone()
