@@ -9,8 +9,8 @@ from quick_methods import QUICK
 
 from efface.errors import Stopped
 from efface.models.base import Base
-from efface.train.data.shared_rollouts import SharedRollouts, rollouts_share
 from efface.train.data.rollout_store import RolloutStore
+from efface.train.data.shared_rollouts import SharedRollouts, rollouts_share
 from efface.train.job import Job
 from efface.train.method import parse_config
 from efface.train.run_job import run_job

@@ -25,6 +25,7 @@ from efface.errors import StorageError
 from efface.files import content_id, write_atomic
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
+from efface.models.noise_predictor import NoisePredictor
 from efface.train.data.rollouts import Rollouts, Start
 from efface.train.trainer.packed_base import in_turn
 
@@ -91,14 +92,16 @@ class FrozenRollouts:
         self._common = [base.state_id, *of, precision, _digest(rollouts.uncond)]
         self._last: tuple[str, FrozenStates] | None = None
 
-    def states(self, start: Start, conditioning: Conditioning, stops: Sequence[int]) -> FrozenStates:
-        """Before each of the stops: held, found, or made and stored."""
+    def states(
+        self, teacher: NoisePredictor, start: Start, conditioning: Conditioning, stops: Sequence[int]
+    ) -> FrozenStates:
+        """Before each of the stops, by the frozen model `teacher`: held, found, or made and stored."""
         noise = _digest(Conditioning(start.noise))
         key = content_id([*self._common, noise, _digest(conditioning), list(stops)])
         if self._last is None or self._last[0] != key:
             with in_turn(self.base, key):
                 found = self.store.get(key) if self.store else None
-                states = FrozenStates(**found) if found else self._make(start, conditioning, stops)
+                states = FrozenStates(**found) if found else self._make(teacher, start, conditioning, stops)
                 if self.store and not found:
                     self.store.put(key, {field.name: getattr(states, field.name).cpu() for field in fields(states)})
             device = start.noise.device
@@ -106,8 +109,10 @@ class FrozenRollouts:
             self._last = key, FrozenStates(**moved)
         return self._last[1]
 
-    def _make(self, start: Start, conditioning: Conditioning, stops: Sequence[int]) -> FrozenStates:
-        teacher, rows = self.base.denoiser, len(start.noise)
+    def _make(
+        self, teacher: NoisePredictor, start: Start, conditioning: Conditioning, stops: Sequence[int]
+    ) -> FrozenStates:
+        rows = len(start.noise)
         states = self.rollouts.run_past(teacher, start, conditioning, stops)
         both = Conditioning.cat([conditioning.expand(rows), self.rollouts.uncond.expand(rows)])
         predicted = [

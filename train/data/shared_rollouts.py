@@ -1,10 +1,10 @@
 """Shared roll-outs: several optimiser steps learn from one trajectory, each from a state of its own.
 
 A trajectory is most of what a step costs: 25 guided passes on average of 50, for one with a gradient. With
-`steps_per_rollout: R` it is rolled out every R steps, past R stops, for about 2 / (R + 1) of what R of them take. Each stop
-is as likely as any other, as without; but states of one trajectory share its noise and its prompt, and where the edited
-model rolls out, they are of the model that it was up to R - 1 steps before. So another recipe: the field is part of the
-config, and so of the job's id and of the delta's provenance.
+`steps_per_rollout: R` it is rolled out every R steps, past R stops, for about 2 / (R + 1) of what R of them take. Each
+stop is as likely as any other, as without; but states of one trajectory share its noise and its prompt, and where the
+edited model rolls out, they are of the model that it was up to R - 1 steps before. So another recipe: the field is part
+of the config, and so of the job's id and of the delta's provenance.
 
 What a trajectory left is part of the checkpoint, for the model that made it is gone.
 """
@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from efface.train.trainer.collectives import all_gather
 from pydantic import Field
 from torch import Tensor
 
 from efface.train.method import GradientConfig
 from efface.train.seeds import generator
-from efface.train.trainer.collectives import all_gather
 
 
 class SharedRolloutConfig(GradientConfig):

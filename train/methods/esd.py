@@ -30,9 +30,9 @@ from efface.models.noise_predictor import NoisePredictor
 from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts
 from efface.train.data.captions import has_one_place
-from efface.train.data.shared_rollouts import SharedRollouts, SharedRolloutConfig
 from efface.train.data.rollout_store import FrozenRollouts
 from efface.train.data.rollouts import RolloutConfig, Rollouts, Start, State, predictions, rollout_rows
+from efface.train.data.shared_rollouts import SharedRolloutConfig, SharedRollouts
 from efface.train.data.timesteps import selected_stops
 from efface.train.method import GradientMethod, Policy, Strategy, UnlearningTask, register
 from efface.train.method_cost import Cost

@@ -41,8 +41,8 @@ from efface.models.text_encoding import encode_prompts
 from efface.train.data.captions import has_phrase_once
 from efface.train.data.conditions import without_article
 from efface.train.data.neighbours import NeighbourConfig, Prompts, neighbour_phrases
-from efface.train.data.shared_rollouts import SharedRollouts, SharedRolloutConfig, States, rollouts_share
 from efface.train.data.rollouts import Start
+from efface.train.data.shared_rollouts import SharedRolloutConfig, SharedRollouts, States, rollouts_share
 from efface.train.fade_losses import LOSSES
 from efface.train.method import GradientMethod, UnlearningTask, register
 from efface.train.method_cost import Cost

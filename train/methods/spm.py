@@ -37,8 +37,8 @@ from efface.models.noise_predictor import NoisePredictor
 from efface.models.parameter_groups import select
 from efface.models.shapes import ModelShapes
 from efface.train.data.conditions import ConditionConfig, Conditions, without_article
-from efface.train.data.shared_rollouts import SharedRollouts, SharedRolloutConfig
 from efface.train.data.rollouts import RolloutConfig, Rollouts, State, predictions, rollout_rows
+from efface.train.data.shared_rollouts import SharedRolloutConfig, SharedRollouts
 from efface.train.method import GradientMethod, UnlearningTask, register
 from efface.train.method_cost import Cost
 from efface.train.methods.esd import esd_target
