@@ -294,8 +294,8 @@ def _shared_rollouts(models: Sequence[Model]) -> Iterator[str]:
     for label, steps in ((label, int(own.get("steps_per_rollout", 1))) for label, own in config.items()):
         if steps > 1:
             yield (
-                f"{label}: {steps} optimiser steps learn from each roll-out (steps_per_rollout: {steps}), where the paper "
-                "rolls out anew for every step"
+                f"{label}: {steps} optimiser steps learn from each roll-out (steps_per_rollout: {steps}), where the "
+                "paper rolls out anew for every step"
             )
 
 

@@ -27,7 +27,6 @@ from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.noise_predictor import NoisePredictor
 from efface.train.data.rollouts import Rollouts, Start
-from efface.train.trainer.packed_base import in_turn
 
 CHECK_INTERVAL = 32
 """Trajectories after which a writer looks whether there is too much."""
@@ -99,7 +98,7 @@ class FrozenRollouts:
         noise = _digest(Conditioning(start.noise))
         key = content_id([*self._common, noise, _digest(conditioning), list(stops)])
         if self._last is None or self._last[0] != key:
-            with in_turn(self.base, key):
+            with self.base.in_turn(key):
                 found = self.store.get(key) if self.store else None
                 states = FrozenStates(**found) if found else self._make(teacher, start, conditioning, stops)
                 if self.store and not found:

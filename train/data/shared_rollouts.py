@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from efface.train.trainer.collectives import all_gather
 from pydantic import Field
 from torch import Tensor
 
+from efface.train.collectives import all_gather
 from efface.train.method import GradientConfig
 from efface.train.seeds import generator
 
