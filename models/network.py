@@ -1,7 +1,6 @@
 """A network that methods edit: the module, its names, its copy, and what wraps it for several processes."""
 
 import copy
-from collections.abc import Iterable
 from typing import Any, Self
 
 from torch import nn
@@ -25,9 +24,6 @@ class Network:
     def copy(self) -> Self:
         """A deep copy to be trained: fp32, in eval mode, without gradient."""
         return type(self)(copy.deepcopy(self.module).float().eval().requires_grad_(False))
-
-    def own(self, trained: Iterable[nn.Parameter]) -> None:
-        """Called before these are changed; of a copy that shares its tensors, they become its own."""
 
     def checkpoint_gradients(self) -> None:
         """Make activations again in the backward pass, from now on."""

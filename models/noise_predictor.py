@@ -7,7 +7,7 @@ mixture of v stands for that of eps. So formulas are computed in what the model 
 each step weighed with 1 / alpha^2, as such models are trained. Schedulers know which it is from the base's config.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -57,20 +57,41 @@ def partial_denoise(
 ) -> tuple[Tensor, Tensor]:
     """The state before step `stop` and its timestep: x_t as the network takes it, and t = scheduler.timesteps[stop].
 
-    `noise` is (B, 4, h, w) of unit variance; stop = 0 gives it back, with the first timestep. So x_t is
+    See `denoise_past`.
+    """
+    (state,) = denoise_past(predict, scheduler, cond, uncond, noise, guidance_scale, [stop])
+    return state
+
+
+@torch.no_grad()
+def denoise_past(
+    predict: NoisePredictor,
+    scheduler: SchedulerMixin,
+    cond: Conditioning,
+    uncond: Conditioning,
+    noise: Tensor,
+    guidance_scale: float,
+    stops: Sequence[int],
+) -> list[tuple[Tensor, Tensor]]:
+    """The states of one trajectory before each of the steps `stops`, in any order, and their timesteps.
+
+    `noise` is (B, 4, h, w) of unit variance; a stop of 0 gives it back, with the first timestep. So x_t is
     exactly as noisy as t says: the first code of ESD and its heirs stop two steps later than the t they use.
     `scheduler` has its timesteps set, and is left as it is. No gradient.
     """
     scheduler = new_scheduler_like(scheduler)
-    latents = noise * scheduler.init_noise_sigma
-    for timestep in scheduler.timesteps[:stop]:
+    latents, found = noise * scheduler.init_noise_sigma, dict[int, tuple[Tensor, Tensor]]()
+    for step, timestep in enumerate(scheduler.timesteps[: max(stops) + 1]):
         latent_model_input = scheduler.scale_model_input(latents, timestep)
+        if step in stops:
+            found[step] = latent_model_input, timestep
+        if step == max(stops):
+            break
         noise_pred = classifier_free_guidance(
             predict, latent_model_input, timestep.to(noise.device), cond, uncond, guidance_scale
         )
         latents = scheduler.step(noise_pred, timestep, latents).prev_sample
-    timestep = scheduler.timesteps[stop]
-    return scheduler.scale_model_input(latents, timestep), timestep
+    return [found[stop] for stop in stops]
 
 
 def truth(scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -31,6 +31,9 @@ from efface.models.parameter_groups import select
 from efface.models.shapes import ModelShapes
 from efface.registry import Registry
 from efface.train.method_cost import Cost
+
+if TYPE_CHECKING:
+    from efface.train.data.rollout_store import RolloutStore
 
 Strategy = Literal["single", "multi", "continual"]
 """One model per concept; one model for all of them; a chain of requests."""
@@ -142,6 +145,8 @@ class UnlearningTask:
     """A folder for costly data that is a function of its key (anchor images, say); None: nothing is kept."""
     erased: tuple[Concept, ...] = ()
     """What earlier requests of a chain erased, oldest first: nothing to hold still, or to map a concept to."""
+    rollouts: "RolloutStore | None" = None
+    """Where trajectories of the frozen model are kept; None: nowhere."""
     names_held_out: Callable[[str], bool] = _names_nothing
     """Whether a text names a concept that is held out."""
 
@@ -207,7 +212,7 @@ class GradientMethod(Method):
     """Which network is trained: the student is a `Denoiser`, or a `TextEncoder`."""
     packs: ClassVar[bool] = False
     """Whether several jobs may be trained in one pack (`train/trainer/pack.py`): the method calls its networks whole,
-    leaves gradients to the loop, and puts hooks on the student only that are the same for every job."""
+    leaves gradients to the loop, and puts hooks on the student only that are the same for every job. Not inherited."""
     saves_what_it_trains: ClassVar[bool] = True
     """Whether the delta is the trained tensors, or an average of them, so that what bounds these bounds the delta."""
 

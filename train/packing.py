@@ -28,7 +28,7 @@ def pack_key(job: Job) -> str | None:
     if job.method not in METHODS.names() or job.parent is not None:
         return None
     method = get_method(job.method)
-    if not issubclass(method, GradientMethod) or not method.packs or job.method_version != method.version:
+    if not issubclass(method, GradientMethod) or not vars(method).get("packs") or job.method_version != method.version:
         return None
     config = parse_config(job.method, job.config)
     made = method(config)

@@ -1,6 +1,7 @@
 """Running a job: the one entry to training, by gradient steps or in closed form."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from efface.models.base import Base
 from efface.models.delta import Delta
 from efface.train.composed_method import ComposedMethod
 from efface.train.continual import check_parent, lineage, with_remaining_anchor
+from efface.train.data.rollout_store import RolloutStore
 from efface.train.edit_runner import EditRunner, steps_of
 from efface.train.job import Job, check_strategy
 from efface.train.method import Method, MethodConfig, TrainingConfig, UnlearningTask, get_method, parse_config
@@ -46,14 +48,15 @@ def run_job(
     assert base.applied is None, "a job starts from the unedited base"
     method = _method(job, base, concept_set, reduce_micro_batch)
     check_parent(job, parent, base, method.anew)
-    task = _task(job, base, concept_set, cache, method.anew)
+    options = training_options or TrainingOptions()
+    task = replace(_task(job, base, concept_set, cache, method.anew), rollouts=_rollout_store(cache, options))
     clock = clock_of(base)
     start = clock()
     runner = EditRunner(
         on_step,
         checkpoint,
         save_steps,
-        training_options or TrainingOptions(),
+        options,
         steps_of(method, len(task.concepts), job.strategy == "continual"),
         composed=isinstance(method, ComposedMethod),
     )
@@ -79,6 +82,11 @@ def run_job(
         samples_seen=runner.samples_seen,
         attention=runner.attention,
     )
+
+
+def _rollout_store(cache: Path | None, options: TrainingOptions) -> RolloutStore | None:
+    most_bytes = int(options.rollout_gigabytes * 1e9)
+    return RolloutStore(cache / "rollouts", most_bytes) if cache and most_bytes else None
 
 
 def _task(job: Job, base: Base, concept_set: ConceptSet, cache: Path | None, anew: bool) -> UnlearningTask:

@@ -236,6 +236,7 @@ def make_plan(
         *_to_be_found(to_find, prompts, targets),
         *check_texts(base, concept_set, prompts, texts),
         *_nothing_held_out(concept_set, shards),
+        *_shared_rollouts(models),
     )
     return Plan(
         name, base, base_id, concept_set, recipe, prompts, targets, everything, tasks, resources, judged, warnings
@@ -284,6 +285,17 @@ def _nothing_held_out(concept_set: ConceptSet, shards: Sequence[Shard]) -> Itera
             yield (
                 f"concept set {concept_set.name}: nothing is held out on the axis {axis} of {', '.join(concepts)}, so "
                 "it is scored on concepts that methods may hold still by name; mark some with `held_out: true`"
+            )
+
+
+def _shared_rollouts(models: Sequence[Model]) -> Iterator[str]:
+    """A sentence for each method whose steps share trajectories, as no paper has it."""
+    config = {model.label: model.job.config for model in models if model.job}
+    for label, steps in ((label, int(own.get("steps_per_rollout", 1))) for label, own in config.items()):
+        if steps > 1:
+            yield (
+                f"{label}: {steps} optimiser steps learn from each roll-out (steps_per_rollout: {steps}), where the "
+                "paper rolls out anew for every step"
             )
 
 

@@ -148,23 +148,30 @@ class Worker:
     def run_pack(self, tasks: Sequence[Task]) -> list[Outcome]:
         """Do trainings of one `pack_key` together, as many at a time as memory has room for. Never raises.
 
-        Each is done as `run` does it, with its own log, record and outcome.
+        Each is done as `run` does it, with its own log, record and outcome; where the pack itself goes wrong, alone.
         """
+        try:
+            return self._run_pack(tasks)
+        except Exception:
+            logger.exception("jobs could not be packed, and are trained one by one")
+            return [self.run(task) for task in tasks]
+
+    def _run_pack(self, tasks: Sequence[Task]) -> list[Outcome]:
         from efface.train.packing import most_jobs, run_packed
         from efface.train.trainer.options import TrainingOptions
 
         self.set_resident(None)
         jobs = [task.model.job for task in tasks if task.model and task.model.job]
-        options = TrainingOptions.model_validate(dict(self.context.training_options))
+        shared = {name: value for name, value in self.context.training_options.items() if name != "tracker"}
+        options = TrainingOptions.model_validate(shared)
         most = most_jobs(jobs, self.base, options)
         if most == 1:
             return [self.run(task) for task in tasks]
         outcomes: list[Outcome] = []
         for start in range(0, len(tasks), most):
             part = slice(start, start + most)
-            outcomes += run_packed(
-                jobs[part], [partial(self._run_member, task) for task in tasks[part]], self.base, options
-            )
+            works = [partial(self._run_member, task) for task in tasks[part]]
+            outcomes += run_packed(jobs[part], works, self.base, options)
         return outcomes
 
     def _run_member(self, task: Task, member: "Member") -> Outcome:

@@ -86,6 +86,7 @@ def test_the_trajectory_is_ddim_with_guidance_3_by_the_student_or_by_the_frozen_
 def first_latents(esd: Any, index: int) -> Tensor:
     """The noise batch `index` starts from, caught on its way into the first prediction."""
     caught: list[Tensor] = []
+    esd.batch(index + 1)  # else the frozen model's trajectory is still at hand
     sampler = esd.sampler
 
     def catch(latents: Tensor, timestep: Any, conditioning: Conditioning) -> Tensor:

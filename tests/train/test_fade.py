@@ -11,7 +11,7 @@ from efface.concepts.concept import Concept, ConceptSet
 from efface.errors import UserError
 from efface.models.base import Base
 from efface.models.denoiser import Denoiser
-from efface.models.noise_predictor import partial_denoise
+from efface.models.noise_predictor import denoise_past, partial_denoise
 from efface.models.noise_scheduler import make_scheduler
 from efface.models.text_encoding import encode_prompts
 from efface.train.data import neighbours
@@ -150,10 +150,10 @@ def _noise(method: FADE) -> Tensor:
 
     def spy(predict: Any, scheduler: Any, cond: Any, uncond: Any, noise: Tensor, *rest: Any) -> Any:
         seen.append(noise)
-        return partial_denoise(predict, scheduler, cond, uncond, noise, *rest)
+        return denoise_past(predict, scheduler, cond, uncond, noise, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fade, "partial_denoise", spy)
+        patch.setattr(fade, "denoise_past", spy)
         method.batch(0)
     (noise,) = seen
     rows = noise.unflatten(0, (-1, 2))

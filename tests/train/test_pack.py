@@ -218,6 +218,18 @@ def test_images_that_two_jobs_need_are_made_once(
     assert len(pack) == 2 and len(made) == 1
 
 
+def test_images_of_several_jobs_are_drawn_in_the_same_passes(
+    tiny_base: Base, jobs: Any, concept_set: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together, compute = [], Pack._compute
+    monkeypatch.setattr(
+        Pack, "_compute", lambda self, calls: together.append((calls[0].kind.name, len(calls))) or compute(self, calls)
+    )
+    pack = jobs("ca", 3, objective="noise", prior_weight=0)  # asks the frozen model for nothing but images
+    packed([pack[0], pack[2]], tiny_base, concept_set)
+    assert {count for kind, count in together if kind == "FROZEN"} == {2}
+
+
 def test_seconds_of_packed_jobs_are_shares_of_what_the_pack_took(tiny_base: Base, jobs: Any, concept_set: Any) -> None:
     import time
 

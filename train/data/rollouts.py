@@ -6,6 +6,7 @@ as t says. i is uniform over the steps, or over those in which the concept shows
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field
@@ -13,12 +14,16 @@ from torch import Tensor
 
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
-from efface.models.noise_predictor import NoisePredictor, partial_denoise
+from efface.models.noise_predictor import NoisePredictor, denoise_past, partial_denoise
 from efface.models.noise_scheduler import make_scheduler
 from efface.models.text_encoding import encode_prompts
+from efface.train.data.shared_rollouts import SharedRolloutConfig, States, rollouts_share
 from efface.train.data.timesteps import TimestepConfig
 from efface.train.method import GradientConfig
 from efface.train.seeds import choice, integer, normal
+
+if TYPE_CHECKING:
+    from efface.train.data.rollout_store import FrozenStates
 
 
 class RolloutConfig(GradientConfig, TimestepConfig):
@@ -46,6 +51,11 @@ class State:
 
     latents: Tensor  # (B, 4, h, w), fp32
     timestep: Tensor  # scalar, int64
+
+    @classmethod
+    def of(cls, states: "States | FrozenStates", place: int) -> "State":
+        """One of a trajectory's states."""
+        return cls(states.latents[place], states.timesteps[place])
 
     def chunk(self, count: int) -> "list[State]":
         """As many states of the same timestep, each of as many rows."""
@@ -87,6 +97,16 @@ class Rollouts:
         )
         return State(latents, timestep.to(latents.device))
 
+    def run_past(
+        self, predict: NoisePredictor, start: Start, conditioning: Conditioning, stops: Sequence[int]
+    ) -> States:
+        """The same, past several stops."""
+        found = denoise_past(
+            predict, self.scheduler, conditioning, self.uncond, start.noise, self.guidance_scale, stops
+        )
+        latents, timesteps = zip(*found, strict=True)
+        return States(torch.stack(latents), torch.stack(timesteps).to(latents[0].device))
+
 
 def predictions(predict: NoisePredictor, state: State, conditions: Sequence[Conditioning]) -> tuple[Tensor, ...]:
     """Of the same latents under each condition (one row, or B), in one forward pass: each (B, 4, h, w)."""
@@ -95,8 +115,12 @@ def predictions(predict: NoisePredictor, state: State, conditions: Sequence[Cond
     return tuple(predict(latents, state.timestep, together).chunk(len(conditions)))
 
 
-def rollout_rows(config: RolloutConfig, rollouts: int = 1) -> tuple[int, float]:
-    """Rows of the largest pass of a batch's roll-outs, and of all their passes on average, for `Cost`."""
+def rollout_rows(config: RolloutConfig, rollouts: int = 1, first: int = 0) -> tuple[int, float]:
+    """Rows of the largest pass of a batch's roll-outs, and of all their passes on average, for `Cost`.
+
+    first: the first step before which one may stop.
+    """
     rows = rollouts * config.batch_size * (2 if config.guidance_scale > 1 else 1)
-    # a roll-out stops before step 0, 1, … or the last
-    return (rows if config.rollout_steps > 1 else 0), rows * (config.rollout_steps - 1) / 2
+    largest, stops = (rows if config.rollout_steps > 1 else 0), config.rollout_steps - first
+    replayed = config if isinstance(config, SharedRolloutConfig) else None
+    return largest, rows * (rollouts_share(replayed, stops, first) if replayed else first + (stops - 1) / 2)

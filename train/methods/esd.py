@@ -15,6 +15,7 @@ Several concepts, or prompts of one: one prompt, drawn uniformly, for each batch
 request before.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -22,13 +23,16 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from efface.errors import UserError
 from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor
 from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts
 from efface.train.data.captions import has_one_place
+from efface.train.data.rollout_store import FrozenRollouts
 from efface.train.data.rollouts import RolloutConfig, Rollouts, Start, State, predictions, rollout_rows
+from efface.train.data.shared_rollouts import SharedRolloutConfig, SharedRollouts
 from efface.train.data.timesteps import selected_stops
 from efface.train.method import GradientMethod, Policy, Strategy, UnlearningTask, register
 from efface.train.method_cost import Cost
@@ -48,7 +52,7 @@ GROUPS = {
 }
 
 
-class ESDConfig(RolloutConfig):
+class ESDConfig(RolloutConfig, SharedRolloutConfig):
     """ESD as in the paper: 1000 steps of Adam, on-policy."""
 
     variant: Literal["x", "u", "x-strict", "selfattn", "full", "notime", "xlayer", "selflayer", "esd-u", "esd-all"] = (
@@ -150,17 +154,31 @@ class ESD(GradientMethod):
         self.origin = encode_prompts(base, [config.erase_from]) if config.erase_from else None
         stops = selected_stops(task, config, config.rollout_steps)
         self.rollouts = Rollouts(base, config, stops, [config.size] if config.size else None, config.scheduler)
+        if config.steps_per_rollout > 1 and type(self).batch is not ESD.batch:
+            raise UserError(
+                f"method '{self.name}': steps_per_rollout should be 1, as its batches are of its own making"
+            )
+        self.shared = SharedRollouts(config, task.seed)
+        self.frozen = FrozenRollouts(base, self.rollouts, config.precision, task.rollouts)
 
     def draw(self, index: int) -> tuple[int, Start]:
-        """What is random in a batch: which of the prompts, and where the trajectory starts and stops."""
-        rng = generator(self.seed, "esd", index)
+        """What is random in a batch: which of the prompts, and where the trajectory starts and first stops."""
+        rng = generator(self.seed, "esd", self.shared.source(index))
         return integer(len(self.prompts), rng), self.rollouts.start(rng)
 
     def batch(self, index: int) -> Rollout:
         number, start = self.draw(index)
-        conditioning = self.prompts[number] if self.origin is None else self.origin
-        state = self.rollouts.run(self.sampler, start, conditioning)
-        target = self.target(state, self.prompts[number])
+        concept = self.prompts[number]
+        conditioning = concept if self.origin is None else self.origin
+        place, stops = self.shared.place(index), self.shared.stops(index, start.stop, self.rollouts.stops)
+        if self.config.on_policy:
+            states = self.shared.states(index, lambda: self.rollouts.run_past(self.sampler, start, conditioning, stops))
+            state = State.of(states, place)
+            target = self.target(state, concept)
+        else:
+            frozen = self.frozen.states(self.sampler, start, conditioning, stops)
+            state = State.of(frozen, place)
+            target = self.known_target(state, concept, frozen.cond[place], frozen.uncond[place])
         return Rollout(state.latents, state.timestep, conditioning.expand(len(state.latents)), target)
 
     def target(self, state: State, concept: Conditioning) -> Tensor:
@@ -168,6 +186,19 @@ class ESD(GradientMethod):
         conditions = [concept, self.rollouts.uncond, *([] if self.origin is None else [self.origin])]
         eps_concept, eps_uncond, *eps_origin = predictions(self.teacher, state, conditions)
         return esd_target(eps_origin[0] if eps_origin else eps_uncond, eps_concept, eps_uncond, self.config.eta)
+
+    def known_target(self, state: State, concept: Conditioning, eps_cond: Tensor, eps_uncond: Tensor) -> Tensor:
+        """The same, where the frozen original's predictions for the trajectory's prompt and the empty one are known."""
+        if self.origin is None:
+            return esd_target(eps_uncond, eps_cond, eps_uncond, self.config.eta)
+        (eps_concept,) = predictions(self.teacher, state, [concept])
+        return esd_target(eps_cond, eps_concept, eps_uncond, self.config.eta)
+
+    def state(self) -> dict[str, Tensor]:
+        return self.shared.state()
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self.shared.restore(state, self.prompts.device)
 
     def loss(self, student: NoisePredictor, rollout: Rollout) -> Tensor:
         return mse_loss(student(rollout.latents, rollout.timestep, rollout.conditioning), rollout.target)

@@ -20,6 +20,7 @@ Several concepts: one, drawn uniformly, for each batch. In a chain a new adapter
 before, which are part of the frozen model then.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -32,7 +33,7 @@ from efface.concepts.concept import Concept
 from efface.models.adapters import add_adapters
 from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
-from efface.models.noise_predictor import NoisePredictor, partial_denoise
+from efface.models.noise_predictor import NoisePredictor, denoise_past
 from efface.models.noise_scheduler import make_scheduler
 from efface.models.parameter_groups import select
 from efface.models.shapes import ModelShapes
@@ -41,13 +42,14 @@ from efface.train.data.captions import has_phrase_once
 from efface.train.data.conditions import without_article
 from efface.train.data.neighbours import NeighbourConfig, Prompts, neighbour_phrases
 from efface.train.data.rollouts import Start
+from efface.train.data.shared_rollouts import SharedRolloutConfig, SharedRollouts, States, rollouts_share
 from efface.train.fade_losses import LOSSES
-from efface.train.method import GradientConfig, GradientMethod, UnlearningTask, register
+from efface.train.method import GradientMethod, UnlearningTask, register
 from efface.train.method_cost import Cost
 from efface.train.seeds import generator, integer, normal
 
 
-class FADEConfig(GradientConfig, NeighbourConfig):
+class FADEConfig(SharedRolloutConfig, NeighbourConfig):
     steps: int = Field(500, ge=1, description="optimiser steps; authors: 500")
     learning_rate: float = Field(1e-4, gt=0, description="learning rate; authors: 1e-4")
     batch_size: int = Field(4, ge=1, description="noises a step, each denoised under every prompt; authors: 4")
@@ -115,13 +117,13 @@ class FADE(GradientMethod):
 
     def cost(self, shapes: ModelShapes) -> Cost:
         config, guided = self.config, 2 if self.config.denoising_guidance > 1 else 1
+        rollout = guided * rollouts_share(config, config.denoising_steps - 1, first=1)
         neighbours = config.most_neighbours
         prompts = 1 + len(config.sentences) + neighbours
         return Cost(
             trained_rows=config.batch_size * (1 + neighbours),
             frozen_rows=config.batch_size * prompts * guided,
-            # a trajectory stops before step 1, 2, … or the last
-            mean_frozen_rows=config.batch_size * prompts * (guided * config.denoising_steps / 2 + 1),
+            mean_frozen_rows=config.batch_size * prompts * (rollout + 1),
             latent_sizes=tuple(side // shapes.pixels_per_latent for side in config.sizes or (shapes.image_size,)),
             images=config.neighbour_images(shapes),
         )
@@ -141,6 +143,7 @@ class FADE(GradientMethod):
         offset = {} if config.timestep_offset is None else {"steps_offset": config.timestep_offset}
         self.scheduler = make_scheduler("ddim", {**base.scheduler_config, **offset}, config.denoising_steps)
         pixels = base.spec.image_size // base.latent_shape[1]
+        self.shared = SharedRollouts(config, task.seed)
         self.latent_sizes = [size // pixels for size in config.sizes or (base.spec.image_size,)]
 
     def texts(self, concept: Concept, task: UnlearningTask) -> list[str]:
@@ -156,8 +159,8 @@ class FADE(GradientMethod):
         return [self.config.prompt.format(without_article(phrase)) for phrase in phrases]
 
     def draw(self, index: int) -> tuple[int, Start]:
-        """What is random in a step: the concept, and where all its trajectories start and stop."""
-        rng = generator(self.seed, "fade", index)
+        """What is random in a step: the concept, and where all its trajectories start and first stop."""
+        rng = generator(self.seed, "fade", self.shared.source(index))
         concept, stop = integer(len(self.prompts), rng), 1 + integer(self.config.denoising_steps - 1, rng)
         height, width = (self.latent_sizes[integer(len(self.latent_sizes), rng)] for _ in "hw")
         return concept, Start(normal((self.config.batch_size, 4, height, width), rng, self.device), stop)
@@ -168,11 +171,12 @@ class FADE(GradientMethod):
         count, others = len(prompts), 1 + len(config.sentences)
         # all prompts share noise and step, so all their trajectories are one batch, prompt by prompt
         rows, noise = prompts.repeat_interleave(n), start.noise.repeat(count, 1, 1, 1)
-        latents, timestep = partial_denoise(
-            self.student, self.scheduler, rows, self.empty, noise, config.denoising_guidance, start.stop
-        )
+        stops = self.shared.stops(index, start.stop, range(1, config.denoising_steps))
+        states = self.shared.states(index, lambda: self.roll_out(rows, noise, stops))
+        place = self.shared.place(index)
+        latents, timestep = states.latents[place], states.timesteps[place]
         if config.authors_timestep:
-            timestep = torch.full_like(timestep, 999 - 1000 * start.stop // config.denoising_steps)
+            timestep = torch.full_like(timestep, 999 - 1000 * stops[place] // config.denoising_steps)
         frozen = self.teacher(latents, timestep, Conditioning.cat([self.empty, prompts[1:]]).repeat_interleave(n))
         frozen = frozen.unflatten(0, (count, n))
         trained = [0, *range(others, count)]
@@ -184,6 +188,20 @@ class FADE(GradientMethod):
             neighbours=frozen[others:],
             sentences=frozen[1:others],
         )
+
+    def roll_out(self, rows: Conditioning, noise: Tensor, stops: Sequence[int]) -> States:
+        """The states of the edited model's trajectories, one for each row, before each of the stops."""
+        found = denoise_past(
+            self.student, self.scheduler, rows, self.empty, noise, self.config.denoising_guidance, stops
+        )
+        latents, timesteps = zip(*found, strict=True)
+        return States(torch.stack(latents), torch.stack(timesteps).to(noise.device))
+
+    def state(self) -> dict[str, Tensor]:
+        return self.shared.state()
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self.shared.restore(state, self.device)
 
     def loss(self, student: NoisePredictor, batch: FADEBatch) -> Tensor:
         config, (erase_loss, adjacent_loss) = self.config, LOSSES[self.config.mode]

@@ -19,6 +19,7 @@ made (`models/hooks/spm.py`). Their AdamW keeps 8-bit states, which saves memory
 chain of requests does here.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -37,6 +38,7 @@ from efface.models.parameter_groups import select
 from efface.models.shapes import ModelShapes
 from efface.train.data.conditions import ConditionConfig, Conditions, without_article
 from efface.train.data.rollouts import RolloutConfig, Rollouts, State, predictions, rollout_rows
+from efface.train.data.shared_rollouts import SharedRolloutConfig, SharedRollouts
 from efface.train.method import GradientMethod, UnlearningTask, register
 from efface.train.method_cost import Cost
 from efface.train.methods.esd import esd_target
@@ -45,7 +47,7 @@ from efface.train.seeds import generator, normal
 SCALES = (0.8, 1.2)  # of an anchor's norm to the concept's
 
 
-class SPMConfig(RolloutConfig, ConditionConfig, SPMHookSettings):
+class SPMConfig(RolloutConfig, SharedRolloutConfig, ConditionConfig, SPMHookSettings):
     """SPM as its authors run it: 3000 steps of AdamW, three cosines after a warm-up."""
 
     steps: int = Field(3000, ge=1, description="optimiser steps; authors 3000")
@@ -108,14 +110,12 @@ class SPM(GradientMethod):
 
     def cost(self, shapes: ModelShapes) -> Cost:
         config, rows = self.config, self.config.batch_size
-        largest, _ = rollout_rows(config)
-        guided = largest / rows if largest else 1
+        largest, mean = rollout_rows(config, first=1)
         anchors = config.anchor_count if config.anchor_weight > 0 else 0
         return Cost(
             trained_rows=rows * (1 + anchors),
             frozen_rows=max(largest, rows * (2 + anchors)),
-            # a trajectory stops before step 1, 2, … or the last
-            mean_frozen_rows=rows * (guided * config.rollout_steps / 2 + 2 + anchors),
+            mean_frozen_rows=mean + rows * (2 + anchors),
             latent_sizes=tuple(side // shapes.pixels_per_latent for side in config.sizes or (shapes.image_size,)),
             images=config.selection_images(shapes),
         )
@@ -133,16 +133,18 @@ class SPM(GradientMethod):
         self.rollouts = Rollouts(
             task.base, self.config, stops=range(1, self.config.rollout_steps), sizes=self.config.sizes
         )
+        self.shared = SharedRollouts(self.config, task.seed)
 
     def batch(self, index: int) -> SPMBatch:
-        config, rng = self.config, generator(self.seed, "spm", index)
+        config, rng = self.config, generator(self.seed, "spm", self.shared.source(index))
         concept = self.conditions.draw(rng)
         start = self.rollouts.start(rng)
-        state = self.rollouts.run(self.student, start, concept)
-        rows = len(state.latents)
+        stops, place = self.shared.stops(index, start.stop, self.rollouts.stops), self.shared.place(index)
+        states = self.shared.states(index, lambda: self.rollouts.run_past(self.student, start, concept, stops))
+        state, rows = State.of(states, place), len(start.noise)
         if config.authors_timestep:
             state = State(
-                state.latents, torch.full_like(state.timestep, 999 - 1000 * start.stop // config.rollout_steps)
+                state.latents, torch.full_like(state.timestep, 999 - 1000 * stops[place] // config.rollout_steps)
             )
         anchors = self._anchors(concept, rng)
         conditions = [concept, self.rollouts.uncond, *anchors]
@@ -173,6 +175,12 @@ class SPM(GradientMethod):
         gaussian = count // 2 if self.config.anchors == "code" else count
         drawn = [latent_anchor(concept, rng) for _ in range(gaussian)]
         return [*[self.rollouts.uncond] * (count - gaussian), *drawn]
+
+    def state(self) -> dict[str, Tensor]:
+        return self.shared.state()
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self.shared.restore(state, self.rollouts.uncond.device)
 
     def hook_config(self, task: UnlearningTask) -> SPMHookConfig:
         names = tuple(without_article(concept.phrase) for concept in task.concepts)

@@ -29,6 +29,9 @@ class TrainingOptions(StrictModel):
     deepspeed: str | None = Field(
         None, description="a name in configs/deepspeed/, or a YAML file like them; null: DistributedDataParallel"
     )
+    rollout_gigabytes: float = Field(
+        4.0, ge=0, description="trajectories of the frozen model that a run's cache keeps for its jobs; 0: none"
+    )
     tracker: Literal["tensorboard"] | None = Field(
         None, description="what records loss, learning rate and gradient norm of every step; null: nothing"
     )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
+from efface.models.prompt_projections import ProjectedOnce
 from efface.models.stacked_layers import StackedLayers
 from efface.train.trainer.options import TrainingOptions, convert
 
@@ -57,8 +58,9 @@ class PackedDenoiser(Denoiser):
         return EditedDenoiser(self.denoiser.wrapped(sharing_copy(self.module)), self.member)
 
     def wrapped(self, wrap: nn.Module) -> Any:
-        """Itself for its own module; another module is called alone."""
-        return self if wrap is self.module else self.denoiser.wrapped(wrap)
+        """Itself for its own module, and for what only saves it work; another module is called alone."""
+        module = wrap.network if isinstance(wrap, ProjectedOnce) else wrap
+        return self if module is self.module else self.denoiser.wrapped(wrap)
 
 
 class EditedDenoiser(PackedDenoiser):
@@ -69,6 +71,7 @@ class EditedDenoiser(PackedDenoiser):
         self._shared = {tensor.data_ptr() for _, tensor in named_tensors(self.module)}
 
     def own(self, trained: Iterable[nn.Parameter]) -> None:
+        """Called before these are changed."""
         for value in trained:
             if value.data_ptr() in self._shared:
                 value.data = value.data.clone()

@@ -1,0 +1,97 @@
+"""An optimiser step with its gradient, alone and packed, and how much of the device it uses.
+
+`python -m benchmarks.train [--device cuda] [--rows 1] [--jobs 1 4 16] [--precision fp32] [--json]`
+
+The forward and backward pass of ESD-x's loss, without roll-out and teacher, at several numbers of packed jobs; TFLOP/s
+by counted operations, and their share of what a large matrix product reaches on the device. On a CPU the miniature in
+one thread and seconds of the processor; on a GPU Stable Diffusion v1.4 in every shape with random weights, and the
+clock. "speedup" is of the largest pack over as many jobs alone.
+"""
+
+import argparse
+from typing import Any, Literal
+
+import torch
+
+from benchmarks.on_device import BASES, best_of, matmul_tflops, show
+from efface.models.base import Base, load_base
+from efface.models.parameter_groups import select
+from efface.models.shapes import cached_unet_pass_cost, model_shapes
+from efface.models.text_encoding import encode_prompts
+from efface.train.trainer.options import TrainingOptions
+from efface.train.trainer.packed_base import EditedDenoiser, StackedDenoiser, sharing_copy
+
+Precision = Literal["fp32", "bf16"]
+GROUP = "xattn"
+
+
+def step_seconds(base: Base, count: int, rows: int, precision: Precision, rounds: int) -> float:
+    """Of one forward and backward pass for so many jobs."""
+    edited = []
+    for _ in range(count):
+        one = EditedDenoiser(base.denoiser.wrapped(sharing_copy(base.unet)), None)  # type: ignore[arg-type]
+        trained = select(one.modules, GROUP)
+        one.own(trained.values())
+        for value in trained.values():
+            value.requires_grad_(True)
+        edited.append(one)
+    stacked = StackedDenoiser(edited[0], TrainingOptions(), precision)
+    latents = torch.randn(count * rows, *base.latent_shape, device=base.device)
+    timesteps = torch.full((count * rows,), 500, device=base.device)
+    conditioning = encode_prompts(base, ["a cat"]).expand(count * rows)
+
+    def step() -> None:
+        stacked.predict(edited, latents, timesteps, conditioning).square().mean().backward()
+
+    return best_of({"step": step}, rounds, base.device)["step"]
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    base = load_base(BASES[args.device], args.device)
+    shapes, (_, height, width) = model_shapes(base.spec), base.latent_shape
+    names = tuple(name.removeprefix("unet.") for name in select(shapes.modules, GROUP))
+    cost = cached_unet_pass_cost(shapes.unet, names, args.rows, height, width, args.precision)
+    tflop = (cost.forward_flops + cost.backward_flops) / 1e12
+    ceiling = matmul_tflops(base.device, torch.bfloat16 if args.precision == "bf16" else torch.float32)
+    taken = {count: step_seconds(base, count, args.rows, args.precision, args.rounds) for count in (1, *args.jobs)}
+    packs = [
+        {
+            "jobs": count,
+            "seconds_per_job": seconds / count,
+            "tflops": count * tflop / seconds,
+            "share_of_matmul": count * tflop / seconds / ceiling,
+        }
+        for count, seconds in taken.items()
+    ]
+    largest = max(taken)
+    return {
+        "speedup": taken[1] * largest / taken[largest],
+        "packs": packs,
+        "matmul_tflops": ceiling,
+        "rows": args.rows,
+        "precision": args.precision,
+        "base": base.spec.name,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=sorted(BASES), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--jobs", type=int, nargs="+", default=[4, 16], help="jobs in a pack")
+    parser.add_argument("--rows", type=int, default=1, help="latents of a job")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--rounds", type=int, default=3, help="each pack is measured so often; the best counts")
+    parser.add_argument("--json", action="store_true", help="print one object and nothing else")
+    args = parser.parse_args()
+    measured = measure(args)
+    lines = [
+        f"{pack['jobs']:3} jobs: {pack['seconds_per_job'] * 1000:8.1f} ms a job, {pack['tflops']:.3g} TFLOP/s, "
+        f"{pack['share_of_matmul']:.0%} of a large matrix product"
+        for pack in measured["packs"]
+    ]
+    show("train", args, torch.device(args.device), measured, lines)
+
+
+if __name__ == "__main__":
+    main()
