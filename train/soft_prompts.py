@@ -4,8 +4,8 @@ A search goes against the encoder that is being edited, and through the frozen d
 
     A(z) = mean ( eps*(x_t, te(z)) - z_T )^2 + w ( 1 - mean cos( f(z), f*(c) ) )
 
-by Adam on the sign of the gradient. f is the encoder's state at a prompt's end, or from there on, and z_T the noise from
-which the frozen model has denoised x_t for the concept c.
+by Adam on the sign of the gradient. f is the encoder's state at a prompt's end, or from there on, and z_T the noise
+from which the frozen model has denoised x_t for the concept c.
 """
 
 from collections.abc import Mapping, Sequence
