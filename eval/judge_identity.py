@@ -1,18 +1,11 @@
 """The identity of a judge that is not loaded: what a plan needs before any weights are in memory."""
 
-import re
 from pathlib import Path
 
 from efface.errors import UserError
 from efface.eval.judge_spec import read_judge
-from efface.files import content_id, local_path, sha256_file
-from efface.models.model_files import PACKAGE, NotCached, locate
-from efface.models.untrusted_models import check_model_files
-
-FILES = ("*.json", "*.safetensors")
-"""What a judge's folder holds of its model."""
-
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+from efface.files import content_id
+from efface.models.model_identity import folder_content
 
 
 def judge_identity(name_or_path: str | Path) -> str:
@@ -26,17 +19,11 @@ def judge_identity(name_or_path: str | Path) -> str:
         data["identity"] = spec.config.identity
     if weights is None:
         return content_id([data, {}])
-    source = weights.source
-    local = source.startswith(PACKAGE) or local_path(source).is_dir()
-    if not local and not HUB_ID.fullmatch(source):
-        raise UserError(f"{name_or_path}: source: '{source}' is no folder, and no id of a model on the hub")
     try:
-        folder = locate(source, FILES, fetch=False)
-    except NotCached:
-        return content_id([data, {}])
-    check_model_files(folder, source)
-    if not local:
+        content = folder_content(weights.source)
+    except UserError as error:
+        raise UserError(f"{name_or_path}: {error}") from None
+    if content is None:
         return content_id([data, {}])
     data.pop("source", None)
-    files = sorted(path for pattern in FILES for path in folder.glob(pattern))
-    return content_id([data, {path.name: sha256_file(path) for path in files}])
+    return content_id([data, content])

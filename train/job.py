@@ -15,6 +15,7 @@ from efface.config_files import StrictModel, parse
 from efface.errors import UserError
 from efface.files import content_id, slug
 from efface.models.delta import Delta
+from efface.models.model_identity import folder_content
 from efface.train.composed_method import ComposedMethod
 from efface.train.method import Method, Strategy, get_method, parse_config
 
@@ -36,6 +37,9 @@ class Job(StrictModel):
     strategy: Strategy
     seed: int
     parent: str | None = Field(None, description="id of the job of the request before, in a chain (`continual`)")
+    models: dict[str, str] = Field(
+        {}, description="content of the folders of models beside the base, by the config's field that names them"
+    )
 
     @model_validator(mode="after")
     def _concepts_fit_the_strategy(self) -> "Job":
@@ -48,8 +52,8 @@ class Job(StrictModel):
         return self
 
     @model_serializer(mode="wrap")
-    def _parent_only_where_there_is_one(self, serialized: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in serialized(self).items() if key != "parent" or value is not None}
+    def _parent_and_models_only_where_there_are_any(self, serialized: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in serialized(self).items() if key not in ("parent", "models") or value}
 
     @property
     def id(self) -> str:
@@ -110,8 +114,17 @@ def make_job(
         "strategy": strategy,
         "seed": seed,
         "parent": parent,
+        "models": model_ids(made),
     }
     return parse(Job, fields, f"job of method '{method}'")
+
+
+def model_ids(method: Method) -> dict[str, str]:
+    """The content of each folder by which the config, or one of an edit, names a model. Raises as `folder_content`."""
+    edits = method.methods if isinstance(method, ComposedMethod) else (method,)
+    named = {field: source for edit in edits for field, source in edit.config.models().items()}
+    content = {field: folder_content(source) for field, source in named.items()}
+    return {field: content_id(files) for field, files in content.items() if files is not None}
 
 
 def _check_held_out(method: str, config: Mapping[str, Any], concept_set: ConceptSet, targets: Sequence[str]) -> None:

@@ -47,6 +47,11 @@ DeltaKind = Literal["weights", "adapter", "hook"]
 class MethodConfig(StrictModel):
     """The settings of a method. Every field has a description that gives its unit and its source."""
 
+    def models(self) -> dict[str, str]:
+        """Models beside the base that are read, by the field that names each: a folder, whose content is part of a
+        job's id, or a hub id."""
+        return {}
+
 
 class TrainingConfig(MethodConfig):
     """How a loss is minimised, but for how long and how fast: the part that all gradient methods share.

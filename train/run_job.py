@@ -15,7 +15,7 @@ from efface.train.composed_method import ComposedMethod
 from efface.train.continual import check_parent, lineage, with_remaining_anchor
 from efface.train.data.rollout_store import RolloutStore
 from efface.train.edit_runner import EditRunner, steps_of
-from efface.train.job import Job, check_strategy
+from efface.train.job import Job, check_strategy, model_ids
 from efface.train.method import Method, MethodConfig, TrainingConfig, UnlearningTask, get_method, parse_config
 from efface.train.trainer.options import TrainingOptions
 from efface.train.trainer.packed_base import clock_of
@@ -133,6 +133,10 @@ def _method(job: Job, base: Base, concept_set: ConceptSet, reduce_micro_batch: b
     if job.concept_set_sha256 != concept_set.sha256:
         raise UserError(f"job {job.id} is for another version of concept set '{job.concept_set}' than the one given")
     config = parse_config(job.method, job.config)
+    found = model_ids(method_class(config))
+    changed = next((field for field in {**job.models, **found} if job.models.get(field) != found.get(field)), None)
+    if changed:
+        raise UserError(f"job {job.id} was made for another {changed} than its folder holds now: make the job again")
     return method_class(_with_smaller_micro_batch(config, job.method) if reduce_micro_batch else config)
 
 

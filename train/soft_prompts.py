@@ -4,12 +4,13 @@ A search goes against the encoder that is being edited, and through the frozen d
 
     A(z) = mean ( eps*(x_t, te(z)) - z_T )^2 + w ( 1 - mean cos( f(z), f*(c) ) )
 
-by Adam on the sign of the gradient. f is the encoder's state at a prompt's end, and z_T the noise from which the frozen
-model has denoised x_t for the concept c.
+by Adam on the sign of the gradient. f is the encoder's state at a prompt's end, or from there on, and z_T the noise
+from which the frozen model has denoised x_t for the concept c.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.text_encoder import TextEncoder
 from efface.models.text_encoding import last_subject_token, token_ids
+
+State = Literal["end", "padding"]
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,9 @@ class SoftPrompts:
             torch.where(row[:, None, None], others.embeddings, self.embeddings),
         )
 
-    def features(self, encoder: TextEncoder) -> Tensor:
+    def features(self, encoder: TextEncoder, state: State) -> Tensor:
         """f(z), (n, D), of an encoder."""
-        return at_ends(encoder(self.ids, self.embeddings), self.ends)
+        return read_state(encoder(self.ids, self.embeddings), self.ends, state)
 
     def tensors(self) -> dict[str, Tensor]:
         """For a checkpoint, fp32."""
@@ -77,6 +80,7 @@ class SoftPromptSearch:
     target: Tensor
     """f*(c), (1, D)."""
     target_weight: float
+    state: State
 
     def run(self, encoder: TextEncoder, prompts: SoftPrompts, steps: int, rate: float) -> SoftPrompts:
         """So many steps from `prompts`, one prompt after another in each; the encoder is left as it is."""
@@ -94,11 +98,14 @@ class SoftPromptSearch:
         own = value[one]
         hidden = encoder(prompts.ids[one], own)
         predicted = self.base.denoiser(self.latents, self.timestep, Conditioning(hidden))
-        near = cosine_similarity(at_ends(hidden, prompts.ends[one]), self.target).mean()
+        near = cosine_similarity(read_state(hidden, prompts.ends[one], self.state), self.target).mean()
         (gradient,) = torch.autograd.grad(mse_loss(predicted, self.noise) + self.target_weight * (1 - near), own)
         return gradient
 
 
-def at_ends(hidden: Tensor, ends: Tensor) -> Tensor:
-    """(n, D) of hidden states (n, 77, D)."""
-    return hidden[torch.arange(len(hidden), device=hidden.device), ends]
+def read_state(hidden: Tensor, ends: Tensor, state: State) -> Tensor:
+    """(n, D) of hidden states (n, 77, D): at the prompts' ends, or the mean of these and of the padding after them."""
+    if state == "end":
+        return hidden[torch.arange(len(hidden), device=hidden.device), ends]
+    rest = torch.arange(hidden.shape[1], device=hidden.device) >= ends[:, None]
+    return (hidden * rest.unsqueeze(-1)).sum(dim=1) / rest.sum(dim=1, keepdim=True)

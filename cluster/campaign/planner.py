@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from efface.cluster.campaign.plan import NOT_FETCHED, Plan, make_plan
 from efface.cluster.campaign.sharding import Look
@@ -37,12 +37,13 @@ def plan_campaign(campaign: Campaign, fetch: bool = True) -> Plan:
     )
     base = read_base(campaign.base)
     concept_set = load_concept_set(campaign.concepts.set or base.concepts or _no_concepts(base, "concepts.set"))
-    targets = _targets(campaign, concept_set)
+    everything = (campaign.concepts.targets, *(choice.targets for choice in campaign.methods if choice.targets))
+    targets = tuple(dict.fromkeys(target for names in everything for target in _targets(campaign, names, concept_set)))
     try:
         base_id = fingerprint_of(base, fetch)
     except NotCached:
         base_id = NOT_FETCHED
-    models = list(_jobs(campaign, base, base_id, concept_set, targets))
+    models = list(_jobs(campaign, base, base_id, concept_set))
     return make_plan(
         campaign.name,
         base,
@@ -93,11 +94,13 @@ def _no_concepts(base: BaseSpec, field: str) -> str:
     raise UserError(f"base '{base.name}' names no concept set, so {field} must be given")
 
 
-def _targets(campaign: Campaign, concept_set: ConceptSet) -> tuple[Concept, ...]:
-    if campaign.concepts.targets == "all":
+def _targets(
+    campaign: Campaign, names: Literal["all"] | tuple[str, ...], concept_set: ConceptSet
+) -> tuple[Concept, ...]:
+    if names == "all":
         return concept_set.concepts
     try:
-        targets = tuple(map(concept_set.find, campaign.concepts.targets))
+        targets = tuple(map(concept_set.find, names))
     except UserError as error:
         raise UserError(f"campaign '{campaign.name}', concepts.targets: {error}") from None
     if not targets:
@@ -110,13 +113,15 @@ def _targets(campaign: Campaign, concept_set: ConceptSet) -> tuple[Concept, ...]
     return targets
 
 
-def _jobs(
-    campaign: Campaign, base: BaseSpec, base_id: str, concept_set: ConceptSet, targets: tuple[Concept, ...]
-) -> Iterator[Model]:
+def _jobs(campaign: Campaign, base: BaseSpec, base_id: str, concept_set: ConceptSet) -> Iterator[Model]:
     labels: set[str] = {BASE}
     for choice in campaign.methods:
-        for config, swept in _variants(campaign, choice):
+        names = [each.name for each in _targets(campaign, choice.targets or campaign.concepts.targets, concept_set)]
+        strategies = choice.strategies or (campaign.strategy,)
+        for (config, swept), strategy in itertools.product(_variants(campaign, choice), strategies):
             label = _label(choice.label or choice.method, swept)
+            if len(strategies) > 1 and strategy != "single":
+                label = f"{label}-{strategy}"
             if label in labels:
                 raise UserError(
                     f"campaign '{campaign.name}': two methods are called '{label}', give one a label of its own"
@@ -126,16 +131,13 @@ def _jobs(
                 parsed = parse_config(choice.method, config, choice.preset)
             _check_shares(campaign, label, parsed)
             resolved = parsed.model_dump(mode="json")
-            make = partial(
-                make_job, base.name, base_id, choice.method, concept_set, config=resolved, strategy=campaign.strategy
-            )
-            names = [target.name for target in targets]
+            make = partial(make_job, base.name, base_id, choice.method, concept_set, config=resolved, strategy=strategy)
             closed_form = issubclass(get_method(choice.method), ClosedFormMethod)
-            if campaign.strategy == "continual":
+            if strategy == "continual":
                 for seed in campaign.seeds:
                     yield from _chain(label, partial(make, seed=seed), names, closed_form)
             else:
-                groups = [[name] for name in names] if campaign.strategy == "single" else [names]
+                groups = [[name] for name in names] if strategy == "single" else [names]
                 for group, seed in itertools.product(groups, campaign.seeds):
                     yield Model(label, make(group, seed=seed), base_id, closed_form=closed_form)
 

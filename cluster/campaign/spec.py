@@ -22,6 +22,8 @@ from pydantic import Field, field_validator, model_validator
 from efface.concepts.prompts import AXES, Axis
 from efface.config_files import StrictModel, find_config, read_config
 
+Strategy = Literal["single", "multi", "continual"]
+
 
 class MethodChoice(StrictModel):
     """A method with its settings, and the combinations of a sweep that are left out."""
@@ -31,6 +33,10 @@ class MethodChoice(StrictModel):
     label: str | None = Field(None, description="the name in tables; default: the method's name")
     config: dict[str, Any] = Field({}, description="fields that override the preset; a list is a sweep axis")
     exclude: tuple[dict[str, Any], ...] = Field((), description="combinations of swept fields to leave out")
+    strategies: tuple[Strategy, ...] = Field(
+        (), description="of this method, each with models of its own; default: the campaign's"
+    )
+    targets: tuple[str, ...] = Field((), description="what this method is to forget; default: the campaign's targets")
 
     @model_validator(mode="before")
     @classmethod
@@ -137,7 +143,7 @@ class Campaign(StrictModel):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="of the run folder, if no other is given"
     )
     base: str = Field(description="a base of `efface bases`, a diffusers folder, a checkpoint or a hub id")
-    strategy: Literal["single", "multi", "continual"] = Field(
+    strategy: Strategy = Field(
         "single", description="a model per concept, one for all, or a chain of requests in the order of the targets"
     )
     concepts: ConceptChoice = ConceptChoice()

@@ -66,6 +66,24 @@ def trainings_of(plan: Plan, label: str, seed: int) -> list[TrainingTask]:
 # the plan
 
 
+def test_a_method_may_have_strategies_and_targets_of_its_own(plan: MakePlan) -> None:
+    methods = [
+        {**UCE, "strategies": ["single", "multi"]},
+        {**UCE, "label": "chain", "strategies": ["continual"], "targets": ["dog", "cat", "bus"]},
+    ]
+    made = plan(methods=methods, concepts={"targets": ["cat", "dog"]}, evaluation=NOT_ADJACENT)
+    jobs = [(model.label, model.job.strategy, model.job.concepts) for model in made.jobs if model.job]
+    assert jobs == [
+        ("uce", "single", ("cat",)),
+        ("uce", "single", ("dog",)),
+        ("uce-multi", "multi", ("cat", "dog")),
+        ("chain 1/3", "continual", ("dog",)),
+        ("chain 2/3", "continual", ("dog", "cat")),
+        ("chain", "continual", ("dog", "cat", "bus")),
+    ]
+    assert [target.name for target in made.targets] == ["cat", "dog", "bus"]
+
+
 def test_each_request_is_a_job_that_knows_all_before_it_and_follows_the_last_of_them(made: Plan) -> None:
     assert len(made.jobs) == 3 * 2 * 2
     for method in ("uce", "esd"):

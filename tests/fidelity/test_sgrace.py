@@ -12,7 +12,7 @@ from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.text_encoder import TextEncoder
 from efface.models.text_encoding import encode_ids, encode_prompts, token_ids
-from efface.train.soft_prompts import SoftPrompts
+from efface.train.soft_prompts import SoftPrompts, read_state
 
 Prepare = Callable[..., tuple[Any, Any]]
 
@@ -50,6 +50,13 @@ def test_the_loss_is_the_sum_of_its_four_terms(prepare: Prepare, shaken: Callabl
     assert min(away, same, moved, kept) > 1e-4
     expected = away + 1.2 * same + 0.3 * moved + 0.9 * kept
     assert method.loss(student, (ids, held)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_state_is_that_of_the_end_or_the_mean_from_there_on() -> None:
+    hidden = torch.arange(12.0).view(1, 6, 2).repeat(2, 1, 1)
+    ends = torch.tensor([4, 2])
+    assert read_state(hidden, ends, "end").tolist() == [[8.0, 9.0], [4.0, 5.0]]
+    assert read_state(hidden, ends, "padding").tolist() == [[9.0, 10.0], [7.0, 8.0]]
 
 
 def test_the_adversary_steps_along_the_sign_of_the_papers_gradient(prepare: Prepare, tiny_base: Base) -> None:

@@ -1,8 +1,11 @@
 """What a job's id stands for, and what a job is refused for."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
 
 from efface.concepts.concept import ConceptSet
 from efface.errors import JobFailure, UserError
@@ -149,3 +152,29 @@ def test_a_batch_that_cannot_be_halved_ends_the_job(
 def test_a_template_without_one_place_for_the_concept_is_refused(method: str, field: str, text: str) -> None:
     with pytest.raises(UserError, match=rf"{field}.* once"):
         parse_config(method, {field: [text] if field == "templates" else text})
+
+
+def test_models_that_a_config_names_by_folder_are_part_of_the_job_by_what_they_hold(
+    tiny_base: Base, concept_set: ConceptSet, tmp_path: Path
+) -> None:
+    for name in ("detector", "segmenter"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text('{"model_type": "any"}')
+        (tmp_path / name / "model.safetensors").write_bytes(safetensors.torch.save({"w": torch.zeros(2)}))
+    config = {"detector": str(tmp_path / "detector"), "segmenter": str(tmp_path / "segmenter")}
+
+    def job(**masks: str) -> Job:
+        settings = {**config, **masks}
+        return make_job("tiny", tiny_base.fingerprint, "mace", concept_set, ["cat"], config=settings)
+
+    before = job()
+    assert job().id == before.id and before.models.keys() == {"detector", "segmenter"}
+    (tmp_path / "segmenter" / "model.safetensors").write_bytes(safetensors.torch.save({"w": torch.ones(2)}))
+    after = job()
+    assert after.id != before.id and after.models["detector"] == before.models["detector"]
+    with pytest.raises(UserError, match="was made for another segmenter than its folder holds now"):
+        run_job(before, tiny_base, concept_set)
+    assert job(masks="attention").models == {} and "models" not in job(masks="attention").model_dump(mode="json")
+    composed = {"edits": [{"method": "mace", "config": config}]}
+    both = make_job("tiny", tiny_base.fingerprint, "compose", concept_set, ["cat"], config=composed)
+    assert both.models == after.models

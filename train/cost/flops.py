@@ -19,7 +19,8 @@ from efface.train.method_cost import BaseImages, Cost
 
 def trained_weights(method: Method, shapes: ModelShapes) -> tuple[Network, dict[str, nn.Parameter]]:
     """The student on the meta device, with its adapters, and the tensors that the method changes, by full name."""
-    if not isinstance(method, GradientMethod):
+    if not isinstance(method, GradientMethod) or not method.saves_what_it_trains:
+        # what is saved bounds what is trained, where that is known after `prepare` alone
         return Denoiser(shapes.unet), select(shapes.modules, method.group)
     if method.network == "text_encoder":
         return TextEncoder(shapes.text_encoder), method.trained(TextEncoder(shapes.text_encoder))

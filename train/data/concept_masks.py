@@ -45,6 +45,9 @@ class MaskConfig(MethodConfig):
     detector: str = Field("IDEA-Research/grounding-dino-base", description="hub id or folder of a zero-shot detector")
     segmenter: str = Field("facebook/sam-vit-huge", description="hub id or folder of a segmenter that takes boxes")
 
+    def models(self) -> dict[str, str]:
+        return {"detector": self.detector, "segmenter": self.segmenter} if self.masks == "detector" else {}
+
 
 def attention_masks(base: Base, images: Posterior, conditioning: Conditioning, positions: Tensor) -> Tensor:
     """(N, h, w), bool: pixels from which the base attends to `positions` (tokens,) of `conditioning`, one row.

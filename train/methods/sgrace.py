@@ -11,7 +11,7 @@ as t says; the authors' is cleaner, for they denoise for t thousandths of the st
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -48,6 +48,9 @@ class SGRACEConfig(GradientConfig):
     )
     unrelated: tuple[str, ...] | None = Field(
         None, min_length=1, description="words beside the concept that stay; null: retained concepts; authors 50"
+    )
+    state: Literal["end", "padding"] = Field(
+        "end", description="f: the state at a prompt's end (authors), or the mean of that and of the padding after it"
     )
     soft_prompts: int = Field(8, ge=1, description="soft prompts of the adversary; authors 8")
     words: tuple[int, int] = Field((3, 20), description="least and most words in a soft prompt's start; authors 3, 20")
@@ -96,7 +99,7 @@ class SGRACE(GradientMethod):
         trained = select(student.modules, self.group)
         self.weights = [(value, value.detach().clone()) for value in trained.values()]
         with torch.no_grad():
-            self.target = SoftPrompts.of(task.base, [concept.phrase]).features(self.teacher)  # f*(c), (1, D)
+            self.target = SoftPrompts.of(task.base, [concept.phrase]).features(self.teacher, self.config.state)  # f*(c)
         self.adversary = self.noised(STATE_TEMPLATES.get(concept.kind, "a photo of {}").format(concept.phrase))
         self.prompts: SoftPrompts | None = None
 
@@ -110,7 +113,9 @@ class SGRACE(GradientMethod):
         stop = stops[integer(len(stops), rng)]
         cond, uncond = (encode_prompts(base, [text]) for text in (prompt, ""))
         found = partial_denoise(base.denoiser, scheduler, cond, uncond, noise, config.guidance_scale, stop)
-        return SoftPromptSearch(base, found[0], found[1].to(base.device), noise, self.target, config.target_weight)
+        return SoftPromptSearch(
+            base, found[0], found[1].to(base.device), noise, self.target, config.target_weight, config.state
+        )
 
     def before_step(self, step: int) -> None:
         turn, place = divmod(step, self.config.round_steps)
@@ -118,7 +123,7 @@ class SGRACE(GradientMethod):
             config, started = self.config, self.started(turn)
             found = self.adversary.run(self.student, started, config.adversary_steps, config.adversary_rate)
             with torch.no_grad():
-                self.before = found.features(self.student)  # f(z)_0
+                self.before = found.features(self.student, config.state)  # f(z)_0
             self.prompts = found
 
     def started(self, turn: int) -> SoftPrompts:
@@ -143,7 +148,7 @@ class SGRACE(GradientMethod):
 
     def loss(self, student: TextEncoder, batch: tuple[Tensor, Tensor]) -> Tensor:
         assert self.prompts is not None
-        (ids, held), config, found = batch, self.config, self.prompts.features(student)
+        (ids, held), config, found = batch, self.config, self.prompts.features(student, self.config.state)
         away = 1 + cosine_similarity(found, self.target).mean()
         same = 1 - cosine_similarity(found, self.before).mean()
         moved = torch.stack([(value - before).abs().mean() for value, before in self.weights]).sum()
