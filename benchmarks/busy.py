@@ -148,6 +148,9 @@ class Instant:
         ended, self._finished = self._finished, []
         yield from ended
 
+    def speed(self, worker: int) -> float:
+        return 1.0
+
     def replace(self, worker: int) -> bool:
         return False
 

@@ -18,7 +18,7 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 LARGEST_AUTO_BATCH = 64
 """Images; a GPU is busy with fewer, and more would wait longer for the first."""
 
-LATER = ("vae_dtype", "compiled")
+LATER = ("vae_dtype", "compiled", "deep_cache", "token_merging")
 """Fields that recipes had none of when ids of images were first kept: at their defaults they are no part of an id."""
 
 
@@ -38,6 +38,10 @@ class Recipe(StrictModel):
     vae_dtype: Dtype = Field(default="float32", description="of the VAE's decoder")
     compiled: bool = Field(
         default=False, description="on a GPU, whether the UNet's blocks are compiled, which rounds elsewhere"
+    )
+    deep_cache: int = Field(default=1, ge=1, description="DeepCache: a whole pass of the UNet every so many steps")
+    token_merging: float = Field(
+        default=0.0, ge=0, le=0.75, description="ToMe: share of tokens merged in self-attention at full resolution"
     )
 
     @property

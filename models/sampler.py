@@ -20,13 +20,14 @@ from torch import Tensor
 from efface.models.base import Base
 from efface.models.batch_size import batch_size
 from efface.models.conditioning import Conditioning
-from efface.models.denoiser import Denoiser
+from efface.models.deep_cache import DeepCached
 from efface.models.noise_predictor import NoisePredictor
 from efface.models.noise_scheduler import make_scheduler
 from efface.models.prompt_projections import prompts_projected_once
 from efface.models.recipe import Dtype, Recipe
 from efface.models.sampler_hooks import Guidance, SamplerHook, hook_of
 from efface.models.text_encoding import encode_prompts
+from efface.models.token_merging import tokens_merged
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,13 @@ def sample(
     uncond = encode_prompts(base, [recipe.negative_prompt])
     size = batch_size(base, recipe, len(requests))
     images = []
-    with _predictor(base, recipe) as (hook, predictor):
+    with _predictor(base, recipe) as (hook, new_predictor):
         for start in range(0, len(requests), size):
             batch = requests[start : start + size]
             padded = [*batch, *[batch[-1]] * (size - len(batch))]
             cond = Conditioning.cat([embeddings[request.prompt] for request in padded])
             generators = [torch.Generator().manual_seed(request.seed) for request in padded]
-            guidance, predict = hook.guidance([request.prompt for request in padded]), _Counted(predictor)
+            guidance, predict = hook.guidance([request.prompt for request in padded]), _Counted(new_predictor())
             latents = denoise(base, recipe, predict, guidance, cond, uncond, generators)
             decoded, finite = decode(base, latents, recipe.vae_dtype)
             cost.unet_rows += predict.rows * len(batch) // size
@@ -134,26 +135,30 @@ def decode(base: Base, latents: Tensor, dtype: Dtype = "float32") -> tuple[np.nd
 
 
 class _Counted:
-    """A denoiser that counts the rows it is given."""
+    """A predictor that counts the rows it is given."""
 
-    def __init__(self, denoiser: Denoiser) -> None:
-        self.denoiser, self.rows = denoiser, 0
+    def __init__(self, predict: NoisePredictor) -> None:
+        self.predict, self.rows = predict, 0
 
     def __call__(self, latents: Tensor, timestep: int | Tensor, conditioning: Conditioning) -> Tensor:
         self.rows += len(latents)
-        return self.denoiser(latents, timestep, conditioning)
+        return self.predict(latents, timestep, conditioning)
 
 
 @contextmanager
-def _predictor(base: Base, recipe: Recipe) -> Iterator[tuple[SamplerHook, Denoiser]]:
-    """The base's hook, and its denoiser with the hook attached, in the recipe's dtype; the base keeps its bits."""
+def _predictor(base: Base, recipe: Recipe) -> Iterator[tuple[SamplerHook, Callable[[], NoisePredictor]]]:
+    """The base's hook; and a new predictor for each batch, in the recipe's dtype, with the hook attached to it.
+
+    The base keeps its bits.
+    """
     dtype, compiled = getattr(torch, recipe.dtype), recipe.compiled and base.device.type == "cuda"
-    hook = hook_of(base)
-    if dtype == torch.float32 and not compiled:
-        with hook.attached(base.denoiser), prompts_projected_once(base.denoiser) as predictor:
-            yield hook, predictor
-        return
-    sampling_copy = base.sampling_copy(dtype, compiled)
-    acts = base.applied is not None and base.applied.kind == "hook"
-    with hook.attached(sampling_copy.denoiser), sampling_copy.predictor(hooked=acts) as predictor:
-        yield hook, predictor
+    hook, acts = hook_of(base), base.applied is not None and base.applied.kind == "hook"
+    copied = base.sampling_copy(dtype, compiled) if compiled or dtype != torch.float32 else None
+    denoiser = copied.denoiser if copied else base.denoiser
+    hooked = acts or recipe.token_merging > 0
+    projecting = copied.predictor(hooked) if copied else prompts_projected_once(denoiser)
+    with hook.attached(denoiser), tokens_merged(denoiser, recipe.token_merging), projecting as predictor:
+        if recipe.deep_cache > 1 and not acts:
+            yield hook, lambda: DeepCached(predictor, denoiser.module, recipe.deep_cache)
+        else:
+            yield hook, lambda: predictor

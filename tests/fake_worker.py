@@ -28,6 +28,7 @@ from efface.cluster.tasks.model import Model
 from efface.cluster.tasks.retry_rules import Outcome
 from efface.cluster.tasks.task import DamagedInput, Task
 from efface.cluster.tasks.training import TrainingTask, training_facts
+from efface.cluster.workers.executor import Ready
 from efface.cluster.workers.worker import WorkerContext
 from efface.errors import Stopped, StorageError
 from efface.eval.image_table import IMAGE_SCHEMA, SCHEMA, write_table
@@ -57,9 +58,8 @@ class FakeWorker:
         self.folder = RunFolder(context.root)
         self._should_stop = should_stop or (lambda: self.folder.stop_request() not in (None, context.stop_request))
 
-    def ready(self) -> str:
-        """A name of this node."""
-        return socket.gethostname()
+    def ready(self) -> Ready:
+        return Ready(socket.gethostname())
 
     def run(self, task: Task) -> Outcome:
         """Pretend a task; its outputs and record are real files in the run folder. Unknown kinds are really run."""

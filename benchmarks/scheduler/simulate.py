@@ -91,6 +91,9 @@ class VirtualGPUs:
         new_workers, self._new_workers = self._new_workers, []
         return new_workers
 
+    def speed(self, worker: int) -> float:
+        return self._speeds[worker]
+
     def submit(self, worker: int, task: Task) -> None:
         self._queues[worker].append(task)
         if len(self._queues[worker]) == 1:

@@ -155,7 +155,10 @@ def durations(plan: Plan, rates: Rates, seed: int = 0) -> dict[str, float]:
         return means
     # A gamma distribution: positive, with this mean and relative standard deviation.
     shape = rates.spread**-2
-    return {name: random.Random(f"{seed} {name}").gammavariate(shape, mean / shape) for name, mean in means.items()}
+    return {
+        name: random.Random(f"{seed} {name}").gammavariate(shape, mean / shape) if mean else 0.0
+        for name, mean in means.items()
+    }
 
 
 def _unknown(rates: Rates, uses: Sequence[RateUse]) -> UserError:

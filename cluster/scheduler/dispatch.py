@@ -1,6 +1,7 @@
 """The driver's loop: keep every worker busy, note what ended, and do what its outcome says (`tasks/retry_rules.py`)."""
 
 import statistics
+from bisect import bisect_left, bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ STRAGGLER_FACTOR = 3.0
 
 STRAGGLER_MIN_TASKS = 5
 """Tasks of a kind that must have ended before it is known how long most take."""
+
+SPEED_STEPS = 5
+"""So many speeds of workers are told apart, from that of the fastest to none."""
 
 POLL_INTERVAL = 0.5
 """Seconds between two looks at limits, stragglers and requests to stop, while nothing ends."""
@@ -109,7 +113,9 @@ class Dispatcher:
         self._folder, self._executor, self._callbacks = folder, executor, callbacks
         self._limits, self._should_stop, self._source = limits, should_stop, source
         self._worker_states = [WorkerState() for _ in range(executor.workers)]
-        self._idle: deque[int] = deque()
+        self._idle: list[int] = []
+        """The fastest first; of equally fast ones, first those that held something last."""
+        self._fastest = 0.0
         self._accepting: set[int] = set()
         """Workers that have just ended something, and might take a second task."""
         self._pending: Task | None = None
@@ -151,8 +157,18 @@ class Dispatcher:
         for worker in self._executor.new_workers():
             self._worker_states += [WorkerState() for _ in range(len(self._worker_states), self._executor.workers)]
             self._worker_states[worker] = WorkerState()
-            self._idle.append(worker)
+            self._fastest = max(self._fastest, self._executor.speed(worker))
+            self._make_idle(worker)
         self._queue.workers = self._executor.workers
+
+    def _make_idle(self, worker: int, first: bool = False) -> None:
+        """A worker has nothing to do. It goes before others of its speed, or behind them."""
+        place = bisect_left if first else bisect_right
+        self._idle.insert(place(self._idle, self._slowness(worker), key=self._slowness), worker)
+
+    def _slowness(self, worker: int) -> int:
+        """0 of the fastest; speeds are in steps, as two equal GPUs are never measured quite the same."""
+        return round(SPEED_STEPS * (1 - self._executor.speed(worker) / self._fastest))
 
     def _assign_tasks(self) -> None:
         """Give tasks to whoever can take more. A second one is always short, and never waits behind a long one.
@@ -176,7 +192,7 @@ class Dispatcher:
                 process_groups.submit_job(workers, first)
             else:
                 packed = self._packed_with(first)
-                worker = self._idle.popleft()
+                worker = self._idle.pop(0)
                 self._submit(worker, first, *packed)
                 accepting.append(worker)
         for position in range(1, self._executor.depth):
@@ -249,7 +265,7 @@ class Dispatcher:
             self._accepting.add(worker)
         else:
             # In front of those that had nothing to do before: such a worker holds the model that it made just now.
-            self._idle.appendleft(worker)
+            self._make_idle(worker, first=True)
 
     def _handle_outcome(self, worker: int, task: Task, outcome: Outcome) -> None:
         """What the end of one copy of a task means for it."""
@@ -321,4 +337,4 @@ class Dispatcher:
                 late = now - worker_state.since > STRAGGLER_FACTOR * position * usual[task.kind] * task.size
                 if late and self._idle and self._copies.get(task.id) == 1 and task.id not in self._speculated:
                     self._speculated.add(task.id)
-                    self._submit(self._idle.popleft(), task)
+                    self._submit(self._idle.pop(0), task)

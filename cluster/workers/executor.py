@@ -1,17 +1,26 @@
 """What an executor is: numbered workers that are given tasks, and say how each ended."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from efface.cluster.tasks.retry_rules import Outcome
 from efface.cluster.tasks.task import Task
 
 
+class Ready(NamedTuple):
+    """A worker that has everything loaded."""
+
+    node: str
+    """A name of its node."""
+    speed: float = 1.0
+    """10^12 operations a second in a large matrix product, on a GPU; else 1."""
+
+
 class TaskWorker(Protocol):
     """What does the tasks: a `Worker`, or a test's replacement."""
 
-    def ready(self) -> str:
-        """A name of this node, once everything is loaded."""
+    def ready(self) -> Ready:
+        """Answers once everything is loaded."""
 
     def run(self, task: Task) -> Outcome:
         """Do a task. Never raises."""
@@ -35,6 +44,9 @@ class Executor(Protocol):
 
     def new_workers(self) -> list[int]:
         """Workers that can take tasks since now: at the beginning, and again where another replaced one."""
+
+    def speed(self, worker: int) -> float:
+        """How fast a worker is that has come up; only ratios of two mean anything."""
 
     def submit(self, worker: int, task: Task) -> None:
         """Give a task to a worker; returns at once, or when the task is done."""

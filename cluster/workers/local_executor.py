@@ -25,6 +25,9 @@ class LocalExecutor:
         new_workers, self._new_workers = self._new_workers, []
         return new_workers
 
+    def speed(self, worker: int) -> float:
+        return 1.0
+
     def submit(self, worker: int, task: Task) -> None:
         self._finished.append((worker, task, self._worker.run(task)))
 

@@ -55,6 +55,7 @@ class RayExecutor:
         """First worker of a process group -> all that it replaces."""
         self._nodes: dict[int, str] = {}
         """Node of each worker that came up."""
+        self._speeds: dict[int, float] = {}
         self.process_groups: ProcessGroups | None = self if context.processes > 1 else None
         self._starting: dict[Any, int] = {}
         self._start_failures = 0
@@ -86,7 +87,7 @@ class RayExecutor:
         for reference in ready:
             worker = self._starting.pop(reference)
             try:
-                self._nodes[worker] = ray.get(reference)
+                self._nodes[worker], self._speeds[worker] = ray.get(reference)
             except RayActorError as error:
                 self._start_failures += not is_node_failure(error)
                 if "UserError" in str(error) or self._start_failures >= MAX_START_FAILURES:
@@ -97,6 +98,9 @@ class RayExecutor:
             self._start_failures = 0
             workers.append(worker)
         return workers
+
+    def speed(self, worker: int) -> float:
+        return self._speeds.get(worker, 1.0)
 
     def submit(self, worker: int, task: Task) -> None:
         self._running[self._actors[worker].run.remote(task)] = (worker, (task,))

@@ -26,7 +26,9 @@ from efface.cluster.tasks.model import Model
 from efface.cluster.tasks.prompt_search import FOUND, PromptCheck
 from efface.cluster.tasks.retry_rules import Outcome, outcome_of_error
 from efface.cluster.tasks.task import DamagedInput, Task
+from efface.cluster.workers.executor import Ready
 from efface.cluster.workers.log_capture import log_to
+from efface.cluster.workers.matmul_speed import matmul_speed
 from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import PromptSet
 from efface.config_files import read_config
@@ -130,9 +132,9 @@ class Worker:
         self._start = self._clock()
         """When it began."""
 
-    def ready(self) -> str:
-        """A name of this node, once everything is loaded."""
-        return socket.gethostname()
+    def ready(self) -> Ready:
+        """Answers once everything is loaded."""
+        return Ready(socket.gethostname(), matmul_speed() if self.device == "cuda" else 1.0)
 
     def run(self, task: Task, smaller_batch: bool = False) -> Outcome:
         """Do a task. Never raises: what goes wrong is described in the outcome, with its log.

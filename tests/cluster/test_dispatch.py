@@ -54,6 +54,9 @@ class FakeExecutor:
         new_workers, self.new = self.new, []
         return new_workers
 
+    def speed(self, worker: int) -> float:
+        return 1.0
+
     def replace(self, worker: int) -> bool:
         return False
 
@@ -211,3 +214,19 @@ def test_with_nothing_left_no_worker_is_given_a_task(made: Plan, folder: RunFold
     executor = FakeExecutor(made, 2, 0)
     dispatch(RemainingTasks(), folder, executor, [RecordingCallback()])
     assert executor.log == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_takes_long_begins_on_the_fastest_workers(made: Plan, folder: RunFolder, seed: int) -> None:
+    """Workers 1 and 3 are twice as fast as the others, but for what a measurement is off by."""
+    speeds = {1: 1.0, 3: 0.98}
+
+    class TwoSpeeds(FakeExecutor):
+        def speed(self, worker: int) -> float:
+            return speeds.get(worker, 0.5)
+
+    executor = TwoSpeeds(made, 5, seed)
+    dispatch(remaining_tasks(made, folder), folder, executor, [RecordingCallback()])
+    first = [worker for worker, _ in executor.log[:5]]
+    assert set(first[:2]) == {1, 3} and sorted(first) == list(range(5))
+    assert sorted(task.id for task in executor.ended) == all_tasks(made)

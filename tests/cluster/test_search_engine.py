@@ -328,6 +328,9 @@ class ManyWorkers:
         self.ran[task.id] += 1
         yield worker, task, self._worker.run(task)
 
+    def speed(self, worker: int) -> float:
+        return 1.0
+
     def replace(self, worker: int) -> bool:
         return False
 

@@ -79,6 +79,9 @@ class TimedExecutor:
         for gone in (task, *(other for other, _ in waiting)):
             yield worker, gone, outcome
 
+    def speed(self, worker: int) -> float:
+        return 1.0
+
     def replace(self, worker: int) -> bool:
         if self._replaceable:
             self.replaced.append((self.now, worker))

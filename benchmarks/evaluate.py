@@ -1,0 +1,109 @@
+"""How fast models are judged, beside a plain loop; `python -m benchmarks.evaluate [--device cuda] [--json]`.
+
+Sampling, judging and PNGs of one shard, in the same run. The plain loop is what a script does: diffusers' pipeline in
+batches, then the judge, then each PNG. On a CPU the miniature with its judge in one thread, and seconds of the
+processor; on a GPU Stable Diffusion v1.4 with random weights, judged by a CLIP ViT-L/14 with random weights, and the
+clock.
+"""
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from benchmarks.generate import IMAGES_PER_PROMPT, PROMPTS, stock_pipeline
+from benchmarks.on_device import arguments, best_of, loaded, show
+from efface.concepts.concept import Concept, ConceptSet, load_concept_set
+from efface.eval.eval_requests import Ask, EvalRequest
+from efface.eval.evaluate import evaluate, png
+from efface.eval.judge import Judge, Verdict
+from efface.eval.judge_spec import load_judge
+from efface.models.base import Base
+from efface.models.recipe import Recipe
+
+RECIPES = {"cpu": "miniature", "cuda": "reference-fp16"}
+STOCK_BATCHES = {"cpu": (16, 32), "cuda": (16, 32)}
+"""Of which the better counts."""
+
+
+class RandomClip:
+    """What judging by CLIP ViT-L/14 costs: its vision tower with random weights, in half precision."""
+
+    name, version = "random-clip", "0" * 16
+
+    def __init__(self, device: torch.device) -> None:
+        config = CLIPVisionConfig(
+            hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14
+        )
+        self.tower = CLIPVisionModel(config).eval().to(device, torch.float16)
+
+    def check(self, concepts: Iterable[Concept]) -> None:
+        pass
+
+    @torch.no_grad()
+    def judge(self, images: np.ndarray, concepts: Sequence[Concept]) -> list[Verdict]:
+        pixels = torch.from_numpy(images).to(self.tower.device).permute(0, 3, 1, 2).half() / 255
+        features = self.tower(F.interpolate(pixels, (224, 224), mode="bilinear")).pooler_output.float().mean(dim=-1)
+        return [Verdict(value > 0, 1 / (1 + np.exp(-value))) for value in features.tolist()]
+
+
+def plain_loop(
+    base: Base, recipe: Recipe, batch: int, requests: list[EvalRequest], judge: Judge, concepts: ConceptSet
+) -> list[tuple[Verdict, bytes]]:
+    """Every image, its verdict and its PNG, one batch after another."""
+    pipe, found = stock_pipeline(base, recipe), []
+    for start in range(0, len(requests), batch):
+        part = requests[start : start + batch]
+        made = pipe(
+            [request.prompt for request in part],
+            height=recipe.height,
+            width=recipe.width,
+            num_inference_steps=recipe.steps,
+            guidance_scale=recipe.guidance_scale,
+            generator=[torch.Generator().manual_seed(request.seed) for request in part],
+            output_type="np",
+        ).images
+        images = (made * 255).round().astype(np.uint8)
+        verdicts = judge.judge(images, [concepts.find(request.asks[0].asked_concept) for request in part])
+        found += [(verdict, png(image)) for verdict, image in zip(verdicts, images, strict=True)]
+    return found
+
+
+def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    base, recipe = loaded(args)
+    concepts = load_concept_set("miniature")
+    judge: Judge = RandomClip(base.device) if args.device == "cuda" else load_judge("miniature")
+    ask = (Ask("cat", "forget", "cat", "p"),)
+    requests = [EvalRequest(prompt, seed, ask) for prompt in PROMPTS for seed in range(IMAGES_PER_PROMPT)]
+    works: dict[str, Callable[[], Any]] = {
+        f"plain loop, batch {batch}": partial(plain_loop, base, recipe, batch, requests, judge, concepts)
+        for batch in STOCK_BATCHES[args.device]
+    }
+    works["efface"] = partial(evaluate, base, recipe, requests, [judge], concepts, model_id="m", method="base")
+    taken = {name: value / len(requests) for name, value in best_of(works, args.rounds, base.device).items()}
+    ours = taken.pop("efface")
+    plain = min(taken.values())
+    measured = {
+        "speedup": plain / ours,
+        "seconds_per_image": {**taken, "efface": ours},
+        "recipe": recipe.name,
+        "base": base.spec.name,
+        "images": len(requests),
+    }
+    lines = [f"{name}: {value:.4f} s an image" for name, value in {**taken, "efface": ours}.items()]
+    return measured, [*lines, f"{plain / ours:.2f} times as fast as the plain loop"]
+
+
+def main() -> None:
+    args = arguments(__doc__ or "", RECIPES).parse_args()
+    measured, lines = measure(args)
+    show("evaluate", args, torch.device(args.device), measured, lines)
+
+
+if __name__ == "__main__":
+    main()

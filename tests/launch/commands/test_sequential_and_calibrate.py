@@ -1,0 +1,71 @@
+"""Judging in looks until a question is answered, and by two recipes, on the tiny world."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import yaml
+from command import RunEfface
+
+from efface.concepts.prompts import AXES
+from efface.eval.image_table import read_table
+from efface.models.recipe import load_recipe
+
+
+@pytest.fixture
+def delta(finished: Path) -> Path:
+    (found,) = finished.glob("jobs/uce-*/delta.safetensors")
+    return found
+
+
+def rows(run: Path) -> set[tuple[object, ...]]:
+    key = ("method", "axis", "concept", "asked_concept", "prompt", "seed", "present", "image_sha256")
+    return {tuple(row[name] for name in key) for row in read_table(run / "table.parquet").to_pylist()}
+
+
+def test_an_axis_that_is_settled_is_drawn_no_more_and_the_rest_to_the_end(
+    efface: RunEfface, base: str, finished: Path, delta: Path, tmp_path: Path
+) -> None:
+    options = ["--base", base, "--images-per-prompt", 2, "--workers", 0]
+    assert efface("evaluate", delta, *options, "--out", tmp_path / "whole").code == 0
+    whole = rows(tmp_path / "whole")
+    of_first = defaultdict(list)
+    for row in read_table(tmp_path / "whole" / "table.parquet").to_pylist():
+        if row["method"] == "uce" and row["seed"] == 0:
+            of_first[row["axis"]].append(row["present"] == (row["axis"] in ("adjacent", "retain")))
+    right = [axis for axis in AXES if all(of_first[axis])]
+    assert right, "no axis is right on all first images, so that none is above 0 for sure after one look"
+    until = [part for axis in right for part in ("--until", f"{axis}=0")]
+    found = []
+    for _ in range(2):  # the second time everything is there
+        assert efface("evaluate", delta, *options, *until, "--out", tmp_path / "run").code == 0
+        found.append(json.loads((tmp_path / "run" / "sequential.json").read_text()))
+    assert found[0] == found[1]
+    assert found[0]["looks"] == [1, 2] and found[0]["level"] == pytest.approx(0.975)
+    assert found[0]["images_per_prompt"] == {axis: 1 if axis in right else 2 for axis in AXES}
+    assert all(found[0]["answers"][axis]["uce"]["verdict"] == "above" for axis in right)
+    assert rows(tmp_path / "run") == {row for row in whole if row[5] == 0 or row[1] not in right}
+
+
+def test_a_recipe_shifts_scores_by_what_the_two_runs_differ(
+    efface: RunEfface, base: str, campaign_inputs: Path, delta: Path, tmp_path: Path
+) -> None:
+    recipe = yaml.safe_load((campaign_inputs / "recipe.yaml").read_text())
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump({**recipe, "name": "other", "steps": 5, "scheduler": "dpm++"}))
+    out = tmp_path / "out"
+    options = ["--base", base, "--images-per-prompt", 1, "--workers", 0, "--out", out]
+    result = efface("calibrate", tmp_path / "other.yaml", delta, *options)
+    assert result.code == 0 and "shift, 95 % interval" in result.out
+    found = json.loads((out / "calibration.json").read_text())
+    assert (found["against"], found["recipe"], set(found["methods"])) == ("tiny", "other", {"base", "uce"})
+    before, after = (
+        json.loads((out / load_recipe(path).id / "scores.json").read_text())["methods"]["uce"]["axes"]
+        for path in (campaign_inputs / "recipe.yaml", tmp_path / "other.yaml")
+    )
+    shift = found["methods"]["uce"]["shift"]
+    for axis in AXES:
+        assert shift["axes"][axis]["difference"] == pytest.approx(after[axis] - before[axis])
+        assert shift["axes"][axis]["low"] <= shift["axes"][axis]["difference"] <= shift["axes"][axis]["high"]
+    again = efface("calibrate", campaign_inputs / "recipe.yaml", delta, *options)
+    assert again.code == 2 and "is the one to compare with" in again.err
