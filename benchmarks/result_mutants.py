@@ -99,7 +99,7 @@ RESULT_MUTANTS = (
         VERIFY,
         "pixel_sha256(image) == model.sample.image_sha256",
         "True",
-        f"{T_PACKAGE} -k 'does_not_make or not_exact'",
+        f"{T_PACKAGE} -k last_bit",
     ),
     # other people's models
     Mutant(
@@ -130,14 +130,14 @@ RESULT_MUTANTS = (
         "eval/attacks/gcg.py",
         "if float(losses.min()) < best:",
         "if True:",
-        "tests/eval/test_attack_run.py -k gcg",
+        "tests/eval/test_attack_draws.py -k worse",
     ),
     Mutant(
         "a search for prompts takes an exchange that is worse",
         "eval/attacks/token_search.py",
         "if float(similarities[winner]) > best:",
         "if True:",
-        "tests/eval/test_token_search.py",
+        "tests/eval/test_token_search.py -k worse",
     ),
     # closed forms
     Mutant(

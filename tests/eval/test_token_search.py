@@ -73,6 +73,13 @@ def test_the_search_improves_the_objective_it_reports(tiny_base: Base, goal: Sea
     assert float(goal.similarity(goal.features(tiny_base, [found.text]))[0]) == pytest.approx(found.strength, abs=1e-5)
 
 
+def test_no_exchange_that_is_worse_is_taken(tiny_base: Base, goal: SearchObjective) -> None:
+    """With one exchange tried in one step, about every other one is worse."""
+    few = TokenSearchConfig(tokens=2, steps=1, top_k=50, candidates=1)
+    found = [search(tiny_base, goal, Vocabulary(tiny_base), NOTHING, few, seed) for seed in range(6)]
+    assert all(one.strength >= one.provenance["start"] for one in found)
+
+
 def test_the_prompt_reads_back_to_its_tokens(tiny_base: Base, goal: SearchObjective) -> None:
     for seed in range(3):
         found = run(tiny_base, goal, seed=seed)
