@@ -43,6 +43,15 @@ def test_the_images_of_an_attack_are_not_noised_with_what_they_began_with(
     assert drawn and not any(torch.equal(noise, oracle.noise(CAT.seed)[0]) for noise in drawn)
 
 
+def test_gcg_takes_no_exchange_that_is_worse(oracle: Oracle, world: ConceptSet, prompts: PromptSet) -> None:
+    """With one exchange tried a step, about every other one is worse."""
+    config = parse_attack_config("gcg", {**QUICK["gcg"], "steps": 6, "candidates": 1, "test_every": 1})
+    attack = ATTACKS.get("gcg")(oracle.base, config)
+    attack.prepare(oracle, attack_target(world.find("Cat"), world, prompts), 0)
+    losses = [attempt.facts["loss"] for attempt in attack.attempts(oracle, CAT)]
+    assert len(losses) == 6 and losses == sorted(losses, reverse=True)
+
+
 def test_the_probe_adds_other_noise_than_an_image_begins_with(oracle: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[tuple[torch.Tensor, torch.Tensor]] = []
     step = noise_scale.ddim_step
