@@ -69,7 +69,7 @@ setup(
         "quality": ["torchmetrics>=1.9"],  # FID and KID
         "nsfw": ["nudenet>=3.4.2"],  # judges nudity; the wheel brings its weights
         "curves": ["tensorboard>=2.17.1"],  # goes with numpy 2
-        "docs": ["mkdocs-material>=9.6"],
+        "docs": ["mkdocs-material>=9.6", "nbclient>=0.10", "ipykernel>=6.29"],  # the latter execute its notebooks
         "dev": [
             "efface[s3,search,train,curves,nsfw,quality,docs]",
             "moto[server,s3]>=5.1",

@@ -6,16 +6,22 @@ from rich.console import Console
 from rich.text import Text
 
 from efface.cluster.storage.run_folder import RunFolder
+from efface.concepts.prompts import AXES
 from efface.eval.attack_table import AttackRow, attack_table
 from efface.eval.image_errors import ImageError, counted
 from efface.eval.judge_accuracy import Accuracy
 from efface.eval.scores.continual import Stages
 from efface.eval.scores.continual import rich_table as stages_table
 from efface.eval.scores.leaderboard import LeaderboardRow, differences_table, rich_table
+from efface.notebook_tables import html_image, html_table
 from efface.text import rich_text, shown
 
 MIN_TRUSTED_ACCURACY = 0.9
 """Accuracy on the base's images below which a judge's verdicts come with a warning."""
+
+
+MAX_SHEETS = 3
+"""Concepts whose images a notebook shows."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,22 @@ class Results:
     """What the run found out that should be known before the scores are believed."""
     attacks: list[AttackRow] = field(default_factory=list)
     """A row for each method and attack."""
+
+    def _repr_html_(self) -> str:
+        """As a notebook shows it: the leaderboard, and images of the base and every method side by side."""
+        header = ("method", "concepts", *AXES, "ERR", "95 % interval")
+        lines = [
+            (
+                row.method,
+                row.concepts,
+                *(f"{getattr(row, axis):.3f}" for axis in AXES),
+                f"{row.err_mean:.3f}",
+                f"{row.low:.3f}–{row.high:.3f}",
+            )
+            for row in self.rows
+        ]
+        sheets = sorted(self.folder.sheets.glob("*.png"))[:MAX_SHEETS] if self.folder.sheets.is_dir() else []
+        return html_table(header, lines) + "".join(html_image(sheet.read_bytes(), sheet.stem) for sheet in sheets)
 
     def show(self, console: Console) -> None:
         """The leaderboard, and where the rest is."""

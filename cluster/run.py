@@ -74,6 +74,16 @@ def reopen_run(root: Path) -> Run:
     return Run(plan_campaign(campaign), folder, campaign.limits, campaign.training)
 
 
+def reopen_judged(root: Path) -> Run:
+    """As `reopen_run`, and also of a folder in which `efface evaluate` has judged deltas. Raises UserError."""
+    folder = RunFolder(root)
+    if folder.campaign.is_file() or not folder.evaluation.is_file():
+        return reopen_run(root)
+    requested = read_config(DeltaEvaluation, folder.evaluation)
+    deltas = [(path, Delta.load(path)) for path in sorted(folder.root.glob("jobs/*/delta.safetensors"))]
+    return Run(plan_deltas(deltas, requested), folder, requested.limits)
+
+
 def open_evaluation(
     deltas: Sequence[tuple[Path, Delta]],
     evaluation_config: DeltaEvaluation,

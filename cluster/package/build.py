@@ -74,7 +74,7 @@ def build_package(
         )
         _write_results(plan, folder, content, label, unfinished)
         judged = judgement(content, label, [model.id for model in models])
-        _write_readme(plan, description, content, label, judged, dtypes, is_hook, unfinished)
+        _write_readme(plan, folder, description, content, label, judged, dtypes, is_hook, unfinished)
         write_json(unfinished / DESCRIPTION, description.model_dump(mode="json"))
         if not is_hook:
             shutil.copyfile(TEMPLATES / "load_delta.py", unfinished / "load_delta.py")
@@ -194,12 +194,18 @@ def _write_results(plan: Plan, folder: RunFolder, content: RunContent, label: st
         calibration.save(evaluation / f"calibration-{file_stem(calibration.judge)}.json")
     for log in sorted(folder.logs.glob("*.jsonl"), key=lambda path: path.name):
         (evaluation / log.name).write_bytes(log.read_bytes())
-    (root / "campaign.yaml").write_text(folder.campaign.read_text(encoding="utf-8"), encoding="utf-8")
+    requested = _requested(folder)
+    (root / requested.name).write_text(requested.read_text(encoding="utf-8"), encoding="utf-8")
     (root / "scores.csv").write_text(scores_csv([_only(content, label)]), encoding="utf-8")
     write_report([_only(content, label)], root / "report.html")
     for extra in ("report.csv", "report.md"):
         (root / extra).unlink()
     (root / "environment.txt").write_text("\n".join(_environment()) + "\n", encoding="utf-8")
+
+
+def _requested(folder: RunFolder) -> Path:
+    """What was asked for: a campaign, or deltas to be judged."""
+    return folder.campaign if folder.campaign.is_file() else folder.evaluation
 
 
 def _only(content: RunContent, label: str) -> RunContent:
@@ -235,6 +241,7 @@ def _environment() -> list[str]:
 
 def _write_readme(
     plan: Plan,
+    folder: RunFolder,
     description: Description,
     content: RunContent,
     label: str,
@@ -246,7 +253,8 @@ def _write_readme(
     devices = Counter(model.device or "unknown device" for model in description.models)
     known = [model.seconds for model in description.models if model.seconds is not None]
     hardware = [f"{count} model{'s' if count > 1 else ''} on {device}" for device, count in devices.items()]
-    hardware.append(f"training: {sum(known):.1f} s in all, {sum(known) / max(1, len(known)):.1f} s a model")
+    if known:
+        hardware.append(f"training: {sum(known):.1f} s in all, {sum(known) / len(known):.1f} s a model")
     only = _only(content, label)
     leaderboard = scores_markdown([only]).partition("\n| ")[2]
     text = (
@@ -261,6 +269,7 @@ def _write_readme(
             problems=content.problems,
             change=next((row for row in content.rows if row.method == label and row.challenge_all is not None), None),
             leaderboard=f"| {leaderboard}",
+            requested=_requested(folder).name,
             dtypes=dtypes,
             is_hook=is_hook,
             hardware=hardware,

@@ -49,6 +49,19 @@ class TableScores:
     curves: dict[str, dict[str, dict[float, float]]] = field(default_factory=dict)
     """By label, see `threshold_curve`, where that was asked for."""
 
+    def _repr_html_(self) -> str:
+        """As a notebook shows it: a line for each method and concept."""
+        from efface.concepts.prompts import AXES
+        from efface.notebook_tables import html_table
+
+        lines = [
+            (label, concept, *(f"{values[axis]:.3f}" for axis in (*AXES, "err")), "{:.3f}–{:.3f}".format(*interval))
+            for label, scores in self.methods.items()
+            for concept, values in scores.concepts.items()
+            for interval in [scores.intervals.concepts[concept]["err"]]
+        ]
+        return html_table(("method", "concept", *AXES, "ERR", "95 % interval"), lines)
+
 
 def run(options: ScoreOptions) -> TableScores:
     """Score each method of the table, or the one requested; a run folder means its table. Raises UserError."""

@@ -16,9 +16,9 @@ from efface.files import local_path, unless_taken, write_json
 from efface.launch.command import Command
 from efface.launch.job_request import JobRequest, read_request
 from efface.launch.key_values import parse_key_values
-from efface.launch.notebook_tables import html_table
 from efface.launch.options import DELTA, LOCAL, BaseOption, ConceptsOption, DeviceOption, ForceOption
 from efface.launch.output_files import check_output
+from efface.notebook_tables import html_table
 from efface.text import shown
 
 if TYPE_CHECKING:

@@ -131,7 +131,7 @@ PLANNED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "submit": plan_submission,
     **dict.fromkeys(("doctor", "prefetch"), prefetched),
 }
-LOOKED_UP = ("methods", "judges", "concepts", "bases", "attacks", "prompts", "score", "status", "verify")
+LOOKED_UP = ("methods", "judges", "concepts", "bases", "attacks", "prompts", "pull", "score", "status", "verify")
 """Verbs that show what there is, which `tests/launch/commands` run."""
 
 

@@ -42,7 +42,11 @@ def test_evaluate_takes_what_unlearn_gives_and_score_agrees(base: str, folder: P
     edited = efface.unlearn("uce", "cat", base=base, out="cat.safetensors")
     judged = efface.evaluate(edited, base=base, images_per_prompt=1, out="run", device="cpu")
     row = next(row for row in judged.rows if row.method == "uce")
-    assert efface.score("run").methods["uce"].err_mean == row.err_mean
+    scores = efface.score("run")
+    assert scores.methods["uce"].err_mean == row.err_mean
+    shown = judged._repr_html_()
+    assert f"<td>{row.err_mean:.3f}</td>" in shown and '<img alt="cat" src="data:image/webp;base64,' in shown
+    assert f"<td>{scores.methods['uce'].concepts['cat']['err']:.3f}</td>" in scores._repr_html_()
 
 
 def test_a_pipeline_is_diffusers_own_with_the_edited_weights(base: str, folder: Path) -> None:

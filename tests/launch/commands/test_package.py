@@ -149,6 +149,19 @@ def test_the_loader_refuses_what_acts_while_an_image_is_made(package: Path, tmp_
         runpy.run_path(str(package / "load_delta.py"))["apply_delta"](None, str(path))
 
 
+def test_a_delta_that_was_judged_by_itself_is_packaged_too(
+    efface: RunEfface, finished: Path, base: str, tmp_path: Path
+) -> None:
+    (delta,) = (finished / "jobs").glob("*/delta.safetensors")
+    run, out = tmp_path / "run", tmp_path / "package"
+    judged = efface("evaluate", delta, "--base", base, "--images-per-prompt", 1, "--out", run, "--workers", 0)
+    assert judged.code == 0, judged.err
+    assert efface("package", run, "--out", out, "--weights", "none").code == 0
+    assert (out / "deltas" / "cat.safetensors").read_bytes() == delta.read_bytes()
+    assert (out / "evaluation.yaml").is_file() and "efface evaluate deltas/" in (out / "README.md").read_text()
+    assert efface("verify", out, "--base", base, "--device", "cpu").code == 0
+
+
 def test_a_method_without_weights_is_packaged_without_a_loader_of_weights(
     efface: RunEfface, campaign_inputs: Path, tmp_path: Path
 ) -> None:
