@@ -34,6 +34,8 @@ def pack_key(job: Job) -> str | None:
     made = method(config)
     if made.network != "unet" or made.config.select != "all":  # entries are selected by gradients before the loop
         return None
+    if made.config.replay_weight > 0:  # a loss of two passes
+        return None
     shared = {name: value for name, value in config.model_dump(mode="json").items() if name in SHARED_FIELDS}
     return content_id([job.base_id, job.method, made.version, made.group, made.steps, shared])
 

@@ -55,7 +55,7 @@ def test_each_edit_is_made_on_what_the_one_before_left(tiny_base: Base, concept_
     for name, value in (tiny_base.originals() | by_hand).items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-7)
     assert any(name.startswith("text_encoder.") for name in composed.tensors)
-    assert len(metrics["losses"]) == 4
+    assert len(metrics.losses) == 4
     assert [edit["method"] for edit in composed.provenance["job"]["config"]["edits"]] == ["hirm", "uce", "esd"]
 
 
@@ -173,7 +173,7 @@ def test_concepts_are_erased_by_themselves_and_merged_also_request_by_request(
     both, metrics = run_job(
         job(tiny_base, concept_set, "ties", ["cat", "dog"], **settings), tiny_base, concept_set, cache=tmp_path
     )
-    assert len(metrics["losses"]) == 4
+    assert len(metrics.losses) == 4
     originals, changes = tiny_base.originals(), []
     apart = ConceptSet(name="tests", version=1, concepts=concept_set.concepts)
     for name in ("cat", "dog"):

@@ -253,3 +253,9 @@ def test_only_jobs_that_ask_for_passes_of_one_shape_have_one_key(jobs: Any) -> N
     keys = {pack_key(job), *(pack_key(jobs("esd", 1, **{name: value})[0]) for name, value in other.items())}
     assert len(keys) == 1 + len(other) and None not in keys
     assert pack_key(jobs("esd", 1, select="gradient")[0]) is None
+
+
+def test_jobs_with_an_adversary_or_a_replay_are_trained_alone(quick_job: Any) -> None:
+    assert pack_key(quick_job("esd")) is not None
+    assert [pack_key(quick_job(name)) for name in ("race", "aegis", "stereo", "compose", "ties")] == [None] * 5
+    assert pack_key(quick_job("esd", replay_weight=1.0)) is None

@@ -18,7 +18,7 @@ it is computed. What the formulas leave open is ours: lambda, the token's rate a
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -64,6 +64,7 @@ class AEGIS(ESD):
 
     Config = AEGISConfig
     config: AEGISConfig
+    packs: ClassVar[bool] = False  # the adversary asks the student for gradients of its own
 
     def cost(self, shapes: ModelShapes) -> Cost:
         one = super().cost(shapes)

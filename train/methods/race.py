@@ -13,6 +13,7 @@ It begins where ESD has ended: the first `clean_steps` are ESD's, without an adv
 """
 
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from pydantic import Field, model_validator
@@ -53,6 +54,7 @@ class RACE(ESD):
 
     Config = RACEConfig
     config: RACEConfig
+    packs: ClassVar[bool] = False  # the adversary asks the student for gradients of its own
 
     def cost(self, shapes: ModelShapes) -> Cost:
         config = self.config

@@ -149,7 +149,9 @@ class STEREO(GradientMethod):
             "eta": config.search_eta,
         }
         method = EncodedESD(ESDConfig(**{**shared, **own}), encoded)
-        trained = train(method, replace(task, seed=task.seed + turn)).tensors
+        # what is cached is of the original, and the base here is the model of a round
+        alone = replace(task, seed=task.seed + turn, cache=None, rollouts=None)
+        trained = train(method, alone).tensors
         student = task.base.denoiser.copy()
         with torch.no_grad():
             for name, value in method.trained(student).items():
