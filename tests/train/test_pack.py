@@ -97,8 +97,8 @@ def test_packed_jobs_come_to_what_they_come_to_alone(method: str, doubles: Base,
     for job, (delta, metrics) in zip(pack, packed(pack, doubles, concept_set), strict=True):
         alone, measured = run_job(job, doubles, concept_set)
         assert difference(alone, delta, doubles) < 1e-9
-        assert metrics["losses"] == pytest.approx(measured["losses"], rel=1e-9)
-        assert metrics["samples_seen"] == measured["samples_seen"]
+        assert metrics.losses == pytest.approx(measured.losses, rel=1e-9)
+        assert metrics.samples_seen == measured.samples_seen
 
 
 @pytest.mark.slow
@@ -235,7 +235,7 @@ def test_seconds_of_packed_jobs_are_shares_of_what_the_pack_took(tiny_base: Base
 
     start = time.perf_counter()
     found = packed(jobs("esd", 3), tiny_base, concept_set)
-    seconds = [metrics["seconds"] for _, metrics in found]
+    seconds = [metrics.seconds for _, metrics in found]
     assert min(seconds) > 0 and sum(seconds) <= time.perf_counter() - start
 
 

@@ -1,15 +1,16 @@
 """Judging in looks until a question is answered, and by two recipes, on the tiny world."""
 
 import json
-from collections import defaultdict
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pytest
 import yaml
 from command import RunEfface
 
 from efface.concepts.prompts import AXES
 from efface.eval.image_table import read_table
+from efface.eval.scores.scoring import score_table
 from efface.models.recipe import load_recipe
 
 
@@ -30,22 +31,20 @@ def test_an_axis_that_is_settled_is_drawn_no_more_and_the_rest_to_the_end(
     options = ["--base", base, "--images-per-prompt", 2, "--workers", 0]
     assert efface("evaluate", delta, *options, "--out", tmp_path / "whole").code == 0
     whole = rows(tmp_path / "whole")
-    of_first = defaultdict(list)
-    for row in read_table(tmp_path / "whole" / "table.parquet").to_pylist():
-        if row["method"] == "uce" and row["seed"] == 0:
-            of_first[row["axis"]].append(row["present"] == (row["axis"] in ("adjacent", "retain")))
-    right = [axis for axis in AXES if all(of_first[axis])]
-    assert right, "no axis is right on all first images, so that none is above 0 for sure after one look"
-    until = [part for axis in right for part in ("--until", f"{axis}=0")]
+    table = read_table(tmp_path / "whole" / "table.parquet")
+    first = score_table(table.filter(pc.equal(table["seed"], 0)), method="uce").axes
+    # an interval that does not begin at 0, or end at 1, answers at once; the axis retain is not asked about
+    expected = {axis: "above" if first[axis] else "below" for axis in AXES[:-1]}
+    until = [part for axis, side in expected.items() for part in ("--until", f"{axis}={int(side == 'below')}")]
     found = []
     for _ in range(2):  # the second time everything is there
         assert efface("evaluate", delta, *options, *until, "--out", tmp_path / "run").code == 0
         found.append(json.loads((tmp_path / "run" / "sequential.json").read_text()))
     assert found[0] == found[1]
     assert found[0]["looks"] == [1, 2] and found[0]["level"] == pytest.approx(0.975)
-    assert found[0]["images_per_prompt"] == {axis: 1 if axis in right else 2 for axis in AXES}
-    assert all(found[0]["answers"][axis]["uce"]["verdict"] == "above" for axis in right)
-    assert rows(tmp_path / "run") == {row for row in whole if row[5] == 0 or row[1] not in right}
+    assert found[0]["images_per_prompt"] == {**dict.fromkeys(expected, 1), "retain": 2}
+    assert {axis: found[0]["answers"][axis]["uce"]["verdict"] for axis in expected} == expected
+    assert rows(tmp_path / "run") == {row for row in whole if row[5] == 0 or row[1] == "retain"}
 
 
 def test_a_recipe_shifts_scores_by_what_the_two_runs_differ(
