@@ -110,7 +110,13 @@ RESULT_MUTANTS = (
         T_FOREIGN,
     ),
     # attacks
-    Mutant("an attack learns the wrong way", LEARN, "tensor.grad = gradient", "tensor.grad = -gradient", T_LEARN),
+    Mutant(
+        "an attack learns the wrong way",
+        "models/adversary.py",
+        "self.step(torch.autograd.grad(loss, [self.value])[0])",
+        "self.step(-torch.autograd.grad(loss, [self.value])[0])",
+        T_LEARN,
+    ),
     Mutant(
         "an attack that learns keeps its last state alone",
         LEARN,

@@ -26,8 +26,8 @@ WORK_MUTANTS = (
     Mutant(
         "a metric does not wait for its model",
         TASKS,
-        "        return (self.model.folder,)\n",
-        "        return ()\n",
+        "        return (self.model.folder, *self.judged_by[1:2])\n",
+        "        return self.judged_by[1:2]\n",
         f"{T_OPEN} -k metric_waits",
     ),
     Mutant(
@@ -182,15 +182,15 @@ WORK_MUTANTS = (
     Mutant(
         "a request goes on from the base",
         RUN_JOB,
-        "base.swap(None if closed_form else parent)",
+        "base.swap(None if method.anew else parent)",
         "base.swap(None)",
         f"{T_CONTINUAL} -k 'model_of_the_request_before and esd'",
     ),
     Mutant(
         "a chain forgets what it erased before",
-        RUN_JOB,
-        "        kind, tensors = stack(base, parent, kind, tensors)\n",
-        "        pass\n",
+        "train/edit_runner.py",
+        "return stack(task.base, below, kind, tensors) if below is not None else (kind, tensors)",
+        "return kind, tensors",
         f"{T_CONTINUAL} -k 'model_of_the_request_before and fade'",
     ),
     Mutant(

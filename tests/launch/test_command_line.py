@@ -58,6 +58,8 @@ COMMANDS: dict[str, tuple[list[str], set[str]]] = {
     "board": (["runs"], {"--port"}),
     "package": (["run"], {"--out", "-o", "--method", "--weights", "--licence"}),
     "verify": (["package"], BASE | DEVICE | JSON),
+    "push": (["source", "repository"], {"--run", "--licence", "--public", "--send"} | BASE | JSON),
+    "pull": (["source"], {"--out", "-o", "--force"}),
     "retry": (["folder", "jobs"], WORKERS | {"--failed"}),
     "cancel": (["folder", "job"], set()),
     "logs": (["folder", "job"], set()),
