@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import diffusers
-import transformers
-
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
     """Loading and saving in silence; afterwards the bars are as they were."""
+    import diffusers
+    import transformers
+
     libraries = (transformers.utils.logging, diffusers.utils.logging)
     enabled = [library for library in libraries if library.is_progress_bar_enabled()]
     for library in enabled:

@@ -43,7 +43,7 @@ def task(
     """What is left, and its seconds: jobs by name, shards of models (those without a job exist), the base's shards."""
     jobs, shards = jobs or {}, shards or {}
     names = {*jobs, *shards}
-    models = {name: Model("uce", cast(Job, SimpleNamespace(id=name, slug=name)), "0" * 64) for name in sorted(names)}
+    models = {name: Model("uce", cast(Job, SimpleNamespace(id=name, stem=name)), "0" * 64) for name in sorted(names)}
     unedited = Model("base", None, "0" * 64)
     tasks = [(models[name], shards.get(name, ())) for name in models] + [(unedited, base)]
     calibration_tasks = [(CalibrationTask("judge", f"trial {i}"), seconds) for i, seconds in enumerate(calibrations)]

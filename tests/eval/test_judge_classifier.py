@@ -137,7 +137,7 @@ def test_a_model_without_a_trained_head_is_refused(tmp_path: Path, model: Path) 
     ("text", "sentence"),
     [
         ("kind: clasifier\nsource: x", "j.yaml: kind: unknown kind of judge 'clasifier': did you mean 'classifier'"),
-        ("source: x", "key 'kind' is missing, should be one of classifier, clip, vlm"),
+        ("source: x", "key 'kind' is missing, should be one of classifier, clip, nudenet, vlm"),
         ("kind: clipp\nsource: x", "kind: unknown kind of judge 'clipp': did you mean 'clip'"),
         ("kind: [clip]\nsource: x", "unknown kind of judge"),
         ("kind: vlm\nsource: ''", "source: string should have at least 1 character"),

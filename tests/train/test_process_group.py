@@ -169,7 +169,7 @@ def test_one_process_needs_no_variables(work: Any, tmp_path: Path, capsys: pytes
     assert main([str(tmp_path / "work.json")]) == 0
     assert Delta.load(requested.out).provenance["job_id"] == requested.job.id
     metrics = json.loads(requested.out.with_suffix(".json").read_text())
-    assert (metrics.samples_seen, len(metrics.losses), metrics.attention["used"]) == (2, 1, "sdpa")
+    assert (metrics["samples_seen"], len(metrics["losses"]), metrics["attention"]["used"]) == (2, 1, "sdpa")
     assert capsys.readouterr().err.startswith("step 1 of 1, loss ")
 
 
