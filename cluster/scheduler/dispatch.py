@@ -23,7 +23,7 @@ STRAGGLER_MIN_TASKS = 5
 """Tasks of a kind that must have ended before it is known how long most take."""
 
 SPEED_STEPS = 5
-"""So many speeds of workers are told apart, from that of the fastest to none."""
+"""So many speeds of workers are distinguished, from that of the fastest to none."""
 
 POLL_INTERVAL = 0.5
 """Seconds between two looks at limits, stragglers and requests to stop, while nothing ends."""

@@ -1,4 +1,4 @@
-"""What mkdocs is told beyond its config: pages made from code, the front page, and links that lead out of `docs/`."""
+"""What mkdocs gets beyond its config: pages made from code, the front page, and links that lead out of `docs/`."""
 
 import re
 import sys
