@@ -118,7 +118,12 @@ def _drive(config: DriverConfig) -> None:
     sys.stdout = sys.stderr = os.fdopen(1, "w", closefd=False)
     os.environ |= {"PYTHONPATH": path_of_workers(), **config.environment}
     if config.address:
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else Ray looks for a cluster on loopback elsewhere
+        from ray._private import ray_constants
+
+        # Else Ray looks for a cluster on loopback elsewhere. It reads the variable when it is imported, which may have
+        # been before.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        ray_constants.ENABLE_RAY_CLUSTER = False
     if config.effects:
         _use_fake_worker(config)
     if config.namespaces:
