@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from benchmarks.generate import IMAGES_PER_PROMPT, PROMPTS, stock_pipeline
+from benchmarks.generate import IMAGES_PER_PROMPT, PROMPTS, pipeline_batch, stock_pipeline
 from benchmarks.on_device import arguments, best_of, loaded, show
 from efface.concepts.concept import Concept, ConceptSet, load_concept_set
 from efface.eval.eval_requests import Ask, EvalRequest
@@ -59,15 +59,7 @@ def plain_loop(
     pipe, found = stock_pipeline(base, recipe), []
     for start in range(0, len(requests), batch):
         part = requests[start : start + batch]
-        made = pipe(
-            [request.prompt for request in part],
-            height=recipe.height,
-            width=recipe.width,
-            num_inference_steps=recipe.steps,
-            guidance_scale=recipe.guidance_scale,
-            generator=[torch.Generator().manual_seed(request.seed) for request in part],
-            output_type="np",
-        ).images
+        made = pipeline_batch(pipe, recipe, part)
         images = (made * 255).round().astype(np.uint8)
         verdicts = judge.judge(images, [concepts.find(request.asks[0].asked_concept) for request in part])
         found += [(verdict, png(image)) for verdict, image in zip(verdicts, images, strict=True)]

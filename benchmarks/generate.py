@@ -8,14 +8,16 @@ Diffusion v1.4 in every shape with random weights, and the clock. "speedup" is a
 import argparse
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 
 from benchmarks.on_device import arguments, best_of, image_tflop, loaded, matmul_tflops, show
+from efface.eval.eval_requests import EvalRequest
 from efface.models.base import Base
 from efface.models.noise_scheduler import make_scheduler
 from efface.models.recipe import Recipe
@@ -42,18 +44,25 @@ def stock_pipeline(base: Base, recipe: Recipe) -> StableDiffusionPipeline:
     return pipe
 
 
+def pipeline_batch(
+    pipe: StableDiffusionPipeline, recipe: Recipe, requests: Sequence[ImageRequest | EvalRequest]
+) -> np.ndarray:
+    """Their images in one batch: float (N, H, W, 3) in [0, 1]."""
+    images: np.ndarray = pipe(
+        [request.prompt for request in requests],
+        height=recipe.height,
+        width=recipe.width,
+        num_inference_steps=recipe.steps,
+        guidance_scale=recipe.guidance_scale,
+        generator=[torch.Generator().manual_seed(request.seed) for request in requests],
+        output_type="np",
+    ).images
+    return images
+
+
 def by_pipeline(pipe: StableDiffusionPipeline, recipe: Recipe, batch: int, requests: list[ImageRequest]) -> None:
     for start in range(0, len(requests), batch):
-        part = requests[start : start + batch]
-        pipe(
-            [request.prompt for request in part],
-            height=recipe.height,
-            width=recipe.width,
-            num_inference_steps=recipe.steps,
-            guidance_scale=recipe.guidance_scale,
-            generator=[torch.Generator().manual_seed(request.seed) for request in part],
-            output_type="np",
-        )
+        pipeline_batch(pipe, recipe, requests[start : start + batch])
 
 
 def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:

@@ -43,7 +43,9 @@ def answered(low: Array, high: Array, truth: Array) -> list[str | None]:
     return found
 
 
-def sequence(two: tuple[Simulated, Simulated], question: float | None, sign: int, sizes: tuple[int, ...], level: float):  # type: ignore[no-untyped-def]
+def sequence(
+    two: tuple[Simulated, Simulated], question: float | None, sign: int, sizes: tuple[int, ...], level: float
+) -> tuple[list[str | None], list[int]]:
     """Per axis its answer and the images of a prompt that were drawn for it; question: an offset, or None: compare."""
     one, other = two
     truth = one.truth.mean(axis=0) - other.truth.mean(axis=0) if question is None else np.full(5, -sign * question)
