@@ -16,6 +16,7 @@ from efface.models.delta import Delta
 from efface.train.job import Job, make_job
 from efface.train.packing import pack_key
 from efface.train.run_job import run_job
+from efface.train.trainer.engine import accelerate_state
 from efface.train.trainer.options import TrainingOptions
 from efface.train.trainer.pack import Pack
 
@@ -184,9 +185,10 @@ def test_losses_that_do_not_fit_into_memory_together_are_taken_in_parts(
         assert difference(run_job(job, tiny_base, concept_set)[0], delta, tiny_base) < 1e-3
 
 
-def test_an_interrupted_pack_leaves_no_thread_and_an_unedited_base(
+def test_an_interrupted_pack_leaves_no_thread_no_accelerator_and_an_unedited_base(
     tiny_base: Base, jobs: Any, concept_set: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    held = accelerate_state()
     before = {name: value.clone() for name, value in tiny_base.tensors().items()}
 
     def interrupted(self: Any, calls: Any) -> None:
@@ -201,6 +203,7 @@ def test_an_interrupted_pack_leaves_no_thread_and_an_unedited_base(
     for thread in threads:
         thread.join(timeout=10)
     assert len(threads) == 2 and not any(thread.is_alive() for thread in threads)
+    assert accelerate_state() == held
     assert all(value.equal(before[name]) for name, value in tiny_base.tensors().items())
 
 

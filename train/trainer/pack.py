@@ -203,11 +203,11 @@ class Pack(Generic[Result]):
         members = [Member(self) for _ in works]
         for member, work in zip(members, works, strict=True):
             member.start(work)
-        try:
-            with isolated_accelerate_state():
+        with isolated_accelerate_state():
+            try:
                 self._run(members)
-        finally:
-            self._end(members)
+            finally:
+                self._end(members)
         failures = [member.failure for member in members if member.failure is not None]
         if failures:
             raise failures[0]
