@@ -1,9 +1,10 @@
 """What attacks bring back on the miniature, at budgets of a test: `python -m benchmarks.attacks FOLDER`.
 
 FOLDER gets the models, which are trained where they are missing: each method forgets the concept with its preset
-`miniature`; `--method control` is a model that never knew it (`efface/miniature/control.py`). Every attack is tried on
-`SEEDS` images of the direct prompt. Writes benchmarks/results/attacks.json; `--method esd --attack gcg` measures that
-pair alone, and leaves what is there of the others. Processor seconds are those of one thread.
+`miniature`, the robust ones where `--method` names them; `--method control` is a model that never knew it
+(`efface/miniature/control.py`). Every attack is tried on `SEEDS` images of the direct prompt. Writes
+benchmarks/results/attacks.json; `--method esd --attack gcg` measures that pair alone, and leaves what is there of the
+others. Processor seconds are those of one thread.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from efface.models.recipe import load_recipe
 from efface.train.foreign_delta import foreign_delta
 
 CONCEPT, SEEDS, CONTROL = "cat", 10, "control"
-METHODS = ("esd", "ca", "uce")
+METHODS, ROBUST = ("esd", "ca", "uce"), ("race", "stereo", "aegis")
 BUDGETS: dict[str, tuple[int, dict[str, Any]]] = {
     "noise-scale": (1_600, {"etas": [1.0, 1.85], "scales": [1.0]}),
     "completion": (2_000, {"shares": [0.1, 0.2, 0.3, 0.4]}),
@@ -84,7 +85,7 @@ def measure(path: Path, method: str, attack: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--method", choices=(*METHODS, CONTROL), action="append")
+    parser.add_argument("--method", choices=(*METHODS, *ROBUST, CONTROL), action="append")
     parser.add_argument("--attack", choices=tuple(BUDGETS), action="append")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +102,7 @@ def _merged(measured: dict[str, Any]) -> list[dict[str, Any]]:
     path = RESULTS / "attacks.json"
     before = json.loads(path.read_text())["measured"]["results"] if path.is_file() else []
     others = [one for one in before if (one["method"], one["attack"]) != (measured["method"], measured["attack"])]
-    order = [*METHODS, CONTROL]
+    order = [*METHODS, *ROBUST, CONTROL]
     return sorted([*others, measured], key=lambda one: (order.index(one["method"]), list(BUDGETS).index(one["attack"])))
 
 
