@@ -23,6 +23,9 @@ from efface.cluster.tasks.model import Model
 from efface.cluster.tasks.task import Task
 from efface.files import as_path, content_id, slug
 
+COUNT = "progress"
+"""The end of the name of a file that is there only while a task is under way."""
+
 
 class RunPaths:
     """The paths of one run. The folder is local, on a shared file system, or on an object store."""
@@ -120,6 +123,10 @@ class RunPaths:
     def task_log(self, task: Task) -> Path | None:
         """What a task printed, where that is kept; while it runs, up to some seconds ago."""
         return self.root / task.folder / task.log if task.log else None
+
+    def count_file(self, task: Task) -> Path:
+        """How many images of a task are made, while it is under way."""
+        return self.root / task.folder / f"{task.stem}.{COUNT}"
 
     def record_file(self, task: Task) -> Path:
         """The record of a task."""
