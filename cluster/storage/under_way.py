@@ -17,6 +17,11 @@ from efface.files import write_json
 INTERVAL = 5.0
 """Seconds between two notes of one task, and between two looks at them."""
 
+UNITS = ("image", "instance")
+"""What is counted."""
+
+MAX_NUMBER = 1e12
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -57,8 +62,10 @@ HowFar = Steps | Count
 
 def last_steps(log: str) -> Steps | None:
     """The last step that the log of a training names."""
-    found = re.findall(r"^step (\d+) of (\d+), loss (\S+)$", log, re.M)
-    return Steps(int(found[-1][0]), int(found[-1][1]), float(found[-1][2])) if found else None
+    found = re.findall(r"^step (\d{1,9}) of (\d{1,9}), loss (\S+)$", log, re.M)
+    with suppress(ValueError):  # a log of somebody else's
+        return Steps(int(found[-1][0]), int(found[-1][1]), float(found[-1][2])) if found else None
+    return None
 
 
 def note_count(folder: RunPaths, task: Task, count: Count) -> None:
@@ -88,8 +95,9 @@ def how_far(folder: RunPaths, task: Task, elapsed: float) -> HowFar | None:
 
 
 def _count(data: dict[str, Any]) -> Count | None:
-    """None where it is none."""
-    done, of, seconds = (data.get(name) for name in ("done", "of", "seconds"))
-    if not all(isinstance(value, int | float) and value > 0 for value in (done, of, seconds)):
+    """None where it is none, or one that efface did not write."""
+    unit, *numbers = (data.get(name) for name in ("unit", "done", "of", "seconds"))
+    if unit not in UNITS or not all(isinstance(n, int | float) and 0 < n < MAX_NUMBER for n in numbers):
         return None
-    return Count(str(data.get("unit")), int(done), int(of), float(seconds))  # type: ignore[arg-type]
+    done, of, seconds = (float(number) for number in numbers)  # type: ignore[arg-type]
+    return Count(str(unit), int(done), int(of), seconds) if 1 <= done <= of else None

@@ -14,7 +14,7 @@ from efface.cluster.scheduler.progress import RATE_TASKS, Display
 from efface.cluster.scheduler.time_left import TimeLeft, UnderWay
 from efface.cluster.storage.remaining import RemainingTasks
 from efface.cluster.storage.run_folder import RunFolder
-from efface.cluster.storage.under_way import Count, Steps, note_count
+from efface.cluster.storage.under_way import Count, Steps, how_far, last_steps, note_count
 from efface.cluster.tasks.retry_rules import Outcome
 from efface.files import write_atomic
 
@@ -176,6 +176,28 @@ def test_what_an_earlier_attempt_left_is_not_shown(made: Plan, tmp_path: Path, c
     clock.now += 2
     seen.look()
     assert "judging 0/42 images," in seen.line() and "image 4" not in seen.line()
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        '{"unit": "\\u001b[31mimage", "done": 1, "of": 5, "seconds": 1}',
+        '{"unit": "image", "done": Infinity, "of": 5, "seconds": 1}',
+        '{"unit": "image", "done": 9, "of": 5, "seconds": 1}',
+        '{"unit": "image", "done": 1, "of": 5, "seconds": 0}',
+        '{"unit": "image", "done": "1", "of": 5}',
+        "[1, 2",
+    ],
+)
+def test_a_note_that_efface_did_not_write_says_nothing(made: Plan, tmp_path: Path, note: str) -> None:
+    shard, folder = made.shards[made.models[0].id][0], RunFolder(tmp_path)
+    write_atomic(folder.count_file(shard), note.encode())
+    assert how_far(folder, shard, 1e9) is None
+
+
+def test_a_log_whose_loss_is_no_number_says_no_step() -> None:
+    assert last_steps("step 1 of 2, loss much") is None
+    assert last_steps("step 1 of 2, loss nan") is not None
 
 
 def test_failures_are_printed_while_the_terminal_is_drawn(made: Plan, tmp_path: Path) -> None:
