@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from efface.cluster.storage.under_way import Count, HowFar
+from efface.cluster.tasks.calibration import CalibrationPart
+from efface.cluster.tasks.judging import Shard
 from efface.cluster.tasks.task import Task
 
 Group = tuple[str, str]
@@ -11,6 +13,9 @@ Group = tuple[str, str]
 
 Done = tuple[float, float, float]
 """Of what is done of a group: seconds it took, seconds by the rates, and units."""
+
+IMAGE_KINDS = (Shard.kind, CalibrationPart.kind)
+"""Kinds whose units are images, which take as long whatever model they are of."""
 
 
 class UnderWay(NamedTuple):
@@ -31,7 +36,10 @@ class UnderWay(NamedTuple):
 
 
 class TimeLeft:
-    """An estimate that is there from the start where the rates know every task, and else once one of each is done."""
+    """An estimate that is there from the start where the rates know every task, and else once one of each is done.
+
+    Images of one model say how long those of all others take.
+    """
 
     def __init__(self, tasks: Iterable[Task], seconds: Mapping[str, float | None], workers: int) -> None:
         """tasks: what is left; seconds: by the rates, by id, None or nothing where they do not know."""
@@ -43,6 +51,8 @@ class TimeLeft:
         self._units: dict[Group, int] = {}
         """Units of what is left and the rates do not know."""
         self._done: dict[Group, Done] = {}
+        self._image_seconds: float | None = None
+        """What an image took lately, of whatever model: there is no other rate for a recipe that none knows."""
         for task in self._left.values():
             self._add(task, 1)
 
@@ -70,14 +80,16 @@ class TimeLeft:
                 known = self._seconds.get(one.task.id) or 0.0
                 part = expected + one.share * known, units + one.share * one.task.size
                 done[_group(one.task)] = (took + one.elapsed, *part)
+        self._image_seconds = _image_seconds(done, tasks) or self._image_seconds
         total = 0.0
         for group in {*self._expected, *self._units}:
             took, expected, units = done.get(group, (0.0, 0.0, 0.0))
             total += self._expected.get(group, 0.0) * (took / expected if expected else 1.0)
             if self._units.get(group):
-                if not units:
+                each = took / units if units else self._image_seconds if group[0] in IMAGE_KINDS else None
+                if each is None:
                     return None
-                total += self._units[group] * took / units
+                total += self._units[group] * each
         longest = 0.0
         for one in tasks:
             whole = self._whole(one.task, done.get(_group(one.task), (0.0, 0.0, 0.0)))
@@ -102,6 +114,16 @@ class TimeLeft:
         else:
             # Sums of floats end near zero, and not below it.
             self._expected[group] = max(0.0, self._expected.get(group, 0.0) + sign * known)
+
+
+def _image_seconds(done: Mapping[Group, Done], running: Iterable[UnderWay]) -> float | None:
+    """Seconds of an image, over all that are done; also of tasks whose units are others, such as calibrations."""
+    seen = [(took, units) for (kind, _), (took, _, units) in done.items() if kind in IMAGE_KINDS]
+    for _, _, far in running:
+        if isinstance(far, Count) and far.unit == "image":
+            seen.append((far.seconds, float(far.done)))
+    images = sum(units for _, units in seen)
+    return sum(took for took, _ in seen) / images if images else None
 
 
 def _group(task: Task) -> Group:

@@ -93,13 +93,24 @@ def test_without_rates_it_is_unknown_until_one_of_each_is_done(made: Plan, tmp_p
     seen = display(made, tmp_path, rates=None)
     assert "time left unknown" in seen.line()
     base = made.models[0]
-    for task in (*made.calibrations, *made.trainings, *(made.shards[model.id][0] for model in made.models)):
+    for task in (*made.calibrations, *made.trainings, made.shards[base.id][0]):
         assert "time left unknown" in seen.line()
         seen.started(0, task)
         clock.now += 10
         seen.ended(0, task, Outcome.done(), will_retry=False)
-    # Nine images of each model are left, five of which took 10 seconds.
-    assert len(made.shards[base.id]) == 3 and seen.time_left.seconds([]) == pytest.approx(3 * 9 * 2)
+    # Five images of the base took 10 seconds; nine of it are left, and 14 of either other model.
+    assert len(made.shards[base.id]) == 3 and seen.time_left.seconds([]) == pytest.approx((9 + 2 * 14) * 2)
+
+
+def test_the_images_of_a_calibration_say_how_long_those_of_models_take(made: Plan) -> None:
+    """8 images, of which 4 took 6 s; 42 are to come by a recipe that no rates know."""
+    (calibration,) = made.calibrations
+    shards = [shard for model in made.models for shard in made.shards[model.id]]
+    left = TimeLeft([calibration, *shards], {}, 1)
+    assert left.seconds([UnderWay(calibration, 1.0)]) is None
+    assert left.seconds([UnderWay(calibration, 6.0, Count("image", 4, 8, 6.0))]) == pytest.approx((4 + 42) * 1.5)
+    left.ended(calibration, 12.0)
+    assert left.seconds([]) == pytest.approx(42 * 1.5)
 
 
 def test_what_is_given_up_takes_no_time(made: Plan, tmp_path: Path, clock: Steady) -> None:
