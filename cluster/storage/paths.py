@@ -10,8 +10,9 @@
     evaluations/<model>/<shard>.verdicts.parquet   rows of the image table
     evaluations/<model>/<shard>.images.parquet     the images behind them, PNG in Parquet
     <kind>/<model>/<id>.<name>                     outputs of a task of another kind
+    <kind>/<model>/<stem>.progress                 how many images are made, while a task is under way
     table.parquet scores.json leaderboard.csv sheets/<concept>.png stages/<method>-<id>.csv
-    report.html report.csv report.md               the report, which needs no other file
+    report.html report.csv report.md               the report, which needs no other file; report-images/: on request
     leases/ logs/ stop.json                        who works on it, what happened, and a request to stop
 
 Each task says in which folder its files are and how their names begin; its record, `<stem>.json`, is beside them.
