@@ -77,10 +77,13 @@ TRANSFERS = (
 
 
 def summary(*scores: tuple[str, float]) -> Summary[float]:
-    """Concepts with one and the same score on every axis."""
-    concepts: dict[str, Any] = {name: {**dict.fromkeys(AXES, score), "err": score} for name, score in scores}
-    mean = fmean(score for _, score in scores)
-    return Summary(concepts, dict.fromkeys(AXES, mean), mean, mean)
+    """Concepts with one score on the axes of the target, and as ERR, and half of it on the others."""
+    concepts: dict[str, Any] = {
+        name: {**{axis: score * (1 if axis in TARGET_AXES else 0.5) for axis in AXES}, "err": score}
+        for name, score in scores
+    }
+    means: dict[Any, float] = {axis: fmean(of[axis] for of in concepts.values()) for axis in AXES}
+    return Summary(concepts, means, fmean(score for _, score in scores), 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -211,8 +214,8 @@ def test_training_curves_are_means_of_equal_stretches(drawn: dict[str, Figure]) 
 def test_chains_show_what_came_back_after_each_request(drawn: dict[str, Figure]) -> None:
     """The cat had 0.9 after its own request and 0.6 after the bus: it came back by 0.3."""
     first, second = drawn["chain-0"].rows
-    assert first == ("1. cat", 0.9, 0.9, None, None, None)
-    assert second[0] == "2. bus" and second[1:] == pytest.approx((0.7, 0.7, 0.3, 0.3, 0.3))
+    assert first == ("1. cat", 0.9, 0.45, None, None, None)
+    assert second[0] == "2. bus" and second[1:] == pytest.approx((0.7, 0.35, 0.3, 0.3, 0.3))
     names = ("ERR", "retention", *(f"relapse ({axis})" for axis in TARGET_AXES))
     assert [trace["y"] for trace in drawn["chain-0"].plot["data"]] == [
         [row[1 + i] for row in (first, second)] for i in range(len(names))
