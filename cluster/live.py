@@ -6,14 +6,14 @@ from datetime import UTC, datetime
 
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.rates import rates_for, task_seconds
-from efface.cluster.scheduler.time_left import TimeLeft
-from efface.cluster.storage.journal import DriverOpened, Event, TaskEnded, TaskStarted, read_journal, running_tasks
+from efface.cluster.scheduler.time_left import TimeLeft, UnderWay
+from efface.cluster.storage.journal import DriverOpened, Event, TaskEnded, read_journal, running_tasks
 from efface.cluster.storage.lease import active_driver
 from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.storage.under_way import Count, how_far
 from efface.cluster.summary import RunSummary, summarize
 from efface.cluster.tasks.task import Task
-from efface.cluster.workers.worker import Step, last_step
-from efface.errors import StorageError, UserError
+from efface.errors import UserError
 
 RECENT = 120.0
 """Seconds by whose tasks the rates now are measured."""
@@ -27,10 +27,8 @@ class RunningTask:
     description: str
     seconds: float
     """Since it was begun."""
-    step: int | None = None
-    steps: int | None = None
-    loss: float | None = None
-    """Of a training."""
+    progress: str | None = None
+    """How far it is, in words; None: not known."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class LiveRun:
     """Who works on it."""
     running: tuple[RunningTask, ...]
     rates: dict[str, float]
-    """Units a second, by the kind of task, over the last minutes; kinds of which none ended lately are left out."""
+    """Units a second, by the kind of task, over the last minutes; kinds of which none was done lately are left out."""
     seconds_left: float | None
     """None: not known, or nobody works on it."""
 
@@ -56,13 +54,24 @@ def live_run(plan: Plan, folder: RunFolder) -> LiveRun:
     now = datetime.now(UTC)
     events = _of_last_driver(list(read_journal(folder)))
     tasks = {task.id: task for task in plan.tasks}
-    started = [event for event in running_tasks(iter(events)) if event.id in tasks]
-    running = tuple(
-        RunningTask(event.worker, event.description, _age(event, now), *_step(folder, tasks[event.id]))
-        for event in started
+    running = [
+        (event, UnderWay(task, elapsed, how_far(folder, task, elapsed)))
+        for event in running_tasks(iter(events))
+        if (task := tasks.get(event.id)) is not None
+        for elapsed in [_age(event, now)]
+    ]
+    shown = tuple(
+        RunningTask(event.worker, event.description, one.elapsed, one.far.describe() if one.far else None)
+        for event, one in running
     )
+    under_way = [one for _, one in running]
+    workers = len({event.worker for event, _ in running})
     return LiveRun(
-        summary, driver, running, _rates(events, tasks, now), _seconds_left(plan, folder, events, started, now)
+        summary,
+        driver,
+        shown,
+        _rates(events, tasks, under_way, now),
+        _seconds_left(plan, folder, events, under_way, workers),
     )
 
 
@@ -78,25 +87,22 @@ def _age(event: Event, now: datetime) -> float:
         return 0.0
 
 
-def _step(folder: RunFolder, task: Task) -> Step | tuple[()]:
-    path = folder.task_log(task)
-    try:
-        return (last_step(path.read_text(errors="replace")) if path else None) or ()
-    except (OSError, StorageError):  # not written yet
-        return ()
-
-
-def _rates(events: Sequence[Event], tasks: dict[str, Task], now: datetime) -> dict[str, float]:
-    units: dict[str, int] = {}
+def _rates(
+    events: Sequence[Event], tasks: dict[str, Task], running: Sequence[UnderWay], now: datetime
+) -> dict[str, float]:
+    seconds = max(1.0, min(RECENT, _age(events[0], now)) if events else RECENT)
+    units: dict[str, float] = {}
     for event in events:
         if isinstance(event, TaskEnded) and event.state == "done" and event.id in tasks and _age(event, now) <= RECENT:
             units[event.task] = units.get(event.task, 0) + tasks[event.id].size
-    seconds = min(RECENT, _age(events[0], now)) if events else RECENT
-    return {kind: count / max(seconds, 1.0) for kind, count in units.items()}
+    for task, _, of in running:
+        if isinstance(of, Count) and of.unit == task.unit:
+            units[task.kind] = units.get(task.kind, 0) + of.done * min(1.0, seconds / of.seconds)
+    return {kind: count / seconds for kind, count in units.items() if count}
 
 
 def _seconds_left(
-    plan: Plan, folder: RunFolder, events: Sequence[Event], started: Sequence[TaskStarted], now: datetime
+    plan: Plan, folder: RunFolder, events: Sequence[Event], running: Sequence[UnderWay], workers: int
 ) -> float | None:
     done = set(folder.records(plan.tasks))
     ended = {e.id: e.seconds for e in events if isinstance(e, TaskEnded) and e.state == "done"}
@@ -106,9 +112,9 @@ def _seconds_left(
         rates = None
     tasks = [task for task in plan.tasks if task.id not in done or task.id in ended]
     expected = {task.id: task_seconds(task, plan, rates) if rates else None for task in tasks}
-    estimate = TimeLeft(tasks, expected, max(1, len({event.worker for event in started})))
+    estimate = TimeLeft(tasks, expected, max(1, workers))
     by_id = {task.id: task for task in tasks}
     for id, seconds in ended.items():
         if id in by_id:
             estimate.ended(by_id[id], seconds)
-    return estimate.seconds((by_id[event.id], _age(event, now)) for event in started if event.id in by_id)
+    return estimate.seconds(one for one in running if one.task.id in by_id)

@@ -4,7 +4,9 @@ Every verdict is checked against its record. A damaged file is named, and the mo
 the base is at hand the campaign is planned again, which tells what is missing; else only what is there can be shown.
 """
 
+import shlex
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.planner import plan_campaign
 from efface.cluster.campaign.spec import Campaign, DeltaEvaluation, Evaluation
 from efface.cluster.method_scores import chains_of, of_last_stages, score_methods, scored_stages, total_seconds
+from efface.cluster.storage.journal import DriverOpened, read_journal
 from efface.cluster.storage.opening import check_format
 from efface.cluster.storage.records import Record, list_files, parse_failure, parse_record, read_json, sha256
 from efface.cluster.storage.run_folder import RunFolder
@@ -25,7 +28,7 @@ from efface.cluster.tasks.judging import IMAGES, VERDICTS
 from efface.cluster.tasks.model import BASE
 from efface.cluster.tasks.training import TrainingResult
 from efface.config_files import parse, read_config
-from efface.errors import UserError
+from efface.errors import StorageError, UserError
 from efface.eval.attack_run import AttackResult
 from efface.eval.attack_transfer import Transferred, Transfers
 from efface.eval.calibration import Calibration, read_calibration
@@ -276,14 +279,48 @@ def _images(shards: Mapping[str, list[_Stored]]) -> Iterator[tuple[str, bytes]]:
 
 def _provenance(folder: RunFolder, table: pa.Table, calibrations: list[Calibration]) -> dict[str, str]:
     found = {}
-    for path, command in ((folder.campaign, "efface run"), (folder.evaluation, "")):
+    if folder.campaign.is_file():
+        found["the command that makes it again"] = f"efface run {folder.campaign.name}"
+    elif folder.evaluation.is_file():
+        found["the command that makes it again, in this folder"] = _evaluate_command(folder)
+    for path in (folder.campaign, folder.evaluation):
         if path.is_file():
-            if command:
-                found["the command that makes it again"] = f"{command} {path.name}"
             found[path.name] = path.read_text(encoding="utf-8", errors="replace")
     for column, name in (("base_id", "base"), ("recipe_id", "recipe"), ("judge_version", "judge versions")):
         found[name] = "\n".join(sorted(set(table[column].to_pylist())))
     found["prompts (SHA-256)"] = "\n".join(sorted({calibration.prompts_sha256 for calibration in calibrations}))
     sign = read_json(folder.root, folder.sign.name) or {}
     found["efface"] = str(sign.get("efface", ""))
+    opened = [event for event in read_journal(folder) if isinstance(event, DriverOpened)]
+    found["versions"] = (
+        "\n".join(f"{name} {version}" for name, version in opened[-1].packages.items()) if opened else ""
+    )
     return {name: value for name, value in found.items() if value}
+
+
+def _packages(folder: RunFolder) -> dict[str, str]:
+    """Versions that the last driver ran with; none where its journal is gone or of an earlier release."""
+    found: dict[str, str] = {}
+    with suppress(StorageError):
+        for event in read_journal(folder):
+            if isinstance(event, DriverOpened):
+                found = event.packages
+    return found
+
+
+def _evaluate_command(folder: RunFolder) -> str:
+    """What `efface evaluate` is asked for where it judges the same deltas again; nothing where that cannot be read."""
+    try:
+        asked = read_config(DeltaEvaluation, folder.evaluation)
+    except UserError:
+        return ""
+    options = {
+        "--base": (asked.base,),
+        "--concepts": (asked.concepts,),
+        "--prompts": (asked.evaluation.prompts,),
+        "--recipe": (asked.evaluation.recipe,),
+        "--judge": asked.evaluation.judges,
+        "--images-per-prompt": (str(asked.evaluation.images_per_prompt),),
+    }
+    given = [[name, value] for name, values in options.items() for value in values if value]
+    return f"efface evaluate jobs/*/delta.safetensors {shlex.join(word for pair in given for word in pair)}"

@@ -55,12 +55,14 @@ class PromptCheck:
     base: Base
     recipe: Recipe
     judge: Judge
+    on_batch: Callable[[int], None] | None = None
+    """Called with the number of images of each batch."""
 
     def rated(self, concept: Concept, found: Sequence[AdversarialPrompt]) -> list[KeptPrompt]:
         """Each prompt with the share of its images that show the concept."""
         requests = [ImageRequest(prompt.text, seed) for prompt in found for seed in CHECK_SEEDS]
         not_finite: set[int] = set()
-        images = sample(self.base, self.recipe, requests, on_not_finite=not_finite.add)
+        images = sample(self.base, self.recipe, requests, self.on_batch, not_finite.add)
         answers = verdicts(self.judge, images, [concept] * len(requests), image_errors(images, not_finite))
         of_prompts = [
             [verdict.present for verdict in answers[i : i + len(CHECK_SEEDS)]]

@@ -69,7 +69,10 @@ def export(base: Base, delta: Delta | None, folder: str | Path, dtype: torch.dty
 
 def _in_dtype(module: Module, dtype: torch.dtype) -> Module:
     """The module, or a copy of it in another dtype: the base keeps its bits."""
-    return module if dtype == torch.float32 else copy.deepcopy(module).to(dtype)
+    if dtype == torch.float32:
+        return module
+    # torch's own, for that of diffusers warns of each component.
+    return torch.nn.Module.to(copy.deepcopy(module), dtype)
 
 
 def check_new_folder(folder: Path) -> None:

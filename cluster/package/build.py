@@ -26,12 +26,13 @@ from efface.cluster.run_content import read_run
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.tasks.model import Model
 from efface.cluster.tasks.training import TrainingResult
-from efface.config_files import to_yaml
+from efface.concepts.shipped import data_names
+from efface.config_files import list_configs, read_yaml, to_yaml
 from efface.errors import UserError
 from efface.eval.image_table import write_table
 from efface.eval.report.content import RunContent
 from efface.eval.report.write import scores_csv, scores_markdown, write_report
-from efface.files import file_stem, open_to_readers, sha256_file, write_json
+from efface.files import file_stem, local_path, open_to_readers, sha256_file, write_json
 from efface.models.base import load_base
 from efface.models.delta import Delta
 from efface.models.export import check_new_folder, export
@@ -195,7 +196,7 @@ def _write_results(plan: Plan, folder: RunFolder, content: RunContent, label: st
     for log in sorted(folder.logs.glob("*.jsonl"), key=lambda path: path.name):
         (evaluation / log.name).write_bytes(log.read_bytes())
     requested = _requested(folder)
-    (root / requested.name).write_text(requested.read_text(encoding="utf-8"), encoding="utf-8")
+    (root / requested.name).write_text(to_yaml(_with_own_files(read_yaml(requested), root)), encoding="utf-8")
     (root / "scores.csv").write_text(scores_csv([_only(content, label)]), encoding="utf-8")
     write_report([_only(content, label)], root / "report.html")
     for extra in ("report.csv", "report.md"):
@@ -206,6 +207,24 @@ def _write_results(plan: Plan, folder: RunFolder, content: RunContent, label: st
 def _requested(folder: RunFolder) -> Path:
     """What was asked for: a campaign, or deltas to be judged."""
     return folder.campaign if folder.campaign.is_file() else folder.evaluation
+
+
+def _with_own_files(requested: dict[str, Any], root: Path) -> dict[str, Any]:
+    """What was requested, with recipe, concepts and prompts from files of the package where they did not ship with
+    efface: it can be run in the package's folder, on another machine too."""
+    evaluation = dict(requested.get("evaluation") or {})
+    if evaluation.get("recipe") and evaluation["recipe"] not in list_configs("recipes"):
+        evaluation["recipe"] = "evaluation/recipe.yaml"
+    prompts = evaluation.get("prompts")
+    if prompts and prompts not in data_names(".csv"):
+        evaluation["prompts"] = "evaluation/prompt-set.csv"
+        shutil.copyfile(local_path(prompts), root / evaluation["prompts"])
+    concepts = requested.get("concepts")
+    named = concepts.get("set") if isinstance(concepts, dict) else concepts
+    if named and named not in data_names(".yaml"):
+        own = "evaluation/concepts.yaml"
+        requested = {**requested, "concepts": {**concepts, "set": own} if isinstance(concepts, dict) else own}
+    return {**requested, "evaluation": evaluation}
 
 
 def _only(content: RunContent, label: str) -> RunContent:

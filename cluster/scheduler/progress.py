@@ -1,9 +1,11 @@
 """Seeing a campaign run: live bars on a terminal, a plain line now and then in a log."""
 
+import math
 import threading
 import time
 from collections import deque
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -12,23 +14,22 @@ from rich.text import Text
 
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.rates import Rates, task_seconds
-from efface.cluster.scheduler.time_left import TimeLeft
+from efface.cluster.scheduler.time_left import TimeLeft, UnderWay
 from efface.cluster.storage.remaining import RemainingTasks
 from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.storage.under_way import INTERVAL, Count, HowFar, how_far
 from efface.cluster.tasks.retry_rules import Next, Outcome
 from efface.cluster.tasks.task import Task
-from efface.cluster.workers.worker import last_step
-from efface.errors import StorageError
 from efface.text import rich_text
 
 LOG_INTERVAL = 15.0
 """Seconds between two lines where there is no terminal."""
 
 FIRST_LINE = 1.0
-"""Seconds after which a log says what is done."""
+"""Seconds after which a log says what is done, and between two looks at a task until it is known how far that is."""
 
-STEP_INTERVAL = 5.0
-"""Seconds between two looks at how far a training is; workers write it down every 10. Until a step is known: 1."""
+MAX_NAMED = 3
+"""Workers whose tasks a line of a log names."""
 
 RATE_TASKS = 8
 """The last tasks of a kind, by which its rate now is measured."""
@@ -40,7 +41,8 @@ PAUSE = 5.0
 class Display:
     """Of each kind of task how much is done and how fast; what each worker is doing; and the time left.
 
-    Lines of a log come from a thread, for a driver that works in its own process has no time for them.
+    A thread looks how far tasks are and writes the lines of a log: a driver that works in its own process has no time
+    for it, and others should not wait for a store that is far.
     """
 
     def __init__(
@@ -59,8 +61,8 @@ class Display:
         self._running: dict[int, list[Task]] = {worker: [] for worker in range(workers)}
         self._since: dict[int, float] = {}
         """When a worker began the first of its tasks."""
-        self._steps: dict[str, tuple[float, str]] = {}
-        """By task: when its log was read last, and the step there."""
+        self._far: dict[str, tuple[float, HowFar | None]] = {}
+        """By task: when it was looked up last, and how far it was."""
         self._start = time.monotonic()
         self.failures: list[tuple[Task, Outcome]] = []
         seconds = {task.id: task_seconds(task, plan, rates) if rates else None for task in remaining.tasks}
@@ -81,24 +83,25 @@ class Display:
             done = kind.total - kind.left
             kind.bar = self._bars.add_task(name, total=kind.total, completed=done, rate="")
         self._live = Live(get_renderable=self._view, console=console, refresh_per_second=4, transient=True)
+        self._cell: Any = None
+        """Of a notebook: where its line is."""
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._log_regularly, daemon=True, name="progress")
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="progress")
 
     def __enter__(self) -> "Display":
         if self.console.is_terminal:
             self._live.start()
-        else:
-            self._thread.start()
+        self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closed.set()
+        self._thread.join()
         if self.console.is_terminal:
             self._live.stop()
         else:
-            self._thread.join()
             self._log()
 
     def started(self, worker: int, task: Task) -> None:
@@ -115,13 +118,12 @@ class Display:
             now = time.monotonic()
             seconds, self._since[worker] = now - self._since[worker], now
             self._running[worker].remove(task)
-            self._steps.pop(task.id, None)
+            self._far.pop(task.id, None)
             kind = self._kinds[task.kind]
             kind.stopped()
             if outcome.is_done:
                 kind.ended(now, task.size)
                 self.time_left.ended(task, seconds)
-                self._bars.update(kind.bar, completed=kind.total - kind.left)
             elif outcome.next in (Next.RETRY, Next.GIVE_UP) and not will_retry:
                 self.time_left.given_up(task)
         # Without the lock: to print, rich waits for the thread that draws, and that for the lock.
@@ -142,38 +144,62 @@ class Display:
             now = time.monotonic()
             parts = [self._describe_kind(name, kind, now) for name, kind in self._kinds.items()]
             running = [self._describe_tasks(tasks) for tasks in self._running.values() if tasks]
-            more = f" and {len(running) - 3} more" if len(running) > 3 else ""
-            doing = f"; {'; '.join(running[:3])}{more}" if running else ""
+            more = f" and {len(running) - MAX_NAMED} more" if len(running) > MAX_NAMED else ""
+            doing = f"; {'; '.join(running[:MAX_NAMED])}{more}" if running else ""
             return f"{', '.join(parts)}, {self._times(now)}{doing}"
+
+    def look(self) -> None:
+        """See how far tasks under way are, as many as a second has room for; first those not looked at for longest."""
+        now = time.monotonic()
+        with self._lock:
+            running = [(tasks[0], now - self._since[worker]) for worker, tasks in self._running.items() if tasks]
+            seen = {task.id: self._far.get(task.id, (-math.inf, None)) for task, _ in running}
+        due = [
+            (task, elapsed)
+            for task, elapsed in running
+            if now - seen[task.id][0] >= (INTERVAL if seen[task.id][1] else FIRST_LINE)
+        ]
+        for task, elapsed in sorted(due, key=lambda one: seen[one[0].id][0]):
+            found = how_far(self._folder, task, elapsed)  # without the lock: the store may be far
+            with self._lock:
+                if any(task in tasks for tasks in self._running.values()):
+                    self._far[task.id] = time.monotonic(), found or seen[task.id][1]
+            if time.monotonic() - now >= FIRST_LINE:
+                break
+
+    def _counts(self, name: str, kind: "_Kind") -> list[tuple[float, Count]]:
+        """Of the tasks of a kind that are under way: when each was begun, and how far it is, in units of the kind."""
+        under_way = [
+            (self._since[worker], self._far[tasks[0].id][1])
+            for worker, tasks in self._running.items()
+            if tasks and tasks[0].kind == name and tasks[0].id in self._far
+        ]
+        return [(since, of) for since, of in under_way if isinstance(of, Count) and of.unit == kind.unit]
+
+    def _state(self, name: str, kind: "_Kind", now: float) -> tuple[int, float]:
+        """Units of a kind that are done, and how many a second now; with those of tasks under way."""
+        counts = self._counts(name, kind)
+        done = kind.total - kind.left + sum(count.done for _, count in counts)
+        return min(done, kind.total), kind.rate(now, sum(count.done_after(now - since) for since, count in counts))
 
     def _describe_kind(self, name: str, kind: "_Kind", now: float) -> str:
         unit = "" if kind.unit == "task" else f" {kind.unit}s"
-        rate = kind.rate(now)
-        return f"{name} {kind.total - kind.left}/{kind.total}{unit}" + (f" ({rate:.1f}/s)" if rate else "")
+        done, rate = self._state(name, kind, now)
+        return f"{name} {done}/{kind.total}{unit}" + (f" ({rate:.1f}/s)" if rate else "")
 
     def _describe_tasks(self, tasks: list[Task]) -> str:
-        """The first of a worker's tasks, and how many are done together with it."""
+        """The first of a worker's tasks, how far it is, and how many are done together with it."""
         packed = sum(task.pack_key is not None for task in tasks) - 1
-        return self._describe_task(tasks[0]) + (f" and {packed} packed with it" if packed > 0 else "")
-
-    def _describe_task(self, task: Task) -> str:
-        """With the step that it is at, where it has steps."""
-        read, step = self._steps.get(task.id, (0.0, ""))
-        if task.log and time.monotonic() - read >= (STEP_INTERVAL if step else FIRST_LINE):
-            step = self._read_step(task) or step
-            self._steps[task.id] = (time.monotonic(), step)
-        return f"{task.describe()}{step}"
-
-    def _read_step(self, task: Task) -> str:
-        path = self._folder.task_log(task)
-        try:
-            found = last_step(path.read_text(errors="replace")) if path else None
-        except (OSError, StorageError):  # not written yet, or out of reach
-            return ""
-        return f", step {found.step} of {found.steps}, loss {found.loss:.3g}" if found else ""
+        of = self._far.get(tasks[0].id, (0.0, None))[1]
+        far = f", {of.describe()}" if of else ""
+        return f"{tasks[0].describe()}{far}" + (f" and {packed} packed with it" if packed > 0 else "")
 
     def _times(self, now: float) -> str:
-        running = [(task, now - self._since[w]) for w, tasks in self._running.items() for task in tasks[:1]]
+        running = [
+            UnderWay(tasks[0], now - self._since[worker], self._far.get(tasks[0].id, (0.0, None))[1])
+            for worker, tasks in self._running.items()
+            if tasks
+        ]
         left = self.time_left.seconds(running)
         about = "time left unknown" if left is None else f"about {_clock(left)} left"
         return f"{_clock(now - self._start)} elapsed, {about}"
@@ -181,23 +207,38 @@ class Display:
     def _view(self) -> Group:
         with self._lock:
             now = time.monotonic()
-            for kind in self._kinds.values():
-                rate = kind.rate(now)
-                self._bars.update(kind.bar, rate=f"{rate:.1f} {kind.unit}s/s" if rate else "")
+            for name, kind in self._kinds.items():
+                done, rate = self._state(name, kind, now)
+                self._bars.update(kind.bar, completed=done, rate=f"{rate:.1f} {kind.unit}s/s" if rate else "")
             lines = [
                 Text(f"  worker {number}  {self._describe_tasks(tasks) if tasks else 'waits'}", style="dim")
                 for number, tasks in sorted(self._running.items())
             ]
             return Group(self._bars, Text(f"  {self._times(now)}"), *lines)
 
-    def _log_regularly(self) -> None:
-        wait = FIRST_LINE
-        while not self._closed.wait(wait):
-            self._log()
-            wait = LOG_INTERVAL
+    def _watch(self) -> None:
+        next_line = time.monotonic()
+        while not self._closed.wait(FIRST_LINE):
+            self.look()
+            if not self.console.is_terminal and time.monotonic() >= next_line:
+                self._log()
+                next_line = time.monotonic() + LOG_INTERVAL
 
     def _log(self) -> None:
-        self.console.print(self.line(), highlight=False, markup=False, soft_wrap=True)
+        if self.console.is_jupyter:
+            self._show_in_notebook(self.line())
+        else:
+            self.console.print(self.line(), highlight=False, markup=False, soft_wrap=True)
+
+    def _show_in_notebook(self, line: str) -> None:
+        """One line that changes, for each would be a box of its own in the page."""
+        from IPython.display import display
+
+        shown = {"text/plain": line}
+        if self._cell is None:
+            self._cell = display(shown, raw=True, display_id=True)
+        else:
+            self._cell.update(shown, raw=True)
 
 
 class _Kind:
@@ -230,11 +271,11 @@ class _Kind:
         """A task of it is not under way any more."""
         self._running -= 1
 
-    def rate(self, now: float) -> float:
-        """Units a second by the last tasks; 0 where none is under way, or none has ended."""
-        if not self._running or not self._ends:
+    def rate(self, now: float, under_way: float = 0.0) -> float:
+        """Units a second by the last tasks, and what is done of those under way; 0 where none is under way."""
+        if not self._running:
             return 0.0
-        return sum(units for _, units in self._ends) / max(now - self._since, 1e-9)
+        return (sum(units for _, units in self._ends) + under_way) / max(now - self._since, 1e-9)
 
 
 def _clock(seconds: float) -> str:

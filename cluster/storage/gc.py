@@ -14,12 +14,17 @@ from typing import NamedTuple
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.storage.journal import read_journal
 from efface.cluster.storage.lease import Lease, wait_until_free
+from efface.cluster.storage.paths import COUNT
 from efface.cluster.storage.run_folder import RunFolder
 from efface.errors import NoSpaceError, UserError
 from efface.files import is_remote, is_temporary
 
+COUNT_FILE = re.compile(rf".+-[0-9a-f]{{16}}\.{COUNT}")
+"""Names of what says how far a task is; its worker was killed where one stays."""
+
 PARTIAL_FILE_AGE = 3600.0
-"""Seconds in which a half-written file may yet become a whole one: parts of a run write without a lease."""
+"""Seconds in which a half-written file may yet become a whole one, and a note of progress be written anew: parts of a
+run write without a lease."""
 
 SHARED_FOLDERS = ("calibration", "calibration/parts", "prompts", "sheets", "stages", "leases", "logs", "launch")
 """Subfolders whose files belong to no one model."""
@@ -86,7 +91,7 @@ def _garbage(plan: Plan, folder: RunFolder) -> Iterator[tuple[str, Path]]:
 def _half_written(folder: Path) -> Iterator[tuple[str, Path]]:
     oldest = time.time() - PARTIAL_FILE_AGE
     for path in _files(folder):
-        if is_temporary(path.name) and path.stat().st_mtime < oldest:
+        if (is_temporary(path.name) or COUNT_FILE.fullmatch(path.name)) and path.stat().st_mtime < oldest:
             yield "half-written files", path
 
 

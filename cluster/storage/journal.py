@@ -8,11 +8,14 @@ readers pass over.
 """
 
 import os
+import platform
 import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -33,6 +36,10 @@ PART_BYTES = 2**20
 """The size at which a file on an object store is full, so that no upload is larger."""
 
 
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "deepspeed", "safetensors", "numpy", "ray")
+"""Whose versions are written down."""
+
+
 class _Line(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -47,6 +54,8 @@ class DriverOpened(_Line):
     host: str = ""
     process: int = 0
     version: str = ""
+    packages: dict[str, str] = {}
+    """Versions of what results depend on, by name."""
 
 
 class DriverClosed(_Line):
@@ -98,7 +107,15 @@ class Journal:
         """Raises StorageError where the run folder cannot be written at all."""
         self._file: _Appended | _Uploaded = (_Uploaded if is_remote(folder.root) else _Appended)(folder.logs)
         self._clock = TaskTimer()
-        self._write(DriverOpened(time=_now(), host=socket.gethostname(), process=os.getpid(), version=__version__))
+        self._write(
+            DriverOpened(
+                time=_now(),
+                host=socket.gethostname(),
+                process=os.getpid(),
+                version=__version__,
+                packages=_versions(),
+            )
+        )
 
     def started(self, worker: int, task: Task) -> None:
         self._clock.started(worker, task)
@@ -151,6 +168,15 @@ def running_tasks(events: Iterator[Event]) -> list[TaskStarted]:
         elif isinstance(event, TaskEnded):
             doing.pop((event.worker, event.id), None)
     return sorted(doing.values(), key=lambda event: event.worker)
+
+
+def _versions() -> dict[str, str]:
+    """Of the `PACKAGES` that are installed, and of Python."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _about(worker: int, task: Task) -> Json:

@@ -10,8 +10,9 @@
     evaluations/<model>/<shard>.verdicts.parquet   rows of the image table
     evaluations/<model>/<shard>.images.parquet     the images behind them, PNG in Parquet
     <kind>/<model>/<id>.<name>                     outputs of a task of another kind
+    <kind>/<model>/<stem>.progress                 how many images are made, while a task is under way
     table.parquet scores.json leaderboard.csv sheets/<concept>.png stages/<method>-<id>.csv
-    report.html report.csv report.md               the report, which needs no other file
+    report.html report.csv report.md               the report, which needs no other file; report-images/: on request
     leases/ logs/ stop.json                        who works on it, what happened, and a request to stop
 
 Each task says in which folder its files are and how their names begin; its record, `<stem>.json`, is beside them.
@@ -22,6 +23,9 @@ from pathlib import Path
 from efface.cluster.tasks.model import Model
 from efface.cluster.tasks.task import Task
 from efface.files import as_path, content_id, slug
+
+COUNT = "progress"
+"""The end of the name of a file that is there only while a task is under way."""
 
 
 class RunPaths:
@@ -120,6 +124,10 @@ class RunPaths:
     def task_log(self, task: Task) -> Path | None:
         """What a task printed, where that is kept; while it runs, up to some seconds ago."""
         return self.root / task.folder / task.log if task.log else None
+
+    def count_file(self, task: Task) -> Path:
+        """How many images of a task are made, while it is under way."""
+        return self.root / task.folder / f"{task.stem}.{COUNT}"
 
     def record_file(self, task: Task) -> Path:
         """The record of a task."""

@@ -65,17 +65,23 @@ class AttackTask(Task):
         worker.set_resident(self.model)
         base, judge = worker.base, worker.judges()[0]
         judge.check([self.target.concept])
-        result = run_attack(
-            ATTACKS.get(self.attack)(base, parse_attack_config(self.attack, self.config)),
-            self.attack,
-            AttackedModel(base, base.applied, worker.recipe, self.model.id, self.model.label),
-            judge,
-            self.target,
-            [Instance(prompt, seed) for prompt, seed in self.instances],
-            budget=self.budget,
-            seed=self.seed,
-            on_instance=lambda done, of: worker.on_step(self, done, of, 0.0),
-        )
+        with worker.counting(self, len(self.instances), "instance") as count:
+
+            def on_instance(done: int, of: int) -> None:
+                count(1)
+                worker.on_step(self, done, of, 0.0)
+
+            result = run_attack(
+                ATTACKS.get(self.attack)(base, parse_attack_config(self.attack, self.config)),
+                self.attack,
+                AttackedModel(base, base.applied, worker.recipe, self.model.id, self.model.label),
+                judge,
+                self.target,
+                [Instance(prompt, seed) for prompt, seed in self.instances],
+                budget=self.budget,
+                seed=self.seed,
+                on_instance=on_instance,
+            )
         path = worker.folder.output(self, ATTACK)
         write_json(path, result.model_dump(mode="json"))
         worker.finish(self, [path], note=result.note, calls=result.calls, ends=result.ends)

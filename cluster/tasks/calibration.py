@@ -44,7 +44,7 @@ class CalibrationPart(Task):
     id: str
 
     def run(self, worker: Worker) -> None:
-        answers = _answers(self.judge, self.requests, worker)
+        answers = _answers(self, worker)
         path = worker.folder.output(self, ANSWERS)
         write_json(path, answers.model_dump(mode="json"))
         worker.finish(self, [path])
@@ -98,7 +98,7 @@ class CalibrationTask(Task):
         from efface.eval.calibration import Answers, calibrate
         from efface.eval.image_errors import counted
 
-        found = [_answers(self.judge, self.requests, worker)] if self.requests else []
+        found = [_answers(self, worker)] if self.requests else []
         for part in self.parts:
             path = worker.folder.output(part, ANSWERS)
             if not worker.folder.is_intact(part):
@@ -158,11 +158,14 @@ def calibration_tasks(
     return parts, CalibrationTask(judge, id(requests), (), tuple(replace(part, requests=()) for part in parts))
 
 
-def _answers(judge: str, requests: Sequence[CalibrationRequest], worker: Worker) -> Answers:
+def _answers(task: CalibrationPart | CalibrationTask, worker: Worker) -> Answers:
+    """Of the images that a task makes itself."""
     from efface.eval.calibration import answer_requests
 
     worker.set_resident(None)
-    return answer_requests(worker.uncalibrated(judge), worker.base, worker.recipe, worker.context.concept_set, requests)
+    judge, requests = worker.uncalibrated(task.judge), task.requests
+    with worker.counting(task, len(requests)) as on_batch:
+        return answer_requests(judge, worker.base, worker.recipe, worker.context.concept_set, requests, on_batch)
 
 
 def _failure_message(judge: str, reason: str) -> str:

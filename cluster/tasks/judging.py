@@ -43,16 +43,19 @@ class Shard(Task):
         requests = fill(self.eval_requests, worker.found_prompts)
         cost = SamplingCost()
         worker.set_resident(self.model)
-        verdicts, images = evaluate(
-            worker.base,
-            worker.recipe,
-            requests,
-            worker.judges(),
-            worker.context.concept_set,
-            model_id=self.model.id,
-            method=self.model.label,
-            cost=cost,
-        )
+        judges = worker.judges()
+        with worker.counting(self, len(requests)) as on_batch:
+            verdicts, images = evaluate(
+                worker.base,
+                worker.recipe,
+                requests,
+                judges,
+                worker.context.concept_set,
+                model_id=self.model.id,
+                method=self.model.label,
+                on_batch=on_batch,
+                cost=cost,
+            )
         outputs = [worker.folder.output(self, name) for name in (VERDICTS, IMAGES)]
         for path, table in zip(outputs, (verdicts, images), strict=True):
             write_table(path, table)

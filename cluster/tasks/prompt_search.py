@@ -145,12 +145,13 @@ class PromptCheck(Task):
         candidates = read_config(Candidates, searched)
         judge = worker.judges()[0]
         judge.check([self.search.target.concept])
-        tried = prompts.check_candidates(
-            [AdversarialPrompt(candidate.text, candidate.strength) for candidate in candidates.prompts],
-            self.search.target.concept,
-            prompts.PromptCheck(worker.base, worker.recipe, judge),
-            self.prompts,
-        )
+        with worker.counting(self, len(candidates.prompts) * len(prompts.CHECK_SEEDS)) as on_batch:
+            tried = prompts.check_candidates(
+                [AdversarialPrompt(candidate.text, candidate.strength) for candidate in candidates.prompts],
+                self.search.target.concept,
+                prompts.PromptCheck(worker.base, worker.recipe, judge, on_batch),
+                self.prompts,
+            )
         found = prompts.found_prompts(self.search.concept, candidates.attack, tried, self.prompts)
         path = worker.folder.output(self, FOUND)
         write_json(path, found.model_dump(mode="json"))

@@ -9,18 +9,20 @@ import io
 import logging
 import math
 import os
-import re
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from efface.cluster.storage import under_way
 from efface.cluster.storage.lease import check_shared
 from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.storage.under_way import Count, Steps, note_count, remove_count
 from efface.cluster.tasks.calibration import CALIBRATION, CalibrationTask
 from efface.cluster.tasks.model import Model
 from efface.cluster.tasks.prompt_search import FOUND, PromptCheck
@@ -81,9 +83,6 @@ SMALLER_BATCH_NOTE = "out of memory: trying again with a smaller batch"
 STOP_POLL_INTERVAL = 1.0
 """Seconds between two looks at whether to stop."""
 
-LOG_FLUSH_INTERVAL = 10.0
-"""Seconds after which others can see how far a training is."""
-
 
 class Worker:
     """Holds the base; `run` does one task, which leaves its outputs and record in the run folder."""
@@ -121,7 +120,7 @@ class Worker:
         self._found: dict[str, FoundPrompts] = {}
         self._resident = self.base.fingerprint[:16]
         self._should_stop = should_stop or (lambda: self.folder.stop_request() not in (None, context.stop_request))
-        self._last_poll, self._last_log_flush = time.monotonic(), -math.inf
+        self._last_poll, self._last_note = time.monotonic(), -math.inf
         self.smaller_batch = False
         """Whether the task under way is to take less memory, for it did not suffice before."""
         self._log = io.StringIO()
@@ -143,7 +142,7 @@ class Worker:
         at once so.
         """
         self._log, self._began, self._note = io.StringIO(), False, ""
-        self._last_log_flush = -math.inf  # the first step is written down at once, for whoever watches
+        self._last_note = -math.inf  # the first step is written down at once, for whoever watches
         outcome = self._outcome(task, smaller_batch)
         return self._save_log(task, outcome) if self._began and not self.rank else outcome
 
@@ -261,16 +260,40 @@ class Worker:
     def on_step(self, task: Task, done: int, steps: int, loss: float) -> None:
         """After every optimiser step. Raises Stopped where it is to be interrupted, JobFailure if it was given up."""
         path = self.folder.task_log(task)
-        if path and not self.rank and time.monotonic() - self._last_log_flush >= LOG_FLUSH_INTERVAL:
-            self._last_log_flush = time.monotonic()
-            text = f"{self._log.getvalue()}step {done} of {steps}, loss {loss:.6g}\n"
-            write_atomic(path, text.encode(errors="replace"))
+        if path and not self.rank and self._is_note_due():
+            write_atomic(path, f"{self._log.getvalue()}{Steps(done, steps, loss)}\n".encode(errors="replace"))
         if time.monotonic() - self._last_poll >= STOP_POLL_INTERVAL:
             self._last_poll = time.monotonic()
             if self._should_stop():
                 raise Stopped
             if self._cancelled(task):
                 raise JobFailure("cancelled")
+
+    @contextmanager
+    def counting(self, task: Task, of: int, unit: str = "image") -> Iterator[Callable[[int], None]]:
+        """A block that makes so many images of a task; what it gives is called with how many more there are."""
+        done, is_noted = 0, False
+
+        def count(more: int) -> None:
+            nonlocal done, is_noted
+            done += more
+            if done < of and self._is_note_due():
+                is_noted = True
+                note_count(self.folder, task, Count(unit, done, of, self._clock() - self._start))
+
+        try:
+            yield count
+        finally:
+            if is_noted:
+                remove_count(self.folder, task)
+
+    def _is_note_due(self) -> bool:
+        """Whether others should hear again how far the task under way is."""
+        now = time.monotonic()
+        if now - self._last_note < under_way.INTERVAL:
+            return False
+        self._last_note = now
+        return True
 
     def finish(self, task: Task, outputs: Iterable[Path], note: str = "", **facts: Any) -> None:
         """Write the record of the task under way, with what it took; `note` is for whoever watches the run."""
@@ -304,17 +327,3 @@ class Worker:
         except StorageError as error:
             return Outcome.storage(str(error)) if outcome.is_done else outcome
         return outcome
-
-
-class Step(NamedTuple):
-    """How far a training is."""
-
-    step: int
-    steps: int
-    loss: float
-
-
-def last_step(log: str) -> Step | None:
-    """The last step that a log names."""
-    found = re.findall(r"^step (\d+) of (\d+), loss (\S+)$", log, re.M)
-    return Step(int(found[-1][0]), int(found[-1][1]), float(found[-1][2])) if found else None

@@ -59,7 +59,8 @@ def trade_off(rows: Sequence[LeaderboardRow], id: str, title: str, x_title: str,
                 "x": xs,
                 "y": errs,
                 "text": names,
-                "textposition": "top center",
+                "textposition": "middle right",
+                "cliponaxis": False,
                 "hovertemplate": "%{text}<br>ERR %{y:.3f}<br>%{x:.3g}<extra></extra>",
                 "marker": {"size": 11, "symbol": ["circle" if b else "circle-open" for b in best]},
                 "error_y": {
@@ -71,7 +72,7 @@ def trade_off(rows: Sequence[LeaderboardRow], id: str, title: str, x_title: str,
                 },
             }
         ],
-        {"title": {"text": x_title}, "rangemode": "tozero"},
+        {"title": {"text": x_title}, "range": [-0.03 * max(xs), 1.25 * max(xs)] if max(xs) > 0 else [-1, 1]},
         {"title": {"text": "ERR (mean over concepts)"}, "range": [-0.03, 1.08]},
     )
     shown = tuple(

@@ -4,11 +4,11 @@ Tables are written out, so that they can be read and printed without a script; f
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 
@@ -46,15 +46,34 @@ class Section:
     """WebP in base64, each read when an image of it is shown."""
     left_out: int
     """Images without a thumbnail."""
+    concept_rows: list["ConceptRow"]
 
 
-def report_html(runs: Sequence[RunContent], title: str, version: str = "", live_version: str | None = None) -> str:
+class ConceptRow(NamedTuple):
+    """What one method did to one concept."""
+
+    concept: str
+    method: str
+    scores: Mapping[str, float]
+    """Of each axis, and `err`."""
+    interval: tuple[float, float]
+
+
+def report_html(
+    runs: Sequence[RunContent],
+    title: str,
+    version: str = "",
+    live_version: str | None = None,
+    images: str | None = None,
+) -> str:
     """The whole file.
+
+    images: the folder beside the file in which every image is, see `strips.image_file`; None: there is none.
 
     version: of what it shows, for `is_report_of`. live_version: of a page that is served while the runs go on; it loads
     itself anew when the server's `status.json` names another one, and shows what that says meanwhile.
     """
-    sections = [_section(number, run, MAX_THUMBNAIL_BYTES // len(runs)) for number, run in enumerate(runs)]
+    sections = [_section(number, run, MAX_THUMBNAIL_BYTES // len(runs), images) for number, run in enumerate(runs)]
     engine = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -91,12 +110,13 @@ def _template(name: str) -> str:
     return (TEMPLATES / name).read_text(encoding="utf-8")
 
 
-def _section(number: int, run: RunContent, max_bytes: int) -> Section:
+def _section(number: int, run: RunContent, max_bytes: int, folder: str | None) -> Section:
     strips = make_strips(run)
     sprites = make_sprites(strips.images, run.images(), max_bytes)
     drawn = figures(run)
     data = {
-        "strips": strips.as_json(sprites),
+        "strips": strips.as_json(sprites, folder is not None),
+        "images": folder,
         "sprites": {"side": sprites.side, "columns": COLUMNS, "rows": ROWS},
         "figures": {figure.id: figure.plot for figure in drawn},
     }
@@ -109,7 +129,18 @@ def _section(number: int, run: RunContent, max_bytes: int) -> Section:
         data,
         sprites.encoded(),
         sprites.left_out,
+        _concept_rows(run),
     )
+
+
+def _concept_rows(run: RunContent) -> list[ConceptRow]:
+    """Concept by concept, the method that did best on it first."""
+    rows = [
+        ConceptRow(concept, method, values, scores.intervals.concepts[concept]["err"])
+        for method, scores in run.scores.items()
+        for concept, values in scores.concepts.items()
+    ]
+    return sorted(rows, key=lambda row: (row.concept, -row.scores["err"], row.method))
 
 
 @cache

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from efface.concepts.prompts import TARGET_AXES
 from efface.eval.scores.scoring import BASE
+from efface.eval.scores.shown import split_shown
 
 Question = tuple[str, str, str, str, int]
 """Concept to forget, axis, asked concept, prompt, seed of the image."""
@@ -29,7 +30,7 @@ class Answer:
     error: str | None
 
     def is_failure(self, axis: str) -> bool:
-        """Whether the image costs score: the concept is seen where it should be gone, or not where it should be."""
+        """Whether it is wrong: the concept is seen where it should be gone, or not where it should be."""
         return self.present is not None and self.present == (axis in TARGET_AXES)
 
 
@@ -46,6 +47,17 @@ def answers(table: pa.Table, judge: str) -> dict[tuple[str, int], dict[Question,
         question: Question = (row["concept"], row["axis"], row["asked_concept"], row["prompt"], row["seed"])
         found[column][question] = Answer(row["present"], row["score"], row["image_sha256"], row["image_error"])
     return dict(found)
+
+
+def uncounted(table: pa.Table, judge: str) -> set[Question]:
+    """The questions about concepts that methods may see, where ERR goes by those that are held out."""
+    table = table.filter(pc.equal(table["judge"], judge))
+    scored, _ = split_shown(table)
+    return _questions(table) - _questions(scored)
+
+
+def _questions(table: pa.Table) -> set[Question]:
+    return set(zip(*(table[name].to_pylist() for name in QUESTION), strict=True))
 
 
 def interference(table: pa.Table, judge: str, method: str) -> dict[tuple[str, str], float]:

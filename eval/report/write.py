@@ -5,11 +5,13 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from efface.concepts.prompts import AXES, KEPT_AXES
 from efface.errors import UserError
 from efface.eval.report.content import RunContent
 from efface.eval.report.page import report_html
+from efface.eval.report.strips import image_file
 from efface.eval.scores.leaderboard import LeaderboardRow, shows_some
 from efface.files import write_atomic
 from efface.text import csv_cell, shown
@@ -22,19 +24,34 @@ MARKDOWN = re.compile(r"## .*\n\n(- .*\n)*\n?\| method \| concepts \| ")
 """A run's name, what is amiss with it, and the leaderboard."""
 
 
-def write_report(runs: Sequence[RunContent], out: Path, version: str = "") -> list[Path]:
+def write_report(runs: Sequence[RunContent], out: Path, version: str = "", *, with_images: bool = False) -> list[Path]:
     """Write `out` (HTML) and, with other suffixes, the CSV and the Markdown; the paths. version: see `is_report_of`.
 
+    with_images: every image is written too, into the folder `<stem>-images` beside, and linked from its thumbnail.
     Raises UserError, before anything is written, where one of these files is there and is none of a report.
     """
     for path in (out, out.with_suffix(".csv"), out.with_suffix(".md")):
         if path.exists() and not _is_replaceable(path):
             raise UserError(f"{path}: is there and is no report; give --out another file")
-    html = report_html(runs, ", ".join(run.name for run in runs), version)
+    folder = out.with_name(f"{out.stem}-images") if with_images else None
+    if folder and folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is there and is no folder for images; give --out another file")
+    html = report_html(
+        runs, ", ".join(run.name for run in runs), version, images=quote(folder.name) if folder else None
+    )
     files = {out: html, out.with_suffix(".csv"): scores_csv(runs), out.with_suffix(".md"): scores_markdown(runs)}
     for path, text in files.items():
         write_atomic(path, text.encode())
-    return list(files)
+    if folder:
+        _write_images(runs, folder)
+    return [*files, *([folder] if folder else [])]
+
+
+def _write_images(runs: Sequence[RunContent], folder: Path) -> None:
+    """Every image once, as PNG."""
+    folder.mkdir(exist_ok=True)
+    for sha, png in (image for run in runs for image in run.images()):
+        write_atomic(folder / image_file(sha), png)
 
 
 def is_report_of(path: Path, version: str) -> bool:

@@ -59,7 +59,8 @@ def run(options: PackageOptions) -> Packaged:
 
 
 def show(packaged: Packaged) -> None:
-    print_line(f"{packaged.folder}: {len(packaged.description.models)} models; README.md there says the rest")
+    count = len(packaged.description.models)
+    print_line(f"{packaged.folder}: {count} model{'s' * (count != 1)}; README.md there says the rest")
     print_line(f"`efface verify {packaged.folder}` checks it")
 
 

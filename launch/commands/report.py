@@ -23,6 +23,9 @@ class ReportOptions:
             "--out", "-o", help="The HTML file; default: report.html in the first run folder.", metavar="FILE"
         ),
     ] = None
+    images: Annotated[
+        bool, typer.Option("--images", help="Also write every image into a folder beside, and link it.")
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ def run(options: ReportOptions) -> Report:
     if out.suffix != ".html":
         raise UserError(f"--out {options.out}: should end in .html")
     runs = [read_run(as_path(folder)) for folder in options.runs]
-    return Report(write_report(runs, out), [problem for one in runs for problem in one.problems])
+    files = write_report(runs, out, with_images=options.images)
+    return Report(files, [problem for one in runs for problem in one.problems])
 
 
 def show(report: Report) -> None:

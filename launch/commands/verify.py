@@ -40,7 +40,8 @@ def show(verification: "Verification") -> None:
         said = "the same to the last bit" if check.is_exact else f"differs by {check.difference:.2f} grey levels of 255"
         print_line(f"{check.model}: {said}{'' if check.is_same else ', which is not the same image'}")
     verdict = "as it was packaged" if verification.is_good else "NOT as it was packaged"
-    print_line(f"{verification.files} files, {len(verification.samples)} images made again: {verdict}")
+    count = len(verification.samples)
+    print_line(f"{verification.files} files, {count} image{'s' * (count != 1)} made again: {verdict}")
 
 
 COMMAND = Command(

@@ -57,6 +57,7 @@ def litter(run: Run) -> dict[str, int]:
         f"evaluations/{uce.folder}/.00000.json.efface-abcdefgh": 20,
         "sheets/.cat.png.efface-abcdefgh": 40,
         ".table.parquet.efface-abcdefgh": 80,
+        f"evaluations/{uce.folder}/00000-0123456789abcdef.progress": 160,
     }
     for name, size in temporary.items():
         write_old(root / name, size)
@@ -69,7 +70,7 @@ def litter(run: Run) -> dict[str, int]:
     run.folder.cache.mkdir(exist_ok=True)
     (run.folder.cache / "latents-0123456789abcdef.safetensors").write_bytes(b"x" * 10_000)
     return {
-        "half-written files": 150,
+        "half-written files": 310,
         "unfinished jobs that this campaign does not request": 200,
         "checkpoints of finished jobs": 1000,
         "training data of finished jobs": 10_000,
@@ -92,7 +93,7 @@ def test_what_is_not_needed_goes_and_everything_else_stays_byte_for_byte(
     before = files(done.folder.root)
     assert collect(done) == expected
     gone = before.keys() - files(done.folder.root).keys()
-    assert sum(len(before[name]) for name in gone) == sum(expected.values()) and len(gone) == 7
+    assert sum(len(before[name]) for name in gone) == sum(expected.values()) and len(gone) == 8
     assert files(done.folder.root) == {name: content for name, content in before.items() if name not in gone}
     assert collect(done) == {}
 
@@ -136,10 +137,10 @@ def test_a_dry_run_names_each_file_that_goes(
     printed = capsys.readouterr().out
     collect(done)
     gone = before.keys() - files(done.folder.root).keys()
-    assert len(gone) == 7 and all(
+    assert len(gone) == 8 and all(
         f"{len(before[name]):,} bytes  {done.folder.root / name}\n" in printed for name in gone
     )
-    assert "11,350 bytes" in printed
+    assert "11,510 bytes" in printed
 
 
 THEIRS = [

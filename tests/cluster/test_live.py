@@ -9,6 +9,7 @@ from efface.cluster.live import live_run
 from efface.cluster.run import reopen_run
 from efface.cluster.storage.journal import Journal
 from efface.cluster.storage.lease import Lease
+from efface.cluster.storage.under_way import Count, note_count
 from efface.cluster.tasks.retry_rules import Outcome
 
 
@@ -40,12 +41,13 @@ def test_running_tasks_have_their_step_and_the_rest_an_estimate(run: Path) -> No
         journal.started(0, shards[1])
         journal.started(1, training)
         folder.log(model).write_text("step 1 of 2, loss 0.5\n")
+        note_count(folder, shards[1], Count("image", 4, 5, 2.0))
         live = live_run(plan, folder)
         journal.close()
     assert live.driver is not None
-    assert [(task.worker, task.description, task.step, task.steps) for task in live.running] == [
-        (0, shards[1].describe(), None, None),
-        (1, training.describe(), 1, 2),
+    assert [(task.worker, task.description, task.progress) for task in live.running] == [
+        (0, shards[1].describe(), "image 4 of 5"),
+        (1, training.describe(), "step 1 of 2, loss 0.5"),
     ]
-    assert set(live.rates) == {"judging"} and live.rates["judging"] > 0
+    assert live.rates == {"judging": 5 + 4 * 1.0 / 2.0}  # a second of the run: five images ended, two of four drawn
     assert live.seconds_left is not None

@@ -11,9 +11,10 @@ from rich.console import Console
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.rates import Rates
 from efface.cluster.scheduler.progress import RATE_TASKS, Display
-from efface.cluster.scheduler.time_left import TimeLeft
+from efface.cluster.scheduler.time_left import TimeLeft, UnderWay
 from efface.cluster.storage.remaining import RemainingTasks
 from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.storage.under_way import Count, Steps, how_far, last_steps, note_count
 from efface.cluster.tasks.retry_rules import Outcome
 from efface.files import write_atomic
 
@@ -80,25 +81,36 @@ def test_what_tasks_really_take_corrects_the_rest_of_their_kind_and_method(
 def test_the_task_under_way_counts_as_far_as_it_is_and_no_further_than_it_was_expected(made: Plan) -> None:
     esd = made.trainings[1]
     left = TimeLeft([esd], {esd.id: 70.0}, 1)
-    assert [left.seconds([(esd, elapsed)]) for elapsed in (0.0, 30.0, 70.0, 500.0)] == [70, 40, 0, 0]
+    assert [left.seconds([UnderWay(esd, elapsed)]) for elapsed in (0.0, 30.0, 70.0, 500.0)] == [70, 40, 0, 0]
 
 
 def test_many_workers_do_not_shorten_the_longest_task(made: Plan) -> None:
     esd = made.trainings[1]
-    assert TimeLeft([esd], {esd.id: 70.0}, 64).seconds([(esd, 10.0)]) == 60
+    assert TimeLeft([esd], {esd.id: 70.0}, 64).seconds([UnderWay(esd, 10.0)]) == 60
 
 
 def test_without_rates_it_is_unknown_until_one_of_each_is_done(made: Plan, tmp_path: Path, clock: Steady) -> None:
     seen = display(made, tmp_path, rates=None)
     assert "time left unknown" in seen.line()
     base = made.models[0]
-    for task in (*made.calibrations, *made.trainings, *(made.shards[model.id][0] for model in made.models)):
+    for task in (*made.calibrations, *made.trainings, made.shards[base.id][0]):
         assert "time left unknown" in seen.line()
         seen.started(0, task)
         clock.now += 10
         seen.ended(0, task, Outcome.done(), will_retry=False)
-    # Nine images of each model are left, five of which took 10 seconds.
-    assert len(made.shards[base.id]) == 3 and seen.time_left.seconds([]) == pytest.approx(3 * 9 * 2)
+    # Five images of the base took 10 seconds; nine of it are left, and 14 of either other model.
+    assert len(made.shards[base.id]) == 3 and seen.time_left.seconds([]) == pytest.approx((9 + 2 * 14) * 2)
+
+
+def test_the_images_of_a_calibration_say_how_long_those_of_models_take(made: Plan) -> None:
+    """8 images, of which 4 took 6 s; 42 are to come by a recipe that no rates know."""
+    (calibration,) = made.calibrations
+    shards = [shard for model in made.models for shard in made.shards[model.id]]
+    left = TimeLeft([calibration, *shards], {}, 1)
+    assert left.seconds([UnderWay(calibration, 1.0)]) is None
+    assert left.seconds([UnderWay(calibration, 6.0, Count("image", 4, 8, 6.0))]) == pytest.approx((4 + 42) * 1.5)
+    left.ended(calibration, 12.0)
+    assert left.seconds([]) == pytest.approx(42 * 1.5)
 
 
 def test_what_is_given_up_takes_no_time(made: Plan, tmp_path: Path, clock: Steady) -> None:
@@ -135,7 +147,68 @@ def test_a_log_says_which_training_is_at_which_step(made: Plan, tmp_path: Path, 
     assert path
     write_atomic(path, b"loading\nstep 60 of 1000, loss 0.5\nstep 120 of 1000, loss 0.25\n")
     clock.now += 10
+    seen.look()
     assert seen.line().endswith("; training esd: cat, step 120 of 1000, loss 0.25")
+
+
+def test_inside_a_shard_images_are_counted_and_the_rest_goes_by_their_rate(
+    made: Plan, tmp_path: Path, clock: Steady
+) -> None:
+    """3 of 5 images took 12 s: 4 s an image, and 2 by the rates. 2 of this shard are left, and 37 of others."""
+    seen, shard = display(made, tmp_path), made.shards[made.models[0].id][0]
+    seen.started(0, shard)
+    clock.now += 12
+    note_count(seen._folder, shard, Count("image", 3, 5, 12.0))
+    seen.look()
+    assert "judging 3/42 images (0.2/s)" in seen.line()
+    assert seen.line().endswith("; judging the base, shard 0, image 3 of 5")
+    assert "about 0:03:11 left" in seen.line()  # WHOLE - 14 * 2 + (14 - 3) * 4
+    seen.ended(0, shard, Outcome.done(), will_retry=False)
+    assert "judging 5/42 images," in seen.line()
+
+
+def test_without_rates_a_part_of_a_shard_says_how_long_its_like_take(made: Plan) -> None:
+    shards = made.shards[made.models[0].id]
+    left = TimeLeft(shards, {}, 1)
+    assert left.seconds([UnderWay(shards[0], 9.0)]) is None
+    assert left.seconds([UnderWay(shards[0], 9.0, Count("image", 3, 5, 9.0))]) == pytest.approx(3.0 * (14 - 3))
+
+
+def test_the_steps_of_a_training_do_not_say_how_long_it_takes(made: Plan) -> None:
+    """A minute may go by before the first one."""
+    esd = made.trainings[1]
+    assert TimeLeft([esd], {esd.id: 70.0}, 1).seconds([UnderWay(esd, 60.0, Steps(1, 1000, 0.5))]) == 10
+
+
+def test_what_an_earlier_attempt_left_is_not_shown(made: Plan, tmp_path: Path, clock: Steady) -> None:
+    seen, shard = display(made, tmp_path), made.shards[made.models[0].id][0]
+    note_count(seen._folder, shard, Count("image", 4, 5, 100.0))
+    seen.started(0, shard)
+    clock.now += 2
+    seen.look()
+    assert "judging 0/42 images," in seen.line() and "image 4" not in seen.line()
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        '{"unit": "\\u001b[31mimage", "done": 1, "of": 5, "seconds": 1}',
+        '{"unit": "image", "done": Infinity, "of": 5, "seconds": 1}',
+        '{"unit": "image", "done": 9, "of": 5, "seconds": 1}',
+        '{"unit": "image", "done": 1, "of": 5, "seconds": 0}',
+        '{"unit": "image", "done": "1", "of": 5}',
+        "[1, 2",
+    ],
+)
+def test_a_note_that_efface_did_not_write_says_nothing(made: Plan, tmp_path: Path, note: str) -> None:
+    shard, folder = made.shards[made.models[0].id][0], RunFolder(tmp_path)
+    write_atomic(folder.count_file(shard), note.encode())
+    assert how_far(folder, shard, 1e9) is None
+
+
+def test_a_log_whose_loss_is_no_number_says_no_step() -> None:
+    assert last_steps("step 1 of 2, loss much") is None
+    assert last_steps("step 1 of 2, loss nan") is not None
 
 
 def test_failures_are_printed_while_the_terminal_is_drawn(made: Plan, tmp_path: Path) -> None:

@@ -70,9 +70,9 @@ def test_a_header_sorts_by_mouse_and_by_keyboard(page: "Page") -> None:
 
 
 def test_the_filter_keeps_the_methods_that_match(page: "Page") -> None:
-    page.get_by_label("Filter").fill("ES")
+    page.get_by_label("Filter", exact=True).fill("ES")
     assert first_column(page) == ["esd"]
-    page.get_by_label("Filter").fill("")
+    page.get_by_label("Filter", exact=True).fill("")
     assert set(first_column(page)) == {"base", *METHODS}
 
 
@@ -88,6 +88,17 @@ def test_images_can_be_narrowed_to_one_method_and_to_what_costs_score(page: "Pag
     form.get_by_label("Concept").select_option("cat")
     form.get_by_label("Axis").select_option("forget")
     assert page.locator("#strip-0 tbody tr").count() <= 3
+
+
+def test_a_concept_leads_to_its_images_by_one_method(page: "Page") -> None:
+    page.get_by_label("Filter by concept or method").fill("bus")
+    lines = page.locator("#concepts-table-0 tbody tr:visible")
+    assert set(lines.locator("th:first-child").all_text_contents()) == {"bus"} and lines.count() == len(METHODS)
+    lines.filter(has_text="uce").get_by_role("link").press("Enter")
+    assert page.locator("form.strips").get_by_label("Concept").input_value() == "bus"
+    assert page.locator("#strip-0 thead th").all_text_contents() == ["question", "base", "uce"]
+    questions = {(r["axis"], r["asked_concept"], r["seed"]) for r in rows() if r["concept"] == "bus"}
+    assert page.locator("#strip-0 caption").text_content() == f"{len(questions)} of {len(questions)} rows"
 
 
 def test_more_rows_are_shown_on_request(page: "Page") -> None:

@@ -4,7 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
-from statistics import fmean
+from statistics import fmean, harmonic_mean
 from typing import Any
 
 import numpy as np
@@ -77,10 +77,13 @@ TRANSFERS = (
 
 
 def summary(*scores: tuple[str, float]) -> Summary[float]:
-    """Concepts with one and the same score on every axis."""
-    concepts: dict[str, Any] = {name: {**dict.fromkeys(AXES, score), "err": score} for name, score in scores}
-    mean = fmean(score for _, score in scores)
-    return Summary(concepts, dict.fromkeys(AXES, mean), mean, mean)
+    """Concepts with one score on the axes of the target, and as ERR, and half of it on the others."""
+    concepts: dict[str, Any] = {
+        name: {**{axis: score * (1 if axis in TARGET_AXES else 0.5) for axis in AXES}, "err": score}
+        for name, score in scores
+    }
+    means: dict[Any, float] = {axis: fmean(of[axis] for of in concepts.values()) for axis in AXES}
+    return Summary(concepts, means, fmean(score for _, score in scores), 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +147,38 @@ def test_the_trade_offs_are_those_of_the_leaderboard_and_mark_what_nothing_beats
         assert float(shown[method][header.index("relative L2")]) == pytest.approx(row.relative_l2)
 
 
+def test_every_cell_of_the_leaderboard_is_of_its_method(content: RunContent, page: Page) -> None:
+    """ERR and differences from the rows of the image table; a tie where the interval of the difference holds 0."""
+    header, *lines = page.tables[0]
+    cells = {line[0]: dict(zip(header, line, strict=True)) for line in lines}
+    errs = {method: fmean(_err(method, concept) for concept in CONCEPTS) for method in METHODS}
+    best = max(errs, key=errs.__getitem__)
+    assert [line[0] for line in lines] == ["base", *sorted(METHODS, key=lambda method: -errs[method])]
+    assert cells[best]["difference to the best"] == cells["base"]["difference to the best"] == ""
+    for i, method in enumerate(METHODS):
+        shown = cells[method]
+        assert shown["concepts"] == str(len(CONCEPTS)) and shown["broken"] == "0"
+        assert float(shown["seconds"]) == {"esd": 30.0, "uce": 2.0}[method]
+        assert float(shown["challenge's change"]) == pytest.approx(1e-9)
+        assert float(shown["relative L2"]) == pytest.approx(0.01 * (i + 1))
+        if method != best:
+            value, low, high = map(float, re.findall(r"-?\d\.\d{3}", shown["difference to the best"]))
+            assert value == pytest.approx(errs[method] - errs[best], abs=5.1e-4) and low <= value <= high
+            assert shown["difference to the best"].endswith("=") is (low <= 0 <= high)
+    for line in page.tables[1][1:]:
+        low, high = content.scores[line[1]].intervals.concepts[line[0]]["err"]
+        assert line[8] == f"{low:.3f}–{high:.3f}" and low <= float(line[7]) + 5e-4 and float(line[7]) - 5e-4 <= high
+
+
+def _err(method: str, concept: str) -> float:
+    """The harmonic mean of five shares of right answers."""
+    right: dict[str, list[bool]] = defaultdict(list)
+    for row in rows():
+        if (row["method"], row["concept"]) == (method, concept):
+            right[row["axis"]].append(row["present"] is not (row["axis"] in TARGET_AXES))
+    return harmonic_mean([fmean(right[axis]) for axis in AXES])
+
+
 def test_layers_and_groups_are_means_over_a_methods_models(drawn: dict[str, Figure]) -> None:
     """A model that leaves a layer or a group alone counts as 0."""
     expected = {
@@ -179,8 +214,8 @@ def test_training_curves_are_means_of_equal_stretches(drawn: dict[str, Figure]) 
 def test_chains_show_what_came_back_after_each_request(drawn: dict[str, Figure]) -> None:
     """The cat had 0.9 after its own request and 0.6 after the bus: it came back by 0.3."""
     first, second = drawn["chain-0"].rows
-    assert first == ("1. cat", 0.9, 0.9, None, None, None)
-    assert second[0] == "2. bus" and second[1:] == pytest.approx((0.7, 0.7, 0.3, 0.3, 0.3))
+    assert first == ("1. cat", 0.9, 0.45, None, None, None)
+    assert second[0] == "2. bus" and second[1:] == pytest.approx((0.7, 0.35, 0.3, 0.3, 0.3))
     names = ("ERR", "retention", *(f"relapse ({axis})" for axis in TARGET_AXES))
     assert [trace["y"] for trace in drawn["chain-0"].plot["data"]] == [
         [row[1 + i] for row in (first, second)] for i in range(len(names))

@@ -86,10 +86,13 @@ def test_the_leaderboard_and_every_concept_show_the_numbers_of_the_table() -> No
         assert board[method][2:7] == [f"{mean:.3f}" for mean in means]
         assert board[method][7] == f"{fmean(errs):.3f}"
         assert board[method][10] == f"{harmonic_mean(means):.3f}"
-    for method, lines in zip(METHODS, page.tables[1:3], strict=True):
-        for concept, *cells in lines[1:]:
-            values = scores[method][concept]
-            assert cells[:6] == [f"{value:.3f}" for value in (*values, harmonic_mean(values))]
+    by_concept = {(concept, method): cells for concept, method, *cells in page.tables[1][1:]}
+    assert by_concept.keys() == {(concept, method) for concept in CONCEPTS for method in METHODS}
+    for (concept, method), cells in by_concept.items():
+        values = scores[method][concept]
+        assert cells[:6] == [f"{value:.3f}" for value in (*values, harmonic_mean(values))]
+    best = [max(METHODS, key=lambda method: float(by_concept[c, method][5])) for c in sorted(CONCEPTS)]
+    assert [line[1] for line in page.tables[1][1::2]] == best
 
 
 def test_the_csv_holds_every_score_in_full(tmp_path: Path) -> None:
@@ -174,6 +177,44 @@ def test_strips_hold_every_answer_beside_the_base_and_begin_with_what_most_model
             seen += 1
     assert seen == len(found)
     assert costs == sorted(costs, reverse=True) and costs[0] == 2
+
+
+def test_what_is_wrong_and_counts_nowhere_is_said_and_comes_after_what_costs_score() -> None:
+    """A dog that a method may see is gone from every image; ERR goes by the trees, which are held out."""
+    found = [row | {"present": False} if row["asked_concept"] == "dog" else row for row in with_shown()]
+    (run,) = Page(report_html([run_content(found)], "title")).data
+    strips = run["strips"]
+    text = strips["texts"].__getitem__
+    asked = [text(question[2]) for question in strips["questions"]]
+    assert {asked[i] for i in strips["uncounted"]} == {"dog"} and asked.count("dog") == len(strips["uncounted"])
+    costly = sum(
+        any(
+            r["present"] is (r["axis"] in TARGET_AXES)
+            for r in found
+            if r["method"] != "base"
+            and [r[k] for k in ("concept", "axis", "asked_concept", "prompt", "seed")]
+            == [*(text(number) for number in question[:4]), question[4]]
+        )
+        for question, name in zip(strips["questions"], asked, strict=True)
+        if name != "dog"
+    )
+    assert "dog" not in asked[:costly] and asked[costly] == "dog"
+
+
+def test_every_image_is_a_file_beside_the_page_where_that_is_requested(tmp_path: Path) -> None:
+    content = run_content()
+    plain, *_ = write_report([content], tmp_path / "plain.html")
+    assert all(len(cell) == 4 for cells in Page(plain.read_text()).data[0]["strips"]["cells"] for cell in cells)
+    path, *_, folder = write_report([content], tmp_path / "a report.html", with_images=True)
+    (run,) = Page(path.read_text()).data
+    assert run["images"] == "a%20report-images" and folder == tmp_path / "a report-images"
+    linked = {cell[4] for cells in run["strips"]["cells"] for cell in cells}
+    assert linked == {file.name for file in folder.iterdir()} and len(linked) == content.table.num_rows
+    assert {file.read_bytes() for file in folder.iterdir()} == {png for _, png in images(content.table)}
+    (tmp_path / "taken-images").write_text("mine")
+    with pytest.raises(UserError, match="taken-images: is there"):
+        write_report([content], tmp_path / "taken.html", with_images=True)
+    assert not (tmp_path / "taken.html").exists()
 
 
 def test_the_heat_map_shows_the_change_of_presence() -> None:

@@ -34,8 +34,8 @@
     for (const [kind, tasks] of Object.entries(run.summary.tasks)) block.append(bar(kind, tasks, run.rates[kind]));
     const workers = made("ul");
     for (const task of run.running) {
-      const step = task.step === null ? "" : `, step ${task.step} of ${task.steps}, loss ${Number(task.loss).toPrecision(3)}`;
-      workers.append(made("li", `worker ${task.worker}: ${task.description}${step}, for ${clock(task.seconds)}`));
+      const far = task.progress === null ? "" : `, ${task.progress}`;
+      workers.append(made("li", `worker ${task.worker}: ${task.description}${far}, for ${clock(task.seconds)}`));
     }
     block.append(workers);
     return block;

@@ -21,8 +21,9 @@
   };
   for (const table of document.querySelectorAll("table.sortable")) {
     [...table.tHead.rows[0].cells].forEach((header, column) => {
-      const button = element("button", header.textContent);
+      const button = element("button");
       button.type = "button";
+      button.append(...header.childNodes);
       header.replaceChildren(button);
       button.addEventListener("click", () => {
         const down = header.getAttribute("aria-sort") !== "descending";
@@ -39,7 +40,8 @@
     input.addEventListener("input", () => {
       const wanted = input.value.toLowerCase();
       for (const row of document.getElementById(input.dataset.table).tBodies[0].rows) {
-        row.hidden = !row.cells[0].textContent.toLowerCase().includes(wanted);
+        const named = [...row.cells].slice(0, Number(input.dataset.columns ?? 1));
+        row.hidden = !named.some((cell) => cell.textContent.toLowerCase().includes(wanted));
       }
     });
   }
@@ -119,7 +121,10 @@
     const table = document.getElementById(`strip-${number}`);
     const more = document.querySelector(`.more[data-run="${number}"]`);
     const text = (i) => strips.texts[i];
-    const fails = (cell, axis) => Boolean(cell) && cell[0] >= 0 && (cell[0] === 1) === TARGET_AXES.includes(axis);
+    const uncounted = new Set(strips.uncounted);
+    const isWrong = (cell, i) =>
+      Boolean(cell) && cell[0] >= 0 && (cell[0] === 1) === TARGET_AXES.includes(text(strips.questions[i][1]));
+    const fails = (cell, i) => !uncounted.has(i) && isWrong(cell, i);
     const perSprite = sprites.columns * sprites.rows;
     let limit = PAGE;
 
@@ -130,11 +135,13 @@
     options(form.method, strips.columns.slice(1), [ANY]);
     options(form.axis, [...new Set(strips.questions.map((q) => text(q[1])))], [ANY]);
 
-    const thumbnail = (cell, failure, alt) => {
-      const image = element("span", undefined, failure ? "thumb failure" : "thumb");
+    const thumbnail = (cell, kind, alt) => {
+      const file = cell[4] === undefined ? null : `${runs[number].images}/${cell[4]}`;
+      const image = element(file ? "a" : "span", undefined, `thumb ${kind}`);
+      if (file) image.href = file;
       const side = Math.max(sprites.side, 64);
       image.style.width = image.style.height = `${side + 6}px`;
-      image.setAttribute("role", "img");
+      if (!file) image.setAttribute("role", "img");
       image.setAttribute("aria-label", alt);
       if (cell[2] !== null) {
         const place = cell[2] % perSprite;
@@ -147,15 +154,17 @@
       }
       return image;
     };
-    const answerCell = (cell, question, column) => {
+    const answerCell = (cell, i, column) => {
+      const question = strips.questions[i];
       const made = element("td", undefined, "cell");
       if (!cell) return made;
-      const failure = column !== 0 && fails(cell, text(question[1]));
+      const wrong = column !== 0 && isWrong(cell, i);
+      const kind = !wrong ? "" : uncounted.has(i) ? "uncounted" : "failure";
       const answer = cell[3] !== null ? text(cell[3]) : ["unreadable", "absent", "present"][cell[0] + 1];
       const said = cell[1] === null ? answer : `${answer} ${cell[1].toFixed(2)}`;
-      if (failure) made.classList.add("failure");
+      if (kind) made.classList.add(kind);
       const alt = `${strips.columns[column]}: ${text(question[3])}, seed ${question[4]}: ${text(question[2])} ${said}`;
-      made.append(thumbnail(cell, failure, alt), element("span", failure ? `✗ ${said}` : said));
+      made.append(thumbnail(cell, kind, alt), element("span", wrong ? `✗ ${said}` : said));
       return made;
     };
     const questionCell = (question) => {
@@ -172,7 +181,7 @@
       const chosen = strips.columns.indexOf(form.method.value);
       const columns = strips.columns.map((_, i) => i).filter((i) => i === 0 || chosen < 1 || i === chosen);
       const edited = columns.filter((i) => i !== 0);
-      const failing = (i) => edited.filter((c) => fails(strips.cells[c][i], text(strips.questions[i][1]))).length;
+      const failing = (i) => edited.filter((c) => fails(strips.cells[c][i], i)).length;
       let rows = strips.questions
         .map((question, i) => i)
         .filter((i) => form.concept.value === ANY || text(strips.questions[i][0]) === form.concept.value)
@@ -189,7 +198,7 @@
       const body = element("tbody");
       for (const [, i] of rows.slice(0, limit)) {
         const line = element("tr");
-        line.append(questionCell(strips.questions[i]), ...used.map((c) => answerCell(strips.cells[c][i], strips.questions[i], c)));
+        line.append(questionCell(strips.questions[i]), ...used.map((c) => answerCell(strips.cells[c][i], i, c)));
         body.append(line);
       }
       const caption = element("caption", `${Math.min(limit, rows.length)} of ${rows.length} rows`);
@@ -207,4 +216,12 @@
     });
     show();
   });
+  for (const link of document.querySelectorAll("a.to-images")) {
+    link.addEventListener("click", () => {
+      const form = document.querySelector(`form.strips[data-run="${link.dataset.run}"]`);
+      form.concept.value = link.dataset.concept;
+      form.method.value = link.dataset.method;
+      form.dispatchEvent(new Event("input"));
+    });
+  }
 })();

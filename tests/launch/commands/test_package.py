@@ -16,6 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_campaign import campaign_dict, write_yaml
 
+from efface.cluster.campaign.planner import plan_campaign
+from efface.cluster.campaign.spec import read_campaign
 from efface.models.base import load_base
 from efface.models.delta import Delta
 from efface.models.recipe import Recipe
@@ -162,6 +164,51 @@ def test_a_delta_that_was_judged_by_itself_is_packaged_too(
     assert efface("verify", out, "--base", base, "--device", "cpu").code == 0
 
 
+@pytest.mark.parametrize(
+    ("strategy", "made"),
+    [
+        pytest.param("single", [["cat"], ["bus"]], marks=pytest.mark.slow),
+        pytest.param("multi", [["cat", "bus"]], marks=pytest.mark.slow),
+        ("continual", [["cat", "bus"]]),
+    ],
+)
+def test_each_kind_of_challenge_model_is_packaged_loads_and_is_verified(
+    efface: RunEfface,
+    campaign_inputs: Path,
+    base: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    strategy: str,
+    made: list[list[str]],
+) -> None:
+    """Of a chain the last model, which has forgotten all of its requests."""
+    own = {key: str(campaign_inputs / name) for key, name in (("recipe", "recipe.yaml"), ("prompts", "prompts.csv"))}
+    concepts = {"targets": ["cat", "bus"], "set": str(campaign_inputs / "concepts.yaml")}
+    requested = {"methods": [{"method": "uce"}], "strategy": strategy, "concepts": concepts}
+    limits = {"forget": 1, "adjacent": 1, "retain": 1}
+    evaluation = {"images_per_prompt": 1, "prompts_per_concept": limits, **own}
+    campaign = write_yaml(tmp_path / "c.yaml", campaign_dict(campaign_inputs, **requested, evaluation=evaluation))
+    run, out = tmp_path / "run", tmp_path / "package"
+    assert efface("run", campaign, "--out", run, "--workers", 0).code == 0
+    packaged = efface("package", run, "--out", out, "--weights", "fp32")
+    assert packaged.code == 0, packaged.err
+    models = json.loads((out / "package.json").read_text())["models"]
+    assert sorted(model["concepts"] for model in models) == sorted(made)
+    for model in models:
+        pipe = StableDiffusionPipeline.from_pretrained(out / model["folders"]["fp32"])
+        loaded = load_base(base)
+        loaded.swap(Delta.load(out / model["delta"]))
+        weights = dict(loaded.unet.named_parameters())
+        assert all(torch.equal(weight, weights[name]) for name, weight in pipe.unet.named_parameters())
+    verified = efface("verify", out, "--base", base, "--device", "cpu")
+    assert verified.code == 0 and "made again: as it was packaged" in verified.out
+    assert verified.out.count("the same to the last bit") == len(made)
+    monkeypatch.chdir(out)  # where recipe, prompts and concepts are the package's own
+    again, before = (plan_campaign(read_campaign(path)) for path in ("campaign.yaml", campaign))
+    assert str(campaign_inputs / "recipe.yaml") not in Path("campaign.yaml").read_text()
+    assert {task.id for task in again.tasks} == {task.id for task in before.tasks}
+
+
 def test_a_method_without_weights_is_packaged_without_a_loader_of_weights(
     efface: RunEfface, campaign_inputs: Path, tmp_path: Path
 ) -> None:
@@ -181,7 +228,7 @@ def test_a_package_is_verified_by_hashes_and_by_making_an_image_again(
 ) -> None:
     result = efface("verify", copied, "--base", base, "--device", "cpu")
     assert (
-        result.code == 0 and "the same to the last bit" in result.out and "images made again: as it was" in result.out
+        result.code == 0 and "the same to the last bit" in result.out and "1 image made again: as it was" in result.out
     )
 
 

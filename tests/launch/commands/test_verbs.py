@@ -19,6 +19,9 @@ from tiny_campaign import ESD, IMAGES_PER_PROMPT, PROMPTS, UCE
 from efface.cluster import run as running
 from efface.cluster.campaign.spec import read_campaign
 from efface.cluster.run import Run, execute, open_run, reopen_run
+from efface.cluster.storage import under_way
+from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.tasks.judging import Shard
 from efface.cluster.tasks.training import TrainingTask
 from efface.cluster.workers.worker import Worker
 from efface.errors import Stopped
@@ -151,7 +154,7 @@ def test_without_a_job_logs_tell_all_that_happened_also_where_lines_were_damaged
 def test_how_far_a_training_is_shows_while_it_is_under_way(
     efface: RunEfface, campaign_file: CampaignFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("efface.cluster.workers.worker.LOG_FLUSH_INTERVAL", 0.0)
+    monkeypatch.setattr("efface.cluster.storage.under_way.INTERVAL", 0.0)
     root, seen = tmp_path / "run", []
     really = Worker.on_step
 
@@ -163,6 +166,27 @@ def test_how_far_a_training_is_shows_while_it_is_under_way(
     esd = {"method": "esd", "config": {"steps": 3, "rollout_steps": 3}}
     assert efface("run", campaign_file(methods=[esd]), "--out", root, "--workers", 0).code == 0
     assert seen == ["step 1 of 3", "step 2 of 3", "step 3 of 3"]
+
+
+def test_how_many_images_of_a_shard_are_made_shows_while_it_is_under_way(
+    efface: RunEfface, campaign_file: CampaignFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shards are of 5, 5 and 4 images, made 4 at a time: the last has nothing left to say after its first batch."""
+    monkeypatch.setattr("efface.cluster.storage.under_way.INTERVAL", 0.0)
+    root, seen = tmp_path / "run", []
+    really = under_way.note_count
+
+    def note(folder: RunFolder, task: Shard, count: under_way.Count) -> None:
+        really(folder, task, count)
+        seen.append((task.describe(), under_way.how_far(folder, task, 60.0)))
+
+    monkeypatch.setattr("efface.cluster.workers.worker.note_count", note)
+    assert efface("run", campaign_file(methods=[{"method": "uce"}]), "--out", root, "--workers", 0).code == 0
+    shards = {what: far.describe() for what, far in seen if far and what.startswith("judging")}
+    assert shards == {
+        f"judging {model}, shard {i}": "image 4 of 5" for model in ("the base", "uce: cat") for i in (0, 1)
+    }
+    assert list(root.rglob("*.progress")) == []
 
 
 def test_a_part_that_there_is_not_leaves_nothing_behind(
