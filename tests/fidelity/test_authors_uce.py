@@ -41,6 +41,7 @@ WAYS = ("painting by", "art by", "artwork by", "picture by", "style of")
     [
         ("newer/object", ["golf ball", "church"], {}),
         ("newer/art", ["Van Gogh", "Picasso"], {"preserve": ["Monet", "Rembrandt", "Warhol"]}),
+        ("newer/unsafe", ["violence", "nudity", "harm"], {}),
         ("newer/expanded", ["Van Gogh"], {"templates": ["{name}", *(f"{way} {{name}}" for way in WAYS)]}),
     ],
 )
