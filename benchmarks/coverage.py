@@ -60,10 +60,11 @@ def designs() -> Iterator[Design]:
             yield Design(concepts, prompts, images, shared=True)
 
 
-def coverage(rates: Array, design: Design, repetitions: int, compare: bool) -> dict[str, float]:
+def coverage(world: str, design: Design, repetitions: int, compare: bool) -> dict[str, float]:
     """By score, the share of intervals that hold the truth, and the mean width of that of err_mean."""
     hits: dict[str, list[float]] = defaultdict(list)
-    rng = np.random.default_rng([design.concepts, design.prompts, design.images, design.shared])
+    rates = np.array(WORLDS[world])
+    rng = np.random.default_rng([*(int(number) for number in vars(design).values()), [*WORLDS].index(world)])
     for repetition in range(repetitions):
         one, other = simulate(rates, design, rng)
         found, found_other = estimate(one.answers), estimate(other.answers)
@@ -111,13 +112,13 @@ def main() -> None:
     if options.table:
         return print_table()
     measured = _measured_before(options.repetitions)
-    for world, rates in WORLDS.items():
+    for world in WORLDS:
         for design in (*designs(), *SEEDED):
             key = (world, *vars(design).values())
             if key in measured or time.process_time() > options.seconds:
                 continue
             repetitions = options.repetitions // _fewer(design)
-            found = coverage(np.array(rates), design, repetitions, design in COMPARED)
+            found = coverage(world, design, repetitions, design in COMPARED)
             measured[key] = {"rates": world, **vars(design), "repetitions": repetitions, "coverage": found}
             write_result("coverage", {"designs": list(measured.values())}, rates=WORLDS)
             print(world, design, found, flush=True)
