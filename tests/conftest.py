@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from hypothesis import settings
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from efface.models.base import Base, load_base
 
 torch.set_num_threads(1)
+settings.register_profile("efface", deadline=None)  # on a busy machine an example may take any time
+settings.load_profile("efface")
 
 WIDTH = 16  # of the text encoder, and so of the cross-attention
 SCHEDULER = {

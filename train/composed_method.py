@@ -4,7 +4,8 @@ An edit is a method with its config, resolved when the job is made, so that the 
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from efface.config_files import StrictModel
 from efface.errors import UserError
-from efface.models.delta import Delta, Kind
+from efface.models.delta import Delta, Kind, stack
 from efface.train.method import ClosedFormMethod, Method, Strategy, UnlearningTask, get_method, parse_config
 
 
@@ -81,6 +82,18 @@ def of_all(method: Method, task: UnlearningTask) -> UnlearningTask:
     if not isinstance(method, ClosedFormMethod):
         return task
     return UnlearningTask(**{**vars(task), "concepts": (*task.erased, *task.concepts), "erased": ()})
+
+
+@contextmanager
+def in_place(task: UnlearningTask, tensors: dict[str, Tensor]) -> Iterator[None]:
+    """These weights on top of what is in place of the task's base; afterwards that is as it was."""
+    base, below = task.base, task.base.applied
+    whole = stack(base, below, "weights", tensors)[1] if below is not None else tensors
+    base.swap(as_delta(task, "weights", whole))
+    try:
+        yield
+    finally:
+        base.swap(below)
 
 
 def as_delta(task: UnlearningTask, kind: Kind, tensors: dict[str, Tensor]) -> Delta:

@@ -177,6 +177,8 @@ class Method(ABC):
 
     def __init__(self, config: MethodConfig) -> None:
         self.config: Any = config
+        self.findings: dict[str, Any] = {}
+        """What a job has found beside the weights, as JSON; part of the delta's provenance."""
 
     @property
     def image_passes(self) -> int:

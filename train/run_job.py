@@ -69,6 +69,8 @@ def run_job(
     provenance = _provenance(job, parent, method if reduce_micro_batch else None)
     if kind == "hook":
         provenance["hook"] = {"name": method.name, "config": method.hook_config(task).model_dump(mode="json")}
+    if method.findings:
+        provenance["found"] = method.findings
     delta = Delta(kind, own, provenance)
     if not delta.has_effect(base, parent):
         raise JobFailure(

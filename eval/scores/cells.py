@@ -100,8 +100,9 @@ class Cells:
 
     @cached_property
     def _axis_rates(self) -> Array:
-        """(5,): over all concepts, with half an image more on either side."""
-        return np.asarray(((self.means * self.images).sum(axis=0) + 0.5) / (self.images.sum(axis=0) + 1))
+        """(5,): over all concepts, with half an image more on either side of those that are distinct."""
+        means = (self.means * self.images).sum(axis=0) / self.images.sum(axis=0)
+        return np.asarray((means * self.distinct_images + 0.5) / (self.distinct_images + 1))
 
     def _smoothed(self, means: Array | float) -> Array:
         """Means (concepts, 5) with one more image of the axis's rate in each: in (0, 1)."""

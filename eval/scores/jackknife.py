@@ -31,7 +31,9 @@ from efface.eval.scores.statistics import (
     CONFIDENCE_LEVEL,
     Array,
     cluster_quantile,
+    degrees_of_freedom,
     difference_interval,
+    estimation_noise,
     harmonic_mean,
     harmonic_mean_bias,
     wilson_interval,
@@ -235,7 +237,7 @@ class _Spread:
     def variances(self) -> tuple[Pair, Pair]:
         """Variances and their degrees of freedom, each of the scores of concepts (concepts, 6) and of all (7,).
 
-        The units that first come up in one cell are taken to vary alike: Satterthwaite's degrees of freedom over them.
+        The units that first come up in one cell are taken to vary alike, with the degrees of freedom of their number.
         """
         number, concept, shift = self._of_concept
         first_row = self._units[1]
@@ -249,14 +251,14 @@ class _Spread:
 def _variance(effects: Array, group: IntArray, stratum: IntArray, df: Array) -> tuple[Array, Array]:
     """Sums of squares of effects (rows, scores) in each group, and their degrees of freedom: both (groups, scores)."""
     first, part = grouped(group, stratum)
-    parts = np.column_stack([np.bincount(part, column) for column in (effects**2).T])
-    uncertain = parts**2 / np.bincount(part, df)[:, None]
-    variance, certainty = (
-        np.column_stack([np.bincount(group[first], column) for column in array.T]) for array in (parts, uncertain)
-    )
-    with np.errstate(divide="ignore", invalid="ignore"):
-        df = np.where(certainty > 0, variance**2 / certainty, np.inf)
-    return np.asarray(variance, dtype=np.float64), df
+    parts = _sums(part, effects**2)
+    variance, noise = (_sums(group[first], each) for each in (parts, estimation_noise(parts, _sums(part, df[:, None]))))
+    return variance, degrees_of_freedom(variance, noise)
+
+
+def _sums(group: IntArray, values: Array) -> Array:
+    """Of values (rows, scores), the sum in each group: (groups, scores)."""
+    return np.column_stack([np.bincount(group, column) for column in values.T]).astype(np.float64)
 
 
 def _with_training_seeds(cells: Cells, unit: IntArray, variances: Pair, dfs: Pair) -> tuple[Pair, Pair]:
@@ -274,8 +276,7 @@ def _with_training_seeds(cells: Cells, unit: IntArray, variances: Pair, dfs: Pai
     for sampled, own_df, seeds, seeds_df, images in zip(variances, dfs, of_models, df, of_images, strict=True):
         beyond = np.maximum(seeds - images, 0.0)
         total.append(sampled + beyond)
-        certainty = sampled**2 / own_df + beyond**2 / seeds_df
         total_df.append(
-            np.where(certainty > 0, (sampled + beyond) ** 2 / np.where(certainty > 0, certainty, 1.0), np.inf)
+            degrees_of_freedom(sampled + beyond, estimation_noise(sampled, own_df) + estimation_noise(beyond, seeds_df))
         )
     return (total[0], total[1]), (total_df[0], total_df[1])

@@ -2,8 +2,8 @@
 
 Sources: the Genmu challenge, ERR = HM(forget, indirect, adversarial, adjacent, retain), each in [0, 1], higher better.
 Intervals of proportions in clustered samples: Wilson's with an effective sample size (Kott and Carr 1997; compared by
-Franco, Little, Louis and Slud 2019), widened for few clusters as by Korn and Graubard 1998. Difference of two such
-estimates: Newcombe 1998 (method 10), in general MOVER (Zou and Donner 2008).
+Franco, Little, Louis and Slud 2019), widened for few clusters as by Korn and Graubard 1998, with degrees of freedom as
+by Welch 1947. Difference of two such estimates: Newcombe 1998 (method 10), in general MOVER (Zou and Donner 2008).
 """
 
 from functools import cache
@@ -48,6 +48,24 @@ def harmonic_mean_bias(values: Array, variances: Array) -> Array:
     mean = harmonic_mean(values)[..., None]
     curvature = -2 * mean**2 / (k * values**3) * (1 - mean / (k * values))
     return np.asarray((curvature * variances).sum(axis=-1) / 2)
+
+
+def estimation_noise(variance: Array, df: Array) -> Array:
+    """Half the variance of an estimated variance with so many degrees of freedom, which sums of such add up.
+
+    2 s^4 / df is what it is for the true variance s^2; for an estimate v of it, E[v^2] = s^4 (1 + 2 / df).
+    """
+    return np.asarray(variance**2 / (df + 2))
+
+
+def degrees_of_freedom(variance: Array, noise: Array) -> Array:
+    """Of a sum of estimated variances; inf where all of them are known.
+
+    Welch's second form, df = v^2 / noise - 2 (Biometrika 34, 1947), which is exact for a single estimate and does not
+    underrate a sum of many as Satterthwaite's own does.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(noise > 0, variance**2 / noise - 2, np.inf)
 
 
 def t_quantile(df: Array, level: float = CONFIDENCE_LEVEL) -> Array:

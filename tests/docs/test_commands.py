@@ -1,7 +1,7 @@
 """Commands in the headers of configs and on pages do what they say: each is planned up to where weights are needed.
 
-Names, fields, prompts and concept sets are looked up as the command does. Pages may speak of files of the reader's own;
-those commands only have to be understood (`test_links.py`), or are run by the page's own test.
+Names, fields, prompts and concept sets are looked up as the command does. Pages may speak of folders of the reader's
+own; those commands only have to be understood (`test_links.py`), and their verbs are run by `tests/launch/`.
 """
 
 import csv
@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import typer
+from test_links import CURRENT
 from test_links import commands as documented
 
 from efface.cluster.campaign import planner
@@ -33,9 +34,13 @@ from efface.models.model_files import NotCached
 from efface.models.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
-PAGES = tuple(ROOT / name for name in ("README.md", "docs/hardware.md", "docs/multi-gpu.md", "docs/search.md"))
 HEADERS = sorted(path for path in CONFIGS.resolve().rglob("*.yaml") if path.parent.name != "rates")
 COMMAND = typer.main.get_command(app)
+OWN = re.compile(
+    r"--help|--after|--address|[A-Z]{2,}|\bC\b|…|my[_-]|mine|s3://|campaign\.yaml|"
+    r"earlier|handed-in|their-model|never-knew|i2p_benchmark|\bme/|runs/[^/ ]+/|(score|report|submit)$"
+)
+"""What stands for a file, folder or name of the reader's own."""
 
 
 def header(path: Path) -> list[str]:
@@ -55,11 +60,7 @@ def header(path: Path) -> list[str]:
 def page(path: Path) -> list[str]:
     """The commands in backticks and code blocks that name nothing of the reader's own."""
     commands = [re.split(r"\s+#|\s{2,}\(| [>|] ", command)[0].strip() for command in documented(path)]
-    own = (
-        r"--help|"
-        r"my[_-]|mine|--after|METHOD|NAME|\bJOB\b|s3://|campaign\.yaml|runs/demo[/ ]|runs/demo$|--address|\.safetensors"
-    )
-    return [command for command in commands if not re.search(own, command) and is_whole(command)]
+    return [command for command in commands if not OWN.search(command) and is_whole(command)]
 
 
 def is_whole(command: str) -> bool:
@@ -131,8 +132,17 @@ PLANNED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "submit": plan_submission,
     **dict.fromkeys(("doctor", "prefetch"), prefetched),
 }
-LOOKED_UP = ("methods", "judges", "concepts", "bases", "attacks", "prompts", "pull", "score", "status", "verify")
-"""Verbs that show what there is, which `tests/launch/commands` run."""
+RUN_ELSEWHERE = {
+    **dict.fromkeys(("methods", "judges", "concepts", "bases", "attacks", "prompts"), "commands/test_listings.py"),
+    **dict.fromkeys(("status", "logs", "cancel", "gc", "retry"), "commands/test_verbs.py"),
+    **dict.fromkeys(("package", "verify"), "commands/test_package.py"),
+    **dict.fromkeys(("push", "pull"), "commands/test_push.py"),
+    "quality": "commands/test_quality.py",
+    **dict.fromkeys(("board", "report"), "test_board.py"),
+    "score": "test_broken_images.py",
+    "export": "test_home_folder.py",
+}
+"""Verbs that show what there is, or work on what a run has left, and the test of `tests/launch/` that runs each."""
 
 
 @pytest.fixture(autouse=True)
@@ -166,7 +176,7 @@ def works(command: str) -> None:
     if verb in PLANNED:
         PLANNED[verb](params)
     else:
-        assert verb in LOOKED_UP, command
+        assert verb in RUN_ELSEWHERE, command
 
 
 @pytest.mark.parametrize("file", HEADERS, ids=lambda path: str(path.relative_to(CONFIGS.resolve())))
@@ -185,12 +195,17 @@ def test_the_commands_of_a_concept_set_can_be_planned(name: str) -> None:
         works(command)
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [path for path in CURRENT if page(path)], ids=lambda path: path.name)
 def test_the_commands_of_a_page_can_be_planned(path: Path) -> None:
-    commands = page(path)
-    assert commands
-    for command in commands:
+    for command in page(path):
         works(command)
+
+
+def test_every_verb_is_planned_here_or_run_by_the_test_that_is_named() -> None:
+    verbs = set(COMMAND.list_commands(typer.Context(COMMAND)))
+    assert verbs == PLANNED.keys() | RUN_ELSEWHERE.keys()
+    for verb, test in RUN_ELSEWHERE.items():
+        assert re.search(rf"\W{verb}\W", (ROOT / "tests" / "launch" / test).read_text()), verb
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,18 @@ def test_every_command_is_one_that_efface_has(page: Path) -> None:
     assert {command: error for command, error in found.items() if error} == {}
 
 
+@pytest.mark.parametrize("page", CURRENT, ids=name_of)
+def test_every_benchmark_and_make_target_is_there_with_its_options(page: Path) -> None:
+    text = page.read_text()
+    for module, options in re.findall(r"python -m (benchmarks[\w.]+)([^`\n(#>|]*)", text):
+        path = ROOT / module.replace(".", "/")
+        source = (path / "__main__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+        source += (ROOT / "benchmarks" / "on_device.py").read_text() if "on_device import arguments" in source else ""
+        assert [flag for flag in re.findall(r"--[\w-]+", options) if f'"{flag}"' not in source] == [], module
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"(?:`|^)make ([a-z]+)", text, re.MULTILINE)) <= set(targets)
+
+
 def test_pages_with_commands_are_seen() -> None:
     assert len(commands(ROOT / "README.md")) > 20
     assert "efface gc RUN" in commands(ROOT / "docs" / "campaigns.md")

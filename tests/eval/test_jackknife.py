@@ -8,7 +8,7 @@ from benchmarks.simulated_answers import Design, simulate
 from efface.concepts.prompts import AXES
 from efface.eval.scores.cells import Answers
 from efface.eval.scores.jackknife import difference, estimate
-from efface.eval.scores.statistics import err_mean
+from efface.eval.scores.statistics import degrees_of_freedom, err_mean, estimation_noise
 
 Array = NDArray[np.float64]
 FORGET, RETAIN, ERR_MEAN = 0, 4, 5
@@ -53,6 +53,16 @@ def test_a_cell_without_a_miss_has_the_width_of_its_images() -> None:
     found = estimate(answers(cells(5, 4, [[4] * 5])))
     assert found.concepts.low[0, FORGET] == pytest.approx(20 / (20 + Z2))
     assert found.concepts.high[0, FORGET] == found.concepts.score[0, FORGET] == 1
+
+
+def test_degrees_of_freedom_of_a_sum_of_variances_are_those_of_its_parts_together() -> None:
+    """Five variances of 4 degrees of freedom, drawn from chi square: 20. Of one alone 4, of known ones endless many."""
+    drawn = np.random.default_rng(0).chisquare(4, (20_000, 5)) / 4
+    of_sum = (drawn.sum(axis=1) ** 2).mean() / estimation_noise(drawn, np.array(4.0)).sum(axis=1).mean() - 2
+    assert of_sum == pytest.approx(20, rel=0.02)
+    variance = np.array([3.0])
+    assert degrees_of_freedom(variance, estimation_noise(variance, np.array(4.0))) == pytest.approx(4)
+    assert degrees_of_freedom(variance, estimation_noise(variance, np.array(np.inf))) == np.inf
 
 
 def test_images_that_concepts_share_count_once() -> None:

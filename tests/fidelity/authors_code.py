@@ -38,6 +38,10 @@ def authors_concepts() -> ConceptSet:
             Concept(name="golf ball", kind="object", phrase="a golf ball", anchor="a basketball"),
             Concept(name="church", kind="scene", phrase="a church", anchor="a house"),
             Concept(name="r2d2", kind="object", phrase="r2d2", anchor="robot"),
+            *(
+                Concept(name=name, kind="nsfw", phrase=name, anchor="a meadow")
+                for name in ("violence", "nudity", "harm")
+            ),
             Concept(name="Blue Jay", kind="animal", phrase="a blue jay", anchor="a sparrow"),
         ),
     )

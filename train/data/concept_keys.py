@@ -11,6 +11,7 @@ A key is one token of one prompt after the text encoder, (d,). Which tokens of a
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Literal
 
@@ -107,12 +108,14 @@ def edits(config: EditConfig, concept: Concept, task: UnlearningTask) -> list[tu
     guide = config.guides.get(concept.kind, config.guide)
     if guide is None:
         guide = task.concept_set.anchor_phrase(concept)
+    guides = [template.format(guide, name=guide) for template in config.templates]
+    return list(zip(edited_prompts(config, concept), cycle(guides), strict=False))
+
+
+def edited_prompts(config: EditConfig, concept: Concept) -> list[str]:
+    """The concept, and with `erase_aliases` its aliases, in every template."""
     names = [(concept.phrase, concept.name), *((alias, alias) for alias in concept.aliases if config.erase_aliases)]
-    return [
-        (template.format(phrase, name=name), template.format(guide, name=guide))
-        for phrase, name in names
-        for template in config.templates
-    ]
+    return [template.format(phrase, name=name) for phrase, name in names for template in config.templates]
 
 
 def preserved(config: EditConfig, task: UnlearningTask) -> list[str]:

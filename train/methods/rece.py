@@ -40,6 +40,7 @@ class RECEConfig(UCEConfig):
         None, ge=0, description="s_p of UCE's edit; authors: null, UCE's older code's max(0.1, 1/n) of n"
     )
     technique: Literal["replace"] = Field("replace", description="values of UCE's edit: its guide's; authors: the same")
+    debias: None = Field(None, description="nothing: what is erased is not debiased")
     epochs: int = Field(
         1, ge=0, description="attacks and erasures after UCE's; authors: objects and styles 1, unsafe 2, nudity 3"
     )

@@ -17,19 +17,26 @@ The older one has two values for a concept (`technique`): the guide's, `replace`
 their part along the concept's own, v = W0 c* - <u, W0 c*> u with u = W0 c / ||W0 c|| over all tokens of the edit.
 That is W0 (c* - a c) with a number a for each layer, so there is a map for each layer then.
 
+With `debias` nothing is erased: a concept keeps its own values and is given some of each attribute's
+(`train/data/debiasing.py`), so that its images show one attribute no more often than another.
+
 Several concepts (`multi`) are one solve over the sum of their statistics, and so are all requests of a chain
 (`continual`) so far, from the unedited base.
 """
 
+import warnings
+from itertools import chain
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from efface.models.parameter_groups import select
 from efface.train.closed_form import Statistics, key_statistics, ridge_solve
-from efface.train.data.concept_keys import EditConfig, aligned, edits, encode, preserved
+from efface.train.composed_method import in_place
+from efface.train.data.concept_keys import EditConfig, Encoded, aligned, edited_prompts, edits, encode, preserved
+from efface.train.data.debiasing import Debiasing, find_amounts, load_classifier, shares_of_images, with_attributes
 from efface.train.method import ClosedFormMethod, UnlearningTask, register
 
 
@@ -49,6 +56,18 @@ class UCEConfig(EditConfig):
         ge=0,
         description="s_p of eq. 7; authors' newer code: 1; the older: null, max(0.1, 1/n) of n",
     )
+    debias: Debiasing | None = Field(
+        None, description="attributes that images of the concepts should show evenly, in place of erasing them"
+    )
+
+    @model_validator(mode="after")
+    def _debiasing_has_values_of_its_own(self) -> "UCEConfig":
+        if self.debias and self.technique == "tensor":
+            raise ValueError("technique: tensor erases, should not be with debias, which does not")
+        return self
+
+    def models(self) -> dict[str, str]:
+        return {"classifier": self.debias.classifier} if self.debias and not self.debias.amounts else {}
 
 
 @register("uce")
@@ -65,17 +84,61 @@ class UCE(ClosedFormMethod):
         return "kv-xattn"
 
     def solve(self, task: UnlearningTask) -> dict[str, Tensor]:
+        if self.config.debias:
+            return self.debiased(task, self.config.debias)
         edits, preserved = self.embedded(task)
-        weights = select(task.base, self.group)
         if self.config.technique == "replace":
-            transform = self.transform(self.sums(edits, preserved))
-            return {name: (weight.double() @ transform).float() for name, weight in weights.items()}
-        solved = {}
+            return self.replaced(task, edits, preserved)
+        weights, solved = select(task.base, self.group), {}
         for name, weight in weights.items():
             old = weight.double()
             rejected = [(keys, guides - along(old, keys, guides) * keys) for keys, guides in edits]
             solved[name] = (old @ self.transform(self.sums(rejected, preserved))).float()
         return solved
+
+    def replaced(
+        self, task: UnlearningTask, edits: list[tuple[Tensor, Tensor]], preserved: list[Tensor]
+    ) -> dict[str, Tensor]:
+        """The weights that give keys the values of their guides, (n, d) each, and preserved keys their own."""
+        transform = self.transform(self.sums(edits, preserved))
+        weights = select(task.base, self.group)
+        return {name: (weight.double() @ transform).float() for name, weight in weights.items()}
+
+    def debiased(self, task: UnlearningTask, debias: Debiasing) -> dict[str, Tensor]:
+        """The weights that give each concept's keys values of the attributes too, by amounts given or found."""
+        names = [concept.name for concept in task.concepts]
+        prompts = [edited_prompts(self.config, concept) for concept in task.concepts]
+        kept = self.preserved(task)
+        texts = [*chain.from_iterable(prompts), *debias.attributes, *kept]
+        encoded = encode(task.base, texts, self.config.empty_prompt)
+        attributes = [encoded[attribute] for attribute in debias.attributes]
+        held = self.held([encoded[prompt] for prompt in kept])
+
+        def edited(amounts: Tensor) -> dict[str, Tensor]:
+            pairs = [
+                with_attributes(encoded[prompt], attributes, own, self.config.tokens)
+                for of_concept, own in zip(prompts, amounts, strict=True)
+                for prompt in of_concept
+            ]
+            return self.replaced(task, pairs, held)
+
+        if debias.amounts:
+            return edited(debias.amounts_of(names))
+        classify = load_classifier(debias.classifier, task.base.device)
+
+        def measure(amounts: Tensor, number: int) -> Tensor:
+            with in_place(task, edited(amounts)):
+                return shares_of_images(task.base, prompts, debias, classify, number)
+
+        amounts, shares = find_amounts(measure, len(names), debias)
+        self.findings = {
+            "amounts": dict(zip(names, amounts.tolist(), strict=True)),
+            "shares": dict(zip(names, shares.tolist(), strict=True)),
+        }
+        if (debias.wanted - shares).abs().max() >= debias.tolerance:
+            still = f"after {debias.rounds} rounds the shares of attributes are still off"
+            warnings.warn(f"debias: {still}: {self.findings['shares']}", stacklevel=2)
+        return edited(amounts)
 
     def transform(self, statistics: Statistics) -> Tensor:
         """The (d, d) map T of embeddings in W = W0 T."""
@@ -101,11 +164,14 @@ class UCE(ClosedFormMethod):
         kept = self.preserved(task)
         texts = [*(prompt for pair in pairs for prompt in pair), *kept]
         encoded = encode(task.base, texts, self.config.empty_prompt)
-        held = [encoded[prompt] for prompt in kept]
         return (
             [aligned(encoded[prompt], encoded[guide], tokens) for prompt, guide in pairs],
-            [found.embedding if tokens == "all" else found.keys(tokens) for found in held],
+            self.held([encoded[prompt] for prompt in kept]),
         )
+
+    def held(self, prompts: list[Encoded]) -> list[Tensor]:
+        """The keys of each preserved prompt, (n, d): the older code's are all of its tokens."""
+        return [one.embedding if self.config.tokens == "all" else one.keys(self.config.tokens) for one in prompts]
 
     def edits(self, task: UnlearningTask) -> list[tuple[str, str]]:
         """Prompts to edit, each with its guide."""
