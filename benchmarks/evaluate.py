@@ -1,12 +1,13 @@
 """How fast models are judged, beside a plain loop; `python -m benchmarks.evaluate [--device cuda] [--json]`.
 
-Sampling, judging and PNGs of one shard, in the same run. The plain loop is what a script does: diffusers' pipeline in
-batches, then the judge, then each PNG. On a CPU the miniature with its judge in one thread, and seconds of the
-processor; on a GPU Stable Diffusion v1.4 with random weights, judged by a CLIP ViT-L/14 with random weights, and the
-clock.
+Sampling, judging and PNGs of the same images in the same run, at each batch size in turn. The plain loop is what a
+script does: diffusers' pipeline in batches, then the judge, then each PNG. On a CPU the miniature with its judge in one
+thread, and seconds of the processor; on a GPU Stable Diffusion v1.4 with random weights, judged by a CLIP ViT-L/14 with
+random weights, and the clock. "speedup" is at each one's best batch, "least_ratio" that of the worst batch.
 """
 
 import argparse
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from benchmarks.generate import IMAGES_PER_PROMPT, PROMPTS, pipeline_batch, stock_pipeline
+from benchmarks.generate import IMAGES_PER_PROMPT, LEAST_IMAGES, PROMPTS, pipeline_batch, stock_pipeline
 from benchmarks.on_device import arguments, best_of, loaded, show
 from efface.concepts.concept import Concept, ConceptSet, load_concept_set
 from efface.eval.eval_requests import Ask, EvalRequest
@@ -27,8 +28,7 @@ from efface.models.base import Base
 from efface.models.recipe import Recipe
 
 RECIPES = {"cpu": "miniature", "cuda": "reference-fp16"}
-STOCK_BATCHES = {"cpu": (16, 32), "cuda": (16, 32)}
-"""Of which the better counts."""
+BATCHES = {"cpu": (1, 4, 16, 32), "cuda": (16, 32)}
 
 
 class RandomClip:
@@ -72,27 +72,42 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     judge: Judge = RandomClip(base.device) if args.device == "cuda" else load_judge("miniature")
     ask = (Ask("cat", "forget", "cat", "p"),)
     requests = [EvalRequest(prompt, seed, ask) for prompt in PROMPTS for seed in range(IMAGES_PER_PROMPT)]
-    works: dict[str, Callable[[], Any]] = {
-        f"plain loop, batch {batch}": partial(plain_loop, base, recipe, batch, requests, judge, concepts)
-        for batch in STOCK_BATCHES[args.device]
-    }
-    works["efface"] = partial(evaluate, base, recipe, requests, [judge], concepts, model_id="m", method="base")
-    taken = {name: value / len(requests) for name, value in best_of(works, args.rounds, base.device).items()}
-    ours = taken.pop("efface")
-    plain = min(taken.values())
+    rows = []
+    for batch in args.batches or BATCHES[args.device]:
+        count = math.ceil(max(batch, LEAST_IMAGES) / batch) * batch
+        asked = (requests * math.ceil(count / len(requests)))[:count]
+        same = recipe.model_copy(update={"batch_size": batch})
+        works: dict[str, Callable[[], Any]] = {
+            "plain": partial(plain_loop, base, recipe, batch, asked, judge, concepts),
+            "efface": partial(evaluate, base, same, asked, [judge], concepts, model_id="m", method="base"),
+        }
+        taken = {name: value / count for name, value in best_of(works, args.rounds, base.device).items()}
+        rows.append({"batch": batch, **taken, "ratio": taken["plain"] / taken["efface"]})
+    plain, ours = (min(row[name] for row in rows) for name in ("plain", "efface"))
     measured = {
         "speedup": plain / ours,
-        "seconds_per_image": {**taken, "efface": ours},
+        "least_ratio": min(row["ratio"] for row in rows),
+        "seconds_per_image": {"plain": plain, "efface": ours},
         "recipe": recipe.name,
         "base": base.spec.name,
-        "images": len(requests),
+        "batches": rows,
     }
-    lines = [f"{name}: {value:.4f} s an image" for name, value in {**taken, "efface": ours}.items()]
-    return measured, [*lines, f"{plain / ours:.2f} times as fast as the plain loop"]
+    return measured, report(measured)
+
+
+def report(measured: dict[str, Any]) -> list[str]:
+    """Lines for people."""
+    lines = [f"{measured['base']}, recipe {measured['recipe']}: seconds an image", "batch   plain  efface   ratio"]
+    lines += [
+        f"{row['batch']:5}{row['plain']:8.3f}{row['efface']:8.3f}{row['ratio']:8.2f}" for row in measured["batches"]
+    ]
+    return [*lines, f"best batch of each: {measured['speedup']:.2f} times as fast as the plain loop"]
 
 
 def main() -> None:
-    args = arguments(__doc__ or "", RECIPES).parse_args()
+    parser = arguments(__doc__ or "", RECIPES)
+    parser.add_argument("--batches", type=int, nargs="+", help="images in a batch")
+    args = parser.parse_args()
     measured, lines = measure(args)
     show("evaluate", args, torch.device(args.device), measured, lines)
 

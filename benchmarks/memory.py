@@ -121,7 +121,8 @@ def operations() -> dict[str, dict[str, float]]:
         images = built.cost(SHAPES).images
         before = 0.0
         if images:
-            before = image_flops(images, SHAPES) * (images.per_concept + images.per_set_concept * concepts) / 1e12
+            each = sum(image_flops(images, SHAPES).values())
+            before = each * (images.per_concept + images.per_set_concept * concepts) / 1e12
         step = step_flops(built, SHAPES) / 1e12
         found[label] = {"step_tflop": step, "steps": built.steps, "preparation_tflop": before}
         training = step * built.steps

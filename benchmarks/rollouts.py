@@ -1,6 +1,6 @@
 """A campaign of ESD-x, packed and with shared or stored roll-outs, beside ESD's own script one concept at a time.
 
-`python -m benchmarks.rollouts [--jobs 20] [--steps 8] [--shared 8] [--json]`
+`python -m benchmarks.rollouts [--jobs 20] [--steps 8] [--shared 8] [--precision fp32] [--json]`
 
     script      on-policy as the paper's script has it: a job after the other, a roll-out for each step
     alone       the same jobs by `run_job`
@@ -28,12 +28,12 @@ SAMPLED_JOBS = 2
 """How many jobs of the loops that take one after another are measured; a concept costs as much as another."""
 
 
-def measure(device: str, count: int, steps: int, shared: int) -> dict[str, Any]:
+def measure(device: str, count: int, steps: int, shared: int, precision: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     base, concepts = load_base(BASES[device], device), concepts_for(device)
 
     def jobs(jobs: int = count, **config: Any) -> Any:
-        return make_jobs(base, concepts, "esd", jobs, steps=steps, **config)
+        return make_jobs(base, concepts, "esd", jobs, steps=steps, precision=precision, **config)
 
     in_packs(jobs(1)[:1], base, concepts)  # warms up
     few, sampled = jobs(SAMPLED_JOBS), count / SAMPLED_JOBS
@@ -61,6 +61,7 @@ def measure(device: str, count: int, steps: int, shared: int) -> dict[str, Any]:
         "jobs": count,
         "steps": steps,
         "steps_per_rollout": shared,
+        "precision": precision,
         "base": base.spec.name,
     }
 
@@ -71,9 +72,12 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=20)
     parser.add_argument("--steps", type=int, default=8, help="optimiser steps of each, a multiple of --shared")
     parser.add_argument("--shared", type=int, default=8, help="steps that share a roll-out")
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="fp32", help="of efface's jobs; the script's is fp32"
+    )
     parser.add_argument("--json", action="store_true", help="print one object and nothing else")
     args = parser.parse_args()
-    measured = measure(args.device, args.jobs, args.steps, args.shared)
+    measured = measure(args.device, args.jobs, args.steps, args.shared, args.precision)
     lines = [
         f"{args.jobs} concepts by ESD-x, {args.steps} steps each",
         *(

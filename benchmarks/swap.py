@@ -34,9 +34,9 @@ def cross_attention_delta(base: Base, seed: int) -> Delta:
 
 def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     base, recipe = loaded(args)
-    if args.device == "cpu":  # half precision, so that there is a copy
-        recipe = recipe.model_copy(update={"dtype": "bfloat16"})
     request = [ImageRequest("a photo of a cat", 0)] * 4
+    if args.device == "cpu":  # half precision, so that there is a copy
+        recipe = recipe.model_copy(update={"dtype": "bfloat16", "batch_size": len(request)})
     deltas = [cross_attention_delta(base, seed) for seed in range(2)]
     begin = time.perf_counter()
     sample(base, recipe, request)

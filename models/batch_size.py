@@ -9,6 +9,7 @@ from torch import nn
 
 from efface.models.activation_cost import Precision, pass_cost
 from efface.models.base import Base
+from efface.models.decoding import overlapping
 from efface.models.recipe import Recipe
 from efface.models.text_encoding import encode_prompts
 
@@ -36,7 +37,10 @@ def free_memory(device: torch.device) -> int:
 
 
 def image_bytes(base: Base, recipe: Recipe) -> int:
-    """Activations of one image, with guidance, of a step or of decoding, whichever is more; counted without memory."""
+    """Activations of one image, with guidance, of a step or of decoding, whichever is more; counted without memory.
+
+    Of both, where one batch is decoded while the next is denoised.
+    """
     known = _counted.setdefault(base, {})
     decisive = (recipe.height, recipe.width, recipe.dtype, recipe.vae_dtype, recipe.guidance_scale > 1)
     if decisive not in known:
@@ -59,4 +63,4 @@ def _count(base: Base, recipe: Recipe) -> int:
     step = pass_cost(unet, lambda: denoiser(latents, timestep, prompts), False)
     precision: Precision = "fp32" if recipe.vae_dtype == "float32" else "bf16"
     decoding = pass_cost(vae, lambda: vae.decode(latents[:1]).sample, False, precision)
-    return max(step.peak, decoding.peak)
+    return step.peak + decoding.peak if overlapping(base.device) else max(step.peak, decoding.peak)

@@ -7,9 +7,9 @@ so the last bits to the machine.)
 
 import inspect
 import time
-import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,12 @@ from torch import Tensor
 from efface.models.base import Base
 from efface.models.batch_size import batch_size
 from efface.models.conditioning import Conditioning
+from efface.models.decoding import Decoding, overlapping
 from efface.models.deep_cache import DeepCached
 from efface.models.noise_predictor import NoisePredictor
 from efface.models.noise_scheduler import make_scheduler
 from efface.models.prompt_projections import prompts_projected_once
-from efface.models.recipe import Dtype, Recipe
+from efface.models.recipe import Recipe
 from efface.models.sampler_hooks import Guidance, SamplerHook, hook_of
 from efface.models.text_encoding import encode_prompts
 from efface.models.token_merging import tokens_merged
@@ -67,7 +68,23 @@ def sample(
     embeddings = {prompt: encode_prompts(base, [prompt]) for prompt in dict.fromkeys(r.prompt for r in requests)}
     uncond = encode_prompts(base, [recipe.negative_prompt])
     size = batch_size(base, recipe, len(requests))
-    images = []
+    images: list[np.ndarray] = []
+    coming: deque[tuple[int, Decoding]] = deque()
+
+    def take() -> None:
+        """The oldest batch that is being decoded."""
+        count, decoding = coming.popleft()
+        decoded, finite = decoding.result()
+        start = sum(map(len, images))
+        images.append(decoded[:count])
+        for i in range(count):
+            if on_not_finite and not finite[i]:
+                on_not_finite(start + i)
+        if on_batch:
+            on_batch(count)
+        if on_images:
+            on_images(images[-1])
+
     with _predictor(base, recipe) as (hook, new_predictor):
         for start in range(0, len(requests), size):
             batch = requests[start : start + size]
@@ -76,16 +93,12 @@ def sample(
             generators = [torch.Generator().manual_seed(request.seed) for request in padded]
             guidance, predict = hook.guidance([request.prompt for request in padded]), _Counted(new_predictor())
             latents = denoise(base, recipe, predict, guidance, cond, uncond, generators)
-            decoded, finite = decode(base, latents, recipe.vae_dtype)
+            coming.append((len(batch), Decoding(base, latents, recipe.vae_dtype)))
             cost.unet_rows += predict.rows * len(batch) // size
-            images.append(decoded[: len(batch)])
-            for i in range(len(batch)):
-                if on_not_finite and not finite[i]:
-                    on_not_finite(start + i)
-            if on_batch:
-                on_batch(len(batch))
-            if on_images:
-                on_images(images[-1])
+            if len(coming) > overlapping(base.device):
+                take()
+        while coming:
+            take()
     cost.images += len(requests)
     cost.seconds += time.perf_counter() - begin
     return np.concatenate(images) if images else np.zeros((0, recipe.height, recipe.width, 3), np.uint8)
@@ -116,22 +129,6 @@ def denoise(
         )
         latents = scheduler.step(noise_pred, timestep, latents, **own_noise).prev_sample
     return latents
-
-
-def decode(base: Base, latents: Tensor, dtype: Dtype = "float32") -> tuple[np.ndarray, list[bool]]:
-    """Latents (B, 4, h, w) as images, uint8 (B, H, W, 3), and whether all values of each were numbers.
-
-    No number becomes grey, with a warning.
-    """
-    precise = dtype == "float32" or base.device.type not in ("cuda", "cpu")
-    with nullcontext() if precise else torch.autocast(base.device.type, getattr(torch, dtype)):
-        pixels = base.vae.decode(latents / base.vae.config.scaling_factor).sample
-    finite = pixels.isfinite().flatten(1).all(dim=1).tolist()
-    if not all(finite):
-        warnings.warn("the model made images with values that are not numbers; they are shown as grey", stacklevel=2)
-        pixels = pixels.nan_to_num(0.0, 1.0, -1.0)
-    levels = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round()
-    return levels.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy(), finite
 
 
 class _Counted:

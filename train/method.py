@@ -213,6 +213,9 @@ class GradientMethod(Method):
     function of the task's seed and the batch's index (`train/seeds.py`), so that a run can be stopped and resumed at
     any step. A method that learns something beside the weights does so in `before_step` and `after_step`, as a function
     of seed, step and `state`.
+
+    The student shares the base's values but for what `trained` names. A method that writes to others, in `prepare`, has
+    them copied first, by `student.own`.
     """
 
     network: ClassVar[Literal["unet", "text_encoder"]] = "unet"
@@ -221,7 +224,8 @@ class GradientMethod(Method):
     """Whether several jobs may be trained in one pack (`train/trainer/pack.py`): the method calls its networks whole,
     leaves gradients to the loop, and puts hooks on the student only that are the same for every job. Not inherited."""
     saves_what_it_trains: ClassVar[bool] = True
-    """Whether the delta is the trained tensors, or an average of them, so that what bounds these bounds the delta."""
+    """Whether the delta is the trained tensors, or an average of them, so that what bounds these bounds the delta. If
+    not, they may be unknown until `prepare`, which then makes them."""
 
     @abstractmethod
     def cost(self, shapes: ModelShapes) -> Cost:

@@ -124,9 +124,10 @@ def task_seconds(task: Task, plan: Plan, rates: Rates) -> float | None:
     counted = task.counted_cost(plan) if known is None and rates.tflops else None
     if counted is None:
         return known
-    by_precision = {str(name): value for name, value in rates.tflops.items()}
-    sustained = by_precision.get(counted.precision) or min(by_precision.values())
-    return rates.job_seconds + counted.flops / (sustained * 1e12)
+    slowest = min(rates.tflops.values())
+    return rates.job_seconds + sum(
+        flops / (rates.tflops.get(precision, slowest) * 1e12) for precision, flops in counted.flops.items()
+    )
 
 
 def task_bytes(task: Task, plan: Plan, rates: Rates) -> float | None:

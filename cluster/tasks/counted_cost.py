@@ -10,11 +10,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from efface.cluster.tasks.task import CountedCost
-from efface.models.activation_cost import Precision
 from efface.models.base import BaseSpec
 from efface.models.model_files import NotCached
 from efface.models.shapes import model_shapes
-from efface.train.cost.flops import image_flops, step_flops, trained_weights
+from efface.train.cost.flops import Flops, image_flops, step_flops, summed, trained_weights
 from efface.train.job import Job
 from efface.train.method import GradientMethod, get_method, parse_config
 
@@ -26,11 +25,10 @@ if TYPE_CHECKING:
 class Counted:
     """Of one config of a method."""
 
-    precision: Precision
-    step_flops: float
-    concept_flops: float
+    step_flops: Flops
+    concept_flops: Flops
     """Before the first step, for each concept to forget."""
-    set_concept_flops: float
+    set_concept_flops: Flops
     """For each concept of the concept set, once for all jobs of the config."""
     delta_bytes: int
 
@@ -52,9 +50,9 @@ def counted_cost(job: Job, plan: "Plan", steps: int, concepts: int) -> CountedCo
     if found is None:
         return None
     sharing = plan.jobs_by_config[job.method, json.dumps(job.config, sort_keys=True)]
-    shared = found.set_concept_flops * len(plan.concept_set.all) / max(1, sharing)
-    flops = steps * found.step_flops + concepts * found.concept_flops + shared
-    return CountedCost(flops, found.precision, found.delta_bytes)
+    share = len(plan.concept_set.all) / max(1, sharing)
+    parts = ((steps, found.step_flops), (concepts, found.concept_flops), (share, found.set_concept_flops))
+    return CountedCost(summed(parts), found.delta_bytes)
 
 
 @lru_cache(maxsize=256)
@@ -63,13 +61,12 @@ def _counted(method_name: str, config: str, base: BaseSpec) -> Counted:
     method = get_method(method_name)(parse_config(method_name, json.loads(config)))
     delta_bytes = 4 * sum(parameter.numel() for parameter in trained_weights(method, shapes)[1].values())
     if not isinstance(method, GradientMethod):
-        return Counted("fp32", 0.0, 0.0, 0.0, delta_bytes)
+        return Counted({}, {}, {}, delta_bytes)
     images = method.cost(shapes).images
-    each = image_flops(images, shapes) if images else 0.0
+    each = image_flops(images, shapes) if images else {}
     return Counted(
-        precision=method.config.precision,
-        step_flops=step_flops(method, shapes),
-        concept_flops=each * images.per_concept if images else 0.0,
-        set_concept_flops=each * images.per_set_concept if images else 0.0,
+        step_flops={method.config.precision: step_flops(method, shapes)},
+        concept_flops=summed([(images.per_concept if images else 0, each)]),
+        set_concept_flops=summed([(images.per_set_concept if images else 0, each)]),
         delta_bytes=delta_bytes,
     )

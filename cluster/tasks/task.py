@@ -22,11 +22,13 @@ A plan may hold 100,000 tasks: what they share (the model, what they require) sh
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from efface.cluster.tasks.model import Model
+from efface.models.activation_cost import Precision
 
 if TYPE_CHECKING:
     from efface.cluster.campaign.plan import Plan
@@ -57,9 +59,8 @@ class RateUse(NamedTuple):
 class CountedCost(NamedTuple):
     """What a task takes by counting, for rates that do not know it."""
 
-    flops: float
-    precision: str
-    """Of the operations: `fp32` or `bf16`."""
+    flops: Mapping[Precision, float]
+    """Operations, by what they are computed in."""
     bytes: float
     """Of its outputs."""
 

@@ -115,6 +115,7 @@ class TrainingTask(Task):
 
     def counted_cost(self, plan: Plan) -> CountedCost | None:
         from efface.cluster.tasks.counted_cost import counted_cost
+        from efface.train.cost.flops import summed
         from efface.train.foreign_delta import is_foreign
 
         if is_foreign(self.job):
@@ -125,7 +126,7 @@ class TrainingTask(Task):
         known = [cost for cost in costs if cost is not None]
         if len(known) < len(costs):
             return None
-        return CountedCost(sum(cost.flops for cost in known), known[0].precision, max(cost.bytes for cost in known))
+        return CountedCost(summed((1, cost.flops) for cost in known), max(cost.bytes for cost in known))
 
     @property
     def folder(self) -> str:

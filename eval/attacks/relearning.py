@@ -53,8 +53,9 @@ class Relearning(Attack):
             conds = Conditioning.cat([oracle.encode(target.others[i]) for i in chosen])
             images = torch.cat([oracle.latents(conds[i], FIRST_SEED + i) for i in range(len(conds))])
         self.student, hook = oracle.base.denoiser.copy(), hook_of(oracle.base)
-        named = [(name, weight) for name, weight in self.student.module.named_parameters() if ".attn2." in name]
-        self.trained = [weight.requires_grad_() for _, weight in named]
+        trained = [weight for name, weight in self.student.module.named_parameters() if ".attn2." in name]
+        self.student.own(trained)
+        self.trained = [weight.requires_grad_() for weight in trained]
         optimizer = torch.optim.AdamW(self.trained, config.learning_rate)
 
         def descend(loss: torch.Tensor) -> None:

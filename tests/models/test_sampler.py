@@ -1,6 +1,8 @@
 """The sampler: an image is a function of model, prompt, seed and recipe, and it is the one diffusers makes."""
 
 import warnings
+from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from efface.errors import UserError
+from efface.models import decoding, sampler
 from efface.models.base import Base
 from efface.models.delta import Delta
 from efface.models.noise_scheduler import make_scheduler
@@ -144,10 +147,12 @@ def test_a_model_of_nans_gives_grey_images_and_a_warning(tiny_base: Base) -> Non
     assert set(np.unique(images)) == {128}
 
 
+@pytest.mark.parametrize("ahead", [0, 1])
 def test_of_which_images_values_were_no_numbers_is_reported_one_by_one(
-    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+    ahead: int, tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Batches of 3 and 1, the last one padded; the second image of the first and the one of the second are broken."""
+    monkeypatch.setattr(sampler, "overlapping", lambda device: ahead)
     really = tiny_base.vae.decode
     batches = iter([1, 0])
 
@@ -161,6 +166,36 @@ def test_of_which_images_values_were_no_numbers_is_reported_one_by_one(
     with pytest.warns(UserWarning, match="not numbers"):
         sample(tiny_base, recipe(), REQUESTS, on_not_finite=found.append)
     assert found == [1, 3]
+
+
+def test_a_batch_is_decoded_while_the_next_is_denoised_where_that_is_beside(
+    tiny_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU, whose streams are played here: nothing is waited for before the next batch is on its way."""
+    plain, order = sample(tiny_base, recipe(), REQUESTS), list[str]()
+    denoised = sampler.denoise
+
+    class Stream:
+        wait_stream = staticmethod(lambda other: order.append("after the denoising"))
+        record_event = staticmethod(lambda: Stream)
+        synchronize = staticmethod(lambda: order.append("waited for"))
+
+    def denoise(*args: Any) -> torch.Tensor:
+        order.append("denoised")
+        return denoised(*args)
+
+    for module in (sampler, decoding):
+        monkeypatch.setattr(module, "overlapping", lambda device: 1)
+    monkeypatch.setattr(sampler, "denoise", denoise)
+    monkeypatch.setattr(decoding, "_stream", lambda device: Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: order.append("held for it"))
+    seen: list[int] = []
+    images = sample(tiny_base, recipe(), REQUESTS, on_batch=seen.append)
+    assert np.array_equal(images, plain) and seen == [3, 1]
+    begun = ["denoised", "after the denoising", "held for it"]
+    assert order == [*begun, *begun, "waited for", "waited for"]
 
 
 def test_half_precision_changes_little_and_leaves_the_base_alone(tiny_base: Base) -> None:

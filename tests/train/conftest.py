@@ -54,6 +54,8 @@ def prepare(concept_set: ConceptSet, tiny_base: Base) -> Any:
         targets = tuple(concept_set.find(concept) for concept in concepts or ("cat",))
         if isinstance(method, GradientMethod):
             method.add_adapters(student, seed)
+            if method.saves_what_it_trains:
+                student.own(method.trained(student).values())
         method.prepare(UnlearningTask(tiny_base, targets, concept_set, seed), student)
         return method, student
 
@@ -66,6 +68,7 @@ def shaken() -> Any:
 
     def shake(student: Denoiser) -> None:
         rng = torch.Generator().manual_seed(5)
+        student.own(student.module.parameters())
         with torch.no_grad():
             for value in student.module.parameters():
                 value.add_(0.05 * torch.randn(value.shape, generator=rng))

@@ -79,15 +79,25 @@ def images(name: str, sd: ModelShapes, **config: Any) -> Any:
 def test_ca_makes_and_encodes_1000_images_of_25_guided_steps_for_each_concept(sd: ModelShapes) -> None:
     made = images("ca", sd)
     assert (made.per_concept, made.per_set_concept) == (1000, 0)
-    assert image_flops(made, sd) / 1e12 == pytest.approx(25 * 2 * FORWARD + DECODE + ENCODE, rel=0.001)
+    assert image_flops(made, sd) == {"fp32": pytest.approx(1e12 * (25 * 2 * FORWARD + DECODE + ENCODE), rel=0.001)}
     unguided = image_flops(images("ca", sd, image_guidance_scale=1), sd)
-    assert unguided / 1e12 == pytest.approx(25 * FORWARD + DECODE + ENCODE, rel=0.001)
+    assert unguided == {"fp32": pytest.approx(1e12 * (25 * FORWARD + DECODE + ENCODE), rel=0.001)}
+
+
+def test_images_in_half_precision_are_encoded_in_full(sd: ModelShapes) -> None:
+    """Whatever precision the training has, which is none of theirs."""
+    full, half = images("ca", sd, precision="bf16"), images("ca", sd, image_dtype="bfloat16")
+    assert image_flops(full, sd).keys() == {"fp32"}
+    assert image_flops(half, sd) == {
+        "bf16": pytest.approx(1e12 * (25 * 2 * FORWARD + DECODE), rel=0.001),
+        "fp32": pytest.approx(1e12 * ENCODE, rel=0.001),
+    }
 
 
 def test_fade_makes_eight_images_of_51_steps_of_each_concept_of_the_set(sd: ModelShapes) -> None:
     made = images("fade", sd)
     assert (made.per_concept, made.per_set_concept) == (0, 8)
-    assert image_flops(made, sd) / 1e12 == pytest.approx(51 * 2 * FORWARD + DECODE, rel=0.001)
+    assert image_flops(made, sd) == {"fp32": pytest.approx(1e12 * (51 * 2 * FORWARD + DECODE), rel=0.001)}
     listed = images("fade", sd, candidates=("a dog", "a fox"))
     assert (listed.per_concept, listed.per_set_concept) == (3 * 8, 0)
 

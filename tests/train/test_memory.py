@@ -37,7 +37,7 @@ def deepspeed(name: str) -> TrainingOptions:
 def test_on_one_gpu_there_are_weights_gradients_and_adams_two_moments(sd: ModelShapes, esd_u: Method) -> None:
     found = estimate_memory(esd_u, sd)
     assert found.base == 4 * (UNET + VAE + TEXT_ENCODER)
-    assert (found.models, found.states, found.host) == (4 * UNET, 4 * 3 * U, 0)
+    assert (found.models, found.states, found.host) == (4 * U, 4 * 3 * U, 0)  # what is frozen is the base's own
     assert found.activations == 4 * U  # the root of the second moments, in Adam's step; more than a pass of one row
     assert found.peak == found.base + found.models + found.states + found.activations
 
@@ -58,6 +58,12 @@ def test_zero_1_shares_no_gradients(sd: ModelShapes, esd_u: Method) -> None:
     assert one - two == 4 * U
 
 
+def test_zero_3_shares_out_what_is_frozen_too(sd: ModelShapes, esd_u: Method) -> None:
+    """DeepSpeed partitions every parameter of the network that it is given."""
+    one, eight = (estimate_memory(esd_u, sd, deepspeed("zero3"), processes).models for processes in (1, 8))
+    assert (one, eight) == (4 * UNET, 4 * U + 4 * (UNET - U) // 8)
+
+
 def test_offload_moves_the_states_to_the_host(sd: ModelShapes, esd_u: Method) -> None:
     """DeepSpeed's documented formula: 2 bytes a weight stay, 16 a weight and half as much again are the host's."""
     found = estimate_memory(esd_u, sd, deepspeed("zero2-offload"))
@@ -67,9 +73,9 @@ def test_offload_moves_the_states_to_the_host(sd: ModelShapes, esd_u: Method) ->
     assert everything.states == 4 * (9 * 2560 * 1280 + 1280) and everything.host == 27 * U
 
 
-def test_in_bf16_trained_weights_stay_fp32_and_the_teacher_is_copied(sd: ModelShapes) -> None:
+def test_in_bf16_trained_weights_stay_fp32_and_teacher_and_student_share_a_copy(sd: ModelShapes) -> None:
     found = estimate_memory(method("esd", precision="bf16"), sd)
-    assert found.models == 4 * X + 2 * (UNET - X) + 2 * UNET and found.states == 12 * X
+    assert found.models == 4 * X + 2 * UNET and found.states == 12 * X
     assert found.base == 4 * (UNET + VAE + TEXT_ENCODER)
 
 

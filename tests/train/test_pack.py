@@ -233,6 +233,12 @@ def test_images_of_several_jobs_are_drawn_in_the_same_passes(
     assert {count for kind, count in together if kind == "FROZEN"} == {2}
 
 
+def test_images_in_half_precision_are_those_of_a_job_alone(tiny_base: Base, jobs: Any, concept_set: Any) -> None:
+    pack = jobs("ca", 2, image_dtype="bfloat16")
+    for job, (delta, _) in zip(pack, packed(pack, tiny_base, concept_set), strict=True):
+        assert difference(run_job(job, tiny_base, concept_set)[0], delta, tiny_base) < 1e-3
+
+
 def test_seconds_of_packed_jobs_are_shares_of_what_the_pack_took(tiny_base: Base, jobs: Any, concept_set: Any) -> None:
     import time
 

@@ -23,6 +23,7 @@ from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor
+from efface.models.parameter_groups import select
 from efface.models.shapes import ModelShapes
 from efface.train.job import Job
 from efface.train.method import (
@@ -173,6 +174,17 @@ def test_in_bf16_the_frozen_weights_are_bf16_and_the_trained_ones_and_the_loss_f
     torch.testing.assert_close(tensors["unet.conv_out.bias"], torch.full((4,), 1.72), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_student_holds_nothing_twice_but_what_it_trains(precision: Any, tiny_base: Base) -> None:
+    student, teacher = tiny_base.denoiser.copy(), tiny_base.denoiser
+    trained = select(student.modules, "xattn")
+    student.own(trained.values())
+    with options.apply_training_options(TrainingOptions(), precision, teacher, student, list(trained.values())):
+        theirs = {parameter.data_ptr() for parameter in teacher.module.parameters()}
+        own = {name for name, value in student.module.named_parameters() if value.data_ptr() not in theirs}
+    assert own == {name.removeprefix("unet.") for name in trained} != set()
+
+
 @pytest.mark.parametrize("fail", [False, True])
 def test_the_teacher_gets_its_fp32_weights_back_also_from_a_job_that_failed(fail: bool, task: UnlearningTask) -> None:
     before = {name: value.clone() for name, value in task.base.tensors().items()}
@@ -191,8 +203,8 @@ def test_it_gets_them_back_where_memory_runs_out_as_they_are_cast(
     before = {name: value.clone() for name, value in task.base.tensors().items()}
     really, half = options._to_bf16, []
 
-    def lower(unet: Any, trained: Any) -> None:
-        really(unet, trained)
+    def lower(unet: Any, *rest: Any) -> None:
+        really(unet, *rest)
         if unet is task.base.unet:
             half.append(unet.conv_in.weight.dtype)
             raise torch.OutOfMemoryError

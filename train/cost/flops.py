@@ -1,20 +1,25 @@
 """Operations of a job, counted on the meta device from what its method states."""
 
 import copy
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import combinations_with_replacement
 
 from torch import nn
 
-from efface.models.activation_cost import TOKENS
+from efface.models.activation_cost import TOKENS, Precision
 from efface.models.denoiser import Denoiser
 from efface.models.network import Network
 from efface.models.noise_scheduler import make_scheduler
 from efface.models.parameter_groups import select
+from efface.models.recipe import Dtype
 from efface.models.shapes import ModelShapes, cached_unet_pass_cost
 from efface.models.text_encoder import TextEncoder
 from efface.train.method import GradientMethod, Method
 from efface.train.method_cost import BaseImages, Cost
+
+Flops = dict[Precision, float]
+"""Operations, by what they are computed in."""
 
 
 def trained_weights(method: Method, shapes: ModelShapes) -> tuple[Network, dict[str, nn.Parameter]]:
@@ -71,14 +76,28 @@ def step_flops(method: Method, shapes: ModelShapes, checkpointing: bool = False)
     return float(total / len(sides) ** 2 + batches * text)
 
 
-def image_flops(images: BaseImages, shapes: ModelShapes) -> float:
+def image_flops(images: BaseImages, shapes: ModelShapes) -> Flops:
     """Operations of making one of these images; text and image encoders, some thousandths of it, are not counted."""
     recipe = images.recipe
     height, width = (side // shapes.pixels_per_latent for side in (recipe.height, recipe.width))
     steps = len(make_scheduler(recipe.scheduler, shapes.scheduler_config, recipe.steps).timesteps)
     passes = steps * (2 if recipe.guidance_scale > 1 else 1)
-    flops = passes * shapes.unet_pass(1, height, width).forward_flops
-    flops += shapes.decode_pass(1, height, width).forward_flops
-    if images.encoded:
-        flops += shapes.encode_pass(1, height, width).forward_flops
-    return float(flops)
+    unet = passes * shapes.unet_pass(1, height, width).forward_flops
+    decoder = shapes.decode_pass(1, height, width).forward_flops
+    encoder = shapes.encode_pass(1, height, width).forward_flops if images.encoded else 0
+    parts: list[Flops] = [{_precision(recipe.dtype): unet}, {_precision(recipe.vae_dtype): decoder}, {"fp32": encoder}]
+    return summed((1, part) for part in parts)
+
+
+def summed(parts: Iterable[tuple[float, Mapping[Precision, float]]]) -> Flops:
+    """Each part so many times."""
+    flops: Flops = {}
+    for times, part in parts:
+        for precision, count in part.items():
+            flops[precision] = flops.get(precision, 0.0) + times * count
+    return {precision: count for precision, count in flops.items() if count}
+
+
+def _precision(dtype: Dtype) -> Precision:
+    """Both halves are as fast as each other."""
+    return "fp32" if dtype == "float32" else "bf16"

@@ -99,6 +99,7 @@ def _step(method: GradientMethod, base: Base, shapes: ModelShapes, options: Trai
     student = base.network(method.network).copy()
     method.add_adapters(student, seed=0)
     trained = method.trained(student)
+    student.own(trained.values())
     for value in trained.values():
         value.requires_grad_(True)
 

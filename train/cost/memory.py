@@ -33,7 +33,7 @@ class Memory:
     base: int
     """The unedited UNet, VAE and text encoder in fp32, as long as the worker lives."""
     models: int = 0
-    """The UNet being edited, and in bf16 the teacher's copy."""
+    """What is trained; all else is shared with the base, or in bf16 with a copy of its UNet."""
     preparation: int = 0
     """While the images are made that the method needs before its first step."""
     states: int = 0
@@ -64,8 +64,7 @@ def estimate_memory(
     cost, (student, trained) = with_replay(method, method.cost(shapes)), trained_weights(method, shapes)
     precision: Precision = method.config.precision
     trained_count = sum(parameter.numel() for parameter in trained.values())
-    frozen = BF16 if precision == "bf16" else FP32
-    whole, names = _parameters(student.module), trained_names(student, trained)
+    names = trained_names(student, trained)
     side = max(cost.latent_sizes or (shapes.latent_size,))
     unet = student.module
     if method.network == "text_encoder":
@@ -80,13 +79,26 @@ def estimate_memory(
     return Memory(
         base=base,
         models=FP32 * trained_count
-        + frozen * (whole - trained_count)
-        + (BF16 * _parameters(shapes.unet) if precision == "bf16" else 0),
+        + (BF16 * _parameters(shapes.unet) if precision == "bf16" else 0)
+        + _partitions(_parameters(student.module) - trained_count, precision, options, processes),
         preparation=_preparation(cost.images, shapes) if cost.images else 0,
         states=states,
         activations=max(activations, FP32 * trained_count if options.deepspeed is None else 0),
         host=host,
     )
+
+
+def _partitions(frozen: int, precision: Precision, options: TrainingOptions, processes: int) -> int:
+    """Bytes of a process's share of the frozen weights, where ZeRO-3 takes them out of the base's."""
+    if options.deepspeed is None or _zero(options.deepspeed).get("stage") != 3:
+        return 0
+    return (BF16 if precision == "bf16" else FP32) * frozen // processes
+
+
+def _zero(name: str) -> dict[str, Any]:
+    """The part of a DeepSpeed config about ZeRO."""
+    settings: dict[str, Any] = read_yaml(find_config("deepspeed", name)).get("zero_optimization", {})
+    return settings
 
 
 def _text_activations(rows: int, shapes: ModelShapes) -> int:
@@ -104,7 +116,7 @@ def _states(trained: int, largest_layer: int, options: TrainingOptions, processe
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
-    zero = read_yaml(find_config("deepspeed", options.deepspeed)).get("zero_optimization", {})
+    zero = _zero(options.deepspeed)
     offload, offload_weights = _offloads(zero, "offload_optimizer"), _offloads(zero, "offload_param")
     if zero.get("stage") == 3:
         host, gpu, _ = estimate_zero3_model_states_mem_needs(

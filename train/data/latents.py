@@ -21,7 +21,7 @@ from efface.errors import StorageError
 from efface.files import content_id, write_atomic
 from efface.models.base import Base
 from efface.models.noise_predictor import truth
-from efface.models.recipe import Recipe
+from efface.models.recipe import Dtype, Recipe
 from efface.models.sampler import ImageRequest, sample
 from efface.train.collectives import all_gather, distributed_map
 from efface.train.data.views import View
@@ -35,6 +35,7 @@ class ImageConfig(MethodConfig):
     image_scheduler: str = Field("dpm++", description="scheduler of the images that the base makes")
     image_steps: int = Field(25, ge=1, le=1000, description="inference steps of these images")
     image_guidance_scale: float = Field(7.5, ge=0, description="classifier-free guidance of these images")
+    image_dtype: Dtype = Field("float32", description="of the UNet and the VAE's decoder that make these images")
 
     def image_recipe(self, image_size: int) -> Recipe:
         """What these images are made by; `image_size` in pixels."""
@@ -45,6 +46,8 @@ class ImageConfig(MethodConfig):
             guidance_scale=self.image_guidance_scale,
             height=image_size,
             width=image_size,
+            dtype=self.image_dtype,
+            vae_dtype=self.image_dtype,
         )
 
 

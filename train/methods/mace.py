@@ -122,8 +122,10 @@ class MACE(GradientMethod):
         self.kept = self._kept(task)
         refined = sum((data.sentences.surroundings() for data in self.data), start=Statistics(self.kept, self.kept))
         self.transform = ridge_solve(torch.eye(len(self.kept), device=task.base.device), refined, config.ridge)
+        keys_and_values = select(student.modules, self.group)
+        student.own(keys_and_values.values())
         with torch.no_grad():
-            for name, value in select(student.modules, self.group).items():
+            for name, value in keys_and_values.items():
                 value.copy_(self.originals[name] @ self.transform)
         self.maps = CrossAttentionMaps(student)
         rng = generator(task.seed, "mace", "adapters")

@@ -153,8 +153,10 @@ class STEREO(GradientMethod):
         alone = replace(task, seed=task.seed + turn, cache=None, rollouts=None)
         trained = train(method, alone).tensors
         student = task.base.denoiser.copy()
+        changed = method.trained(student)
+        student.own(changed.values())
         with torch.no_grad():
-            for name, value in method.trained(student).items():
+            for name, value in changed.items():
                 value.copy_(trained[name])
         return student
 

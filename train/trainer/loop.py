@@ -28,7 +28,7 @@ from efface.train.trainer.engine import Engine, broadcast_checkpoint, isolated_a
 from efface.train.trainer.make_engine import make_accelerator, make_engine
 from efface.train.trainer.options import TrainingOptions, apply_training_options
 from efface.train.trainer.pack import Member
-from efface.train.trainer.packed_base import EditedDenoiser, PackedBase
+from efface.train.trainer.packed_base import PackedBase
 from efface.train.trainer.regularizers import Regularizers
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def train(
     """
     student = task.base.network(method.network).copy()
     method.add_adapters(student, task.seed)
-    if isinstance(student, EditedDenoiser):
+    if method.saves_what_it_trains:
         student.own(method.trained(student).values())
     method.prepare(task, student)
     trained = method.trained(student)

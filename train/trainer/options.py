@@ -9,12 +9,15 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from efface.config_files import LocalPath, StrictModel
 from efface.models.attention import Backend, set_attention
 from efface.models.denoiser import Denoiser
 from efface.models.network import Network
+
+Halves = dict[int, Tensor]
+"""Weights in bf16, by the address of what they were made of, which has to be kept as long."""
 
 
 class TrainingOptions(StrictModel):
@@ -59,12 +62,13 @@ def apply_training_options(
     Gives what `set_attention` says of the student; None where no attention is asked for.
     """
     processors = dict(teacher.module.attn_processors)
+    halves: Halves = {}
     originals = {parameter: parameter.data for parameter in teacher.module.parameters()}
     try:
-        report = convert(teacher, training_options, precision)
+        report = convert(teacher, training_options, precision, halves=halves)
         if training_options.gradient_checkpointing:
             student.checkpoint_gradients()
-        yield convert(student, training_options, precision, trained) or report
+        yield convert(student, training_options, precision, trained, halves) or report
     finally:
         teacher.module.set_attn_processor(processors)
         for parameter, value in originals.items():
@@ -77,11 +81,13 @@ def convert(
     training_options: TrainingOptions,
     precision: Literal["fp32", "bf16"],
     trained: Sequence[nn.Parameter] = (),
+    halves: Halves | None = None,
 ) -> dict[str, Any] | None:
     """A network with the kernels and the precision asked for. Gives what `set_attention` says of it, or None.
 
     bf16: all weights but the trained ones are bf16, and so is the arithmetic in the UNets' forward passes. The trained
-    ones stay fp32, and so does everything outside of the UNets.
+    ones stay fp32, and so does everything outside of the UNets. halves: what was converted before, of networks that
+    share values, which share them again.
     """
     report = None
     if training_options.attention is not None and isinstance(network, Denoiser):
@@ -90,14 +96,17 @@ def convert(
     if precision == "bf16":
         # a text encoder mixes norms in fp32 and in bf16 badly, and is small
         kept = trained if isinstance(network, Denoiser) else list(network.module.parameters())
-        _to_bf16(network.module, kept)
+        _to_bf16(network.module, kept, {} if halves is None else halves)
     return report
 
 
-def _to_bf16(module: Any, trained: Sequence[nn.Parameter]) -> None:
+def _to_bf16(module: Any, trained: Sequence[nn.Parameter], halves: Halves) -> None:
     kept = {id(parameter) for parameter in trained}
     for parameter in module.parameters():
         if id(parameter) not in kept:
-            parameter.data = parameter.data.to(torch.bfloat16)
+            address = parameter.data_ptr()
+            if address not in halves:
+                halves[address] = parameter.data.to(torch.bfloat16)
+            parameter.data = halves[address]
     # An autocast of its own for each pass: its cached casts of trained weights would otherwise outlive a roll-out.
     module.forward = torch.autocast(module.device.type, torch.bfloat16)(module.forward)

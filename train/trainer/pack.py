@@ -24,10 +24,11 @@ from torch import Tensor
 
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
+from efface.models.network import sharing_copy
 from efface.models.out_of_memory import is_out_of_memory
 from efface.train.trainer.engine import accelerate_state, isolated_accelerate_state, set_accelerate_state
-from efface.train.trainer.options import TrainingOptions, convert
-from efface.train.trainer.packed_base import EditedDenoiser, PackedBase, PackedDenoiser, StackedDenoiser, sharing_copy
+from efface.train.trainer.options import Halves, TrainingOptions, convert
+from efface.train.trainer.packed_base import EditedDenoiser, PackedBase, PackedDenoiser, StackedDenoiser
 
 Result = TypeVar("Result")
 
@@ -185,7 +186,8 @@ class Pack(Generic[Result]):
         """options, precision: of all jobs. The base is unedited, and left as it was, bit for bit."""
         self.base, self.options, self.precision = base, options or TrainingOptions(), precision
         self.teacher = base.denoiser.wrapped(sharing_copy(base.denoiser.module))
-        self.attention = convert(self.teacher, self.options, precision)
+        self.halves: Halves = {}
+        self.attention = convert(self.teacher, self.options, precision, halves=self.halves)
         self.held: set[str] = set()
         self.waiting = threading.Semaphore(0)
         """Released by a job that stops running."""
@@ -292,7 +294,7 @@ class Pack(Generic[Result]):
 
     def _stacked_denoiser(self, one: EditedDenoiser) -> StackedDenoiser:
         if self._stacked is None:
-            self._stacked = StackedDenoiser(one, self.options, self.precision)
+            self._stacked = StackedDenoiser(one, self.options, self.precision, self.halves)
         return self._stacked
 
     def _end(self, members: Sequence[Member]) -> None:

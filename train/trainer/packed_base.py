@@ -1,10 +1,9 @@
 """A base and its networks as a packed job sees them: the pack answers what they are asked (`trainer/pack.py`)."""
 
-import copy
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,9 +14,10 @@ from torch import Tensor, nn
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
+from efface.models.network import sharing_copy
 from efface.models.prompt_projections import ProjectedOnce
 from efface.models.stacked_layers import StackedLayers
-from efface.train.trainer.options import TrainingOptions, convert
+from efface.train.trainer.options import Halves, TrainingOptions, convert
 
 if TYPE_CHECKING:
     from efface.train.trainer.pack import Member
@@ -70,12 +70,6 @@ class EditedDenoiser(PackedDenoiser):
         super().__init__(denoiser, member)
         self._shared = {tensor.data_ptr() for _, tensor in named_tensors(self.module)}
 
-    def own(self, trained: Iterable[nn.Parameter]) -> None:
-        """Called before these are changed."""
-        for value in trained:
-            if value.data_ptr() in self._shared:
-                value.data = value.data.clone()
-
     @cached_property
     def differing(self) -> dict[str, Tensor]:
         """The parameters and buffers that are its own, by their names in the module; fixed once training begins."""
@@ -85,12 +79,18 @@ class EditedDenoiser(PackedDenoiser):
 class StackedDenoiser:
     """The networks of several jobs as one."""
 
-    def __init__(self, like: EditedDenoiser, options: TrainingOptions, precision: Literal["fp32", "bf16"]) -> None:
+    def __init__(
+        self,
+        like: EditedDenoiser,
+        options: TrainingOptions,
+        precision: Literal["fp32", "bf16"],
+        halves: Halves | None = None,
+    ) -> None:
         self.names = list(like.differing)
         module = sharing_copy(like.module)
         own = dict(named_tensors(module))
         self.denoiser = like.denoiser.wrapped(module)
-        convert(self.denoiser, options, precision, [own[name] for name in self.names])
+        convert(self.denoiser, options, precision, [own[name] for name in self.names], halves)
         self.layers = StackedLayers(module, self.names)
 
     def predict(
@@ -108,10 +108,3 @@ def clock_of(base: Base) -> Callable[[], float]:
 
 def named_tensors(module: Any) -> Any:
     return itertools.chain(module.named_parameters(), module.named_buffers())
-
-
-def sharing_copy(module: Any) -> Any:
-    """A copy of a module, with parameters of its own that share the values of the other's."""
-    parameters = {id(p): nn.Parameter(p.data, requires_grad=False) for p in module.parameters()}
-    buffers = {id(buffer): buffer for buffer in module.buffers()}
-    return copy.deepcopy(module, {**parameters, **buffers})
