@@ -65,6 +65,7 @@ class OCE(ClosedFormMethod):
     def solve(self, task: UnlearningTask) -> dict[str, Tensor]:
         edit = edit_keys(self.config, task, self.config.tokens)
         general = second_moment(task.base, self.general_captions(task), task.cache)
+        inputs = self.config.general_scale * general + self.config.ridge * torch.eye(len(general)).to(general)
         turned = {}
         for name, parameter in select(task.base, self.group).items():
             weight, frame = parameter.double(), None
@@ -72,8 +73,7 @@ class OCE(ClosedFormMethod):
                 # M is 0 outside the span of W's columns, so Q W is found within it; outside, Q may reflect
                 frame, weight = torch.linalg.qr(weight)
             concepts, anchors, kept = (keys.double() @ weight.T for keys in (edit.keys, edit.guides, edit.preserved))
-            hold = self.config.preserve_scale * kept.T @ kept
-            hold += weight @ (self.config.general_scale * general) @ weight.T + self.config.ridge * weight @ weight.T
+            hold = weight @ inputs @ weight.T + self.config.preserve_scale * kept.T @ kept
             matrix = hold - self.config.erase_scale * self.erase(row_basis(concepts), row_basis(anchors))
             new = nearest_rotation(matrix, reflections=frame is not None) @ weight
             turned[name] = (new if frame is None else frame @ new).float()
