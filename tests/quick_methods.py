@@ -101,7 +101,7 @@ QUICK: dict[str, dict[str, Any]] = {
         "batch_size": 1,
         "learning_rate": 1e-3,
         "neighbours": "adjacent",
-        "denoising_steps": 3,
+        "rollout_steps": 3,
         "warmup_steps": 0,
         "sizes": None,
     },

@@ -70,40 +70,40 @@ def row_basis(rows: Tensor, tolerance: float = 1e-10) -> Tensor:
     return basis[singular > tolerance * singular[:1]]
 
 
-def null_projector(rows: Tensor, threshold: float) -> Tensor:
-    """P (d, d), which keeps the directions that `rows` r_i (n, d) hardly use: P = U U^T.
+def used_basis(rows: Tensor, threshold: float) -> Tensor:
+    """An orthonormal basis U (r, d) of the directions that `rows` r_i (n, d) use; the others are their null space.
 
-    U are the eigenvectors of mean_i r_i r_i^T with an eigenvalue below `threshold` (SPEED, arXiv 2503.07392).
+    U are the eigenvectors of mean_i r_i r_i^T with an eigenvalue of `threshold` and more (SPEED, arXiv 2503.07392).
     """
     rows = rows.double()
-    identity = torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
     if len(rows) < rows.shape[1]:  # all others have the eigenvalue 0
         _, singular, directions = torch.linalg.svd(rows, full_matrices=False)
-        used = directions[singular.square() / len(rows) >= threshold]
-    else:
-        values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
-        used = vectors.T[values >= threshold]
-    return identity - used.T @ used
+        return directions[singular.square() / len(rows) >= threshold]
+    values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
+    return vectors.T[values >= threshold]
 
 
-def invariant_solve(keys: Tensor, null: Tensor, invariants: Tensor, ridge: float, invariant_ridge: float) -> Tensor:
-    """N (d, d), which turns the wanted change of keys into the change of the weight that respects what must stay.
+def invariant_solve(keys: Tensor, used: Tensor, invariants: Tensor, ridge: float, invariant_ridge: float) -> Tensor:
+    """What the change of a weight reads in place of `keys` t_i (n, d), so that what must stay does: t_i^T N, (n, d).
 
         N = Q - Q K ( K^T Q K + invariant_ridge I )^-1 K^T Q,        Q = P ( T P + ridge I )^-1
 
-    with the second moment T = sum_i t_i t_i^T of `keys` (n, d), the projector P `null` (d, d) and the columns K of
-    `invariants` (k, d). For values W a_i, the change X = sum_i W (a_i - t_i) t_i^T N minimises
+    with T = sum_i t_i t_i^T, P = I - U^T U for a basis U (r, d) of what is `used`, and the columns K of `invariants`
+    (k, d). For values W a_i, the change X = sum_i W (a_i - t_i) t_i^T N minimises
     sum_i || (W + X) t_i - W a_i ||^2 + ridge ||X||_F^2 among all X = X P with X K = 0; with
     `invariant_ridge` > 0 the last is bought at a price instead.
+
+    Solved without a (d, d) matrix: with the rows t_i^T as A,  A Q = ( A P A^T + ridge I )^-1 A P  and
+    K^T Q = ( K^T P - K^T P A^T A Q ) / ridge.
     """
-    keys, null, invariants = keys.double(), null.double(), invariants.double()
-    identity = torch.eye(len(null), dtype=torch.float64, device=null.device)
-    free = null @ torch.linalg.inv(keys.T @ keys @ null + ridge * identity)
-    free = (free + free.T) / 2  # it is symmetric: P (T P + s)^-1 = (P T + s)^-1 P
-    moved = invariants @ free
+    used = used.double()
+    free, held = (rows - (rows @ used.T) @ used for rows in (keys.double(), invariants.double()))
+    gram = free @ free.T + ridge * torch.eye(len(free), dtype=free.dtype, device=free.device)
+    read = torch.cholesky_solve(free, torch.linalg.cholesky(gram))
+    moved = (held - (held @ free.T) @ read) / ridge
     # where an invariant is outside the null space already, its row and column are rounding, which 1e-10 leaves out
-    gram = moved @ invariants.T + invariant_ridge * torch.eye(len(invariants), dtype=torch.float64, device=null.device)
-    return free - moved.T @ torch.linalg.pinv(gram, rtol=1e-10, hermitian=True) @ moved
+    price = moved @ held.T + invariant_ridge * torch.eye(len(held), dtype=held.dtype, device=held.device)
+    return read - (read @ held.T) @ torch.linalg.pinv(price, rtol=1e-10, hermitian=True) @ moved
 
 
 def project_out(keys: Tensor, proxies: Tensor, preserved: Tensor, ridge: float) -> Tensor:
@@ -121,13 +121,14 @@ def project_out(keys: Tensor, proxies: Tensor, preserved: Tensor, ridge: float) 
     return torch.eye(keys.shape[1], dtype=torch.float64, device=keys.device) + change
 
 
-def nearest_rotation(matrix: Tensor) -> Tensor:
+def nearest_rotation(matrix: Tensor, reflections: bool = False) -> Tensor:
     """The Q (d, d) with Q^T Q = I and det Q = 1 that maximises <Q, matrix> = tr(Q^T matrix).
 
     Q = U S V^T for the singular value decomposition U D V^T; S is I but for the last entry, of the smallest singular
-    value, which is -1 where U V^T alone would be a reflection (orthogonal Procrustes, as Kabsch solved it).
+    value, which is -1 where U V^T alone would be a reflection (orthogonal Procrustes, as Kabsch solved it). With
+    `reflections` it may be one.
     """
     left, _, right = torch.linalg.svd(matrix.double())
-    if torch.linalg.det(left @ right) < 0:
+    if not reflections and torch.linalg.det(left @ right) < 0:
         left[:, -1] *= -1
     return left @ right

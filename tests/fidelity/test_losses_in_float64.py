@@ -13,8 +13,9 @@ from torch import Tensor
 from efface.models.conditioning import Conditioning
 from efface.train.method import parse_config
 from efface.train.methods.ca import CA, NoisyBatch
-from efface.train.methods.esd import ESD, Rollout, esd_target
+from efface.train.methods.esd import ESD, Rollout
 from efface.train.methods.fade import FADE, FADEBatch
+from efface.train.negative_guidance import esd_target
 
 NOBODY = Conditioning(torch.zeros(1, 77, 4))
 

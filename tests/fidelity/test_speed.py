@@ -121,7 +121,7 @@ def test_augmented_keys_lie_along_that_direction_and_are_filtered_too(tiny_base:
     weight = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     keys = torch.randn(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     method = SPEED(parse_config("speed", {"filter": False, "augmentations": 6}))
-    found = method.retained(weight, torch.eye(4, dtype=torch.float64), keys, keys, torch.Generator().manual_seed(2))
+    found = method.retained(weight, torch.eye(4, dtype=torch.float64), keys, torch.Generator().manual_seed(2))
     assert torch.equal(found[:2], keys) and 2 < len(found) < 14
     direction = least_seen(weight)
     for copy in found[2:]:

@@ -13,11 +13,11 @@ from efface.errors import UserError
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
+from efface.models.first_token import detach_first_token
 from efface.models.text_encoding import encode_prompts
 from efface.train.data import latents as data
 from efface.train.job import make_job
 from efface.train.method import get_method, parse_config
-from efface.train.methods.ca import detach_bos
 from efface.train.run_job import run_job
 
 
@@ -31,7 +31,7 @@ def test_the_gradient_of_keys_and_values_gets_nothing_from_the_first_token() -> 
     block: Any = nn.Module()
     block.attn2 = Attention(query_dim=6, cross_attention_dim=5, heads=1, dim_head=4)
     pixels, prompt, weight = (torch.randn(*shape, generator=rng) for shape in ((3, 6), (7, 5), (3, 6)))
-    detach_bos(Denoiser(block))
+    detach_first_token(Denoiser(block))
     (block.attn2(pixels[None], prompt[None])[0] * weight).sum().backward()
 
     # The formula, with the first token's key and value made by constants.

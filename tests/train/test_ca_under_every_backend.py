@@ -10,7 +10,7 @@ from torch import Tensor
 
 from efface.models.attention import PROCESSORS
 from efface.models.base import Base
-from efface.train.methods.ca import detach_bos
+from efface.models.first_token import detach_first_token
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float = 1, **_: Any) -> Tensor:
@@ -36,7 +36,7 @@ def test_no_gradient_goes_through_the_first_token(
     tiny_base.unet.set_attn_processor(PROCESSORS[backend]())
     free = gradient(tiny_base)
     assert free[0].abs().sum() > 0
-    detach_bos(tiny_base.denoiser)
+    detach_first_token(tiny_base.denoiser)
     held = gradient(tiny_base)
     assert torch.equal(held[0], torch.zeros_like(held[0]))
     # The other tokens' gradients are what they were: values keep their bits, and each token has its own path.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from efface.train.closed_form import invariant_solve, key_statistics, null_projector, ridge_solve, row_basis
+from efface.train.closed_form import invariant_solve, key_statistics, ridge_solve, row_basis, used_basis
 
 D_IN, D_OUT = 12, 7
 
@@ -100,17 +100,30 @@ def test_fp64_survives_keys_that_share_a_huge_mean_where_fp32_does_not(rng: np.r
     assert error[torch.float32] > 1e-3
 
 
-def test_a_null_projector_keeps_what_rows_use_less_than_the_threshold(rng: np.random.Generator) -> None:
+def test_the_used_directions_are_those_that_rows_use_by_the_threshold_and_more(rng: np.random.Generator) -> None:
     for count in (5, 40):  # fewer rows than dimensions, and more
         rows = rng.normal(size=(count, D_IN)) * np.linspace(0.1, 2, D_IN)
         values, vectors = np.linalg.eigh(rows.T @ rows / count)
-        kept = vectors[:, values < 0.5]
-        assert 0 < kept.shape[1] < D_IN
-        np.testing.assert_allclose(null_projector(tensor(rows), 0.5).numpy(), kept @ kept.T, atol=1e-10)
+        used = vectors[:, values >= 0.5]
+        assert 0 < used.shape[1] < D_IN
+        found = used_basis(tensor(rows), 0.5).numpy()
+        np.testing.assert_allclose(found.T @ found, used @ used.T, atol=1e-10)
 
 
-def test_without_rows_everything_is_null() -> None:
-    torch.testing.assert_close(null_projector(torch.zeros(0, 3), 0.1), torch.eye(3, dtype=torch.float64))
+def test_without_rows_nothing_is_used() -> None:
+    assert used_basis(torch.zeros(0, 3), 0.1).shape == (0, 3)
+
+
+@pytest.mark.parametrize("price", [0.0, 0.5])
+def test_what_a_change_reads_is_the_expression_with_explicit_inverses(price: float, rng: np.random.Generator) -> None:
+    keys, held, rows = (rng.normal(size=(count, D_IN)) for count in (3, 2, 4))
+    used = np.linalg.qr(rows.T)[0].T
+    p, ridge = np.eye(D_IN) - used.T @ used, 0.3
+    q = p @ np.linalg.inv(keys.T @ keys @ p + ridge * np.eye(D_IN))
+    inner = np.linalg.inv(held @ q @ held.T + price * np.eye(2))
+    expected = keys @ (q - q @ held.T @ inner @ held @ q)
+    found = invariant_solve(tensor(keys), tensor(used), tensor(held), ridge, price).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-10)
 
 
 def test_a_basis_leaves_out_directions_that_are_rounding() -> None:
@@ -121,7 +134,7 @@ def test_a_basis_leaves_out_directions_that_are_rounding() -> None:
 
 
 def test_invariants_outside_the_null_space_cost_nothing(rng: np.random.Generator) -> None:
-    keys, null = tensor(rng.normal(size=(2, D_IN))), torch.diag(torch.arange(D_IN) > 2).double()
-    held = tensor(np.eye(D_IN)[:2])
-    alone = invariant_solve(keys, null, held[:0], 0.3, 0.0)
-    torch.testing.assert_close(invariant_solve(keys, null, held, 0.3, 0.0), alone)
+    keys, held = tensor(rng.normal(size=(2, D_IN))), tensor(np.eye(D_IN)[:2])
+    used = tensor(np.eye(D_IN)[:3])
+    alone = invariant_solve(keys, used, held[:0], 0.3, 0.0)
+    torch.testing.assert_close(invariant_solve(keys, used, held, 0.3, 0.0), alone)

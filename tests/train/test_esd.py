@@ -13,7 +13,7 @@ from efface.models.conditioning import Conditioning
 from efface.models.parameter_groups import select
 from efface.models.text_encoding import encode_prompts
 from efface.train.method import get_method, parse_config
-from efface.train.methods.esd import esd_target
+from efface.train.negative_guidance import esd_target
 
 
 def ddim(predict: Any, cond: Conditioning, uncond: Conditioning, noise: Tensor, stop: int, alphas: Tensor) -> Tensor:

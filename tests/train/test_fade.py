@@ -14,12 +14,11 @@ from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import denoise_past, partial_denoise
 from efface.models.noise_scheduler import make_scheduler
 from efface.models.text_encoding import encode_prompts
-from efface.train.data import neighbours
+from efface.train.data import neighbours, rollouts
 from efface.train.data.conditions import without_article
 from efface.train.fade_losses import code_adjacent_loss, code_erase_loss, paper_adjacent_loss, paper_erase_loss
 from efface.train.job import make_job
 from efface.train.method import UnlearningTask, parse_config, preset_names
-from efface.train.methods import fade
 from efface.train.methods.fade import FADE
 from efface.train.run_job import run_job
 from efface.train.trainer.loop import train
@@ -32,7 +31,7 @@ QUICK = {
     "steps": 2,
     "batch_size": 2,
     "warmup_steps": 0,
-    "denoising_steps": 4,
+    "rollout_steps": 4,
     "sizes": None,
     "neighbours": "adjacent",
 }
@@ -153,7 +152,7 @@ def _noise(method: FADE) -> Tensor:
         return denoise_past(predict, scheduler, cond, uncond, noise, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fade, "denoise_past", spy)
+        patch.setattr(rollouts, "denoise_past", spy)
         method.batch(0)
     (noise,) = seen
     rows = noise.unflatten(0, (-1, 2))
@@ -174,15 +173,15 @@ def test_trajectories_follow_the_adapters_and_targets_are_the_frozen_bases(tiny_
 
 
 def test_the_timestep_is_the_latents_own_or_the_authors_noisier_one(tiny_base: Base) -> None:
-    own, _ = ready(tiny_base, denoising_steps=30)
-    theirs, _ = ready(tiny_base, denoising_steps=30, authors_timestep=True)
+    own, _ = ready(tiny_base, rollout_steps=30)
+    theirs, _ = ready(tiny_base, rollout_steps=30, authors_timestep=True)
     for index in range(3):
         gap = int(theirs.batch(index).timestep) - int(own.batch(index).timestep)
         assert 32 <= gap <= 41  # one less than theirs: this base's schedule is offset by one
 
 
 def test_heights_and_widths_are_drawn_from_the_sizes(tiny_base: Base) -> None:
-    method, _ = ready(tiny_base, sizes=[16, 32], batch_size=1, denoising_steps=2)
+    method, _ = ready(tiny_base, sizes=[16, 32], batch_size=1, rollout_steps=2)
     shapes = {tuple(method.batch(index).latents.shape[2:]) for index in range(24)}
     assert shapes == {(8, 8), (8, 16), (16, 8), (16, 16)}
 

@@ -58,7 +58,7 @@ def recorded(base: Base, built: Any, student: Any) -> tuple[list[int], list[list
         ("receler", {"batch_size": 2}),
         ("ca", {"prior_weight": 0, "objective": "noise"}),
         ("fade", {"neighbours": ("a dog", "a fox")}),
-        ("fade", {"neighbours": ("a dog",), "batch_size": 2, "sizes": (8, 16), "denoising_guidance": 1}),
+        ("fade", {"neighbours": ("a dog",), "batch_size": 2, "sizes": (8, 16), "guidance_scale": 1}),
     ],
 )
 def test_the_rows_are_those_of_the_method_at_work(

@@ -12,8 +12,8 @@ from efface.models.base import Base
 from efface.models.text_encoding import encode_prompts
 from efface.train.data.conditions import ConditionConfig, Conditions, prompts_of, renamed
 from efface.train.data.rollouts import RolloutConfig
-from efface.train.data.timesteps import concept_scores, selected_stops, step_scores
-from efface.train.method import UnlearningTask
+from efface.train.data.timesteps import TimestepConfig, concept_scores, selected_stops, step_scores
+from efface.train.method import UnlearningTask, get_method, method_names
 from efface.train.seeds import generator
 
 CAT = Concept(name="cat", kind="animal", phrase="a cat", question="a cat animal", aliases=("feline", "ocelot"))
@@ -40,10 +40,16 @@ def test_steps_are_those_where_the_frozen_base_tells_the_concept_from_its_anchor
         selected_stops(task, config.model_copy(update={"timestep_threshold": 0.99}), 3)
 
 
+@pytest.mark.parametrize(
+    "name", [name for name in method_names() if issubclass(get_method(name).Config, TimestepConfig)]
+)
+def test_no_method_takes_the_threshold_and_does_nothing_with_it(name: str, prepare: Any) -> None:
+    with pytest.raises(UserError, match=r"no step has a score above 0\.99"):
+        prepare(name, timestep_threshold=0.99, timestep_images=1, image_steps=1)
+
+
 @torch.no_grad()
 def test_a_method_stops_its_rollouts_there_alone(prepare: Any) -> None:
-    with pytest.raises(UserError, match=r"no step has a score above 0\.99"):
-        prepare("esd", timestep_threshold=0.99, timestep_images=2, image_steps=2)
     free, _ = prepare("sdd")
     assert {int(free.batch(index).state.timestep) for index in range(12)} == {667, 334, 1}
     scores = []

@@ -17,7 +17,7 @@ from efface.models.conditioning import Conditioning
 from efface.models.noise_predictor import NoisePredictor, denoise_past, partial_denoise
 from efface.models.noise_scheduler import make_scheduler
 from efface.models.text_encoding import encode_prompts
-from efface.train.data.shared_rollouts import SharedRolloutConfig, States, rollouts_share
+from efface.train.data.shared_rollouts import SharedRolloutConfig, SharedRollouts, States, rollouts_share
 from efface.train.data.timesteps import TimestepConfig
 from efface.train.method import GradientConfig
 from efface.train.seeds import choice, integer, normal
@@ -26,11 +26,15 @@ if TYPE_CHECKING:
     from efface.train.data.rollout_store import FrozenStates
 
 
-class RolloutConfig(GradientConfig, TimestepConfig):
-    """The settings of a gradient method that trains on roll-outs."""
+class TrajectoryConfig(GradientConfig):
+    """How trajectories are rolled out."""
 
     guidance_scale: float = Field(3.0, ge=1, description="classifier-free guidance of the roll-outs; papers 3")
     rollout_steps: int = Field(50, ge=1, le=1000, description="inference steps of a whole trajectory; papers 50")
+
+
+class RolloutConfig(TrajectoryConfig, TimestepConfig):
+    """The settings of a gradient method that trains on roll-outs."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,10 @@ class State:
         """One of a trajectory's states."""
         return cls(states.latents[place], states.timesteps[place])
 
+    def at(self, timestep: int) -> "State":
+        """The same latents, taken for those of another timestep."""
+        return State(self.latents, torch.full_like(self.timestep, timestep))
+
     def chunk(self, count: int) -> "list[State]":
         """As many states of the same timestep, each of as many rows."""
         return [State(latents, self.timestep) for latents in self.latents.chunk(count)]
@@ -68,18 +76,21 @@ class Rollouts:
     def __init__(
         self,
         base: Base,
-        config: RolloutConfig,
+        config: TrajectoryConfig,
         stops: Sequence[int] | None = None,
         sizes: Sequence[int] | None = None,
         scheduler: str = "ddim",
+        offset: int | None = None,
     ) -> None:
         """stops: the steps before which a roll-out may stop; None: all.
 
         sizes: pixels that height and width are drawn from; None: the base's own.
+        offset: what the scheduler adds to each timestep; None: the base's own.
         """
         self.guidance_scale = config.guidance_scale
         # DDIM would clip the predicted image to [-1, 1], which is no bound for latents; `make_scheduler` forbids it
-        self.scheduler = make_scheduler(scheduler, base.scheduler_config, config.rollout_steps)
+        shifted = base.scheduler_config if offset is None else {**base.scheduler_config, "steps_offset": offset}
+        self.scheduler = make_scheduler(scheduler, shifted, config.rollout_steps)
         self.stops = list(stops) if stops is not None else list(range(config.rollout_steps))
         self.rows, (self.channels, side, _) = config.batch_size, base.latent_shape
         self.sides = [size * side // base.spec.image_size for size in sizes or [base.spec.image_size]]
@@ -107,6 +118,14 @@ class Rollouts:
         latents, timesteps = zip(*found, strict=True)
         return States(torch.stack(latents), torch.stack(timesteps).to(latents[0].device))
 
+    def shared(
+        self, shared: SharedRollouts, index: int, predict: NoisePredictor, start: Start, conditioning: Conditioning
+    ) -> tuple[State, int]:
+        """What batch `index` learns from, of a trajectory that others may share, and the step before which it stops."""
+        stops, place = shared.stops(index, start.stop, self.stops), shared.place(index)
+        states = shared.states(index, lambda: self.run_past(predict, start, conditioning, stops))
+        return State.of(states, place), stops[place]
+
 
 def predictions(predict: NoisePredictor, state: State, conditions: Sequence[Conditioning]) -> tuple[Tensor, ...]:
     """Of the same latents under each condition (one row, or B), in one forward pass: each (B, 4, h, w)."""
@@ -115,7 +134,12 @@ def predictions(predict: NoisePredictor, state: State, conditions: Sequence[Cond
     return tuple(predict(latents, state.timestep, together).chunk(len(conditions)))
 
 
-def rollout_rows(config: RolloutConfig, rollouts: int = 1, first: int = 0) -> tuple[int, float]:
+def authors_timestep(stop: int, steps: int) -> int:
+    """Where the code of SPM, and FADE after it, predicts at latents stopped before one of `steps` DDIM steps."""
+    return 999 - 1000 * stop // steps
+
+
+def rollout_rows(config: TrajectoryConfig, rollouts: int = 1, first: int = 0) -> tuple[int, float]:
     """Rows of the largest pass of a batch's roll-outs, and of all their passes on average, for `Cost`.
 
     first: the first step before which one may stop.

@@ -34,7 +34,7 @@ from efface.train.data.rollouts import RolloutConfig, Rollouts, Start, State, pr
 from efface.train.data.timesteps import selected_stops
 from efface.train.method import GradientMethod, Policy, Strategy, UnlearningTask, register
 from efface.train.method_cost import Cost
-from efface.train.methods.esd import esd_target
+from efface.train.negative_guidance import esd_target
 from efface.train.seeds import generator, integers, normal, shuffled
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from efface.models.conditioning import Conditioning
 from efface.train.data.rollouts import State, predictions
 from efface.train.method import register
-from efface.train.methods.esd import esd_target
+from efface.train.negative_guidance import esd_target
 from efface.train.searching_method import SearchingConfig, SearchingMethod
 
 

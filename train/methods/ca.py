@@ -24,16 +24,17 @@ Several concepts: trained jointly, in turns. In a chain the images are made by t
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from diffusers import DDPMScheduler
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
+from efface.models.first_token import detach_first_token
 from efface.models.noise_predictor import NoisePredictor, truth
 from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts
@@ -140,7 +141,7 @@ class CA(GradientMethod):
         batches = self.steps * self.config.gradient_accumulation_steps
         self.images = AnchorImages(task, self.config, self.config.batch_size, batches)
         self.encoded: dict[str, Conditioning] = {}
-        detach_bos(student)
+        detach_first_token(student)
 
     def batch(self, index: int) -> tuple[NoisyBatch, NoisyBatch | None]:
         """The samples to ablate, and those of the prior."""
@@ -185,17 +186,3 @@ class CA(GradientMethod):
         if new:
             self.encoded |= dict(zip(new, encode_prompts(self.base, new), strict=True))
         return Conditioning.cat([self.encoded[prompt] for prompt in prompts])
-
-
-def detach_bos(denoiser: Denoiser) -> None:
-    """Stop the gradient through keys and values of token 0 in every cross-attention; values keep their bits.
-
-    Hooks on `to_k` and `to_v`, so that it holds for every attention backend.
-    """
-    for projection in denoiser.cross_attention_projections():
-        projection.register_forward_hook(_detach_first_token)
-
-
-def _detach_first_token(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    """(B, tokens, C) with no gradient through the first token."""
-    return torch.cat([output[:, :1].detach(), output[:, 1:]], dim=1)

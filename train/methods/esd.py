@@ -36,6 +36,7 @@ from efface.train.data.shared_rollouts import SharedRolloutConfig, SharedRollout
 from efface.train.data.timesteps import selected_stops
 from efface.train.method import GradientMethod, Policy, Strategy, UnlearningTask, register
 from efface.train.method_cost import Cost
+from efface.train.negative_guidance import esd_target
 from efface.train.seeds import generator, integer
 
 GROUPS = {
@@ -111,14 +112,6 @@ class Rollout:
     target: Tensor  # (B, 4, h, w)
 
 
-def esd_target(origin: Tensor, concept: Tensor, uncond: Tensor, eta: float) -> Tensor:
-    """`origin - eta (concept - uncond)`, all of them the frozen original's noise predictions of one shape.
-
-    `origin` is `uncond` in the paper (eq. 7), and the prediction under `erase_from` where that is given.
-    """
-    return origin - eta * (concept - uncond)
-
-
 @register("esd")
 class ESD(GradientMethod):
     """Erased Stable Diffusion: steers a concept's noise prediction away from the concept."""
@@ -170,12 +163,11 @@ class ESD(GradientMethod):
         number, start = self.draw(index)
         concept = self.prompts[number]
         conditioning = concept if self.origin is None else self.origin
-        place, stops = self.shared.place(index), self.shared.stops(index, start.stop, self.rollouts.stops)
         if self.config.on_policy:
-            states = self.shared.states(index, lambda: self.rollouts.run_past(self.sampler, start, conditioning, stops))
-            state = State.of(states, place)
+            state, _ = self.rollouts.shared(self.shared, index, self.sampler, start, conditioning)
             target = self.target(state, concept)
         else:
+            place, stops = self.shared.place(index), self.shared.stops(index, start.stop, self.rollouts.stops)
             frozen = self.frozen.states(self.sampler, start, conditioning, stops)
             state = State.of(frozen, place)
             target = self.known_target(state, concept, frozen.cond[place], frozen.uncond[place])

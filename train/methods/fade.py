@@ -20,56 +20,48 @@ Several concepts: one, drawn uniformly, for each batch. In a chain a new adapter
 before, which are part of the frozen model then.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from efface.concepts.concept import Concept
-from efface.models.adapters import add_adapters
 from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
-from efface.models.noise_predictor import NoisePredictor, denoise_past
-from efface.models.noise_scheduler import make_scheduler
-from efface.models.parameter_groups import select
+from efface.models.noise_predictor import NoisePredictor
 from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts
+from efface.train.adapter_method import AdapterConfig, AdapterMethod
 from efface.train.data.captions import has_phrase_once
 from efface.train.data.conditions import without_article
 from efface.train.data.neighbours import NeighbourConfig, Prompts, neighbour_phrases
-from efface.train.data.rollouts import Start
-from efface.train.data.shared_rollouts import SharedRolloutConfig, SharedRollouts, States, rollouts_share
+from efface.train.data.rollouts import Rollouts, Start, TrajectoryConfig, authors_timestep, rollout_rows
+from efface.train.data.shared_rollouts import SharedRolloutConfig, SharedRollouts
 from efface.train.fade_losses import LOSSES
-from efface.train.method import GradientMethod, UnlearningTask, register
+from efface.train.method import UnlearningTask, register
 from efface.train.method_cost import Cost
 from efface.train.seeds import generator, integer, normal
 
 
-class FADEConfig(SharedRolloutConfig, NeighbourConfig):
+class FADEConfig(AdapterConfig, TrajectoryConfig, SharedRolloutConfig, NeighbourConfig):
     steps: int = Field(500, ge=1, description="optimiser steps; authors: 500")
     learning_rate: float = Field(1e-4, gt=0, description="learning rate; authors: 1e-4")
     batch_size: int = Field(4, ge=1, description="noises a step, each denoised under every prompt; authors: 4")
-    optimizer: Literal["adam", "adamw", "sgd"] = Field("adamw", description="authors: AdamW, 8-bit states")
-    weight_decay: float = Field(0.01, ge=0, description="weight decay; their optimiser's default")
     warmup_steps: int = Field(500, ge=0, description="steps in which the rate rises; authors: all 500, from 0/500")
     mode: Literal["code", "paper"] = Field("code", description="the losses as the authors run or print them")
     erase_weight: float = Field(3.0, ge=0, description="l_er; authors, blue jay: 3 (their default: 2)")
     adjacent_weight: float = Field(50.0, ge=0, description="l_adj; authors, blue jay: 50 (default: 1000)")
     guidance_weight: float = Field(1000.0, ge=0, description="l_guid; authors, blue jay: 1000 (default: 100)")
     margin: float = Field(1.0, ge=0, description="delta of L_er; authors: 1")
-    rank: int = Field(1, ge=1, description="rank of the adapters; authors: 1")
-    alpha: float = Field(1.0, gt=0, description="the adapters are scaled by alpha/rank; authors: 1")
     prompt: str = Field("{}", description="prompt of target and neighbours; '{}': the bare concept, as authors")
     sentences: Prompts = Field(
         ("A photo of a {}", "A photo of many {}", "A photo of more than two {}"),
         description="U, further prompts of the target; authors: these",
     )
-    denoising_steps: int = Field(30, ge=2, description="DDIM steps of a full trajectory; authors: 30")
-    denoising_guidance: float = Field(3.0, ge=1, description="guidance scale of the trajectories; authors: 3")
+    rollout_steps: int = Field(30, ge=2, le=1000, description="DDIM steps of a full trajectory; authors: 30")
     sizes: Annotated[tuple[int, ...], Field(min_length=1)] | None = Field(
         (256, 320, 384, 448), description="pixels; height and width are drawn of these (authors'); null: the base's own"
     )
@@ -101,7 +93,7 @@ class FADEBatch:
 
 
 @register("fade")
-class FADE(GradientMethod):
+class FADE(AdapterMethod):
     """Small adapters that carry a concept to its neighbours and to nothing, and hold the neighbours still."""
 
     Config = FADEConfig
@@ -111,40 +103,26 @@ class FADE(GradientMethod):
     packs = True
     delta_kind = "adapter"
 
-    @property
-    def group(self) -> str:
-        return "transformer"
-
     def cost(self, shapes: ModelShapes) -> Cost:
-        config, guided = self.config, 2 if self.config.denoising_guidance > 1 else 1
-        rollout = guided * rollouts_share(config, config.denoising_steps - 1, first=1)
-        neighbours = config.most_neighbours
+        config, neighbours = self.config, self.config.most_neighbours
         prompts = 1 + len(config.sentences) + neighbours
+        largest, mean = rollout_rows(config, rollouts=prompts, first=1)
         return Cost(
             trained_rows=config.batch_size * (1 + neighbours),
-            frozen_rows=config.batch_size * prompts * guided,
-            mean_frozen_rows=config.batch_size * prompts * (rollout + 1),
+            frozen_rows=largest,
+            mean_frozen_rows=mean + config.batch_size * prompts,
             latent_sizes=tuple(side // shapes.pixels_per_latent for side in config.sizes or (shapes.image_size,)),
             images=config.neighbour_images(shapes),
         )
 
-    def add_adapters(self, student: Denoiser, seed: int) -> None:
-        names = [name.removesuffix(".weight") for name in select(student.modules, self.group)]
-        rng = generator(seed, "fade", "adapters")
-        self.adapters = add_adapters(student.modules, names, self.config.rank, self.config.alpha, rng)
-
     def prepare(self, task: UnlearningTask, student: Denoiser) -> None:
         config, base = self.config, task.base
-        self.seed, self.device = task.seed, base.device
-        self.student, self.teacher = student, base.denoiser
+        self.seed, self.student, self.teacher = task.seed, student, base.denoiser
         # per concept: target, sentences, neighbours; 1 + J + K rows
         self.prompts = [encode_prompts(base, self.texts(concept, task)) for concept in task.concepts]
-        self.empty = encode_prompts(base, [""])
-        offset = {} if config.timestep_offset is None else {"steps_offset": config.timestep_offset}
-        self.scheduler = make_scheduler("ddim", {**base.scheduler_config, **offset}, config.denoising_steps)
-        pixels = base.spec.image_size // base.latent_shape[1]
+        stops = range(1, config.rollout_steps)
+        self.rollouts = Rollouts(base, config, stops, config.sizes, offset=config.timestep_offset)
         self.shared = SharedRollouts(config, task.seed)
-        self.latent_sizes = [size // pixels for size in config.sizes or (base.spec.image_size,)]
 
     def texts(self, concept: Concept, task: UnlearningTask) -> list[str]:
         """The prompts of one concept to forget: itself, its sentences, its neighbours."""
@@ -161,23 +139,23 @@ class FADE(GradientMethod):
     def draw(self, index: int) -> tuple[int, Start]:
         """What is random in a step: the concept, and where all its trajectories start and first stop."""
         rng = generator(self.seed, "fade", self.shared.source(index))
-        concept, stop = integer(len(self.prompts), rng), 1 + integer(self.config.denoising_steps - 1, rng)
-        height, width = (self.latent_sizes[integer(len(self.latent_sizes), rng)] for _ in "hw")
-        return concept, Start(normal((self.config.batch_size, 4, height, width), rng, self.device), stop)
+        concept, stop = integer(len(self.prompts), rng), self.rollouts.stops[integer(len(self.rollouts.stops), rng)]
+        height, width = (self.rollouts.sides[integer(len(self.rollouts.sides), rng)] for _ in "hw")
+        shape = (self.config.batch_size, self.rollouts.channels, height, width)
+        return concept, Start(normal(shape, rng, self.prompts[0].device), stop)
 
     def batch(self, index: int) -> FADEBatch:
         config, (concept, start) = self.config, self.draw(index)
         prompts, n = self.prompts[concept], config.batch_size
         count, others = len(prompts), 1 + len(config.sentences)
         # all prompts share noise and step, so all their trajectories are one batch, prompt by prompt
-        rows, noise = prompts.repeat_interleave(n), start.noise.repeat(count, 1, 1, 1)
-        stops = self.shared.stops(index, start.stop, range(1, config.denoising_steps))
-        states = self.shared.states(index, lambda: self.roll_out(rows, noise, stops))
-        place = self.shared.place(index)
-        latents, timestep = states.latents[place], states.timesteps[place]
+        rows, starts = prompts.repeat_interleave(n), start.repeated(count)
+        state, stop = self.rollouts.shared(self.shared, index, self.student, starts, rows)
         if config.authors_timestep:
-            timestep = torch.full_like(timestep, 999 - 1000 * stops[place] // config.denoising_steps)
-        frozen = self.teacher(latents, timestep, Conditioning.cat([self.empty, prompts[1:]]).repeat_interleave(n))
+            state = state.at(authors_timestep(stop, config.rollout_steps))
+        latents, timestep = state.latents, state.timestep
+        empty = self.rollouts.uncond
+        frozen = self.teacher(latents, timestep, Conditioning.cat([empty, prompts[1:]]).repeat_interleave(n))
         frozen = frozen.unflatten(0, (count, n))
         trained = [0, *range(others, count)]
         return FADEBatch(
@@ -189,19 +167,11 @@ class FADE(GradientMethod):
             sentences=frozen[1:others],
         )
 
-    def roll_out(self, rows: Conditioning, noise: Tensor, stops: Sequence[int]) -> States:
-        """The states of the edited model's trajectories, one for each row, before each of the stops."""
-        found = denoise_past(
-            self.student, self.scheduler, rows, self.empty, noise, self.config.denoising_guidance, stops
-        )
-        latents, timesteps = zip(*found, strict=True)
-        return States(torch.stack(latents), torch.stack(timesteps).to(noise.device))
-
     def state(self) -> dict[str, Tensor]:
         return self.shared.state()
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        self.shared.restore(state, self.device)
+        self.shared.restore(state, self.rollouts.uncond.device)
 
     def loss(self, student: NoisePredictor, batch: FADEBatch) -> Tensor:
         config, (erase_loss, adjacent_loss) = self.config, LOSSES[self.config.mode]
@@ -212,9 +182,3 @@ class FADE(GradientMethod):
             + config.adjacent_weight * adjacent_loss(adjacent, batch.neighbours)
             + config.guidance_weight * F.mse_loss(target, batch.null)
         )
-
-    def trained(self, student: Denoiser) -> dict[str, nn.Parameter]:
-        return self.adapters.parameters()
-
-    def saved(self, student: Denoiser) -> dict[str, Tensor]:
-        return self.adapters.tensors()

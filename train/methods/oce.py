@@ -19,6 +19,7 @@ Several concepts (`multi`) are one solve, and so are all requests of a chain (`c
 
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -64,14 +65,18 @@ class OCE(ClosedFormMethod):
     def solve(self, task: UnlearningTask) -> dict[str, Tensor]:
         edit = edit_keys(self.config, task, self.config.tokens)
         general = second_moment(task.base, self.general_captions(task), task.cache)
+        inputs = self.config.general_scale * general + self.config.ridge * torch.eye(len(general)).to(general)
         turned = {}
         for name, parameter in select(task.base, self.group).items():
-            weight = parameter.double()
+            weight, frame = parameter.double(), None
+            if weight.shape[0] > weight.shape[1]:
+                # M is 0 outside the span of W's columns, so Q W is found within it; outside, Q may reflect
+                frame, weight = torch.linalg.qr(weight)
             concepts, anchors, kept = (keys.double() @ weight.T for keys in (edit.keys, edit.guides, edit.preserved))
-            hold = self.config.preserve_scale * kept.T @ kept
-            hold += weight @ (self.config.general_scale * general) @ weight.T + self.config.ridge * weight @ weight.T
+            hold = weight @ inputs @ weight.T + self.config.preserve_scale * kept.T @ kept
             matrix = hold - self.config.erase_scale * self.erase(row_basis(concepts), row_basis(anchors))
-            turned[name] = (nearest_rotation(matrix) @ weight).float()
+            new = nearest_rotation(matrix, reflections=frame is not None) @ weight
+            turned[name] = (new if frame is None else frame @ new).float()
         return turned
 
     def erase(self, concepts: Tensor, anchors: Tensor) -> Tensor:

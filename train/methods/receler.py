@@ -42,7 +42,7 @@ from efface.train.data.rollouts import RolloutConfig, Rollouts, State, predictio
 from efface.train.data.timesteps import selected_stops
 from efface.train.method import GradientMethod, UnlearningTask, register
 from efface.train.method_cost import Cost
-from efface.train.methods.esd import esd_target
+from efface.train.negative_guidance import esd_target
 from efface.train.seeds import choice, generator
 
 

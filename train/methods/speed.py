@@ -30,7 +30,7 @@ from pydantic import Field
 from torch import Tensor
 
 from efface.models.parameter_groups import select
-from efface.train.closed_form import invariant_solve, null_projector, row_basis
+from efface.train.closed_form import invariant_solve, row_basis, used_basis
 from efface.train.data.concept_keys import EditConfig, EditKeys, Tokens, edit_keys, encode
 from efface.train.method import ClosedFormMethod, UnlearningTask, register
 from efface.train.seeds import generator
@@ -85,23 +85,23 @@ class SPEED(ClosedFormMethod):
         edited, read = weight, weight.new_zeros(0, weight.shape[1])
         for request in requests:
             held = torch.cat([invariants, request.guides.double(), read]) if self.config.sequential else invariants
-            change = self.change(edited, request, held, rng)
-            edited, read = edited + change, torch.cat([read, row_basis(change, tolerance=1e-6)])
+            values, rows = self.change(edited, request, held, rng)
+            edited = edited + values @ rows
+            if self.config.sequential:
+                read = torch.cat([read, row_basis(torch.linalg.qr(values).R @ rows, tolerance=1e-6)])
         return edited
 
-    def change(self, weight: Tensor, edit: EditKeys, invariants: Tensor, rng: torch.Generator) -> Tensor:
-        """W (A - T) N."""
+    def change(self, weight: Tensor, edit: EditKeys, invariants: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """W (A - T) N, as two factors (d_out, n) and (n, d): what is wanted, and what it is wanted of."""
         scale = len(edit.keys) ** -0.5
         keys, guides = edit.keys.double() * scale, edit.guides.double() * scale  # so that sums are means
-        wanted = weight @ (guides - keys).T @ keys
-        retained = self.retained(weight, wanted, keys, edit.preserved.double(), rng)
-        null = null_projector(retained, self.config.threshold)
-        return wanted @ invariant_solve(keys, null, invariants, self.config.ridge, self.config.invariant_ridge)
+        wanted, gram = weight @ (guides - keys).T, keys @ keys.T
+        unconstrained = wanted @ torch.linalg.solve(gram + torch.eye(len(gram)).to(gram), keys)  # E
+        used = used_basis(self.retained(weight, unconstrained, edit.preserved.double(), rng), self.config.threshold)
+        return wanted, invariant_solve(keys, used, invariants, self.config.ridge, self.config.invariant_ridge)
 
-    def retained(self, weight: Tensor, wanted: Tensor, keys: Tensor, rows: Tensor, rng: torch.Generator) -> Tensor:
-        """The retained keys of this layer, filtered and augmented, (m, d)."""
-        free = torch.linalg.inv(keys.T @ keys + torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device))
-        unconstrained = wanted @ free
+    def retained(self, weight: Tensor, unconstrained: Tensor, rows: Tensor, rng: torch.Generator) -> Tensor:
+        """The retained keys of this layer, filtered by what E = `unconstrained` moves, and augmented, (m, d)."""
         if self.config.filter:
             rows = moved_most(rows, unconstrained)
         if self.config.augmentations and len(rows):

@@ -25,35 +25,33 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from efface.errors import UserError
-from efface.models.adapters import add_adapters
 from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
 from efface.models.hooks.spm import SPMHookConfig, SPMHookSettings
 from efface.models.noise_predictor import NoisePredictor
-from efface.models.parameter_groups import select
 from efface.models.shapes import ModelShapes
+from efface.train.adapter_method import AdapterConfig, AdapterMethod
 from efface.train.data.conditions import ConditionConfig, Conditions, without_article
-from efface.train.data.rollouts import RolloutConfig, Rollouts, State, predictions, rollout_rows
+from efface.train.data.rollouts import RolloutConfig, Rollouts, State, authors_timestep, predictions, rollout_rows
 from efface.train.data.shared_rollouts import SharedRolloutConfig, SharedRollouts
-from efface.train.method import GradientMethod, UnlearningTask, register
+from efface.train.data.timesteps import selected_stops
+from efface.train.method import UnlearningTask, register
 from efface.train.method_cost import Cost
-from efface.train.methods.esd import esd_target
+from efface.train.negative_guidance import esd_target
 from efface.train.seeds import generator, normal
 
 SCALES = (0.8, 1.2)  # of an anchor's norm to the concept's
 
 
-class SPMConfig(RolloutConfig, SharedRolloutConfig, ConditionConfig, SPMHookSettings):
+class SPMConfig(AdapterConfig, RolloutConfig, SharedRolloutConfig, ConditionConfig, SPMHookSettings):
     """SPM as its authors run it: 3000 steps of AdamW, three cosines after a warm-up."""
 
     steps: int = Field(3000, ge=1, description="optimiser steps; authors 3000")
     learning_rate: float = Field(1e-4, gt=0, description="learning rate; authors 1e-4")
-    optimizer: Literal["adam", "adamw", "sgd"] = Field("adamw", description="authors: AdamW, 8-bit states")
-    weight_decay: float = Field(0.01, ge=0, description="weight decay; their optimiser's default")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "cosine", description="the learning rate after the warm-up; authors: cosine"
     )
@@ -67,8 +65,6 @@ class SPMConfig(RolloutConfig, SharedRolloutConfig, ConditionConfig, SPMHookSett
     anchor_weight: float = Field(1000.0, ge=0, description="lambda, of the latent anchors; authors 1000")
     anchor_count: int = Field(4, ge=2, multiple_of=2, description="anchors of one state; authors 4")
     anchors: Literal["code", "paper"] = Field("code", description="half of them the empty prompt, or none")
-    rank: int = Field(1, ge=1, description="rank of the adapters; authors 1")
-    alpha: float = Field(1.0, gt=0, description="the adapters are scaled by alpha/rank; authors 1")
     sizes: Annotated[tuple[int, ...], Field(min_length=1)] | None = Field(
         (256, 320, 384, 448),
         description="pixels; height and width are drawn of these; authors: these; null: the base's own size",
@@ -91,7 +87,7 @@ class SPMBatch:
 
 
 @register("spm")
-class SPM(GradientMethod):
+class SPM(AdapterMethod):
     """Concept Semi-Permeable Membrane: rank-1 adapters that block a concept and let all else through."""
 
     Config = SPMConfig
@@ -103,10 +99,6 @@ class SPM(GradientMethod):
     def __init__(self, config: SPMConfig) -> None:
         super().__init__(config)
         self.delta_kind = "adapter" if config.transport == "static" else "hook"
-
-    @property
-    def group(self) -> str:
-        return "transformer"
 
     def cost(self, shapes: ModelShapes) -> Cost:
         config, rows = self.config, self.config.batch_size
@@ -120,36 +112,27 @@ class SPM(GradientMethod):
             images=config.selection_images(shapes),
         )
 
-    def add_adapters(self, student: Denoiser, seed: int) -> None:
-        names = [name.removesuffix(".weight") for name in select(student.modules, self.group)]
-        rng = generator(seed, "spm", "adapters")
-        self.adapters = add_adapters(student.modules, names, self.config.rank, self.config.alpha, rng)
-
     def prepare(self, task: UnlearningTask, student: Denoiser) -> None:
         if task.erased and self.delta_kind == "hook":
             raise UserError("spm: transport: facilitated changes no weight to go on from, should be static in a chain")
         self.seed, self.student, self.teacher = task.seed, student, task.base.denoiser
         self.conditions = Conditions(task.base, task.concepts, self.config)
-        self.rollouts = Rollouts(
-            task.base, self.config, stops=range(1, self.config.rollout_steps), sizes=self.config.sizes
-        )
+        stops = selected_stops(task, self.config, self.config.rollout_steps, first=1)
+        self.rollouts = Rollouts(task.base, self.config, stops, self.config.sizes)
         self.shared = SharedRollouts(self.config, task.seed)
 
     def batch(self, index: int) -> SPMBatch:
         config, rng = self.config, generator(self.seed, "spm", self.shared.source(index))
         concept = self.conditions.draw(rng)
         start = self.rollouts.start(rng)
-        stops, place = self.shared.stops(index, start.stop, self.rollouts.stops), self.shared.place(index)
-        states = self.shared.states(index, lambda: self.rollouts.run_past(self.student, start, concept, stops))
-        state, rows = State.of(states, place), len(start.noise)
+        state, stop = self.rollouts.shared(self.shared, index, self.student, start, concept)
         if config.authors_timestep:
-            state = State(
-                state.latents, torch.full_like(state.timestep, 999 - 1000 * stops[place] // config.rollout_steps)
-            )
+            state = state.at(authors_timestep(stop, config.rollout_steps))
         anchors = self._anchors(concept, rng)
         conditions = [concept, self.rollouts.uncond, *anchors]
         own, uncond, *originals = predictions(self.teacher, state, conditions)
         target = esd_target(uncond, own, uncond, config.eta)
+        rows = len(start.noise)
         joined = [anchor.expand(rows) for anchor in anchors]
         return SPMBatch(
             state,
@@ -185,12 +168,6 @@ class SPM(GradientMethod):
     def hook_config(self, task: UnlearningTask) -> SPMHookConfig:
         names = tuple(without_article(concept.phrase) for concept in task.concepts)
         return SPMHookConfig(prompts=names, power=self.config.power)
-
-    def trained(self, student: Denoiser) -> dict[str, nn.Parameter]:
-        return self.adapters.parameters()
-
-    def saved(self, student: Denoiser) -> dict[str, Tensor]:
-        return self.adapters.tensors()
 
 
 def latent_anchor(concept: Conditioning, rng: torch.Generator) -> Conditioning:
