@@ -104,14 +104,14 @@ BASE_MUTANTS = (
     ),
     Mutant(
         "a number of numpy's counts as code",
-        "models/checkpoint_file.py",
+        "models/read_checkpoint.py",
         '    *("numpy.dtype", "numpy.ndarray"),\n',
         "",
         "tests/models/test_checkpoint_file.py -k numpy_number",
     ),
     Mutant(
         "code in a checkpoint is run",
-        "models/checkpoint_file.py",
+        "models/read_checkpoint.py",
         'map_location="cpu", weights_only=True',
         'map_location="cpu", weights_only=False',
         "tests/models/test_single_file.py -k not_run",
@@ -133,7 +133,7 @@ BASE_MUTANTS = (
     ),
     Mutant(
         "prompt files of the literature are not recognised",
-        "concepts/columns.py",
+        "concepts/published_formats.py",
         '    if "concept_name" in names:\n',
         "    if True:\n",
         "tests/concepts/test_prompt_sets.py -k literature",

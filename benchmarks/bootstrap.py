@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from benchmarks.simulated_answers import Design
 from efface.concepts.prompts import AXES
-from efface.eval.scores.cells import Answers
+from efface.eval.scores.axis_cells import Answers
 from efface.eval.scores.statistics import err_mean, harmonic_mean
 
 Array = NDArray[np.float64]

@@ -15,7 +15,7 @@ from benchmarks.coverage import WORLDS
 from benchmarks.record import write_result
 from benchmarks.simulated_answers import RETAIN, Design, simulate
 from efface.concepts.prompts import AXES
-from efface.eval.scores.cells import Answers
+from efface.eval.scores.axis_cells import Answers
 from efface.eval.scores.jackknife import estimate
 
 REPETITIONS = 60

@@ -3,8 +3,9 @@
 Estimated without a GPU, as `efface doctor` does (`train/cost/memory.py`). Prints the tables of docs/hardware.md and
 writes benchmarks/results/memory.json. A minute or two on one core.
 
-`python -m benchmarks.memory --measure` measures an optimiser step of each method on a GPU (`train/cost/measure.py`),
-each in a process of its own, beside the estimate. Writes benchmarks/results/memory-DEVICE.json.
+`python -m benchmarks.memory --measure` measures an optimiser step of each method on a GPU
+(`train/cost/measured_memory.py`), each in a process of its own, beside the estimate. Writes
+benchmarks/results/memory-DEVICE.json.
 """
 
 import json
@@ -22,7 +23,7 @@ from efface.files import slug
 from efface.models.base import load_base, read_base
 from efface.models.shapes import model_shapes
 from efface.train.cost.flops import image_flops, step_flops
-from efface.train.cost.measure import CudaPeak, measured_peak
+from efface.train.cost.measured_memory import CudaPeak, measured_peak
 from efface.train.cost.memory import Memory, estimate_memory
 from efface.train.method import GradientMethod, Method, get_method, parse_config
 from efface.train.trainer.options import TrainingOptions

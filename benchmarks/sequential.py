@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.record import write_result
 from benchmarks.simulated_answers import Design, Simulated, simulate
 from efface.concepts.prompts import AXES
-from efface.eval.scores.cells import Answers
+from efface.eval.scores.axis_cells import Answers
 from efface.eval.scores.jackknife import Estimates, difference, estimate
 from efface.eval.scores.sequential import look_level, look_sizes, side
 from efface.eval.scores.statistics import CONFIDENCE_LEVEL, Array

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efface.concepts.prompts import AXES
-from efface.eval.scores.cells import Answers
+from efface.eval.scores.axis_cells import Answers
 
 Array = NDArray[np.float64]
 RETAIN = AXES.index("retain")

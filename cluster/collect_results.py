@@ -38,13 +38,13 @@ from efface.eval.judge_spec import judge_name
 from efface.eval.scores.comparison import differences
 from efface.eval.scores.continual import write_csv as write_stages
 from efface.eval.scores.corrected import corrected_scores
+from efface.eval.scores.held_out import split_shown
 from efface.eval.scores.leaderboard import (
     ImageCost,
     leaderboard,
     notes,
     write_csv,
 )
-from efface.eval.scores.shown import split_shown
 from efface.eval.weight_norms import mean_weight_change
 from efface.files import write_json
 

@@ -17,11 +17,11 @@ from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.planner import plan_campaign
 from efface.cluster.campaign.spec import Campaign, DeltaEvaluation, Evaluation
 from efface.cluster.method_scores import chains_of, of_last_stages, score_methods, scored_stages, total_seconds
+from efface.cluster.run_summary import summarize
 from efface.cluster.storage.journal import DriverOpened, read_journal
 from efface.cluster.storage.opening import check_format
 from efface.cluster.storage.records import Record, list_files, parse_failure, parse_record, read_json, sha256
 from efface.cluster.storage.run_folder import RunFolder
-from efface.cluster.summary import summarize
 from efface.cluster.tasks.attack import ATTACK, TRANSFER, AttackTask, TransferTask
 from efface.cluster.tasks.calibration import CALIBRATION
 from efface.cluster.tasks.judging import IMAGES, VERDICTS
@@ -35,7 +35,7 @@ from efface.eval.calibration import Calibration, read_calibration
 from efface.eval.image_errors import broken_images, counted
 from efface.eval.image_table import SCHEMA, read_images, read_table
 from efface.eval.published_scores import published_for
-from efface.eval.report.content import ReportedModel, RunContent
+from efface.eval.report.reported_run import ReportedModel, RunContent
 from efface.eval.scores.leaderboard import leaderboard, notes
 from efface.eval.weight_norms import WeightChange, mean_weight_change
 from efface.train.job import Job

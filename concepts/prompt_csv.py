@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from efface.concepts.columns import INDEX, OURS, column_meant, known_format
 from efface.concepts.concept import ConceptSet
 from efface.concepts.csv_records import bad_byte, read_records
+from efface.concepts.published_formats import INDEX, OURS, column_meant, known_format
 from efface.errors import UserError
 from efface.text import csv_cell, csv_text
 

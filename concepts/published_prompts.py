@@ -1,16 +1,16 @@
 """Published prompt files as people download them: one prompt a row, in the columns of I2P, Ring-A-Bell and others.
 
-`columns.py` knows the kinds. Such a file names no concept of ours, so it is no prompt set; an attack can try its
-prompts on a model (`efface attack MODEL --attack published`).
+`published_formats.py` knows the kinds. Such a file names no concept of ours, so it is no prompt set; an attack can try
+its prompts on a model (`efface attack MODEL --attack published`).
 """
 
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from efface.concepts.columns import Format, known_format
 from efface.concepts.csv_records import bad_byte, read_records
 from efface.concepts.prompt_csv import MAX_CHARACTERS
+from efface.concepts.published_formats import Format, known_format
 from efface.errors import UserError
 from efface.files import local_path
 from efface.text import csv_text

@@ -2,7 +2,7 @@
 
 It should find a concept in the images made for it (recall) and not in those made for others (specificity). Which images
 those are says `calibration_requests.py`. For a judge that needs thresholds (CLIP) one per concept is fitted first, on
-images of their own (`thresholds.py`); of a concept with too few, one for all concepts together.
+images of their own (`threshold_fit.py`); of a concept with too few, one for all concepts together.
 
 An image may rightly show another concept too (a wedding at sunset), which counts against the specificity: the prompts
 should not suggest two concepts of the set at once.
@@ -19,12 +19,12 @@ from pydantic import Field, model_validator
 from efface.concepts.concept import Concept, ConceptSet, fold
 from efface.config_files import StrictModel, read_config
 from efface.errors import UserError
+from efface.eval.ask_judge import verdicts
 from efface.eval.calibration_requests import CalibrationRequest
 from efface.eval.image_errors import IMAGE_ERRORS, ImageError, counted, image_errors
 from efface.eval.judge import Judge, ThresholdJudge
 from efface.eval.judge_accuracy import Accuracy
-from efface.eval.thresholds import MIN_IMAGES, best_threshold
-from efface.eval.verdicts import verdicts
+from efface.eval.threshold_fit import MIN_IMAGES, best_threshold
 from efface.files import as_path, write_json
 from efface.models.base import Base
 from efface.models.recipe import Recipe

@@ -13,8 +13,8 @@ from torch import nn
 from efface.errors import UserError
 from efface.eval.judge import JudgeConfig
 from efface.files import content_id
+from efface.models.folder_identity import FILES
 from efface.models.model_files import locate
-from efface.models.model_identity import FILES
 from efface.models.progress_bars import no_progress_bars
 from efface.models.untrusted_models import check_model_files
 

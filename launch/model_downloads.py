@@ -90,9 +90,9 @@ def _is_campaign(name: str) -> bool:
 def _models_of_base(base: "BaseSpec", judges: Sequence[str]) -> Iterator[RequiredModel]:
     from efface.eval.judge_spec import read_judge
     from efface.models.base import RANDOM
+    from efface.models.folder_identity import FILES as JUDGE_FILES
     from efface.models.image_encoders import FILES as ENCODER_FILES
     from efface.models.model_files import DIFFUSERS_FILES
-    from efface.models.model_identity import FILES as JUDGE_FILES
 
     if not base.source.startswith(RANDOM):
         yield RequiredModel("base", base.source, DIFFUSERS_FILES)

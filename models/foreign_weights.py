@@ -23,9 +23,9 @@ from torch import Tensor
 from efface.errors import UserError
 from efface.files import local_path
 from efface.models.base import Base, load_base
-from efface.models.checkpoint_file import read_checkpoint
 from efface.models.delta import Kind
 from efface.models.lora_alpha import CONFIG, alpha_of, read_settings
+from efface.models.read_checkpoint import read_checkpoint
 from efface.models.single_file import UNET, VAE
 from efface.models.tensor_names import listed, plain, unwrapped
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from efface.errors import UserError
 from efface.models.base_kinds import check_tensors
-from efface.models.checkpoint_file import read_checkpoint
+from efface.models.read_checkpoint import read_checkpoint
 from efface.models.tensor_names import TITLES, OtherShape, listed, unwrapped
 
 UNET = "model.diffusion_model."

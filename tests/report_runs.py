@@ -11,7 +11,7 @@ from PIL import Image
 
 from efface.concepts.prompts import AXES, TARGET_AXES
 from efface.eval.image_table import SCHEMA
-from efface.eval.report.content import ReportedModel, RunContent
+from efface.eval.report.reported_run import ReportedModel, RunContent
 from efface.eval.scores.leaderboard import leaderboard
 from efface.eval.scores.scoring import score_table
 

@@ -13,7 +13,7 @@ from efface.cluster.run_content import read_run
 from efface.cluster.storage.records import read_json
 from efface.config_files import parse
 from efface.errors import UserError
-from efface.eval.report.content import RunContent
+from efface.eval.report.reported_run import RunContent
 from efface.files import as_path
 from efface.models.base import BaseSpec, read_base
 from efface.models.delta import Delta

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from efface.concepts.prompts import TARGET_AXES
-from efface.eval.report.content import RunContent
 from efface.eval.report.figure import Figure, make_plot
 from efface.eval.report.heat_maps import changes_by_layer, heat_map, matrix
+from efface.eval.report.reported_run import RunContent
 from efface.eval.report.training_figures import changes_by_group, losses
 from efface.eval.scores.continual import Stages
 from efface.eval.scores.leaderboard import LeaderboardRow

@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 
 from efface.eval.attack_transfer import Transferred
-from efface.eval.report.content import ReportedModel, RunContent
 from efface.eval.report.figure import Figure, make_plot
 from efface.eval.report.queries import interference
+from efface.eval.report.reported_run import ReportedModel, RunContent
 from efface.eval.weight_norms import mean_layers
 
 

@@ -17,10 +17,10 @@ from efface.eval.attack_table import AttackRow, attack_rows
 from efface.eval.calibration import Calibration
 from efface.eval.judge_accuracy import Accuracy, together
 from efface.eval.published_scores import CAUTION
-from efface.eval.report.content import RunContent
 from efface.eval.report.figure import Figure
 from efface.eval.report.figures import figures, is_base
 from efface.eval.report.queries import Disagreement, disagreements
+from efface.eval.report.reported_run import RunContent
 from efface.eval.report.strips import make_strips
 from efface.eval.report.thumbnails import COLUMNS, ROWS, make_sprites
 from efface.eval.scores.leaderboard import shows_some

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from efface.concepts.prompts import TARGET_AXES
+from efface.eval.scores.held_out import split_shown
 from efface.eval.scores.scoring import BASE
-from efface.eval.scores.shown import split_shown
 
 Question = tuple[str, str, str, str, int]
 """Concept to forget, axis, asked concept, prompt, seed of the image."""

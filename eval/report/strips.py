@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from efface.eval.report.content import RunContent
 from efface.eval.report.queries import Answer, Question, answers, uncounted
+from efface.eval.report.reported_run import RunContent
 from efface.eval.report.thumbnails import Sprites
 from efface.eval.scores.scoring import BASE
 

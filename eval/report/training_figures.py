@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from efface.eval.report.content import ReportedModel
 from efface.eval.report.figure import Figure, make_plot
+from efface.eval.report.reported_run import ReportedModel
 
 MAX_POINTS = 200
 """Of a training curve; longer ones show means of equal stretches."""

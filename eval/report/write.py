@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 from efface.concepts.prompts import AXES, KEPT_AXES
 from efface.errors import UserError
-from efface.eval.report.content import RunContent
 from efface.eval.report.page import report_html
+from efface.eval.report.reported_run import RunContent
 from efface.eval.report.strips import image_file
 from efface.eval.scores.leaderboard import LeaderboardRow, shows_some
 from efface.files import write_atomic

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from efface.concepts.prompts import AXES, TARGET_AXES, Axis
 from efface.eval.judge_accuracy import Accuracy, Z, rogan_gladen, together
-from efface.eval.thresholds import MIN_IMAGES
+from efface.eval.threshold_fit import MIN_IMAGES
 
 POOLED = "all concepts"
 

@@ -26,13 +26,15 @@ from functools import cached_property
 
 import numpy as np
 
-from efface.eval.scores.cells import Answers, Cells, IntArray, K, grouped
+from efface.eval.scores.axis_cells import Answers, Cells, IntArray, K, grouped
 from efface.eval.scores.statistics import (
     CONFIDENCE_LEVEL,
     Array,
     cluster_quantile,
     degrees_of_freedom,
     difference_interval,
+    err_mean,
+    err_of_means,
     estimation_noise,
     harmonic_mean,
     harmonic_mean_bias,
@@ -132,7 +134,7 @@ def _intervals(
 def _overall(cells: Array) -> Array:
     """(concepts, 5) -> (7,)"""
     means = cells.mean(axis=0)
-    return np.concatenate([means, [harmonic_mean(cells).mean(), harmonic_mean(means)]])
+    return np.concatenate([means, [err_mean(cells), err_of_means(cells)]])
 
 
 @dataclass(frozen=True)

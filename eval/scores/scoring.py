@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from efface.concepts.prompts import AXES, TARGET_AXES, Axis
 from efface.errors import UserError, did_you_mean
 from efface.eval.image_errors import broken_images, counted
-from efface.eval.scores.cells import Answers, Cells, IntArray
+from efface.eval.scores.axis_cells import Answers, Cells, IntArray
+from efface.eval.scores.held_out import shown_scores, split_shown
 from efface.eval.scores.jackknife import estimate
 from efface.eval.scores.results import Interval, Invalid, Range, Sampling, Scores, Summary
-from efface.eval.scores.shown import shown_scores, split_shown
 from efface.eval.scores.statistics import CONFIDENCE_LEVEL, Array
 
 BASE = "base"

@@ -47,14 +47,14 @@ class Board:
 
     def status(self) -> dict[str, Any]:
         """Of each run what it does now, and the version of the results, which changes when there are new ones."""
-        from efface.cluster.live import live_run
+        from efface.cluster.live_run import live_run
 
         live = [live_run(run.plan, run.folder) for run in self.runs]
         return {"version": self._version_of(live), "runs": [asdict(one) for one in live]}
 
     def page(self) -> bytes:
         """The report, made anew where there are new results, and not too often."""
-        from efface.cluster.live import live_run
+        from efface.cluster.live_run import live_run
         from efface.cluster.run_content import read_run
         from efface.eval.report.page import report_html
 

@@ -9,7 +9,7 @@ import typer
 from efface.errors import UserError
 from efface.files import as_path
 from efface.launch.command import Command
-from efface.launch.job_names import find_job
+from efface.launch.find_job import find_job
 from efface.launch.options import RunFolderArgument
 from efface.launch.tables import print_line
 

@@ -61,8 +61,8 @@ class EvaluateOptions:
 def run(options: EvaluateOptions) -> "Results":
     """Judge the deltas; what it came to. Raises UserError, and Stopped."""
     from efface.cluster.campaign.spec import DeltaEvaluation, Evaluation, Resources
+    from efface.cluster.evaluate_in_looks import evaluate_in_looks
     from efface.cluster.run import open_evaluation
-    from efface.cluster.sequential import evaluate_in_looks
     from efface.config_files import parse
     from efface.eval.scores.sequential import read_question
     from efface.launch.device import resolve_device

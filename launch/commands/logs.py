@@ -8,7 +8,7 @@ import typer
 from efface.files import as_path
 from efface.launch.command import Command
 from efface.launch.event_text import format_event
-from efface.launch.job_names import find_job
+from efface.launch.find_job import find_job
 from efface.launch.options import RunFolderArgument
 from efface.text import shown
 

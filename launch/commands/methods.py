@@ -18,8 +18,8 @@ class MethodsOptions:
 
 def run(options: MethodsOptions) -> Listing:
     """All methods, or the one called `name`. Raises UserError where there is none."""
-    from efface.train.catalogue import catalogue
     from efface.train.method import METHODS
+    from efface.train.method_catalogue import catalogue
 
     return Listing(catalogue()).only(options.name, METHODS)
 

@@ -13,7 +13,7 @@ from efface.launch.options import DeviceOption
 from efface.launch.tables import print_line, print_table
 
 if TYPE_CHECKING:
-    from efface.eval.report.content import RunContent
+    from efface.eval.report.reported_run import RunContent
 
 CLIP = "openai/clip-vit-large-patch14"
 

@@ -9,7 +9,7 @@ from efface.errors import UserError
 from efface.files import as_path
 from efface.launch.command import Command
 from efface.launch.execution import execute_run, failure_code, show_results
-from efface.launch.job_names import find_job
+from efface.launch.find_job import find_job
 from efface.launch.options import AddressOption, RunFolderArgument, WorkersOption
 
 if TYPE_CHECKING:

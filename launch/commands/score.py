@@ -99,7 +99,7 @@ def _corrected(options: ScoreOptions, rows: "pa.Table", label: str) -> dict[str,
     """Of one method, by the judge of the calibration. Raises UserError where it is of another one."""
     from efface.eval.calibration import read_calibration
     from efface.eval.scores.corrected import corrected_scores
-    from efface.eval.scores.shown import split_shown
+    from efface.eval.scores.held_out import split_shown
 
     calibration = read_calibration(str(options.calibration))
     rows = _chosen(options, rows, label)

@@ -15,7 +15,7 @@ from efface.launch.options import RunFolderArgument
 from efface.launch.tables import print_line
 
 if TYPE_CHECKING:
-    from efface.cluster.summary import RunSummary
+    from efface.cluster.run_summary import RunSummary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,8 @@ class StatusReport:
 def run(options: StatusOptions) -> StatusReport:
     """Read the run folder, and ask the launchers about its jobs. Raises UserError where there is no run."""
     from efface.cluster.run import reopen_run
+    from efface.cluster.run_summary import summarize
     from efface.cluster.storage.lease import active_driver
-    from efface.cluster.summary import summarize
     from efface.launch.cluster_profile import read_profile
     from efface.launch.event_text import running_task_lines
     from efface.launch.launch_record import launch_states

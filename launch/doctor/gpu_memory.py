@@ -16,12 +16,12 @@ import torch
 from efface.config_files import parse
 from efface.eval.judge_spec import read_judge
 from efface.models.base import Base, load_base
+from efface.models.folder_identity import FILES
 from efface.models.model_files import NotCached, locate
-from efface.models.model_identity import FILES
 from efface.models.parameter_groups import select
 from efface.models.recipe import Recipe
 from efface.models.shapes import ModelShapes, model_shapes
-from efface.train.cost.measure import CudaPeak, PeakCounter, measured_peak
+from efface.train.cost.measured_memory import CudaPeak, PeakCounter, measured_peak
 from efface.train.cost.memory import estimate_memory
 from efface.train.method import GradientMethod, Method, get_method, parse_config
 from efface.train.trainer.options import TrainingOptions

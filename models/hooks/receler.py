@@ -1,6 +1,6 @@
-"""Receler's erasers at sampling time (Huang et al., ECCV 2024, arXiv 2311.17717): `models/erasers.py` has the formula.
+"""Receler's erasers at sampling time (Huang et al., ECCV 2024, arXiv 2311.17717).
 
-The delta holds their tensors; they act on every prompt alike.
+`models/receler_erasers.py` has the formula. The delta holds their tensors; they act on every prompt alike.
 """
 
 from contextlib import AbstractContextManager
@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from efface.errors import UserError
 from efface.models.base import Base
 from efface.models.denoiser import Denoiser
-from efface.models.erasers import erasers_attached, fits
+from efface.models.receler_erasers import erasers_attached, fits
 from efface.models.sampler_hooks import HOOKS, HookConfig, SamplerHook
 
 

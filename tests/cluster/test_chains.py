@@ -17,11 +17,11 @@ from tiny_campaign import ESD, IMAGES_PER_PROMPT, UCE
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.spec import Campaign
 from efface.cluster.run import Run, execute, open_run, worker_context
+from efface.cluster.run_summary import JobSummary, summarize
 from efface.cluster.scheduler.dispatch import dispatch
 from efface.cluster.scheduler.queue import Queue
 from efface.cluster.storage.remaining import remaining_tasks
 from efface.cluster.storage.run_folder import RunFolder
-from efface.cluster.summary import JobSummary, summarize
 from efface.cluster.tasks.model import Model
 from efface.cluster.tasks.retry_rules import Outcome
 from efface.cluster.tasks.task import Task

@@ -17,6 +17,7 @@ from efface.cluster.campaign.rates import Rates
 from efface.cluster.campaign.spec import Campaign
 from efface.cluster.measured_rates import measure_rates
 from efface.cluster.run import Run, execute, open_run
+from efface.cluster.run_summary import KindSummary, summarize
 from efface.cluster.scheduler import prometheus
 from efface.cluster.scheduler.progress import Display
 from efface.cluster.scheduler.prometheus import PrometheusMetrics
@@ -24,7 +25,6 @@ from efface.cluster.scheduler.queue import Queue
 from efface.cluster.storage.journal import TaskEnded, TaskStarted, read_journal
 from efface.cluster.storage.records import Failure
 from efface.cluster.storage.remaining import RemainingTasks
-from efface.cluster.summary import KindSummary, summarize
 from efface.cluster.tasks.metric import MetricTask
 from efface.cluster.tasks.retry_rules import Outcome
 from efface.cluster.tasks.task import Task

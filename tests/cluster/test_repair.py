@@ -12,9 +12,9 @@ from rich.console import Console
 from efface.cluster.campaign.spec import Campaign
 from efface.cluster.collect_results import DamagedOutputs, collect_results
 from efface.cluster.run import Run, execute, open_run, reopen_run, worker_context
+from efface.cluster.run_summary import summarize
 from efface.cluster.storage.opening import FORMAT
 from efface.cluster.storage.repair import withdraw_damaged
-from efface.cluster.summary import summarize
 from efface.cluster.tasks.calibration import CALIBRATION
 from efface.cluster.tasks.judging import IMAGES, VERDICTS
 from efface.cluster.tasks.retry_rules import Next

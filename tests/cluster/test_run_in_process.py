@@ -16,7 +16,7 @@ from efface.cluster import run as running
 from efface.cluster.campaign.spec import Campaign
 from efface.cluster.results import Results
 from efface.cluster.run import Run, execute, open_run, reopen_run
-from efface.cluster.summary import JobSummary, KindSummary, summarize
+from efface.cluster.run_summary import JobSummary, KindSummary, summarize
 from efface.cluster.tasks.calibration import CALIBRATION
 from efface.cluster.tasks.judging import IMAGES, VERDICTS, Shard
 from efface.cluster.tasks.retry_rules import Outcome

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from benchmarks.simulated_answers import Design, simulate
 from efface.concepts.prompts import AXES
-from efface.eval.scores.cells import Answers
+from efface.eval.scores.axis_cells import Answers
 from efface.eval.scores.jackknife import difference, estimate
 from efface.eval.scores.statistics import degrees_of_freedom, err_mean, estimation_noise
 

@@ -17,10 +17,10 @@ from efface.concepts.prompts import AXES, TARGET_AXES
 from efface.eval.attack_run import AttackResult, InstanceResult
 from efface.eval.attack_transfer import Transferred
 from efface.eval.image_table import SCHEMA
-from efface.eval.report.content import RunContent
 from efface.eval.report.figure import Figure
 from efface.eval.report.figures import figures
 from efface.eval.report.page import report_html
+from efface.eval.report.reported_run import RunContent
 from efface.eval.report.write import scores_markdown
 from efface.eval.scores.continual import score_stages
 from efface.eval.scores.leaderboard import leaderboard

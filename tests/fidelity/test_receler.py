@@ -12,7 +12,7 @@ from efface.errors import UserError
 from efface.models.attention_maps import CrossAttentionMaps, concept_region
 from efface.models.base import Base
 from efface.models.delta import Delta
-from efface.models.erasers import add_erasers, eraser_parameters, erasers_attached
+from efface.models.receler_erasers import add_erasers, eraser_parameters, erasers_attached
 from efface.models.recipe import load_recipe
 from efface.models.sampler import ImageRequest, sample
 from efface.models.text_encoding import encode_prompts

@@ -8,11 +8,11 @@ import torch
 
 from efface.models.base import Base
 from efface.models.text_encoding import encode_prompts
-from efface.train import token_rounds
+from efface.train import stereo_search
 from efface.train.data.latents import Posterior
 from efface.train.methods.stereo import EncodedESD, STEREOConfig, compositional_target
 from efface.train.run_job import run_job
-from efface.train.token_rounds import share_of
+from efface.train.stereo_search import share_of
 
 
 def numbers(seed: int) -> np.ndarray:
@@ -65,7 +65,7 @@ def test_each_round_erases_what_was_found_last_on_the_model_before_and_looks_on_
 ) -> None:
     erased: list[tuple[Any, Any]] = []
     sought: list[tuple[Any, Any]] = []
-    esd_prepare, invert = EncodedESD.prepare, token_rounds.invert
+    esd_prepare, invert = EncodedESD.prepare, stereo_search.invert
 
     def preparing(self: EncodedESD, task: Any, student: Any) -> None:
         erased.append((task.base.unet, self.encoded))
@@ -76,7 +76,7 @@ def test_each_round_erases_what_was_found_last_on_the_model_before_and_looks_on_
         return invert(base, model, images, *rest)
 
     monkeypatch.setattr(EncodedESD, "prepare", preparing)
-    monkeypatch.setattr(token_rounds, "invert", inverting)
+    monkeypatch.setattr(stereo_search, "invert", inverting)
     before = {name: value.clone() for name, value in tiny_base.tensors().items()}
     stereo, student = prepare("stereo", rounds=2, images=2, search_learning_rate=1e-2)
     assert erased[0][0] is tiny_base.unet and erased[1][0] is sought[0][0] is not tiny_base.unet
@@ -112,7 +112,7 @@ def test_a_token_that_was_found_is_not_sought_again(
 ) -> None:
     first, _ = run_job(quick_job("stereo"), tiny_base, concept_set, cache=tmp_path)
     assert len(list(tmp_path.glob("token-*"))) == 1
-    monkeypatch.setattr(token_rounds, "invert", lambda *_: pytest.fail("sought again"))
+    monkeypatch.setattr(stereo_search, "invert", lambda *_: pytest.fail("sought again"))
     again, _ = run_job(quick_job("stereo"), tiny_base, concept_set, cache=tmp_path)
     assert again.id == first.id
 

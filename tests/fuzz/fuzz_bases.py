@@ -16,10 +16,10 @@ from damage import damaged_bytes, damaged_text, damaged_tree
 from hypothesis import strategies as st
 
 from efface.models.base import base_id, load_base, read_base
-from efface.models.checkpoint_file import read_checkpoint
 from efface.models.component_files import Parts
 from efface.models.fingerprint import fingerprint
 from efface.models.loading import random_components
+from efface.models.read_checkpoint import read_checkpoint
 from efface.models.safetensors_headers import BITS
 
 TENSORS = {

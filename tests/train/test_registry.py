@@ -10,7 +10,6 @@ from pydantic import Field
 
 from efface.config_files import CONFIGS
 from efface.errors import UserError
-from efface.train.catalogue import catalogue
 from efface.train.method import (
     METHODS,
     ClosedFormMethod,
@@ -21,6 +20,7 @@ from efface.train.method import (
     preset_names,
     register,
 )
+from efface.train.method_catalogue import catalogue
 
 PRESETS = [(name, preset) for name in method_names() for preset in preset_names(name)]
 

@@ -1,4 +1,4 @@
-"""An estimate of what a job takes of each GPU, before anything is run; `measure.py` measures it where there is a GPU.
+"""An estimate of what a job takes of each GPU, before anything is run; `measured_memory.py` measures it on a GPU.
 
 Weights are counted, activations are counted on torch's meta device, and gradients and optimiser states are what
 Accelerate and DeepSpeed estimate for as many trained weights. Not in it are the CUDA context, workspaces of cuDNN and

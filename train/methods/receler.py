@@ -3,9 +3,10 @@
     L = || eps_E(x_t, c') - [ eps*(x_t, 0) - eta (eps*(x_t, c) - eps*(x_t, 0)) ] ||^2
         + w mean over layers l of sum_p (1 - M_p) mean_d E_l(h)_pd^2 / sum_p (1 - M_p)
 
-eps* is the frozen original, eps_E the same with an eraser E_l behind every cross-attention (`models/erasers.py`); they
-alone are trained. M is where the concept is: the original's cross-attention to its tokens, of the layers a quarter as
-wide as the latents, averaged, brought to [0, 1] and cut at a threshold. Outside of it the erasers are to add nothing.
+eps* is the frozen original, eps_E the same with an eraser E_l behind every cross-attention
+(`models/receler_erasers.py`); they alone are trained. M is where the concept is: the original's cross-attention to its
+tokens, of the layers a quarter as wide as the latents, averaged, brought to [0, 1] and cut at a threshold. Outside
+of it the erasers are to add nothing.
 
 c' is c with an adversary's soft prompt in the places after its words, in the output of the text encoder:
 
@@ -33,9 +34,9 @@ from efface.models.adversary import Adversary, restore_all, states_of
 from efface.models.attention_maps import CrossAttentionMaps, concept_region
 from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
-from efface.models.erasers import add_erasers, eraser_parameters
 from efface.models.hooks.receler import RecelerHookConfig
 from efface.models.noise_predictor import NoisePredictor
+from efface.models.receler_erasers import add_erasers, eraser_parameters
 from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts, last_subject_token
 from efface.train.data.rollouts import RolloutConfig, Rollouts, State, predictions, rollout_rows

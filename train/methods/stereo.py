@@ -1,6 +1,6 @@
 """STEREO: Adversarially Robust Concept Erasing in two stages (Srivatsan et al., CVPR 2025, arXiv 2408.16807).
 
-Search thoroughly enough (`train/token_rounds.py`), in rounds, each on the model of the one before, the first on the
+Search thoroughly enough (`train/stereo_search.py`), in rounds, each on the model of the one before, the first on the
 original:
 
     erase      ESD (`esd.py`) of the concept, in later rounds of the token found last
@@ -39,7 +39,7 @@ from efface.train.method import GradientMethod, Policy, Strategy, UnlearningTask
 from efface.train.method_cost import BaseImages, Cost
 from efface.train.methods.esd import ESD, ESDConfig
 from efface.train.seeds import generator, shuffled
-from efface.train.token_rounds import TokenRoundsConfig, search
+from efface.train.stereo_search import TokenRoundsConfig, search
 from efface.train.trainer.loop import train
 
 ESD_VARIANTS = {"noxattn": "u", "xattn": "x", "kv-xattn": "x-strict", "full": "full"}

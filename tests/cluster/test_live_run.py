@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from efface.cluster.live import live_run
+from efface.cluster.live_run import live_run
 from efface.cluster.run import reopen_run
 from efface.cluster.storage.journal import Journal
 from efface.cluster.storage.lease import Lease

@@ -9,7 +9,7 @@ import torch
 
 from efface.models.base import Base, read_base
 from efface.models.shapes import ModelShapes, model_shapes
-from efface.train.cost.measure import measured_peak
+from efface.train.cost.measured_memory import measured_peak
 from efface.train.method import get_method, parse_config
 from efface.train.trainer.options import TrainingOptions
 

@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.rates import rates_for, task_seconds
+from efface.cluster.run_summary import RunSummary, summarize
 from efface.cluster.scheduler.time_left import TimeLeft, UnderWay
 from efface.cluster.storage.journal import DriverOpened, Event, TaskEnded, read_journal, running_tasks
 from efface.cluster.storage.lease import active_driver
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.storage.under_way import Count, how_far
-from efface.cluster.summary import RunSummary, summarize
 from efface.cluster.tasks.task import Task
 from efface.errors import UserError
 
