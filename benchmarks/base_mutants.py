@@ -107,7 +107,7 @@ BASE_MUTANTS = (
         "models/read_checkpoint.py",
         '    *("numpy.dtype", "numpy.ndarray"),\n',
         "",
-        "tests/models/test_checkpoint_file.py -k numpy_number",
+        "tests/models/test_read_checkpoint.py -k numpy_number",
     ),
     Mutant(
         "code in a checkpoint is run",

@@ -218,8 +218,8 @@ RUN_MUTANTS = (
     Mutant(
         "gc removes every hidden file",
         "cluster/storage/gc.py",
-        "if is_temporary(path.name) and",
-        'if path.name.startswith(".") and',
+        "if (is_temporary(path.name) or",
+        'if (path.name.startswith(".") or',
         T_GC,
     ),
     Mutant(
