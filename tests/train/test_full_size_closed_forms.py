@@ -1,5 +1,6 @@
 """One solve of each closed form, and two steps of MACE, on Stable Diffusion v1.4's shapes with random weights."""
 
+import resource
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from efface.train.run_job import run_job
 VALUES = 9_584_640
 """768 x 12,480: the channels of the sixteen cross-attentions; keys are as many again."""
 CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
+    "uce": ({}, 2 * VALUES),
     "rece": ({}, 2 * VALUES),
     "speed": ({}, VALUES),
     "double-projections": ({}, 2 * VALUES),
@@ -50,3 +52,4 @@ def test_a_solve_at_full_size_changes_the_projections_and_nothing_else(
     delta, _ = run_job(job, base, concepts)
     assert all(".attn2.to_" in name for name in delta.tensors)
     assert sum(tensor.numel() for tensor in delta.tensors.values()) == parameters
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 16 * 2**20  # KiB, of all that this process has run
