@@ -6,7 +6,7 @@ is no linear map, so no weight can take it in: it stays beside the model, in a d
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -99,3 +99,15 @@ def _add_eraser(attention: nn.Module, inputs: Any, output: Tensor) -> Tensor:
     eraser = attention.eraser
     assert isinstance(eraser, Eraser)
     return output + eraser(output)
+
+
+def region_loss(outputs: Sequence[Tensor], elsewhere: Mapping[int, Tensor]) -> Tensor:
+    """The erasers' mean square where the concept is not, the mean over layers.
+
+    outputs: (B, pixels, width) of each; elsewhere: pixels -> (B, pixels), bool.
+    """
+    terms = []
+    for output in outputs:
+        mask = elsewhere[output.shape[1]]
+        terms.append((output.square().mean(dim=2) * mask).sum() / (mask.sum() + 1e-9))
+    return torch.stack(terms).mean()

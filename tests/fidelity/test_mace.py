@@ -15,8 +15,9 @@ from efface.models.text_encoding import encode_prompts
 from efface.train.data.concept_masks import attention_masks, detector_masks
 from efface.train.data.concept_sentences import sentences, shared_positions
 from efface.train.data.latents import Posterior
+from efface.train.data.timesteps import importance
 from efface.train.method import UnlearningTask, parse_config
-from efface.train.methods.mace import MACE, attention_loss, importance
+from efface.train.methods.mace import MACE, attention_loss
 
 TEMPLATES = ("see {} run", "{}")
 CONFIG: dict[str, Any] = {

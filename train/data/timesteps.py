@@ -1,4 +1,4 @@
-"""The steps of a trajectory in which a concept shows: SDErasure's timestep selection (ICLR 2026, eq. 5).
+"""Which timesteps are trained on: those where a concept shows, by SDErasure's selection (ICLR 2026, eq. 5), or MACE's.
 
     S_t = exp(-L_t(c) / s) / ( exp(-L_t(c) / s) + exp(-L_t(a) / s) ),    L_t(c) = E || eps - eps*(x_t, c) ||^2
 
@@ -94,3 +94,9 @@ def step_scores(task: UnlearningTask, concept: Concept, config: TimestepConfig, 
 def concept_scores(losses: Tensor | Sequence[Sequence[float]], scale: float) -> Tensor:
     """S_t, (T,), of the losses (T, 2) for the concept and for its anchor."""
     return (-torch.as_tensor(losses, dtype=torch.float64) / scale).softmax(dim=1)[:, 0]
+
+
+def importance(timesteps: int) -> Tensor:
+    """How likely MACE (Lu et al., CVPR 2024) draws each of `timesteps`: (T,), not normalised; T = 1000 in the paper."""
+    t = torch.arange(timesteps) * (1000 / timesteps)
+    return torch.sigmoid(0.05 * (t - 200)) - torch.sigmoid(0.05 * (t - 400))

@@ -42,6 +42,7 @@ from efface.train.data.concept_keys import encode, retained_phrases, second_mome
 from efface.train.data.concept_masks import MaskConfig, concept_masks
 from efface.train.data.concept_sentences import Sentences, sentences
 from efface.train.data.latents import ImageConfig, Posterior, image_posterior, noised
+from efface.train.data.timesteps import importance
 from efface.train.method import GradientConfig, GradientMethod, Strategy, UnlearningTask, register
 from efface.train.method_cost import BaseImages, Cost
 from efface.train.seeds import generator, integer, shuffled
@@ -194,9 +195,3 @@ def attention_loss(maps: list[Tensor], positions: Tensor, masks: Tensor) -> Tens
         chosen = probabilities * pixels[:, None, :, None] * positions[:, None, None, :]
         norms.append(chosen.flatten(1).norm(dim=1))
     return torch.stack(norms).sum(dim=0).mean()
-
-
-def importance(timesteps: int) -> Tensor:
-    """How likely each of `timesteps` is to be drawn, (T,), not normalised; T = 1000 in the paper."""
-    t = torch.arange(timesteps) * (1000 / timesteps)
-    return torch.sigmoid(0.05 * (t - 200)) - torch.sigmoid(0.05 * (t - 400))

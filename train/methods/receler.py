@@ -20,7 +20,7 @@ Erasers are no change of weights: the delta is a hook, at full strength for ever
 for each batch, each with an adversary of its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
 from efface.models.hooks.receler import RecelerHookConfig
 from efface.models.noise_predictor import NoisePredictor
-from efface.models.receler_erasers import add_erasers, eraser_parameters
+from efface.models.receler_erasers import add_erasers, eraser_parameters, region_loss
 from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts, last_subject_token
 from efface.train.data.rollouts import RolloutConfig, Rollouts, State, predictions, rollout_rows
@@ -187,15 +187,3 @@ class Receler(GradientMethod):
         sizes = {layer.shape[2] for layer in own}
         elsewhere = {pixels: ~concept_region(own, words, pixels, side, threshold) for pixels in sizes}
         return Scene(number, state, original, target, elsewhere)
-
-
-def region_loss(outputs: Sequence[Tensor], elsewhere: Mapping[int, Tensor]) -> Tensor:
-    """The erasers' mean square where the concept is not, the mean over layers.
-
-    outputs: (B, pixels, width) of each; elsewhere: pixels -> (B, pixels), bool.
-    """
-    terms = []
-    for output in outputs:
-        mask = elsewhere[output.shape[1]]
-        terms.append((output.square().mean(dim=2) * mask).sum() / (mask.sum() + 1e-9))
-    return torch.stack(terms).mean()
