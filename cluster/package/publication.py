@@ -62,7 +62,7 @@ def publication(source: Path, repository: str, *, run: str | None, base: str | N
         raise UserError(f"{source}: is no folder of `efface export` or `efface package`; name one, or a delta file")
     delta = Delta.load(source)
     job = _job(delta.provenance, source)
-    judged = _judged(content, job)
+    judged = _judged(content, job, delta.id)
     card = _card(
         repository,
         job,
@@ -86,8 +86,8 @@ def _folder(source: Path, repository: str, content: RunContent | None, base: str
             f"{source}: has no {PROVENANCE} that says what was erased from it; write it with `efface export`"
         )
     job = _job(written["provenance"], source)
-    judged = _judged(content, job)
     delta_id = str(written.get("delta", ""))
+    judged = _judged(content, job, delta_id)
     spec = _base(base or job.base)
     card = _card(repository, job, judged, spec, licence, delta_id=delta_id, is_hook=False, is_whole=True)
     return Publication(repository, "folder", {**_files(source), CARD: card.encode()}, judged is not None)
@@ -111,12 +111,13 @@ def _job(provenance: Mapping[str, Any], source: Path) -> Job:
     return parse(Job, provenance["job"], str(source))
 
 
-def _judged(content: RunContent | None, job: Job) -> Judgement | None:
-    """Of this very model. Raises UserError where a run was given that did not judge it to the end."""
+def _judged(content: RunContent | None, job: Job, delta_id: str) -> Judgement | None:
+    """Of this very model, as a campaign made it or `efface evaluate` was given it. Raises UserError where a run was
+    given that did not judge it to the end."""
     if content is None:
         return None
-    label = next((model.label for model in content.models if model.id == job.id), None)
-    judged = judgement(content, label, [job.id]) if label else None
+    found = next((model for model in content.models if model.id in (job.id, delta_id)), None)
+    judged = judgement(content, found.label, [found.id]) if found else None
     if judged is None:
         raise UserError(f"--run {content.path}: did not judge this model to the end, which is of job {job.id}")
     return judged

@@ -162,6 +162,8 @@ def test_a_delta_that_was_judged_by_itself_is_packaged_too(
     assert (out / "deltas" / "cat.safetensors").read_bytes() == delta.read_bytes()
     assert (out / "evaluation.yaml").is_file() and "efface evaluate deltas/" in (out / "README.md").read_text()
     assert efface("verify", out, "--base", base, "--device", "cpu").code == 0
+    pushed = efface("push", delta, "me/cat", "--run", run, "--base", base)
+    assert pushed.code == 0 and "| cat |" in pushed.out and "It was not judged" not in pushed.out
 
 
 @pytest.mark.parametrize(
