@@ -54,7 +54,7 @@ COMMANDS: dict[str, tuple[list[str], set[str]]] = {
     "run": (["campaign"], CAMPAIGN_OPTIONS | WORKERS | {"--part"}),
     "plan": (["campaign"], CAMPAIGN_OPTIONS | {"--rates"} | JSON),
     "status": (["folder"], {"--cluster", "-c"} | JSON),
-    "report": (["runs"], {"--out", "-o"} | JSON),
+    "report": (["runs"], {"--out", "-o", "--images"} | JSON),
     "board": (["runs"], {"--port"}),
     "package": (["run"], {"--out", "-o", "--method", "--weights", "--licence"}),
     "verify": (["package"], BASE | DEVICE | JSON),
