@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from benchmarks.generate import IMAGES_PER_PROMPT, LEAST_IMAGES, PROMPTS, pipeline_batch, stock_pipeline
-from benchmarks.on_device import arguments, best_of, loaded, show
+from benchmarks.on_device import arguments, batch_table, best_of, loaded, show
 from efface.concepts.concept import Concept, ConceptSet, load_concept_set
 from efface.eval.eval_requests import Ask, EvalRequest
 from efface.eval.evaluate import evaluate, png
@@ -97,10 +97,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
 
 def report(measured: dict[str, Any]) -> list[str]:
     """Lines for people."""
-    lines = [f"{measured['base']}, recipe {measured['recipe']}: seconds an image", "batch   plain  efface   ratio"]
-    lines += [
-        f"{row['batch']:5}{row['plain']:8.3f}{row['efface']:8.3f}{row['ratio']:8.2f}" for row in measured["batches"]
-    ]
+    lines = batch_table(measured, "plain")
     return [*lines, f"best batch of each: {measured['speedup']:.2f} times as fast as the plain loop"]
 
 

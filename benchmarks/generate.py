@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 
-from benchmarks.on_device import arguments, best_of, image_tflop, loaded, matmul_tflops, show
+from benchmarks.on_device import arguments, batch_table, best_of, image_tflop, loaded, matmul_tflops, show
 from efface.eval.eval_requests import EvalRequest
 from efface.models.base import Base
 from efface.models.noise_scheduler import make_scheduler
@@ -104,10 +104,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
 
 def report(measured: dict[str, Any]) -> list[str]:
     """Lines for people."""
-    lines = [f"{measured['base']}, recipe {measured['recipe']}: seconds an image", "batch   stock  efface   ratio"]
-    lines += [
-        f"{row['batch']:5}{row['stock']:8.3f}{row['efface']:8.3f}{row['ratio']:8.2f}" for row in measured["batches"]
-    ]
+    lines = batch_table(measured, "stock")
     over = measured["speedup_over_batch_1"]
     return [
         *lines,

@@ -58,6 +58,15 @@ def best_of(works: dict[str, Callable[[], Any]], rounds: int, device: torch.devi
     return {name: min(found) for name, found in times.items()}
 
 
+def batch_table(measured: dict[str, Any], other: str) -> list[str]:
+    """Lines of seconds an image by batch size, efface's beside those of `other`, as `measured["batches"]` has them."""
+    return [
+        f"{measured['base']}, recipe {measured['recipe']}: seconds an image",
+        f"batch{other:>8}  efface   ratio",
+        *(f"{row['batch']:5}{row[other]:8.3f}{row['efface']:8.3f}{row['ratio']:8.2f}" for row in measured["batches"]),
+    ]
+
+
 def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
     """10^12 operations a second in the best of a few large matrix products: what a device reaches at most."""
     best, sizes = 0.0, (4096, 8192) if device.type == "cuda" else (512, 1024)

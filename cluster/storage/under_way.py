@@ -96,8 +96,9 @@ def how_far(folder: RunPaths, task: Task, elapsed: float) -> HowFar | None:
 
 def _count(data: dict[str, Any]) -> Count | None:
     """None where it is none, or one that efface did not write."""
-    unit, *numbers = (data.get(name) for name in ("unit", "done", "of", "seconds"))
-    if unit not in UNITS or not all(isinstance(n, int | float) and 0 < n < MAX_NUMBER for n in numbers):
+    unit, found = data.get("unit"), (data.get(name) for name in ("done", "of", "seconds"))
+    numbers = [number for number in found if isinstance(number, int | float) and 0 < number < MAX_NUMBER]
+    if unit not in UNITS or len(numbers) != 3:
         return None
-    done, of, seconds = (float(number) for number in numbers)  # type: ignore[arg-type]
-    return Count(str(unit), int(done), int(of), seconds) if 1 <= done <= of else None
+    done, of, seconds = numbers
+    return Count(unit, int(done), int(of), float(seconds)) if 1 <= done <= of else None
