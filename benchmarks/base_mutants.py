@@ -104,14 +104,14 @@ BASE_MUTANTS = (
     ),
     Mutant(
         "a number of numpy's counts as code",
-        "models/read_checkpoint.py",
+        "models/weights_file.py",
         '    *("numpy.dtype", "numpy.ndarray"),\n',
         "",
-        "tests/models/test_read_checkpoint.py -k numpy_number",
+        "tests/models/test_weights_file.py -k numpy_number",
     ),
     Mutant(
         "code in a checkpoint is run",
-        "models/read_checkpoint.py",
+        "models/weights_file.py",
         'map_location="cpu", weights_only=True',
         'map_location="cpu", weights_only=False',
         "tests/models/test_single_file.py -k not_run",

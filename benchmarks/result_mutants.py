@@ -17,7 +17,7 @@ RESULT_MUTANTS = (
     # scores
     Mutant(
         "a verdict whose score is no number counts",
-        "eval/ask_judge.py",
+        "eval/verdicts.py",
         "verdict if np.isfinite(verdict.score) else UNREADABLE",
         "verdict",
         "tests/eval/test_image_errors.py tests/eval/test_evaluate.py -k 'number or whole'",

@@ -17,7 +17,7 @@ from efface.models.delta import Delta
 from efface.models.parameter_groups import select
 from efface.models.text_encoding import encode_prompts
 from efface.train.job import Job, make_job
-from efface.train.packing import most_jobs, run_packed
+from efface.train.job_packs import most_jobs, run_packed
 from efface.train.run_job import run_job
 from efface.train.trainer.options import TrainingOptions
 

@@ -19,12 +19,12 @@ from pydantic import Field
 from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import PromptSet
 from efface.config_files import StrictModel
-from efface.eval.ask_judge import verdicts
 from efface.eval.attack_run import AttackResult, success_rates
 from efface.eval.calibration_requests import own_prompts
 from efface.eval.image_errors import image_errors
 from efface.eval.judge import Judge
 from efface.eval.scores.statistics import Z, difference_interval, wilson_interval
+from efface.eval.verdicts import verdicts
 from efface.models.base import Base
 from efface.models.delta import Delta
 from efface.models.recipe import Recipe

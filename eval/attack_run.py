@@ -19,11 +19,11 @@ from pydantic import Field
 from efface.concepts.concept import Concept
 from efface.config_files import StrictModel
 from efface.errors import UserError
-from efface.eval.ask_judge import verdicts
 from efface.eval.attack import Attack, AttackKind, AttackTarget
 from efface.eval.image_errors import image_errors
 from efface.eval.judge import Judge
 from efface.eval.oracle import Attempt, Budget, BudgetExhausted, Instance, NotFinite, Oracle
+from efface.eval.verdicts import verdicts
 from efface.models.base import Base
 from efface.models.delta import Delta
 from efface.models.recipe import Recipe

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from efface.errors import UserError
 from efface.models.base_kinds import check_tensors
-from efface.models.read_checkpoint import read_checkpoint
 from efface.models.tensor_names import TITLES, OtherShape, listed, unwrapped
+from efface.models.weights_file import read_checkpoint
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."

@@ -135,8 +135,8 @@ class TransferTask(Task):
         worker.finish(self, [path], images=sum(row.prompts for row in rows))
 
     def _tried(self, worker: Worker, attack: AttackTask) -> Transferred:
-        from efface.eval.ask_judge import verdicts
         from efface.eval.image_errors import image_errors
+        from efface.eval.verdicts import verdicts
         from efface.models.sampler import ImageRequest, sample
 
         found = [

@@ -103,7 +103,7 @@ class TrainingTask(Task):
 
     @cached_property
     def pack_key(self) -> str | None:
-        from efface.train.packing import pack_key
+        from efface.train.job_packs import pack_key
 
         return None if self.model.closed_form else pack_key(self.job)
 

@@ -158,7 +158,7 @@ class Worker:
             return [self.run(task) for task in tasks]
 
     def _run_pack(self, tasks: Sequence[Task]) -> list[Outcome]:
-        from efface.train.packing import most_jobs, run_packed
+        from efface.train.job_packs import most_jobs, run_packed
         from efface.train.trainer.options import TrainingOptions
 
         self.set_resident(None)

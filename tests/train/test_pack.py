@@ -14,7 +14,7 @@ from efface.errors import JobFailure, Stopped
 from efface.models.base import Base, load_base
 from efface.models.delta import Delta
 from efface.train.job import Job, make_job
-from efface.train.packing import pack_key
+from efface.train.job_packs import pack_key
 from efface.train.run_job import run_job
 from efface.train.trainer.engine import accelerate_state
 from efface.train.trainer.options import TrainingOptions
