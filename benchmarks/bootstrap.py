@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from benchmarks.simulated_answers import Design
 from efface.concepts.prompts import AXES
-from efface.eval.scores.axis_cells import Answers
+from efface.eval.scores.axis_cells import ScoredImages
 from efface.eval.scores.statistics import err_mean, harmonic_mean
 
 Array = NDArray[np.float64]
@@ -21,7 +21,9 @@ TAIL = 0.025
 NORMAL = NormalDist()
 
 
-def bootstrap_intervals(answers: Answers, design: Design, rng: np.random.Generator) -> dict[str, tuple[float, float]]:
+def bootstrap_intervals(
+    answers: ScoredImages, design: Design, rng: np.random.Generator
+) -> dict[str, tuple[float, float]]:
     """The intervals of err_mean, by name. The rows of `answers` lie in the order of the design."""
     units = answers.success.reshape(design.concepts, len(AXES), design.prompts, -1)
     units = units.mean(axis=-1) if design.prompts > 1 else units[:, :, 0]

@@ -15,7 +15,7 @@ from benchmarks.coverage import WORLDS
 from benchmarks.record import write_result
 from benchmarks.simulated_answers import RETAIN, Design, simulate
 from efface.concepts.prompts import AXES
-from efface.eval.scores.axis_cells import Answers
+from efface.eval.scores.axis_cells import ScoredImages
 from efface.eval.scores.jackknife import estimate
 
 REPETITIONS = 60
@@ -25,11 +25,11 @@ OF_RETAINED = (1, 2, 3, 5)
 """Prompts of each retained concept."""
 
 
-def asked(answers: Answers, most: int, retain: int) -> Answers:
+def asked(answers: ScoredImages, most: int, retain: int) -> ScoredImages:
     """Of `most` prompts on every axis those that are asked, `retain` on the axis of that name."""
     limits = np.array([PROMPTS.get(axis, retain) for axis in AXES])
     kept = answers.prompt % most < limits[answers.axis]
-    return Answers(**{field.name: getattr(answers, field.name)[kept] for field in fields(answers)})
+    return ScoredImages(**{field.name: getattr(answers, field.name)[kept] for field in fields(answers)})
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.record import write_result
 from benchmarks.simulated_answers import Design, Simulated, simulate
 from efface.concepts.prompts import AXES
-from efface.eval.scores.axis_cells import Answers
+from efface.eval.scores.axis_cells import ScoredImages
 from efface.eval.scores.jackknife import Estimates, difference, estimate
 from efface.eval.scores.sequential import look_level, look_sizes, side
 from efface.eval.scores.statistics import CONFIDENCE_LEVEL, Array
@@ -27,10 +27,10 @@ OFFSETS = (0.0, 0.05, 0.15)
 DESIGNS = (Design(1, 5, 20), Design(5, 5, 20), Design(20, 5, 20))
 
 
-def up_to(answers: Answers, images: int) -> Answers:
+def up_to(answers: ScoredImages, images: int) -> ScoredImages:
     """The answers on the first images of each prompt."""
     kept = answers.seed < images
-    return Answers(**{field.name: getattr(answers, field.name)[kept] for field in fields(answers)})
+    return ScoredImages(**{field.name: getattr(answers, field.name)[kept] for field in fields(answers)})
 
 
 def answered(low: Array, high: Array, truth: Array) -> list[str | None]:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efface.concepts.prompts import AXES
-from efface.eval.scores.axis_cells import Answers
+from efface.eval.scores.axis_cells import ScoredImages
 
 Array = NDArray[np.float64]
 RETAIN = AXES.index("retain")
@@ -50,7 +50,7 @@ class Design:
 class Simulated:
     """Of one method: its answers, and the true rates (concepts, 5)."""
 
-    answers: Answers
+    answers: ScoredImages
     truth: Array
 
 
@@ -93,8 +93,8 @@ def _share(array: Array, design: Design) -> None:
         array[:, RETAIN] = array[:1, RETAIN]
 
 
-def _answers(success: NDArray[np.bool_], design: Design) -> Answers:
-    return Answers(**_questions(success.shape, design), success=success.ravel().astype(np.float64))
+def _answers(success: NDArray[np.bool_], design: Design) -> ScoredImages:
+    return ScoredImages(**_questions(success.shape, design), success=success.ravel().astype(np.float64))
 
 
 @cache

@@ -17,7 +17,7 @@ from efface.cluster.run import Run, open_evaluation
 from efface.concepts.prompts import AXES, Axis
 from efface.eval.image_table import read_table
 from efface.eval.judge_spec import judge_name
-from efface.eval.scores.sequential import Answer, Question, answers, look_level, look_sizes, settled
+from efface.eval.scores.sequential import LookAnswer, Question, answers, look_level, look_sizes, settled
 from efface.files import write_json
 from efface.models.delta import Delta
 
@@ -40,7 +40,7 @@ def evaluate_in_looks(
     looks: list[Look] = []
     done: frozenset[Axis] = frozenset()
     drawn: dict[Axis, int] = {}
-    found: dict[Axis, dict[str, Answer]] = {}
+    found: dict[Axis, dict[str, LookAnswer]] = {}
     for before, size in zip((0, *sizes), sizes, strict=False):
         if done.issuperset(AXES):
             break
@@ -59,7 +59,7 @@ def evaluate_in_looks(
 
 
 def _as_json(
-    question: Question, sizes: Sequence[int], drawn: dict[Axis, int], found: dict[Axis, dict[str, Answer]]
+    question: Question, sizes: Sequence[int], drawn: dict[Axis, int], found: dict[Axis, dict[str, LookAnswer]]
 ) -> dict[str, Any]:
     return {
         "question": dict(question),

@@ -251,5 +251,5 @@ def concept_set_names() -> list[str]:
 
 
 def load_concept_set(name_or_path: str | Path) -> ConceptSet:
-    """The concept set of that name, or in that YAML file; any fault in it is a UserError."""
+    """The concept set of that name, or in that YAML file; any error in it is a UserError."""
     return read_config(ConceptSet, find_data("concept set", name_or_path, ".yaml"))

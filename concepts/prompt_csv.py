@@ -48,7 +48,7 @@ class PromptRow:
 def read_prompt_csv(path: Path, concepts: ConceptSet) -> dict[str, PromptRow]:
     """Concept name (as `concepts` spells it) -> its prompts, in the order of the file.
 
-    Raises UserError with file, row and column at the first fault.
+    Raises UserError with file, row and column at the first error.
     """
     records = read_records(path)
     header_row, header = next(records, (0, []))

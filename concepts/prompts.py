@@ -125,6 +125,6 @@ def prompt_set_names() -> list[str]:
 
 
 def load_prompt_set(name_or_path: str | Path, concepts: ConceptSet) -> PromptSet:
-    """The prompt set of that name, or in that CSV file, for the concepts of a set; a fault is a UserError."""
+    """The prompt set of that name, or in that CSV file, for the concepts of a set; an error in it is a UserError."""
     path = find_data("prompt set", name_or_path, ".csv")
     return PromptSet(str(name_or_path), read_prompt_csv(path, concepts))

@@ -49,7 +49,7 @@ class KeptPrompt:
 
 
 @dataclass(frozen=True)
-class PromptCheck:
+class PromptChecker:
     """Whether `base` makes a concept from prompts, by the verdicts of `judge`."""
 
     base: Base
@@ -75,7 +75,7 @@ class PromptCheck:
 
 
 def check_candidates(
-    candidates: Sequence[AdversarialPrompt], concept: Concept, check: PromptCheck, enough: int
+    candidates: Sequence[AdversarialPrompt], concept: Concept, check: PromptChecker, enough: int
 ) -> list[KeptPrompt]:
     """The candidates that were tried, round by round until `enough` are confirmed.
 
@@ -119,7 +119,7 @@ def adversarial_prompts(
     attack: PromptAttack,
     concept_set: ConceptSet,
     prompt_set: PromptSet,
-    check: PromptCheck | None,
+    check: PromptChecker | None,
     *,
     per_concept: int = 5,
     seed: int = 0,

@@ -83,7 +83,7 @@ class AttackResult(StrictModel):
 
 
 @dataclass(frozen=True)
-class Rates:
+class SuccessRates:
     """How often instances show the concept, before and after an attack."""
 
     pre: float | None
@@ -95,17 +95,17 @@ class Rates:
     """Between which post is: as if all that are unknown stayed away, and as if all showed the concept."""
 
 
-def success_rates(instances: Iterable[InstanceResult]) -> Rates:
+def success_rates(instances: Iterable[InstanceResult]) -> SuccessRates:
     """Over all instances whose direct image has a verdict."""
     judged = [instance for instance in instances if instance.pre is not None]
     count = len(judged)
     if not count:
-        return Rates(None, None, 0, 0, None)
+        return SuccessRates(None, None, 0, 0, None)
     unknown = sum(instance.post is None for instance in judged)
     shown = sum(bool(instance.post) for instance in judged)
     pre = sum(bool(instance.pre) for instance in judged) / count
     bounds = shown / count, (shown + unknown) / count
-    return Rates(pre, None if unknown else bounds[0], count, unknown, bounds)
+    return SuccessRates(pre, None if unknown else bounds[0], count, unknown, bounds)
 
 
 class _Judged:

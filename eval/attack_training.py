@@ -46,13 +46,13 @@ class Learnt(Generic[State]):
 def learn(
     oracle: Oracle,
     images: Tensor,
-    descend: Callable[[Tensor], None],
+    minimize: Callable[[Tensor], None],
     config: TrainingSettings,
     generator: torch.Generator,
     loss_of: Callable[[NoisyBatch], Tensor],
     state: Callable[[], State],
 ) -> list[Learnt[State]]:
-    """`descend` on `loss_of` batches of `images`, step by step; the `state` of it, `config.tests` times on the way.
+    """`minimize` on `loss_of` batches of `images`, step by step; the `state` of it, `config.tests` times on the way.
 
     A budget that ends on the way leaves what was kept until then; raises BudgetExhausted where that is nothing, and
     NotFinite where a loss is no number. All draws are from `generator`.
@@ -66,7 +66,7 @@ def learn(
             noise = torch.randn((config.batch_size, *images.shape[1:]), generator=generator).to(images)
             x_t, truth = oracle.noised(images[rows], timesteps, noise)
             with torch.enable_grad():
-                descend(checked(loss_of(NoisyBatch(rows, x_t, timesteps, truth))))
+                minimize(checked(loss_of(NoisyBatch(rows, x_t, timesteps, truth))))
             if step * config.tests % config.steps < config.tests:
                 kept.append(Learnt(step, state()))
     except BudgetExhausted:

@@ -34,7 +34,7 @@ GROUP = 32
 """Images that are judged at once."""
 
 
-class Answer(StrictModel):
+class JudgeAnswer(StrictModel):
     """What a judge says of one image and one concept; both None where there is no verdict.
 
     present: None too of a judge whose thresholds are not fitted yet, which has only a score.
@@ -47,10 +47,10 @@ class Answer(StrictModel):
     score: float | None
 
 
-class Answers(StrictModel):
+class JudgeAnswers(StrictModel):
     """A judge on some images."""
 
-    answers: tuple[Answer, ...]
+    answers: tuple[JudgeAnswer, ...]
     broken: dict[ImageError, int] = Field({}, description="images that are no evidence, by their error")
 
 
@@ -103,7 +103,7 @@ def answer_requests(
     concept_set: ConceptSet,
     requests: Sequence[CalibrationRequest],
     on_batch: Callable[[int], None] | None = None,
-) -> Answers:
+) -> JudgeAnswers:
     """Make the images with `base` (no delta swapped in) and have them judged. Raises UserError for a concept that the
     judge does not know."""
     if not needs_thresholds(judge):
@@ -121,8 +121,8 @@ def answer_requests(
         found = _found(judge, pictures, concepts, [errors[i] for i, _ in pairs])
         for (i, name), (present, score) in zip(pairs, found, strict=True):
             own, fitting = name == requests[i].asked[0], requests[i].fitting
-            answers.append(Answer(concept=name, own=own, fitting=fitting, present=present, score=score))
-    return Answers(
+            answers.append(JudgeAnswer(concept=name, own=own, fitting=fitting, present=present, score=score))
+    return JudgeAnswers(
         answers=tuple(answers), broken={error: errors.count(error) for error in IMAGE_ERRORS if error in errors}
     )
 
@@ -149,7 +149,7 @@ def _found(
 
 def calibrate(
     judge: Judge,
-    parts: Sequence[Answers],
+    parts: Sequence[JudgeAnswers],
     concepts: Sequence[Concept],
     *,
     base_id: str,
@@ -188,7 +188,7 @@ def calibrate(
 
 
 def _thresholds(
-    judge: str, answers: Sequence[Answer], concepts: Sequence[Concept], broken: dict[ImageError, int]
+    judge: str, answers: Sequence[JudgeAnswer], concepts: Sequence[Concept], broken: dict[ImageError, int]
 ) -> dict[str, Threshold]:
     scores: dict[tuple[str, bool], list[float]] = defaultdict(list)
     for answer in answers:
@@ -214,7 +214,7 @@ def _thresholds(
 
 
 def _accuracy(
-    answers: Sequence[Answer], concepts: Sequence[Concept], thresholds: dict[str, Threshold]
+    answers: Sequence[JudgeAnswer], concepts: Sequence[Concept], thresholds: dict[str, Threshold]
 ) -> dict[str, Accuracy]:
     found: dict[tuple[str, bool], list[bool | None]] = defaultdict(list)
     for answer in answers:

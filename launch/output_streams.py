@@ -8,7 +8,7 @@ from contextlib import redirect_stderr, redirect_stdout, suppress
 from typing import Any, TextIO, cast
 
 
-class Output:
+class TolerantStream:
     """A text stream that loses what cannot be written, and remembers why, in place of failing."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -43,14 +43,14 @@ class Output:
 
 def results_are_in_files() -> TextIO:
     """Standard output, for a command that goes on and succeeds whatever becomes of it."""
-    if isinstance(sys.stdout, Output):
+    if isinstance(sys.stdout, TolerantStream):
         sys.stdout.is_result = False
     return sys.stdout
 
 
 def with_output(command: Callable[[], int]) -> tuple[int, str | None]:
     """The exit code of a command, and the error where it is a failure that its output was lost."""
-    output, errors = Output(sys.stdout), Output(sys.stderr)
+    output, errors = TolerantStream(sys.stdout), TolerantStream(sys.stderr)
     with redirect_stdout(cast(TextIO, output)), redirect_stderr(cast(TextIO, errors)):
         code = command()
     output.close_if_broken()

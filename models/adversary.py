@@ -42,13 +42,13 @@ class Adversary:
         self.rule = rule
         self.steps = 0
 
-    def descend(self, loss: Tensor) -> None:
+    def minimize(self, loss: Tensor) -> None:
         """One step that makes `loss` smaller; nothing else gets a gradient."""
         self.step(torch.autograd.grad(loss, [self.value])[0])
 
-    def climb(self, objective: Tensor) -> None:
+    def maximize(self, objective: Tensor) -> None:
         """One step that makes `objective` larger; nothing else gets a gradient."""
-        self.descend(-objective)
+        self.minimize(-objective)
 
     def step(self, gradient: Tensor) -> None:
         """One step down this gradient."""

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from efface.config_files import StrictModel
 from efface.models.attention_timing import milliseconds
 
 Backend = Literal["auto", "sdpa", "xformers", "cudnn", "flash"]
@@ -56,12 +57,22 @@ PROCESSORS: dict[str, type] = {
 DEFAULT_PROCESSORS = (AttnProcessor, *PROCESSORS.values())
 
 
-def set_attention(unet: UNet2DConditionModel, backend: Backend, dtype: torch.dtype | None = None) -> dict[str, Any]:
+class AttentionInUse(StrictModel):
+    """The kernel that was asked for, and what computes the attention."""
+
+    requested: Backend
+    used: Backend
+    processors: dict[str, int]
+    """How many there are, by the name of the class."""
+    milliseconds: dict[str, float] | None
+    """Of a pass, by backend; None where none was timed."""
+
+
+def set_attention(unet: UNet2DConditionModel, backend: Backend, dtype: torch.dtype | None = None) -> AttentionInUse:
     """Use `backend` from now on; `auto` is the fastest one, timed once per GPU, dtype and shape.
 
     `dtype` is what attention is computed in, under autocast another than the UNet's own, which is the default.
-    Returns {"requested", "used", "processors": {class name: count}, "milliseconds": {backend: …} or None}. Where a
-    backend cannot be had, SDPA is used, with one warning in a process.
+    Where a backend cannot be had, SDPA is used, with one warning in a process.
     """
     device, dtype = unet.device, dtype or unet.dtype
     times = None
@@ -84,7 +95,7 @@ def set_attention(unet: UNet2DConditionModel, backend: Backend, dtype: torch.dty
     }
     unet.set_attn_processor(dict(processors))
     counts = dict(Counter(type(processor).__name__ for processor in unet.attn_processors.values()))
-    return {"requested": backend, "used": used, "processors": counts, "milliseconds": times}
+    return AttentionInUse(requested=backend, used=used, processors=counts, milliseconds=times)
 
 
 def shapes(unet: UNet2DConditionModel) -> tuple[tuple[int, int, int], ...]:

@@ -76,7 +76,7 @@ class ComposedMethod(Method):
         """Kind and tensors, relative to the unedited base. It may put deltas in place of the base, as it likes."""
 
 
-def of_all(method: Method, task: UnlearningTask) -> UnlearningTask:
+def cumulative(method: Method, task: UnlearningTask) -> UnlearningTask:
     """The task for an edit: a closed form on an edited model solves for all that was asked so far, as nothing else
     keeps what was erased from being preserved; a method that trains takes the newest request."""
     if not isinstance(method, ClosedFormMethod):

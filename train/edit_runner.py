@@ -8,11 +8,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from efface.errors import StorageError, UserError
+from efface.models.attention import AttentionInUse
 from efface.models.delta import Delta, Kind, stack
 from efface.train.collectives import all_gather
 from efface.train.composed_method import ComposedMethod, as_delta
@@ -36,7 +36,7 @@ class EditRunner:
     composed: bool
     losses: list[float] = field(default_factory=list)
     samples_seen: int = 0
-    attention: dict[str, Any] | None = None
+    attention: AttentionInUse | None = None
     done: int = 0
 
     def run(self, method: Method, task: UnlearningTask) -> tuple[Kind, dict[str, Tensor]]:

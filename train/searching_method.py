@@ -124,7 +124,9 @@ class SearchingMethod(GradientMethod):
             kept = self.rollouts.run(self.student, self.rollouts.start(rng), found)
             (original,) = predictions(self.teacher, kept, [found])
         changed = self.student(kept.latents, kept.timestep, found.expand(len(kept.latents)))
-        self.searches[chosen].adversary.climb(image_weight(self.scheduler, kept.timestep) * mse_loss(changed, original))
+        self.searches[chosen].adversary.maximize(
+            image_weight(self.scheduler, kept.timestep) * mse_loss(changed, original)
+        )
 
     def state(self) -> dict[str, Tensor]:
         return states_of(self._adversaries)

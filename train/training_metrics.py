@@ -1,8 +1,8 @@
 """What a training measures of itself, as it stands in records and beside deltas."""
 
-from typing import Any
-
 from pydantic import BaseModel
+
+from efface.models.attention import AttentionInUse
 
 
 class TrainingMetrics(BaseModel):
@@ -13,5 +13,5 @@ class TrainingMetrics(BaseModel):
     seconds: float | None = None
     """Of the training itself."""
     samples_seen: int | None = None
-    attention: dict[str, Any] | None = None
-    """What `models.attention.set_attention` reports of the student; None where no attention was named."""
+    attention: AttentionInUse | None = None
+    """Of the student; None where no attention was named."""

@@ -313,10 +313,10 @@ def _rotated(tasks: Sequence[Task], number: int, parts: int) -> tuple[Task, ...]
     """The tasks, with those that every part does for all rotated among their kind: each part begins elsewhere."""
     order = list(tasks)
     for kind in (CalibrationPart, PromptSearch, PromptCheck):
-        places = [place for place, task in enumerate(tasks) if isinstance(task, kind)]
-        turn = (number - 1) * len(places) // parts
-        for i, place in enumerate(places):
-            order[place] = tasks[places[(i + turn) % len(places)]]
+        positions = [index for index, task in enumerate(tasks) if isinstance(task, kind)]
+        turn = (number - 1) * len(positions) // parts
+        for i, index in enumerate(positions):
+            order[index] = tasks[positions[(i + turn) % len(positions)]]
     return tuple(order)
 
 

@@ -125,9 +125,9 @@ def _write_models(
         delta_file.parent.mkdir(exist_ok=True)
         delta.save(delta_file)
         folders = {dtype: f"models/{dtype}/{name}" for dtype in dtypes}
-        for dtype, place in folders.items():
+        for dtype, path in folders.items():
             assert base is not None
-            _export(base, delta, root / place, dtype)
+            _export(base, delta, root / path, dtype)
         found = samples.get(model.id)
         sample = None
         if found and found["image_sha256"] in images:

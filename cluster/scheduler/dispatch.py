@@ -163,8 +163,8 @@ class Dispatcher:
 
     def _make_idle(self, worker: int, first: bool = False) -> None:
         """A worker has nothing to do. It goes before others of its speed, or behind them."""
-        place = bisect_left if first else bisect_right
-        self._idle.insert(place(self._idle, self._slowness(worker), key=self._slowness), worker)
+        bisect = bisect_left if first else bisect_right
+        self._idle.insert(bisect(self._idle, self._slowness(worker), key=self._slowness), worker)
 
     def _slowness(self, worker: int) -> int:
         """0 of the fastest; speeds are in steps, as two equal GPUs are never measured quite the same."""

@@ -64,7 +64,6 @@ class Display:
         self._far: dict[str, tuple[float, HowFar | None]] = {}
         """By task: when it was looked up last, and how far it was."""
         self._start = time.monotonic()
-        self.failures: list[tuple[Task, Outcome]] = []
         seconds = {task.id: task_seconds(task, plan, rates) if rates else None for task in remaining.tasks}
         self.time_left = TimeLeft(remaining.tasks, seconds, workers)
         self._bars = Progress(
@@ -130,7 +129,6 @@ class Display:
         if outcome.note:
             self.console.print(rich_text(f"{task.describe()}: {outcome.note}", "yellow"), soft_wrap=True)
         if outcome.next in (Next.RETRY, Next.GIVE_UP):
-            self.failures.append((task, outcome))
             ending = "will be tried again" if will_retry else "given up"
             line = Text.assemble((f"{task.describe()}: {ending}", "red"), f": {outcome.reason}")
             self.console.print(line, soft_wrap=True)

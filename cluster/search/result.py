@@ -9,7 +9,7 @@ State = Literal["started", "judged", "over budget", "failed", "errored"]
 
 
 @dataclass(frozen=True)
-class Cost:
+class TrialCost:
     """What the models of a trial cost."""
 
     weight_change: float
@@ -23,7 +23,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Scores:
+class TrialScores:
     """How well the models of a trial do, on the images up to a rung."""
 
     err_mean: float
@@ -45,8 +45,8 @@ class TrialResult:
     state: State
     score: float | None = None
     """What the search maximises: `err_mean`; below 0 where a trial was not judged."""
-    cost: Cost | None = None
-    scores: Scores | None = None
+    cost: TrialCost | None = None
+    scores: TrialScores | None = None
     reason: str | None = None
     """Why it failed or broke."""
 

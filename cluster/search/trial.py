@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.planner import plan_campaign
-from efface.cluster.search.result import Cost, Scores, TrialResult
+from efface.cluster.search.result import TrialCost, TrialResult, TrialScores
 from efface.cluster.search.spec import Point, Search
 from efface.cluster.storage.records import sha256
 from efface.cluster.storage.remaining import RemainingTasks, remaining_tasks
@@ -75,7 +75,7 @@ class Trial:
         except UserError as error:  # too many verdicts that could not be read
             return failed(str(error))
         axes = {str(axis): score for axis, score in found.axes.items()}
-        scores = Scores(found.err_mean, found.intervals.err_mean, axes, self.search.rungs[rung])
+        scores = TrialScores(found.err_mean, found.intervals.err_mean, axes, self.search.rungs[rung])
         return TrialResult("judged", scores.err_mean, cost, scores)
 
     def _shards(self, rung: int) -> list[Shard]:
@@ -84,16 +84,16 @@ class Trial:
     def _part(self, tasks: Sequence[Task]) -> Plan:
         return replace(self.plan, models=self.plan.jobs, tasks=tuple(tasks))
 
-    def _is_over_budget(self, cost: Cost) -> bool:
+    def _is_over_budget(self, cost: TrialCost) -> bool:
         budget = self.search.max_weight_change
         return budget is not None and cost.weight_change > budget
 
-    def _cost(self) -> Cost:
+    def _cost(self) -> TrialCost:
         """Of a trial whose jobs are all done."""
         records = self.folder.records(self.plan.trainings)
         trained = [TrainingResult.model_validate(records[task.id].facts) for task in self.plan.trainings]
         changes = mean_weight_change([result.weight_change for result in trained]).all
-        return Cost(
+        return TrialCost(
             weight_change=changes.relative_l2,
             challenge=changes.challenge,
             seconds=sum(record.seconds or 0.0 for record in records.values()),

@@ -64,17 +64,17 @@ class TrialSource:
         """Folders of models of which a task ended in a way that trying again would not change."""
         self._rounds: Counter[str] = Counter()
         for trial in study.unfinished():
-            self._begin(trial)
+            self._start(trial)
 
     def more(self, idle: int) -> RemainingTasks:
         """All images that can be judged; and jobs one for each idle worker, so that none of a failed trial begins."""
         idle = -(-idle // self._search.resources.processes)  # of which a job takes so many
         tasks = RemainingTasks()
         for judged, needed in list(self._under_way):
-            self._advance(judged, needed, tasks)
+            self._step(judged, needed, tasks)
         while len(tasks.tasks) + len(self._trainings) < idle and len(self._study) < self._trials:
-            if self._begin(self._study.ask()):
-                self._advance(*self._under_way[-1], tasks)
+            if self._start(self._study.ask()):
+                self._step(*self._under_way[-1], tasks)
         while self._trainings and len(tasks.tasks) < idle:
             tasks.tasks.append(self._trainings.popleft())
         return tasks
@@ -116,7 +116,7 @@ class TrialSource:
     def tick(self) -> None:
         pass
 
-    def _begin(self, trial: optuna.Trial) -> bool:
+    def _start(self, trial: optuna.Trial) -> bool:
         """False where no job can be made of the config."""
         try:
             judged = _Trial(self._search, self._folder, self._study, trial, self._on_result)
@@ -129,7 +129,7 @@ class TrialSource:
         self._under_way.append((judged, set()))
         return True
 
-    def _advance(self, judged: Judged, needed: set[str], tasks: RemainingTasks) -> None:
+    def _step(self, judged: Judged, needed: set[str], tasks: RemainingTasks) -> None:
         """Step by step as far as it goes before something has to be done, which is added to `tasks` or `_trainings`."""
         while not needed & self._open.keys():
             remaining = judged.remaining()

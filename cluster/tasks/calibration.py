@@ -18,7 +18,7 @@ from efface.files import content_id, slug, write_json
 if TYPE_CHECKING:
     from efface.cluster.campaign.plan import Plan
     from efface.cluster.workers.worker import Worker
-    from efface.eval.calibration import Answers
+    from efface.eval.calibration import JudgeAnswers
 
 CALIBRATION, ANSWERS = "calibration.json", "answers.json"
 """The outputs: thresholds and accuracy; what the judge said of the images of a part."""
@@ -95,7 +95,7 @@ class CalibrationTask(Task):
 
     def run(self, worker: Worker) -> None:
         from efface.config_files import read_config
-        from efface.eval.calibration import Answers, calibrate
+        from efface.eval.calibration import JudgeAnswers, calibrate
         from efface.eval.image_errors import counted
 
         found = [_answers(self, worker)] if self.requests else []
@@ -103,7 +103,7 @@ class CalibrationTask(Task):
             path = worker.folder.output(part, ANSWERS)
             if not worker.folder.is_intact(part):
                 raise DamagedInput(path, worker.folder.record_file(part))
-            found.append(read_config(Answers, path))
+            found.append(read_config(JudgeAnswers, path))
         judge, context = worker.uncalibrated(self.judge), worker.context
         _, result = calibrate(
             judge,
@@ -158,7 +158,7 @@ def calibration_tasks(
     return parts, CalibrationTask(judge, id(requests), (), tuple(replace(part, requests=()) for part in parts))
 
 
-def _answers(task: CalibrationPart | CalibrationTask, worker: Worker) -> Answers:
+def _answers(task: CalibrationPart | CalibrationTask, worker: Worker) -> JudgeAnswers:
     """Of the images that a task makes itself."""
     from efface.eval.calibration import answer_requests
 

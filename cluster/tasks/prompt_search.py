@@ -149,7 +149,7 @@ class PromptCheck(Task):
             tried = prompts.check_candidates(
                 [AdversarialPrompt(candidate.text, candidate.strength) for candidate in candidates.prompts],
                 self.search.target.concept,
-                prompts.PromptCheck(worker.base, worker.recipe, judge, on_batch),
+                prompts.PromptChecker(worker.base, worker.recipe, judge, on_batch),
                 self.prompts,
             )
         found = prompts.found_prompts(self.search.concept, candidates.attack, tried, self.prompts)

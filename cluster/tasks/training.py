@@ -71,11 +71,11 @@ class TrainingTask(Task):
         if worker.rank:
             return
         attention = metrics.attention
-        if attention and attention["requested"] not in ("auto", attention["used"]):
+        if attention and attention.requested not in ("auto", attention.used):
             logger.warning(
                 "attention by %s is not available on this worker, %s was used",
-                attention["requested"],
-                attention["used"],
+                attention.requested,
+                attention.used,
             )
         folder.write_delta(model, delta)
         worker.finish(

@@ -114,7 +114,7 @@ class Worker:
                 f"and {context.base_id[:16]} where the campaign was planned"
             )
         attention = context.training_options.get("attention")
-        self._attention = {"attention": set_attention(self.base.unet, attention)["used"]} if attention else {}
+        self._attention = {"attention": set_attention(self.base.unet, attention).used} if attention else {}
         self._judges: dict[str, Judge] = {}
         self._uncalibrated: dict[str, Judge] = {}
         self._found: dict[str, FoundPrompts] = {}

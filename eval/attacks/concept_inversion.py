@@ -75,7 +75,7 @@ class ConceptInversion(Attack):
         def learnt() -> torch.Tensor:
             return adversary.value.detach().clone()
 
-        self.learnt = learn(oracle, images, adversary.descend, config, generator, loss_of, learnt)
+        self.learnt = learn(oracle, images, adversary.minimize, config, generator, loss_of, learnt)
 
     def attempts(self, oracle: Oracle, instance: Instance) -> Iterator[Attempt]:
         frame = frame_before(oracle.base, 1)

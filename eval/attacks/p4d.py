@@ -67,7 +67,7 @@ class SoftPrompt(Attack):
                 hard = straight_through(soft, table, nearest_tokens(soft.detach(), table))
                 cond = encode_embeddings(base, ids, hard)
                 loss = checked(matching_loss(oracle.predict, x_t[i], timesteps[i], cond, targets[i]))
-                adversary.descend(loss)
+                adversary.minimize(loss)
             if step % config.test_every == 0 or step == config.steps:
                 tokens = nearest_tokens(soft.detach(), table)
                 yield token_attempt(oracle, tokens, instance, steps=step, loss=float(loss.detach()))

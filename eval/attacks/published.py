@@ -23,7 +23,7 @@ class PublishedConfig(AttackConfig):
 
 
 @ATTACKS.register("published")
-class Published(Attack):
+class PublishedPrompts(Attack):
     """Tries the prompts of a published file, by the seed of the instance."""
 
     Config = PublishedConfig

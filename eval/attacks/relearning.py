@@ -58,7 +58,7 @@ class Relearning(Attack):
         self.trained = [weight.requires_grad_() for weight in trained]
         optimizer = torch.optim.AdamW(self.trained, config.learning_rate)
 
-        def descend(loss: torch.Tensor) -> None:
+        def minimize(loss: torch.Tensor) -> None:
             for weight, gradient in zip(self.trained, torch.autograd.grad(loss, self.trained), strict=True):
                 weight.grad = gradient
             optimizer.step()
@@ -71,7 +71,7 @@ class Relearning(Attack):
         def weights() -> list[torch.Tensor]:
             return [weight.detach().clone() for weight in self.trained]
 
-        self.learnt = learn(oracle, images, descend, config, generator, loss_of, weights)
+        self.learnt = learn(oracle, images, minimize, config, generator, loss_of, weights)
 
     @torch.no_grad()
     def attempts(self, oracle: Oracle, instance: Instance) -> Iterator[Attempt]:

@@ -63,6 +63,6 @@ class UnlearnDiffAtk(Attack):
                 with torch.enable_grad():
                     cond = encode_embeddings(base, ids, sample_tokens(adversary.value, generator) @ table)
                     loss = checked(reconstruction_loss(oracle.predict, x_t, timestep, cond, truth))
-                    adversary.descend(loss)
+                    adversary.minimize(loss)
             tokens = adversary.value.detach().argmax(-1)
             yield token_attempt(oracle, tokens, instance, instance.prompt, loss=float(loss.detach()))

@@ -22,7 +22,7 @@ _AXES = {"fgt": "forget", "ret": "retain", "adj": "adjacent", "ind": "indirect",
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedScore:
     """A published result for one concept."""
 
     source: str
@@ -34,7 +34,7 @@ class Published:
     """Empty where they were not published."""
 
 
-def published_for(concepts: Iterable[str]) -> list[Published]:
+def published_for(concepts: Iterable[str]) -> list[PublishedScore]:
     """What was published on these concepts (names or aliases of genmu-2025), in their order."""
     known = load_concept_set("genmu-2025")
     wanted: dict[str, None] = {}
@@ -47,14 +47,14 @@ def published_for(concepts: Iterable[str]) -> list[Published]:
 
 
 @cache
-def _all() -> tuple[Published, ...]:
+def _all() -> tuple[PublishedScore, ...]:
     known = load_concept_set("genmu-2025")
     challenge = (
-        Published("Genμ 2025", row["method"], known.find(row["concept"]).name, float(row["err"]), {})
+        PublishedScore("Genμ 2025", row["method"], known.find(row["concept"]).name, float(row["err"]), {})
         for row in _rows("genmu-2025.csv")
     )
     map_route = (
-        Published(
+        PublishedScore(
             "arXiv 2608.13478",
             "MapRoute++",
             known.find(row["concept"]).name,

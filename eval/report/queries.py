@@ -19,7 +19,7 @@ QUESTION = ("concept", "axis", "asked_concept", "prompt", "seed")
 
 
 @dataclass(frozen=True)
-class Answer:
+class ImageAnswer:
     """A judge's answer about one image of one model."""
 
     present: bool | None
@@ -34,9 +34,9 @@ class Answer:
         return self.present is not None and self.present == (axis in TARGET_AXES)
 
 
-def answers(table: pa.Table, judge: str) -> dict[tuple[str, int], dict[Question, Answer]]:
+def answers(table: pa.Table, judge: str) -> dict[tuple[str, int], dict[Question, ImageAnswer]]:
     """By method, and number among those of its models that answer the same question (in the order of their ids)."""
-    found: dict[tuple[str, int], dict[Question, Answer]] = defaultdict(dict)
+    found: dict[tuple[str, int], dict[Question, ImageAnswer]] = defaultdict(dict)
     rows = table.filter(pc.equal(table["judge"], judge)).sort_by([("method", "ascending"), ("model_id", "ascending")])
     models: dict[tuple[str, str], list[str]] = defaultdict(list)
     for row in rows.to_pylist():
@@ -45,7 +45,7 @@ def answers(table: pa.Table, judge: str) -> dict[tuple[str, int], dict[Question,
             of_concept.append(row["model_id"])
         column = row["method"], of_concept.index(row["model_id"])
         question: Question = (row["concept"], row["axis"], row["asked_concept"], row["prompt"], row["seed"])
-        found[column][question] = Answer(row["present"], row["score"], row["image_sha256"], row["image_error"])
+        found[column][question] = ImageAnswer(row["present"], row["score"], row["image_sha256"], row["image_error"])
     return dict(found)
 
 

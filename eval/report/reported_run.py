@@ -9,7 +9,7 @@ import pyarrow as pa
 from efface.eval.attack_run import AttackResult
 from efface.eval.attack_transfer import Transferred
 from efface.eval.calibration import Calibration
-from efface.eval.published_scores import Published
+from efface.eval.published_scores import PublishedScore
 from efface.eval.scores.continual import Stages
 from efface.eval.scores.leaderboard import LeaderboardRow
 from efface.eval.scores.results import Scores
@@ -69,7 +69,7 @@ class RunContent:
     """What a reader of the leaderboard has to know."""
     problems: tuple[str, ...] = ()
     """What is missing, failed or damaged, and what should be known before results are believed; a sentence each."""
-    published: tuple[Published, ...] = ()
+    published: tuple[PublishedScore, ...] = ()
     """Results of others on the same concepts."""
     provenance: Mapping[str, str] = field(default_factory=dict)
     """What makes the run again, by what it is called: the command, the campaign, hashes, versions."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from efface.eval.report.queries import Answer, Question, answers, uncounted
+from efface.eval.report.queries import ImageAnswer, Question, answers, uncounted
 from efface.eval.report.reported_run import RunContent
 from efface.eval.report.thumbnails import Sprites
 from efface.eval.scores.scoring import BASE
@@ -24,7 +24,7 @@ class Strips:
     """Method and number of the model, the base first."""
     questions: tuple[Question, ...]
     """Those that cost the most models score come first, then those that most models get wrong."""
-    answers: Mapping[tuple[str, int], Mapping[Question, Answer]]
+    answers: Mapping[tuple[str, int], Mapping[Question, ImageAnswer]]
     uncounted: Set[Question]
     """Those that no ERR counts."""
 
@@ -68,7 +68,7 @@ class Strips:
         }
 
     @staticmethod
-    def _cell(answer: Answer | None, sprites: Sprites, number: Any, is_linked: bool) -> list[Any] | None:
+    def _cell(answer: ImageAnswer | None, sprites: Sprites, number: Any, is_linked: bool) -> list[Any] | None:
         if answer is None:
             return None
         state = NO_ANSWER if answer.present is None else PRESENT if answer.present else ABSENT

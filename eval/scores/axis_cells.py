@@ -14,7 +14,7 @@ K = len(AXES)
 
 
 @dataclass(frozen=True)
-class Answers:
+class ScoredImages:
     """Images with a verdict, one row each, all (rows,).
 
     Numbers of concept, axis, model and prompt, and the seed, all >= 0; success is 0 or 1. Every axis of every concept
@@ -42,7 +42,7 @@ def grouped(*codes: IntArray) -> tuple[IntArray, IntArray]:
 class Cells:
     """Cells are numbered concept * 5 + axis."""
 
-    answers: Answers
+    answers: ScoredImages
 
     @cached_property
     def cell(self) -> IntArray:

@@ -26,7 +26,7 @@ from functools import cached_property
 
 import numpy as np
 
-from efface.eval.scores.axis_cells import Answers, Cells, IntArray, K, grouped
+from efface.eval.scores.axis_cells import Cells, IntArray, K, ScoredImages, grouped
 from efface.eval.scores.statistics import (
     CONFIDENCE_LEVEL,
     Array,
@@ -75,7 +75,7 @@ class Estimates:
     """(units, 7): what each changes of `overall`."""
 
 
-def estimate(answers: Answers, level: float = CONFIDENCE_LEVEL) -> Estimates:
+def estimate(answers: ScoredImages, level: float = CONFIDENCE_LEVEL) -> Estimates:
     """All scores and their intervals of that level, in the time of a few sorts of the rows."""
     cells = Cells(answers)
     units, unit = _units(cells)

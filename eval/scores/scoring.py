@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from efface.concepts.prompts import AXES, TARGET_AXES, Axis
 from efface.errors import UserError, did_you_mean
 from efface.eval.image_errors import broken_images, counted
-from efface.eval.scores.axis_cells import Answers, Cells, IntArray
+from efface.eval.scores.axis_cells import Cells, IntArray, ScoredImages
 from efface.eval.scores.held_out import shown_scores, split_shown
 from efface.eval.scores.jackknife import estimate
 from efface.eval.scores.results import Interval, Invalid, Range, Sampling, Scores, Summary
@@ -138,7 +138,7 @@ def _scores(table: pa.Table, name: str, base: Scores | None, level: float) -> Sc
     success = np.where(axis < len(TARGET_AXES), 1.0 - present, present)  # AXES begins with the target's
     read = ~np.isnan(success)
     invalid = _invalid_by_cell(table, name, concepts, concept * len(AXES) + axis, read)
-    answers = Answers(success=success[read], **{name: values[read] for name, values in columns.items()})
+    answers = ScoredImages(success=success[read], **{name: values[read] for name, values in columns.items()})
     estimates = estimate(answers, level)
     low = _summary(concepts, estimates.concepts.low, estimates.overall.low)
     high = _summary(concepts, estimates.concepts.high, estimates.overall.high)

@@ -25,7 +25,7 @@ Question = Mapping[Axis, float | None]
 
 
 @dataclass(frozen=True)
-class Answer:
+class LookAnswer:
     """What an interval says of an axis of one method, or of the difference to another."""
 
     verdict: str | None
@@ -55,17 +55,17 @@ def side(low: float, high: float, threshold: float, words: tuple[str, str] = ("b
     return words[1] if low > threshold else words[0] if high < threshold else None
 
 
-def answers(table: pa.Table, question: Question, level: float) -> dict[Axis, dict[str, Answer]]:
+def answers(table: pa.Table, question: Question, level: float) -> dict[Axis, dict[str, LookAnswer]]:
     """By axis and method, from the rows of one judge so far. Raises UserError where two methods cannot be compared."""
     labels = sorted(set(table["method"].unique().to_pylist()) - {BASE})
     scores = {label: score_table(table, method=label, level=level) for label in labels}
-    found: dict[Axis, dict[str, Answer]] = {}
+    found: dict[Axis, dict[str, LookAnswer]] = {}
     for axis, threshold in question.items():
         found[axis] = _compared(scores, axis) if threshold is None else _held(scores, axis, threshold)
     return found
 
 
-def settled(found: Mapping[Axis, Mapping[str, Answer]]) -> frozenset[Axis]:
+def settled(found: Mapping[Axis, Mapping[str, LookAnswer]]) -> frozenset[Axis]:
     """The axes of which every answer is given."""
     return frozenset(axis for axis, by in found.items() if all(answer.verdict for answer in by.values()))
 
@@ -88,18 +88,18 @@ def read_question(texts: Sequence[str]) -> dict[Axis, float | None]:
     return question
 
 
-def _held(scores: Mapping[str, Scores], axis: Axis, threshold: float) -> dict[str, Answer]:
+def _held(scores: Mapping[str, Scores], axis: Axis, threshold: float) -> dict[str, LookAnswer]:
     found = {}
     for label, of in scores.items():
         interval = of.intervals.axes[axis]
-        found[label] = Answer(side(interval.low, interval.high, threshold), interval.low, interval.high)
+        found[label] = LookAnswer(side(interval.low, interval.high, threshold), interval.low, interval.high)
     return found
 
 
-def _compared(scores: Mapping[str, Scores], axis: Axis) -> dict[str, Answer]:
+def _compared(scores: Mapping[str, Scores], axis: Axis) -> dict[str, LookAnswer]:
     if len(scores) != 2:
         raise UserError(f"--until {axis}: compares two methods, and here are {len(scores)}; give {axis}=THRESHOLD")
     against = min(scores)
     (label, difference), *_ = differences(scores, against).items()
     paired = difference.axes[axis]
-    return {f"{label} to {against}": Answer(side(paired.low, paired.high, 0, ("lower", "higher")), *paired[1:])}
+    return {f"{label} to {against}": LookAnswer(side(paired.low, paired.high, 0, ("lower", "higher")), *paired[1:])}

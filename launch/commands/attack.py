@@ -94,7 +94,7 @@ def search_prompts(options: AttackOptions) -> WrittenPrompts:
     """
     from efface.concepts.concept import load_concept_set
     from efface.concepts.prompts import PromptSet, load_prompt_set
-    from efface.eval.adversarial_prompts import PromptCheck, adversarial_prompts
+    from efface.eval.adversarial_prompts import PromptChecker, adversarial_prompts
     from efface.eval.attack import parse_attack_config, prompt_attack
     from efface.eval.judge_spec import load_judge
     from efface.launch.device import resolve_device
@@ -140,7 +140,7 @@ def search_prompts(options: AttackOptions) -> WrittenPrompts:
         attack(base, config),
         concept_set,
         prompt_set,
-        PromptCheck(base, load_recipe(spec.recipe), load_judge(judge_name, device)) if judge_name else None,
+        PromptChecker(base, load_recipe(spec.recipe), load_judge(judge_name, device)) if judge_name else None,
         per_concept=options.per_concept,
         seed=options.seed,
         targets=targets,

@@ -18,7 +18,7 @@ from tiny_campaign import write_yaml
 from tiny_search import UCE, MakeSearch, search_dict
 
 from efface.cluster.search.pareto import front_of, pareto_front
-from efface.cluster.search.result import Cost, Scores, TrialResult, TrialRow
+from efface.cluster.search.result import TrialCost, TrialResult, TrialRow, TrialScores
 from efface.cluster.search.search import SearchResults, run_search
 from efface.cluster.search.spec import Search, read_search
 from efface.cluster.search.study import Study
@@ -170,8 +170,8 @@ def test_the_front_is_what_no_other_point_dominates() -> None:
 
 def test_only_trials_judged_on_the_last_rung_are_on_the_front_and_a_config_once() -> None:
     def row(name: str, images: int, err: float) -> TrialRow:
-        scores = Scores(err, (0.0, 1.0), {}, images)
-        return TrialRow(1, name, {}, True, TrialResult("judged", err, Cost(1.0, 1e-9, 1.0, ()), scores))
+        scores = TrialScores(err, (0.0, 1.0), {}, images)
+        return TrialRow(1, name, {}, True, TrialResult("judged", err, TrialCost(1.0, 1e-9, 1.0, ()), scores))
 
     failed = TrialRow(1, "c", {}, True, TrialResult("failed", -1.0, reason="the loss is nan"))
     rows = [row("a", 1, 1.0), row("b", 2, 0.5), row("b", 2, 0.5), failed]
@@ -180,8 +180,10 @@ def test_only_trials_judged_on_the_last_rung_are_on_the_front_and_a_config_once(
 
 def test_the_front_begins_with_the_best_err_then_the_least_change_then_the_fastest() -> None:
     def row(number: int, err: float, weight_change: float, seconds: float) -> TrialRow:
-        cost = Cost(weight_change, 1e-9, seconds, ())
-        return TrialRow(number, str(number), {}, True, TrialResult("judged", err, cost, Scores(err, (0, 1), {}, 2)))
+        cost = TrialCost(weight_change, 1e-9, seconds, ())
+        return TrialRow(
+            number, str(number), {}, True, TrialResult("judged", err, cost, TrialScores(err, (0, 1), {}, 2))
+        )
 
     rows = [row(1, 0.5, 1.0, 1.0), row(2, 0.9, 3.0, 1.0), row(3, 0.9, 2.0, 9.0)]
     assert [found.number for found in front_of(rows, 2)] == [3, 2, 1]

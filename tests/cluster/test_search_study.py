@@ -7,14 +7,14 @@ import optuna
 import pytest
 from tiny_search import MakeSearch
 
-from efface.cluster.search.result import Cost, Scores, TrialResult
+from efface.cluster.search.result import TrialCost, TrialResult, TrialScores
 from efface.cluster.search.study import Study
 
-COST = Cost(0.01, 1e-9, 7.0, ("esd-cat",))
+COST = TrialCost(0.01, 1e-9, 7.0, ("esd-cat",))
 
 
 def judged(score: float, images: int = 1) -> TrialResult:
-    return TrialResult("judged", score, COST, Scores(score, (0.0, 1.0), {"forget": 0.5}, images))
+    return TrialResult("judged", score, COST, TrialScores(score, (0.0, 1.0), {"forget": 0.5}, images))
 
 
 def score_of(trial: optuna.Trial) -> float:

@@ -29,7 +29,7 @@ def learnt(start: float, steps: int, loss: Any = None, tests: int = 1) -> list[L
     adversary = Adversary(torch.tensor(start), RATE, DECAY, "adamw")
     value = adversary.value
     loss_of = partial(loss or parabola, value)
-    return learn(ORACLE, IMAGES, adversary.descend, config, draws, loss_of, lambda: float(value.detach()))
+    return learn(ORACLE, IMAGES, adversary.minimize, config, draws, loss_of, lambda: float(value.detach()))
 
 
 def parabola(value: Tensor, batch: NoisyBatch) -> Tensor:

@@ -12,7 +12,7 @@ from efface.concepts.prompt_csv import PromptRow
 from efface.concepts.prompts import PromptSet
 from efface.errors import UserError
 from efface.eval import calibration as calibration_of
-from efface.eval.calibration import Answer, Answers, Calibration, answer_requests, calibrate
+from efface.eval.calibration import Calibration, JudgeAnswer, JudgeAnswers, answer_requests, calibrate
 from efface.eval.calibration_requests import CalibrationRequest, calibration_requests
 from efface.eval.judge_accuracy import mean_accuracy
 from efface.models.base import Base
@@ -64,11 +64,13 @@ def test_an_image_is_not_judged_for_a_concept_that_its_prompt_names(world: Conce
     ]
 
 
-def answers(concept: str, own: int, others: int, fitting: bool = True, scores: Any = None) -> Answers:
+def answers(concept: str, own: int, others: int, fitting: bool = True, scores: Any = None) -> JudgeAnswers:
     """Scores of 0.9 for images of the concept and 0.1 for others, or those that `scores` gives."""
     rows = [(True, 0.9)] * own + [(False, 0.1)] * others if scores is None else scores
-    return Answers(
-        answers=tuple(Answer(concept=concept, own=mine, fitting=fitting, present=None, score=s) for mine, s in rows)
+    return JudgeAnswers(
+        answers=tuple(
+            JudgeAnswer(concept=concept, own=mine, fitting=fitting, present=None, score=s) for mine, s in rows
+        )
     )
 
 
@@ -87,7 +89,7 @@ class Scorer:
         return self
 
 
-def found(*parts: Answers) -> Calibration:
+def found(*parts: JudgeAnswers) -> Calibration:
     concepts = [MANY.find(name) for name in ("thing 0", "thing 1")]
     return calibrate(Scorer(), parts, concepts, **MADE)[1]
 

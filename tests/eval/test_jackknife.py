@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from benchmarks.simulated_answers import Design, simulate
 from efface.concepts.prompts import AXES
-from efface.eval.scores.axis_cells import Answers
+from efface.eval.scores.axis_cells import ScoredImages
 from efface.eval.scores.jackknife import difference, estimate
 from efface.eval.scores.statistics import degrees_of_freedom, err_mean, estimation_noise
 
@@ -15,11 +15,11 @@ FORGET, RETAIN, ERR_MEAN = 0, 4, 5
 Z2 = 1.959964**2
 
 
-def answers(success: Array, shared: bool = False, one_model: bool = True) -> Answers:
+def answers(success: Array, shared: bool = False, one_model: bool = True) -> ScoredImages:
     """success: (concepts, 5, prompts, models, images). shared: all concepts have the same prompts."""
     concept, axis, prompt, model, seed = (index.ravel() for index in np.indices(success.shape))
     of = 0 if shared else concept
-    return Answers(
+    return ScoredImages(
         concept=concept,
         axis=axis,
         model=model if one_model else concept * success.shape[3] + model,
@@ -118,7 +118,7 @@ def test_a_better_method_is_seen_on_the_same_prompts_where_its_interval_overlaps
 def test_the_order_of_the_rows_does_not_matter() -> None:
     rows = answers((np.random.default_rng(0).random((3, 5, 4, 2, 3)) < 0.7).astype(np.float64))
     order = np.random.default_rng(1).permutation(len(rows.success))
-    shuffled = Answers(**{name: values[order] for name, values in vars(rows).items()})
+    shuffled = ScoredImages(**{name: values[order] for name, values in vars(rows).items()})
     assert estimate(shuffled).overall.low == pytest.approx(estimate(rows).overall.low, rel=1e-9)
 
 

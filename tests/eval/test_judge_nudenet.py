@@ -11,7 +11,7 @@ from PIL import Image
 
 from efface.concepts.concept import Concept, load_concept_set
 from efface.errors import UserError
-from efface.eval.calibration import Answer, Answers, calibrate
+from efface.eval.calibration import JudgeAnswer, JudgeAnswers, calibrate
 from efface.eval.judge import ThresholdJudge, Verdict
 from efface.eval.judge_identity import judge_identity
 from efface.eval.judge_spec import load_judge, read_judge
@@ -97,13 +97,13 @@ def test_all_other_concepts_are_judged_by_the_other_judge_with_its_thresholds() 
     assert isinstance(both, ThresholdJudge) and both.needs_thresholds
     assert both.scores(IMAGES[:2], [STATUE, NUDITY]) == [0.7, 0.5]
     answers = [
-        Answer(concept=c.name, own=own, fitting=fitting, present=None, score=0.7 if own else 0.3)
+        JudgeAnswer(concept=c.name, own=own, fitting=fitting, present=None, score=0.7 if own else 0.3)
         for c in (NUDITY, STATUE)
         for own in (True, False)
         for fitting in (True, False)
         for _ in range(12)
     ]
-    fitted, calibration = calibrate(both, [Answers(answers=tuple(answers))], [NUDITY, STATUE], **MADE)
+    fitted, calibration = calibrate(both, [JudgeAnswers(answers=tuple(answers))], [NUDITY, STATUE], **MADE)
     assert calibration.thresholds["Nudity"].value == 0.45 and calibration.thresholds["Nudity"].own is None
     assert calibration.thresholds["Marble Statue"].value == pytest.approx(0.5, abs=0.05)
     assert fitted.judge(IMAGES[:2], [STATUE, NUDITY]) == [Verdict(True, 0.7), Verdict(True, 0.5)]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from efface.errors import UserError
-from efface.eval.scores.sequential import Answer, look_level, look_sizes, read_question, settled, side
+from efface.eval.scores.sequential import LookAnswer, look_level, look_sizes, read_question, settled, side
 from efface.eval.scores.statistics import t_quantile
 
 
@@ -33,7 +33,7 @@ def test_an_interval_answers_where_it_leaves_the_threshold_out() -> None:
 
 
 def test_an_axis_is_settled_when_every_method_has_its_answer() -> None:
-    given, open_ = Answer("above", 0.95, 1.0), Answer(None, 0.8, 1.0)
+    given, open_ = LookAnswer("above", 0.95, 1.0), LookAnswer(None, 0.8, 1.0)
     assert settled({"forget": {"esd": given, "uce": given}, "retain": {"esd": given, "uce": open_}}) == {"forget"}
 
 

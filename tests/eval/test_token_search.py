@@ -11,7 +11,7 @@ from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import PromptSet
 from efface.errors import UserError
 from efface.eval import adversarial_prompts as whole
-from efface.eval.adversarial_prompts import KeptPrompt, PromptCheck, adversarial_prompts
+from efface.eval.adversarial_prompts import KeptPrompt, PromptChecker, adversarial_prompts
 from efface.eval.attack import AdversarialPrompt, AttackConfig, AttackTarget, PromptAttack
 from efface.eval.attacks.mma import PooledObjective
 from efface.eval.attacks.token_search import (
@@ -162,7 +162,7 @@ def test_only_prompts_from_which_the_base_makes_the_concept_are_kept(
     monkeypatch.setattr(whole, "ROUNDS", 2)
     judge = stub_judge(lambda image, concept: concept.name == "Cat")
     quick = TokenSearch(tiny_base, TokenSearchConfig(tokens=2, steps=1, top_k=4, candidates=4))
-    found = adversarial_prompts(quick, world, prompts, PromptCheck(tiny_base, recipe, judge), per_concept=1)
+    found = adversarial_prompts(quick, world, prompts, PromptChecker(tiny_base, recipe, judge), per_concept=1)
     assert set(found) == {"Cat", "Tulip", "Van Gogh"}
     assert len(found["Cat"]) == 1
     assert found["Tulip"] == found["Van Gogh"] == ()
@@ -197,7 +197,7 @@ def test_whatever_an_attack_finds_no_prompt_with_the_name_is_kept(world: Concept
 def test_an_attack_that_only_repeats_itself_ends(
     tiny_base: Base, recipe: Recipe, world: ConceptSet, prompts: PromptSet, stub_judge: Any
 ) -> None:
-    check = PromptCheck(tiny_base, recipe, stub_judge(lambda image, concept: True))
+    check = PromptChecker(tiny_base, recipe, stub_judge(lambda image, concept: True))
     found = adversarial_prompts(Blurts(itertools.repeat("fog")), world, prompts, check, targets=[world.find("Cat")])
     assert texts(found["Cat"]) == ["fog"]
 

@@ -101,12 +101,12 @@ def test_the_search_climbs_to_the_candidate_of_the_largest_objective(tiny_base: 
     goal = search.rows.encoder_hidden_states[2]
     for step in range(60):
         drawn = search.draw(generator(1, step)).encoder_hidden_states
-        search.adversary.climb(-(drawn - goal).square().mean())
+        search.adversary.maximize(-(drawn - goal).square().mean())
     assert int(search.weights.argmax()) == 2
     other = search_among(tiny_base, search_learning_rate=0.3, temperature=1.0)
     other.adversary.restore({key: value.clone() for key, value in search.adversary.state().items()})
     for one in (search, other):
-        one.adversary.climb(-(one.draw(generator(2, 0)).encoder_hidden_states - goal).square().mean())
+        one.adversary.maximize(-(one.draw(generator(2, 0)).encoder_hidden_states - goal).square().mean())
     assert torch.equal(search.weights, other.weights)
 
 

@@ -72,7 +72,7 @@ def test_sdpa_is_reported_as_it_is_used(tiny_base: Base) -> None:
     report = set_attention(tiny_base.unet, "sdpa")
     layers = len(tiny_base.unet.attn_processors)
     expected = {"requested": "sdpa", "used": "sdpa", "processors": {"AttnProcessor2_0": layers}, "milliseconds": None}
-    assert report == expected
+    assert report.model_dump() == expected
     torch.testing.assert_close(predict(tiny_base), before, atol=1e-5, rtol=1e-5)
 
 
@@ -89,7 +89,7 @@ def test_xformers_reaches_every_layer(tiny_base: Base, with_xformers: list[tuple
     before = predict(tiny_base)
     report = set_attention(tiny_base.unet, "xformers")
     layers = len(tiny_base.unet.attn_processors)
-    assert (report["used"], report["processors"]) == ("xformers", {"XFormersAttnProcessor": layers})
+    assert (report.used, report.processors) == ("xformers", {"XFormersAttnProcessor": layers})
     with_xformers.clear()
     torch.testing.assert_close(predict(tiny_base), before, atol=1e-5, rtol=1e-5)
     assert len(with_xformers) == layers
@@ -98,7 +98,7 @@ def test_xformers_reaches_every_layer(tiny_base: Base, with_xformers: list[tuple
 def test_flash_reaches_every_layer(tiny_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     before = predict(tiny_base)
     report = set_attention(tiny_base.unet, "flash")
-    assert report["used"] == "flash" and set(report["processors"]) == {"FlashAttnProcessor"}
+    assert report.used == "flash" and set(report.processors) == {"FlashAttnProcessor"}
     orders, really = [], attention.sdpa_kernel
 
     def noted(kernels: Any, **options: Any) -> Any:
@@ -121,7 +121,7 @@ def test_every_backend_can_be_left_for_another(tiny_base: Base, with_xformers: l
 def test_auto_on_a_cpu_is_sdpa_without_a_word(tiny_base: Base) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert set_attention(tiny_base.unet, "auto")["used"] == "sdpa"
+        assert set_attention(tiny_base.unet, "auto").used == "sdpa"
 
 
 def test_auto_on_a_gpu_is_the_fastest_of_those_that_work(
@@ -138,8 +138,8 @@ def test_auto_on_a_gpu_is_the_fastest_of_those_that_work(
     monkeypatch.setattr(attention, "milliseconds", timed)
     report = set_attention(tiny_base.unet, "auto")
     assert requested == [(["flash", "sdpa", "xformers"], "cuda", torch.float32, ((2, 64, 8),))]
-    assert report["used"] == "xformers" and set(report["processors"]) == {"XFormersAttnProcessor"}
-    assert report["milliseconds"] == {"sdpa": 2.0, "flash": 3.0, "xformers": 1.5}
+    assert report.used == "xformers" and set(report.processors) == {"XFormersAttnProcessor"}
+    assert report.milliseconds == {"sdpa": 2.0, "flash": 3.0, "xformers": 1.5}
 
 
 def test_the_shapes_that_cost_most_in_stable_diffusion() -> None:
@@ -155,7 +155,7 @@ def test_without_xformers_sdpa_is_used_and_one_warning_says_so(tiny_base: Base) 
     assert [str(warning.message) for warning in caught] == [
         "attention by xformers is not to be had (it is not installed); using sdpa"
     ]
-    assert [(report["requested"], report["used"]) for report in reports] == 3 * [("xformers", "sdpa")]
+    assert [(report.requested, report.used) for report in reports] == 3 * [("xformers", "sdpa")]
     assert classes(tiny_base) == {"AttnProcessor2_0"}
 
 
@@ -170,9 +170,9 @@ def test_under_autocast_a_backend_is_tried_in_the_dtype_it_will_meet(
         return q
 
     monkeypatch.setitem(attention.KERNELS, "flash", lower_only)
-    assert set_attention(tiny_base.unet, "flash", torch.bfloat16)["used"] == "flash"
+    assert set_attention(tiny_base.unet, "flash", torch.bfloat16).used == "flash"
     with pytest.warns(UserWarning, match="no kernel for torch.float32"):
-        assert set_attention(tiny_base.unet, "flash")["used"] == "sdpa"
+        assert set_attention(tiny_base.unet, "flash").used == "sdpa"
 
 
 @pytest.mark.parametrize("backend", ["xformers", "cudnn"])
@@ -189,7 +189,7 @@ def test_a_backend_without_a_kernel_for_the_cpu_falls_back(
     assert [str(warning.message) for warning in caught] == [
         f"attention by {backend} is not to be had (it has no kernel for torch.float32 on 'cpu'); using sdpa"
     ]
-    assert report["used"] == "sdpa" and classes(tiny_base) == {"AttnProcessor2_0"}
+    assert report.used == "sdpa" and classes(tiny_base) == {"AttnProcessor2_0"}
 
 
 def test_a_backend_that_breaks_says_how(
@@ -211,4 +211,4 @@ def test_a_processor_of_ones_own_stays(tiny_base: Base, backend: Any, with_xform
     tiny_base.unet.set_attn_processor({**processors, name: mine})
     report = set_attention(tiny_base.unet, backend)
     assert tiny_base.unet.attn_processors[name] is mine
-    assert report["processors"]["Mine"] == 1 and sum(report["processors"].values()) == len(processors)
+    assert report.processors["Mine"] == 1 and sum(report.processors.values()) == len(processors)

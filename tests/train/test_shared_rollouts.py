@@ -24,14 +24,14 @@ def shared(steps: int, batches: int = 1, seed: int = 0) -> SharedRollouts:
 
 def test_without_sharing_each_batch_has_its_own_trajectory_and_stop() -> None:
     assert [shared(1, 2).source(index) for index in range(6)] == list(range(6))
-    assert shared(1).stops(3, 7, range(10)) == [7] and shared(1).place(3) == 0
+    assert shared(1).stops(3, 7, range(10)) == [7] and shared(1).state_index(3) == 0
 
 
 def test_batches_of_a_step_keep_their_own_trajectories_for_so_many_steps() -> None:
     """Two batches a step, three steps a trajectory: batches 0, 2 and 4 learn from one, 1, 3 and 5 from another."""
     found = shared(3, 2)
     assert [found.source(index) for index in range(12)] == [0, 1] * 3 + [6, 7] * 3
-    assert [found.place(index) for index in range(12)] == [0, 0, 1, 1, 2, 2] * 2
+    assert [found.state_index(index) for index in range(12)] == [0, 0, 1, 1, 2, 2] * 2
 
 
 def test_the_stops_of_a_trajectory_differ_and_each_is_as_likely_as_any_other() -> None:

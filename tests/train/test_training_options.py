@@ -94,7 +94,7 @@ def test_the_attention_requested_is_used_by_teacher_and_student_and_the_base_get
     tiny_base.unet.set_attn_processor(own)
     _, metrics = run_job(quick_job("esd"), tiny_base, concept_set, training_options=TrainingOptions(attention="auto"))
     layers = len(tiny_base.unet.attn_processors)
-    assert metrics.attention == {
+    assert metrics.attention is not None and metrics.attention.model_dump() == {
         "requested": "auto",
         "used": "sdpa",
         "processors": {"AttnProcessor2_0": layers},
@@ -121,7 +121,9 @@ def test_xformers_computes_a_jobs_attention_whatever_its_method_hung_on_the_unet
     ops = SimpleNamespace(memory_efficient_attention=attend)
     monkeypatch.setattr(attention_processor, "xformers", SimpleNamespace(ops=ops))
     delta, metrics = run_job(job, tiny_base, concept_set, training_options=TrainingOptions(attention="xformers"))
-    assert metrics.attention["processors"] == {"XFormersAttnProcessor": len(tiny_base.unet.attn_processors)}
+    assert metrics.attention is not None and metrics.attention.processors == {
+        "XFormersAttnProcessor": len(tiny_base.unet.attn_processors)
+    }
     assert computed[True] and (computed[False] or name in WITHOUT_TEACHER)
     assert difference(delta, plain, tiny_base) < 1e-3
 

@@ -71,7 +71,7 @@ def invert(
         frame = choice(frames, rng)
         with torch.enable_grad():
             state = (sample.latents, sample.timesteps, sample.truth)
-            adversary.descend(inversion_loss(base, predict, frame, adversary.value, *state))
+            adversary.minimize(inversion_loss(base, predict, frame, adversary.value, *state))
         with torch.no_grad():
             norms = adversary.value.norm(dim=1, keepdim=True)
             adversary.value.mul_((norms + norm_share * (own_norm - norms)) / norms)

@@ -57,9 +57,9 @@ class State:
     timestep: Tensor  # scalar, int64
 
     @classmethod
-    def of(cls, states: "States | FrozenStates", place: int) -> "State":
+    def of(cls, states: "States | FrozenStates", index: int) -> "State":
         """One of a trajectory's states."""
-        return cls(states.latents[place], states.timesteps[place])
+        return cls(states.latents[index], states.timesteps[index])
 
     def at(self, timestep: int) -> "State":
         """The same latents, taken for those of another timestep."""
@@ -122,9 +122,9 @@ class Rollouts:
         self, shared: SharedRollouts, index: int, predict: NoisePredictor, start: Start, conditioning: Conditioning
     ) -> tuple[State, int]:
         """What batch `index` learns from, of a trajectory that others may share, and the step before which it stops."""
-        stops, place = shared.stops(index, start.stop, self.stops), shared.place(index)
+        stops, number = shared.stops(index, start.stop, self.stops), shared.state_index(index)
         states = shared.states(index, lambda: self.run_past(predict, start, conditioning, stops))
-        return State.of(states, place), stops[place]
+        return State.of(states, number), stops[number]
 
 
 def predictions(predict: NoisePredictor, state: State, conditions: Sequence[Conditioning]) -> tuple[Tensor, ...]:

@@ -47,14 +47,14 @@ class SharedRollouts:
         self.steps, self.seed = config.steps_per_rollout, seed
         self.slots = config.gradient_accumulation_steps
         self.held: dict[int, tuple[int, States]] = {}
-        """By place in the optimiser step: the batch whose draws it was made of, and its states."""
+        """By slot in the optimiser step: the batch whose draws it was made of, and its states."""
 
     def source(self, index: int) -> int:
         """The batch whose draws make the trajectory that batch `index` learns from; where none is shared itself."""
         step, slot = divmod(index, self.slots)
         return (step - step % self.steps) * self.slots + slot
 
-    def place(self, index: int) -> int:
+    def state_index(self, index: int) -> int:
         """Which of its states batch `index` learns from."""
         return index // self.slots % self.steps
 
@@ -74,10 +74,10 @@ class SharedRollouts:
         if slot not in self.held or self.held[slot][0] != source:
             new = roll_out()
             # every process of a group holds all of them, as any may write the checkpoint
-            for place, latents, timesteps in all_gather((slot, new.latents.cpu(), new.timesteps.cpu())):
+            for new_slot, latents, timesteps in all_gather((slot, new.latents.cpu(), new.timesteps.cpu())):
                 device = new.latents.device
-                own = source - slot + place
-                self.held[place] = own, States(latents.to(device), timesteps.to(device))
+                own = source - slot + new_slot
+                self.held[new_slot] = own, States(latents.to(device), timesteps.to(device))
             self.held[slot] = source, new
         return self.held[slot][1]
 

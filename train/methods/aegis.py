@@ -92,7 +92,7 @@ class AEGIS(ESD):
             rollout = super().batch(index)
             predicted = self.student(rollout.latents, rollout.timestep, rollout.conditioning)
         target = self.target(State(rollout.latents, rollout.timestep), self.adversarial(number))
-        self.adversaries[str(number)].climb(mse_loss(target, predicted))
+        self.adversaries[str(number)].maximize(mse_loss(target, predicted))
 
     def batch(self, index: int) -> AEGISBatch:  # type: ignore[override]
         rollout, (number, _) = super().batch(index), self.draw(index)

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from efface.models.delta import Kind
-from efface.train.composed_method import ComposedMethod, Edit, RunEdit, as_delta, of_all
+from efface.train.composed_method import ComposedMethod, Edit, RunEdit, as_delta, cumulative
 from efface.train.method import MethodConfig, UnlearningTask, register
 
 
@@ -39,6 +39,6 @@ class Compose(ComposedMethod):
 
     def compose(self, task: UnlearningTask, run: RunEdit) -> tuple[Kind, dict[str, Tensor]]:
         for method in self.methods:
-            kind, tensors = run(method, of_all(method, task))
+            kind, tensors = run(method, cumulative(method, task))
             task.base.swap(as_delta(task, kind, tensors))
         return kind, tensors

@@ -167,10 +167,10 @@ class ESD(GradientMethod):
             state, _ = self.rollouts.shared(self.shared, index, self.sampler, start, conditioning)
             target = self.target(state, concept)
         else:
-            place, stops = self.shared.place(index), self.shared.stops(index, start.stop, self.rollouts.stops)
+            at, stops = self.shared.state_index(index), self.shared.stops(index, start.stop, self.rollouts.stops)
             frozen = self.frozen.states(self.sampler, start, conditioning, stops)
-            state = State.of(frozen, place)
-            target = self.known_target(state, concept, frozen.cond[place], frozen.uncond[place])
+            state = State.of(frozen, at)
+            target = self.known_target(state, concept, frozen.cond[at], frozen.uncond[at])
         return Rollout(state.latents, state.timestep, conditioning.expand(len(state.latents)), target)
 
     def target(self, state: State, concept: Conditioning) -> Tensor:

@@ -82,5 +82,5 @@ class RACE(ESD):
         for _ in range(self.config.adversary_steps):
             with torch.enable_grad():
                 asked = Conditioning(adversary.value, rows.added)
-                adversary.descend(mse_loss(self.student(rollout.latents, rollout.timestep, asked), noise))
+                adversary.minimize(mse_loss(self.student(rollout.latents, rollout.timestep, asked), noise))
         return Conditioning(adversary.value.detach(), rows.added)

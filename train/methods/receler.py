@@ -146,7 +146,7 @@ class Receler(GradientMethod):
         for _ in range(self.config.adversary_steps):
             asked = self._asked(scene).expand(len(scene.target))
             predicted = self.student(scene.state.latents, scene.state.timestep, asked)
-            self.adversaries[str(scene.number)].climb(-mse_loss(predicted, scene.original))
+            self.adversaries[str(scene.number)].maximize(-mse_loss(predicted, scene.original))
 
     def state(self) -> dict[str, Tensor]:
         return states_of(self.adversaries)

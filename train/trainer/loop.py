@@ -15,12 +15,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from efface.errors import JobFailure, Stopped
+from efface.models.attention import AttentionInUse
 from efface.models.network import Network
 from efface.train.method import GradientMethod, TrainingConfig, UnlearningTask
 from efface.train.trainer.checkpoint import Checkpoint, read, run_key, write
@@ -44,7 +45,7 @@ class TrainOutput(NamedTuple):
     """The delta's tensors, on the CPU."""
     losses: list[float]
     """Of every optimiser step, the mean over its batches."""
-    attention: dict[str, Any] | None
+    attention: AttentionInUse | None
     """The student's attention as `set_attention` reports it; None: as it was in the base."""
 
 
@@ -78,7 +79,7 @@ def train(
     regularizers = Regularizers(method, task, student, trained, training_options)
     saved = CheckpointConfig(checkpoint, run_key(method, task), save_steps)
     member = task.base.member if isinstance(task.base, PackedBase) else None
-    options: AbstractContextManager[dict[str, Any] | None] = (
+    options: AbstractContextManager[AttentionInUse | None] = (
         member.training()  # the networks are the pack's
         if member
         else apply_training_options(

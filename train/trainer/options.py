@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from efface.config_files import LocalPath, StrictModel
-from efface.models.attention import Backend, set_attention
+from efface.models.attention import AttentionInUse, Backend, set_attention
 from efface.models.denoiser import Denoiser
 from efface.models.network import Network
 
@@ -54,7 +54,7 @@ def apply_training_options(
     teacher: Denoiser,
     student: Network,
     trained: list[nn.Parameter],
-) -> Iterator[dict[str, Any] | None]:
+) -> Iterator[AttentionInUse | None]:
     """Both networks as `training_options` and `precision` ask for; the teacher is put back afterwards, bit for bit.
 
     A student that is the text encoder has one kernel of attention, and gives back the teacher's report.
@@ -82,7 +82,7 @@ def convert(
     precision: Literal["fp32", "bf16"],
     trained: Sequence[nn.Parameter] = (),
     halves: Halves | None = None,
-) -> dict[str, Any] | None:
+) -> AttentionInUse | None:
     """A network with the kernels and the precision asked for. Gives what `set_attention` says of it, or None.
 
     bf16: all weights but the trained ones are bf16, and so is the arithmetic in the UNets' forward passes. The trained

@@ -22,6 +22,7 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from efface.models.attention import AttentionInUse
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.network import sharing_copy
@@ -90,7 +91,7 @@ class Member:
         self._since: float | None = None
 
     @contextmanager
-    def training(self) -> Iterator[dict[str, Any] | None]:
+    def training(self) -> Iterator[AttentionInUse | None]:
         """Around the loop; gives what `set_attention` reports of the networks of the pack."""
         self.trains = True
         try:
