@@ -2,13 +2,14 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from rich import box
 from rich.table import Table
 
+from efface.concepts.prompts import KEPT_AXES
 from efface.eval.scores.comparison import differences
 from efface.eval.scores.results import Difference, Range, Scores
 from efface.eval.scores.scoring import BASE
@@ -27,6 +28,7 @@ class LeaderboardRow:
     that method itself, and where the questions are not the same.
     prompts: of a concept on an axis, fewest and most; single_prompt_axes: those on which some concept has one, so that
     the intervals speak of these prompts only; training_seeds: models of a concept, fewest and most.
+    shown_only_axes: those on which some concept is scored on what methods may see, as nothing was held out for it.
     challenge_all, challenge_unet, global_l2, relative_l2: see `weight_norms.Norms`, over all parts or the UNet alone;
     seconds: of the unlearning itself, all models of the method together. None where not known.
     broken: images that are no evidence (`image_errors.py`); unread: verdicts on whole images that could not be read.
@@ -51,6 +53,7 @@ class LeaderboardRow:
     prompts: str = ""
     single_prompt_axes: str = ""
     training_seeds: str = ""
+    shown_only_axes: str = ""
     challenge_all: float | None = None
     challenge_unet: float | None = None
     global_l2: float | None = None
@@ -115,15 +118,30 @@ def leaderboard(
 
 
 def notes(scores: Mapping[str, Scores], rows: Sequence[LeaderboardRow]) -> list[str]:
-    """What a reader of the leaderboard has to know: of what the intervals speak, and what marks a tie."""
+    """What a reader of the leaderboard has to know: of what the intervals speak, where no method was kept from
+    seeing what it is scored on, and what marks a tie."""
     labels: dict[str, list[str]] = {}
     for label, score in scores.items():
         labels.setdefault(score.sampling.describe(), []).append(shown(label))
     lines = [line if len(labels) == 1 else f"{', '.join(of)}: {line}" for line, of in labels.items()]
+    lines.extend(_nothing_held_out(scores))
     tied = next((row.compared_to for row in rows if row.ties), None)
     if tied is not None:
         lines.append(f"=: a tie with {shown(tied)}, as the interval of the difference, on the same questions, holds 0")
     return lines
+
+
+def _nothing_held_out(scores: Mapping[str, Scores]) -> Iterator[str]:
+    """A sentence for each axis and its concepts that are scored on what methods may have seen."""
+    everything = {concept for score in scores.values() for concept in score.concepts}
+    for axis in KEPT_AXES:
+        concepts = {concept for score in scores.values() for concept in score.shown.nothing_held_out.get(axis, [])}
+        if concepts:
+            of = "" if concepts == everything else f" of {', '.join(map(shown, sorted(concepts)))}"
+            yield (
+                f"nothing is held out on the axis {axis}{of}: it is the score of concepts that methods may hold still "
+                "by name, and says nothing of others"
+            )
 
 
 def _row(
@@ -152,6 +170,7 @@ def _row(
         prompts=str(Range(min(of.least for of in prompts), max(of.most for of in prompts))),
         single_prompt_axes=" ".join(score.sampling.single_prompt_axes),
         training_seeds=str(score.sampling.training_seeds),
+        shown_only_axes=" ".join(score.shown.nothing_held_out),
         challenge_all=change.all.challenge if change else None,
         challenge_unet=change.unet.challenge if change else None,
         global_l2=change.all.global_l2 if change else None,

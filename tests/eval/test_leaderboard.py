@@ -2,17 +2,21 @@
 
 import csv
 import io
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from rich.console import Console
 
 from efface.concepts.prompts import AXES
+from efface.eval.image_table import SCHEMA
 from efface.eval.scores.jackknife import Estimates, Intervals
 from efface.eval.scores.leaderboard import differences_table, leaderboard, notes, rich_table, write_csv
 from efface.eval.scores.results import Interval, Invalid, Range, Sampling, Scores, Shown, Summary
+from efface.eval.scores.scoring import score_table
 from efface.eval.weight_norms import Norms, WeightChange
 
 
@@ -160,3 +164,27 @@ def test_a_row_says_of_what_its_interval_speaks() -> None:
     assert (rows[0].prompts, rows[0].single_prompt_axes, rows[0].training_seeds) == ("1-5", "forget", "1")
     (note,) = notes(scores, rows)
     assert "of these prompts only on forget," in note and "one training seed only" in note
+
+
+def test_axes_on_which_nothing_was_held_out_are_named(row: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    """A table in which methods may have seen everything that should stay: its shown scores are its scores."""
+
+    def scored(concept: str, held_out: dict[str, bool]) -> list[dict[str, Any]]:
+        return [row(axis, True, concept, seed, held_out=held_out.get(axis)) for axis in AXES for seed in range(4)]
+
+    kept = {"adjacent": False, "retain": False}
+    both = {"uce": [*scored("Cat", kept), *scored("Tulip", kept)]}
+    some = {"uce": [*scored("Cat", kept), *scored("Tulip", {"adjacent": True, "retain": False})]}
+    none = {"uce": scored("Cat", dict.fromkeys(kept, True))}
+    for tables, axes, said in (
+        (both, "adjacent retain", ["on the axis adjacent: it is", "on the axis retain: it is"]),
+        (some, "adjacent retain", ["on the axis adjacent of Cat: it is", "on the axis retain: it is"]),
+        (none, "", []),
+    ):
+        scores = {label: score_table(pa.Table.from_pylist(rows, schema=SCHEMA)) for label, rows in tables.items()}
+        board = leaderboard(scores)
+        lines = [line for line in notes(scores, board) if line.startswith("nothing is held out")]
+        assert len(lines) == len(said) and all(part in line for part, line in zip(said, lines, strict=True))
+        write_csv(tmp_path / "board.csv", board)
+        (found,) = csv.DictReader(io.StringIO((tmp_path / "board.csv").read_text()))
+        assert found["shown_only_axes"] == axes
