@@ -2,10 +2,10 @@
 
 Answers with known truth (`simulated_answers.py`) are scored by the code that scores real ones. Coverage is the share of
 intervals that hold the truth, over all repetitions: 0.95 if they are what they say. `python -m benchmarks.coverage 100`
-repeats each design 100 times, one of more than 5000 images a quarter as often. Each design is saved when it is done;
-with `--seconds` it stops after so long, and the same command goes on from there. Designs that were repeated as often or
-more are kept. The bootstrap's intervals (`bootstrap.py`) are compared on a few designs. `--table` prints the table of
-docs/scores.md from the file, and every design with a score that is held by less than 0.92 or more than 0.98.
+repeats each design 100 times at each level of rates. Each is saved when it is done; with `--seconds` it stops after so
+long, and the same command goes on from there. Designs that were repeated as often or more are kept. The bootstrap's
+intervals (`bootstrap.py`) are compared on a few designs. `--table` prints the tables of docs/scores.md from the file
+(`coverage_table.py`), `--into docs/scores.md` puts them there.
 """
 
 import argparse
@@ -13,12 +13,14 @@ import itertools
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.bootstrap import bootstrap_intervals
+from benchmarks.coverage_table import coverage_tables, put_tables
 from benchmarks.record import RESULTS, write_result
 from benchmarks.simulated_answers import Design, Simulated, simulate
 from efface.concepts.prompts import AXES
@@ -34,23 +36,6 @@ WORLDS = {
 REPETITIONS, COMPARED_REPETITIONS = 1000, 40
 COMPARED = (Design(1, 5, 4), Design(5, 5, 4), Design(20, 5, 4), Design(20, 15, 20), Design(20, 5, 4, shared=True))
 SEEDED = tuple(Design(concepts, 5, 4, shared, 3) for concepts, shared in ((1, False), (20, False), (20, True)))
-
-KINDS: dict[str, Callable[[Design], bool]] = {
-    "one prompt": lambda design: design.prompts == 1,
-    "5 prompts": lambda design: design.prompts == 5 and design.training_seeds == 1,
-    "15 prompts": lambda design: design.prompts == 15,
-    "1 concept": lambda design: design.concepts == 1,
-    "20 concepts": lambda design: design.concepts == 20,
-    "shared images": lambda design: design.shared,
-    "3 training seeds": lambda design: design.training_seeds == 3,
-    "all": lambda design: True,
-}
-OVER_CONCEPTS = "axis, over concepts"
-COLUMNS = (
-    *("axis of a concept", "ERR of a concept", OVER_CONCEPTS, "err_mean", "err_of_means"),
-    *("difference of axes", "difference of err_mean", "difference of err_of_means"),
-)
-LOWEST, HIGHEST = 0.92, 0.98
 
 
 def designs() -> Iterator[Design]:
@@ -97,7 +82,7 @@ def _held(found: Estimates, found_other: Estimates, one: Simulated, other: Simul
         **{f"axis {axis}": held_overall[index] for index, axis in enumerate(AXES)},
         "err_mean": held_overall[5],
         "err_of_means": held_overall[6],
-        "difference of axes": held_between[:5],
+        **{f"difference axis {axis}": held_between[index] for index, axis in enumerate(AXES)},
         "difference of err_mean": held_between[5],
         "difference of err_of_means": held_between[6],
     }
@@ -108,61 +93,38 @@ def main() -> None:
     parser.add_argument("repetitions", type=int, nargs="?", default=REPETITIONS)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="of processor time, then stop")
     parser.add_argument("--table", action="store_true", help="print what was measured, and measure nothing")
+    parser.add_argument("--into", type=Path, help="a page: put what --table prints there, between its two marks")
     options = parser.parse_args()
-    if options.table:
-        return print_table()
-    measured = _measured_before(options.repetitions)
+    if options.table or options.into:
+        tables = coverage_tables(measured_designs())
+        return put_tables(options.into, tables) if options.into else print(tables)
+    measured = {_key(one): one for one in measured_designs()}
     for world in WORLDS:
         for design in (*designs(), *SEEDED):
             key = (world, *vars(design).values())
-            if key in measured or time.process_time() > options.seconds:
+            if _is_enough(measured.get(key), options.repetitions) or time.process_time() > options.seconds:
                 continue
-            repetitions = options.repetitions // _fewer(design)
-            found = coverage(world, design, repetitions, design in COMPARED)
-            measured[key] = {"rates": world, **vars(design), "repetitions": repetitions, "coverage": found}
+            found = coverage(world, design, options.repetitions, design in COMPARED)
+            measured[key] = {"rates": world, **vars(design), "repetitions": options.repetitions, "coverage": found}
             write_result("coverage", {"designs": list(measured.values())}, rates=WORLDS)
             print(world, design, found, flush=True)
 
 
-def _fewer(design: Design) -> int:
-    """By how much less often a large design is repeated."""
-    return 4 if design.concepts * design.prompts * design.images * 5 > 5000 else 1
-
-
-def print_table() -> None:
-    """Means over the levels of rates, each table counting once: of kinds of designs, and of designs out of range."""
-    by_design: dict[Design, list[dict[str, Any]]] = defaultdict(list)
-    for key, one in _measured_before(1).items():
-        by_design[Design(*key[1:])].append(one)
-    print("| designs | tables |", " | ".join(COLUMNS), "|")
-    for kind, belongs in KINDS.items():
-        ones = [one for design, of in by_design.items() if belongs(design) for one in of]
-        held = (f"{_mean(ones, name):.3f}".lstrip("0") for name in COLUMNS)
-        print(f"| {kind} | {sum(one['repetitions'] for one in ones)} |", " | ".join(held), "|")
-    for design, ones in by_design.items():
-        axes = [f"axis {axis}" for axis in AXES]
-        held_by = {name: _mean(ones, name) for name in (*axes, *(name for name in COLUMNS if name != OVER_CONCEPTS))}
-        out = {name: round(held, 4) for name, held in held_by.items() if not LOWEST <= held <= HIGHEST}
-        if out:
-            print(design, sum(one["repetitions"] for one in ones), out)
-
-
-def _mean(ones: list[dict[str, Any]], name: str) -> float:
-    """The share of intervals that held the truth, over all tables; of the axes over concepts their mean."""
-    names = [f"axis {axis}" for axis in AXES] if name == OVER_CONCEPTS else [name]
-    held = [np.mean([one["coverage"][each] for each in names]) for one in ones]
-    return float(np.average(held, weights=[one["repetitions"] for one in ones]))
-
-
-def _measured_before(repetitions: int) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """By level of rates and design, what the file has of so many repetitions or more."""
+def measured_designs() -> list[dict[str, Any]]:
+    """What the file has."""
     path = RESULTS / "coverage.json"
-    found = {}
-    for one in json.loads(path.read_text())["measured"]["designs"] if path.is_file() else ():
-        design = Design(**{name: one[name] for name in vars(COMPARED[0])})
-        if one["repetitions"] >= repetitions // _fewer(design):
-            found[one["rates"], *vars(design).values()] = one
-    return found
+    designs: list[dict[str, Any]] = json.loads(path.read_text())["measured"]["designs"] if path.is_file() else []
+    return designs
+
+
+def _key(one: dict[str, Any]) -> tuple[Any, ...]:
+    """The level of rates and the design."""
+    return one["rates"], *(one[name] for name in vars(COMPARED[0]))
+
+
+def _is_enough(one: dict[str, Any] | None, repetitions: int) -> bool:
+    """Whether a design was repeated so often, with the differences of every axis kept apart."""
+    return one is not None and one["repetitions"] >= repetitions and f"difference axis {AXES[0]}" in one["coverage"]
 
 
 if __name__ == "__main__":

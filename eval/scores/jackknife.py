@@ -60,6 +60,9 @@ class Intervals:
     low: Array
     high: Array
     variance: Array
+    own_low: Array
+    """The ends before they are moved to hold the score too, by which differences go."""
+    own_high: Array
 
 
 @dataclass(frozen=True)
@@ -114,10 +117,12 @@ def difference(one: Estimates, other: Estimates) -> Intervals:
     covariance = (one.effects[of_one] * other.effects[of_other]).sum(axis=0)
     a, b = one.overall, other.overall
     correlation = covariance / np.sqrt(a.variance * b.variance)
-    low, high = difference_interval((a.centre, a.low, a.high), (b.centre, b.low, b.high), correlation)
+    ends_a, ends_b = ((of.centre, of.own_low, of.own_high) for of in (a, b))
+    low, high = difference_interval(ends_a, ends_b, correlation)
     score = a.score - b.score
     variance = a.variance + b.variance - 2 * covariance
-    return Intervals(score, a.centre - b.centre, np.minimum(low, score), np.maximum(high, score), variance)
+    holds_score = np.minimum(low, score), np.maximum(high, score)
+    return Intervals(score, a.centre - b.centre, *holds_score, variance, low, high)
 
 
 def _intervals(
@@ -127,8 +132,8 @@ def _intervals(
     variance = np.where(variance > MIN_SPREAD, variance, rate * (1 - rate) / images)
     centre = np.clip(score - bias, 0.0, 1.0)
     low, high = wilson_interval(centre, rate * (1 - rate) / variance, cluster_quantile(df, images, level))
-    low, high = np.clip(np.minimum(low, score), 0.0, 1.0), np.clip(np.maximum(high, score), 0.0, 1.0)
-    return Intervals(score, centre, low, high, variance)
+    holds_score = np.clip(np.minimum(low, score), 0.0, 1.0), np.clip(np.maximum(high, score), 0.0, 1.0)
+    return Intervals(score, centre, *holds_score, variance, low, high)
 
 
 def _overall(cells: Array) -> Array:

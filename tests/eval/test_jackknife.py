@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from benchmarks.simulated_answers import Design, simulate
 from efface.concepts.prompts import AXES
 from efface.eval.scores.axis_cells import ScoredImages
-from efface.eval.scores.jackknife import difference, estimate
+from efface.eval.scores.jackknife import Estimates, Intervals, difference, estimate
 from efface.eval.scores.statistics import degrees_of_freedom, err_mean, estimation_noise
 
 Array = NDArray[np.float64]
@@ -113,6 +113,15 @@ def test_a_better_method_is_seen_on_the_same_prompts_where_its_interval_overlaps
     found = difference(one, other)
     assert one.overall.low[FORGET] < other.overall.high[FORGET]
     assert found.low[FORGET] > 0
+
+
+def test_a_difference_goes_by_intervals_that_are_not_stretched_to_a_biased_score() -> None:
+    """Two means of ERR whose scores lie far below the likelier values, 0.1 to either side: sqrt(0.02) for both."""
+    seven = (np.full(7, value) for value in (0.17, 0.35, 0.17, 0.45, 0.0026, 0.25, 0.45))
+    of = Intervals(*seven)
+    one, other = (Estimates(of, of, np.array([unit]), np.zeros((1, 7))) for unit in (1, 2))
+    found = difference(one, other)
+    assert (found.low[0], found.high[0]) == pytest.approx((-(0.02**0.5), 0.02**0.5))
 
 
 def test_the_order_of_the_rows_does_not_matter() -> None:

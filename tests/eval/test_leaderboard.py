@@ -21,7 +21,8 @@ from efface.eval.weight_norms import Norms, WeightChange
 
 
 def estimates(err: float) -> Estimates:
-    of = Intervals(*(np.full(7, err + off) for off in (0, 0, -0.1, 0.1)), np.full(7, 0.0026))
+    score, low, high = (np.full(7, err + off) for off in (0, -0.1, 0.1))
+    of = Intervals(score, score, low, high, np.full(7, 0.0026), low, high)
     return Estimates(of, of, np.zeros(0, dtype=np.int64), np.zeros((0, 7)))
 
 
