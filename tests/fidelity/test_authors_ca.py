@@ -17,7 +17,7 @@ from efface.train.data.views import View
 from efface.train.method import UnlearningTask, parse_config
 from efface.train.methods.ca import CA
 from efface.train.trainer.loop import train
-from tests.fidelity.authors_code import assert_same_steps, recorded, recorded_facts
+from tests.fidelity.authors_code import assert_same_steps, noted_gradients, recorded, recorded_facts
 
 FEW_IMAGES = {"anchor_images": 1, "image_steps": 1}  # the recorded samples take the place of these
 
@@ -53,13 +53,13 @@ def test_the_presets_are_the_authors_commands(
     monkeypatch.setattr(AnchorImages, "draw", draw)
     config = {**FEW_IMAGES, **config, "batch_size": batch_size, "samples_seen": 3 * batch_size}
     task = UnlearningTask(recorded_base, (authors_concepts.find(concept),), authors_concepts, seed=0)
-    trained = train(CA(parse_config("ca", config, preset)), task)
+    with noted_gradients() as gradients:
+        trained = train(CA(parse_config("ca", config, preset)), task)
 
     torch.testing.assert_close(torch.tensor(trained.losses), found["losses"], rtol=1e-4, atol=0)
-    before = recorded_base.tensors()
     expected = {name.removeprefix("change/"): value for name, value in found.items() if name.startswith("change/")}
     assert trained.tensors.keys() == expected.keys()
-    assert_same_steps({name: trained.tensors[name] - before[name] for name in expected}, expected)
+    assert_same_steps(trained.tensors, recorded_base.tensors(), expected, gradients)
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
