@@ -33,6 +33,7 @@ from efface.eval.found_prompts import read_slot
 from efface.eval.judge_identity import judge_identity
 from efface.eval.judge_spec import judge_name, read_judge
 from efface.eval.metric import METRICS
+from efface.eval.threshold_fit import MIN_IMAGES
 from efface.models.base import BaseSpec
 from efface.models.recipe import Recipe, load_recipe
 from efface.models.tokenizer import check_texts
@@ -237,6 +238,7 @@ def make_plan(
         *check_texts(base, concept_set, prompts, texts),
         *_nothing_held_out(concept_set, shards),
         *_shared_rollouts(models),
+        *_few_calibration_images(judges),
     )
     return Plan(
         name, base, base_id, concept_set, recipe, prompts, targets, everything, tasks, resources, judged, warnings
@@ -337,3 +339,14 @@ def _base_default(base: BaseSpec, key: str, field: str | None = None) -> str:
     if not value:
         raise UserError(f"base '{base.name}' names no {key}, so evaluation.{field or key} must be given")
     return str(value)
+
+
+def _few_calibration_images(judges: Sequence[str]) -> Iterator[str]:
+    """A sentence for each judge whose thresholds would be fitted on too few images of a concept."""
+    for judge in judges:
+        config = read_judge(judge).config
+        if config.fitted and config.calibration_images < MIN_IMAGES:
+            yield (
+                f"judge '{judge_name(judge)}': calibration_images is {config.calibration_images}, below {MIN_IMAGES}, "
+                "so that all concepts share one threshold, and its accuracy on each is hardly known; 20 are the default"
+            )

@@ -241,6 +241,19 @@ def test_prompts_that_the_text_encoder_cuts_are_named_with_row_and_column(
     assert plan().warnings == ()
 
 
+@pytest.mark.parametrize(
+    ("images", "threshold", "warns"), [(9, "", True), (10, "", False), (1, "threshold: 0.3", False)]
+)
+def test_thresholds_that_would_be_fitted_on_too_few_images_are_named(
+    plan: MakePlan, tmp_path: Path, images: int, threshold: str, warns: bool
+) -> None:
+    """`threshold_fit.MIN_IMAGES` is 10; a judge with a threshold of its own fits none."""
+    judge = tmp_path / "few.yaml"
+    judge.write_text(f"kind: clip\nsource: openai/clip-vit-large-patch14\ncalibration_images: {images}\n{threshold}\n")
+    warnings = plan(evaluation={**EVALUATION, "judges": [str(judge)]}).warnings
+    assert [("'few': calibration_images is 9, below 10" in warning) for warning in warnings] == [True] * warns
+
+
 def test_a_prompt_that_says_nothing_to_the_text_encoder_is_refused(
     plan: MakePlan, tiny_base_folder: Path, tmp_path: Path
 ) -> None:

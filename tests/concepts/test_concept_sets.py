@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from efface.concepts.concept import Concept, ConceptSet, concept_set_names, load_concept_set
+from efface.concepts.prompts import load_prompt_set
 from efface.errors import UserError
 
 PETS = """
@@ -275,6 +276,14 @@ def test_artists_are_those_of_esd_and_concept_ablation() -> None:
     everyone = {found.find(name).name for name in [*ablated, "Johannes Vermeer", "Jeremy Mann"]}
     for name in ablated:
         assert adjacent("artists", name) == everyone - {found.find(name).name}
+
+
+@pytest.mark.parametrize("name", concept_set_names())
+def test_every_concept_that_ships_has_three_direct_prompts_or_more(name: str) -> None:
+    """Judges are fitted and measured on images of them: with one, on one prompt's alone."""
+    found, prompts = load_concept_set(name), load_prompt_set(name, load_concept_set(name))
+    lacking = [c.name for c in found.all if c.name not in prompts.rows or len(prompts.rows[c.name].direct) < 3]
+    assert lacking == []
 
 
 def test_characters_are_those_of_concept_ablation() -> None:
