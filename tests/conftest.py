@@ -37,28 +37,29 @@ def _isolated_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
+def write_byte_tokenizer(folder: Path) -> int:
+    """A CLIP tokenizer of single bytes; gives the vocabulary's size."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    symbols = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    special = {
+        "bos_token": symbols[-2],
+        "eos_token": symbols[-1],
+        "unk_token": symbols[-1],
+        "pad_token": symbols[-1],
+    }
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps({symbol: i for i, symbol in enumerate(symbols)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **special}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return len(symbols)
+
+
 @pytest.fixture(scope="session")
 def write_tokenizer() -> Callable[[Path], int]:
     """A function that writes a CLIP tokenizer of single bytes to a folder; it gives the vocabulary's size."""
-
-    def write(folder: Path) -> int:
-        letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-        symbols = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-        special = {
-            "bos_token": symbols[-2],
-            "eos_token": symbols[-1],
-            "unk_token": symbols[-1],
-            "pad_token": symbols[-1],
-        }
-        folder.mkdir(parents=True)
-        (folder / "vocab.json").write_text(json.dumps({symbol: i for i, symbol in enumerate(symbols)}))
-        (folder / "merges.txt").write_text("#version: 0.2\n")
-        (folder / "special_tokens_map.json").write_text(json.dumps(special))
-        config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **special}
-        (folder / "tokenizer_config.json").write_text(json.dumps(config))
-        return len(symbols)
-
-    return write
+    return write_byte_tokenizer
 
 
 @pytest.fixture(scope="session")
