@@ -4,7 +4,7 @@ Records and outputs are only read here; damaged ones are reported, and `storage/
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -33,12 +33,11 @@ from efface.eval.contact_sheet import write_sheets
 from efface.eval.found_prompts import FoundPrompts
 from efface.eval.image_errors import ImageError, broken_images
 from efface.eval.image_table import read_images, read_table, write_table
-from efface.eval.judge_accuracy import Accuracy, mean_accuracy, together
+from efface.eval.judge_accuracy import mean_accuracy, together
 from efface.eval.judge_spec import judge_name
 from efface.eval.scores.comparison import differences
 from efface.eval.scores.continual import write_csv as write_stages
-from efface.eval.scores.corrected import corrected_scores
-from efface.eval.scores.held_out import split_shown
+from efface.eval.scores.corrected import corrected_by_method
 from efface.eval.scores.leaderboard import (
     ImageCost,
     leaderboard,
@@ -125,7 +124,9 @@ def collect_results(plan: Plan, folder: RunFolder) -> Results:
     if attacked:
         write_attack_csv(folder.attacks, attacked)
     optional = {
-        "corrected": _corrected(plan, table, by_concept.get(plan.calibrations[0].judge, {}), scores),
+        "corrected": corrected_by_method(
+            _of_first_judge(plan, table), by_concept.get(plan.calibrations[0].judge, {}), scores
+        ),
         "differences": {label: difference.as_json() for label, difference in compared.items()},
         "image_costs": {label: asdict(cost) for label, cost in costs.items()},
         "adversarial_axis": _adversarial_axis(plan, prompts, table),
@@ -141,19 +142,6 @@ def collect_results(plan: Plan, folder: RunFolder) -> Results:
     for label, chain in stages.items():
         write_stages(folder.stages(label), chain)
     return Results(folder, rows, stages, accuracy, failures, unscored, broken, measured, footnotes, warnings, attacked)
-
-
-def _corrected(
-    plan: Plan, table: pa.Table, accuracy: Mapping[str, Accuracy], labels: Iterable[str]
-) -> dict[str, dict[str, Any]]:
-    """The scores of each label and of the base, corrected for the errors of the headline's judge."""
-    table = _of_first_judge(plan, table)
-    found = {}
-    for label in dict.fromkeys((*labels, BASE)):
-        rows, _ = split_shown(table.filter(pc.equal(table["method"], label)))
-        if rows.num_rows and accuracy.keys() >= set(rows["asked_concept"].unique().to_pylist()):
-            found[label] = corrected_scores(rows, accuracy)
-    return found
 
 
 def _adversarial_axis(plan: Plan, found: Sequence[FoundPrompts], table: pa.Table) -> dict[str, Any]:

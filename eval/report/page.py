@@ -17,6 +17,8 @@ from efface.eval.attack_table import AttackRow, attack_rows
 from efface.eval.calibration import Calibration
 from efface.eval.judge_accuracy import Accuracy, together
 from efface.eval.published_scores import CAUTION
+from efface.eval.report.corrected import CAUTION as CORRECTED_CAUTION
+from efface.eval.report.corrected import corrected_lines
 from efface.eval.report.figure import Figure
 from efface.eval.report.figures import figures, is_base
 from efface.eval.report.queries import Disagreement, disagreements
@@ -94,6 +96,8 @@ def report_html(
         is_base=is_base,
         balanced=_balanced,
         together=together,
+        corrected_lines=corrected_lines,
+        corrected_caution=CORRECTED_CAUTION,
         kept_axes=KEPT_AXES,
         shows_some=shows_some,
         published_caution=CAUTION,

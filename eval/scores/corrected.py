@@ -15,12 +15,20 @@ from math import sqrt
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from efface.concepts.prompts import AXES, TARGET_AXES, Axis
 from efface.eval.judge_accuracy import Accuracy, Z, rogan_gladen, together
+from efface.eval.scores.held_out import split_shown
+from efface.eval.scores.scoring import BASE
 from efface.eval.threshold_fit import MIN_IMAGES
 
 POOLED = "all concepts"
+CORRECTED = (
+    "Corrected for the judge's errors (Rogan-Gladen): estimates with 95 % intervals over images and the judge's "
+    "calibration, which may lie below 0 or above 1, and which nothing else goes by"
+)
+"""Said above a table of them."""
 
 
 @dataclass
@@ -67,6 +75,26 @@ def corrected_scores(table: pa.Table, accuracy: Mapping[str, Accuracy]) -> dict[
         "axes": {axis: _json(sums[axis]) for axis in AXES},
         "rates_of": POOLED if few else "each concept",
     }
+
+
+def corrected_by_method(
+    table: pa.Table, accuracy: Mapping[str, Accuracy], labels: Iterable[str]
+) -> dict[str, dict[str, Any]]:
+    """Of each label and of the base, by the rows of one judge; without those of whose concepts it was not measured."""
+    found = {}
+    for label in dict.fromkeys((*labels, BASE)):
+        rows, _ = split_shown(table.filter(pc.equal(table["method"], label)))
+        if rows.num_rows and accuracy.keys() >= set(rows["asked_concept"].unique().to_pylist()):
+            found[label] = corrected_scores(rows, accuracy)
+    return found
+
+
+def axes_of(corrected: Mapping[str, Any]) -> list[str]:
+    """Of each axis its estimate and interval, as tables show them; empty where there is none."""
+    return [
+        "" if of is None else "{:.3f} ({:.3f} to {:.3f})".format(of["score"], *of["interval"])
+        for of in (corrected["axes"][axis] for axis in AXES)
+    ]
 
 
 def _by_cell(table: pa.Table) -> dict[tuple[str, Axis], list[tuple[str, str, bool]]]:

@@ -1,5 +1,6 @@
 """`efface score`: every score, from the image table alone."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +20,7 @@ class ScoreOptions:
     """Recompute every score from an image table alone."""
 
     table: Annotated[str, typer.Argument(help="An image table, or a folder of them: a path or a URL.")]
-    method: Annotated[str | None, typer.Option(help="Score only this method of the table.")] = None
+    method: Annotated[str | None, typer.Option(help="Show only this method of the table.")] = None
     against: Annotated[
         str | None, typer.Option(help="Show differences to this method, on the same images; default: to the best.")
     ] = None
@@ -28,9 +29,7 @@ class ScoreOptions:
     base: Annotated[str | None, typer.Option(help="Take models of this base, by its id in the table.")] = None
     calibration: Annotated[
         str | None,
-        typer.Option(
-            help="A judge's calibration.json: adds scores corrected for its errors (Rogan-Gladen) to the JSON."
-        ),
+        typer.Option(help="A judge's calibration.json: shows scores corrected for its errors, too (Rogan-Gladen)."),
     ] = None
     curve: Annotated[
         bool, typer.Option("--curve", help="Show how often concepts are present at other thresholds of the judge.")
@@ -73,16 +72,24 @@ def run(options: ScoreOptions) -> TableScores:
 
     path = as_path(options.table)
     rows = read_table(path / "table.parquet" if (path / "table.parquet").is_file() else path)
-    labels = sorted(set(rows["method"].unique().to_pylist()) - {BASE}) or [BASE]
+    every = labels = sorted(set(rows["method"].unique().to_pylist()) - {BASE}) or [BASE]
     if options.method:
         labels = list(dict.fromkeys(label for label in (options.method, options.against) if label))
-    scores = {
-        label: score_table(rows, method=label, judge=options.judge, recipe=options.recipe, base=options.base)
-        for label in labels
-    }
+
+    def score(label: str) -> "Scores":
+        return score_table(rows, method=label, judge=options.judge, recipe=options.recipe, base=options.base)
+
+    scores = {label: score(label) for label in labels}
+    compared = dict(scores)
+    if options.method and not options.against:
+        for label in every:
+            with suppress(UserError):  # one that cannot be scored is not the best
+                compared[label] = compared.get(label) or score(label)
     corrected = {label: _corrected(options, rows, label) for label in labels} if options.calibration else {}
     curves = {label: threshold_curve(_chosen(options, rows, label)) for label in labels} if options.curve else {}
-    return TableScores(scores, differences(scores, options.against), options.method, corrected, curves)
+    to_others = differences(compared, options.against)
+    found = {label: to_others[label] for label in labels if label in to_others}
+    return TableScores(scores, found, options.method, corrected, curves)
 
 
 def _chosen(options: ScoreOptions, rows: "pa.Table", label: str) -> "pa.Table":
@@ -116,6 +123,8 @@ def _corrected(options: ScoreOptions, rows: "pa.Table", label: str) -> dict[str,
 
 
 def show(scores: TableScores) -> None:
+    from efface.concepts.prompts import AXES
+    from efface.eval.scores.corrected import CORRECTED, axes_of
     from efface.eval.scores.leaderboard import differences_table, leaderboard, notes, rich_table
     from efface.launch.tables import console, print_line, print_table
 
@@ -127,6 +136,9 @@ def show(scores: TableScores) -> None:
         terminal.print(differences)
     for note in notes(scores.methods, rows):
         print_line(note)
+    if scores.corrected:
+        print_line(f"{CORRECTED}:")
+        print_table(("method", *AXES), [[label, *axes_of(found)] for label, found in scores.corrected.items()])
     for label, curve in scores.curves.items():
         print_line(f"{label}: share of images in which the concept is present, by the judge's threshold")
         thresholds = list(next(iter(curve.values()), {}))

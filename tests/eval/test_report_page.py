@@ -154,6 +154,25 @@ def test_judges_are_shown_with_how_certain_their_accuracy_is() -> None:
     assert table[3] == ["cat", "0.900", "0.596–0.982", "10", "1.000", "0.839–1.000", "20"]
 
 
+def test_scores_corrected_for_the_judges_errors_stand_below_its_calibration() -> None:
+    """A judge that was never wrong corrects nothing: the estimates are the scores."""
+    content = run_content()
+    never_wrong = Accuracy.counted(10**6, 10**6, 10**6, 10**6, 0)
+    facts = {"weights": "w", "judge_version": "1", "base_id": "b", "recipe_id": "r", "prompts_sha256": "p"}
+    accuracy = dict.fromkeys((*CONCEPTS, "tree"), never_wrong)
+    calibration = Calibration(judge=JUDGE, thresholds={}, accuracy=accuracy, **facts)
+    page = Page(report_html([replace(content, calibrations=(calibration,))], "title"))
+    (table,) = (table for table in page.tables if table and "method, corrected" in table[0])
+    board = {line[0]: line for line in page.tables[0][1:]}
+    assert {line[0] for line in table[1:]} == {"base", *METHODS}
+    for method, *estimates in table[1:]:
+        assert [float(estimate.split(" ")[0]) for estimate in estimates] == pytest.approx(
+            [float(score) for score in board[method][2:7]], abs=1.1e-3
+        )
+        assert all(" to " in estimate for estimate in estimates)
+    assert "method, corrected" not in report_html([content], "title")
+
+
 def test_strips_hold_every_answer_beside_the_base_and_begin_with_what_most_models_get_wrong() -> None:
     found = rows()
     (run,) = Page(report_html([run_content(found)], "title")).data
