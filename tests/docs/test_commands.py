@@ -4,20 +4,27 @@ Names, fields, prompts and concept sets are looked up as the command does. Pages
 own; those commands only have to be understood (`test_links.py`), and their verbs are run by `tests/launch/`.
 """
 
+import argparse
 import csv
+import importlib
+import importlib.util
 import re
+import runpy
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
-from test_links import CURRENT
+from test_links import CURRENT, code
 from test_links import commands as documented
 
 from efface.cluster.campaign import planner
 from efface.cluster.campaign.plan import NOT_FETCHED, Plan
+from efface.cluster.campaign.rates import read_rates
 from efface.cluster.campaign.spec import read_campaign
 from efface.cluster.search.spec import read_search
 from efface.concepts.concept import load_concept_set
@@ -34,7 +41,7 @@ from efface.models.model_files import NotCached
 from efface.models.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
-HEADERS = sorted(path for path in CONFIGS.resolve().rglob("*.yaml") if path.parent.name != "rates")
+HEADERS = sorted(CONFIGS.resolve().rglob("*.yaml"))
 COMMAND = typer.main.get_command(app)
 OWN = re.compile(
     r"--help|--after|--address|[A-Z]{2,}|\bC\b|…|my[_-]|mine|s3://|campaign\.yaml|"
@@ -84,8 +91,16 @@ def parsed(command: str) -> tuple[str, dict[str, Any]]:
     return shlex.split(command)[1], dict(made.params)
 
 
-def plan(params: dict[str, Any]) -> Plan:
-    return planner.plan_campaign(read_campaign(params["campaign"], params.get("overrides")), fetch=False)
+PLANS: dict[str, Plan] = {}
+"""By campaign and overrides: several pages name the same ones."""
+
+
+def plan(params: dict[str, Any]) -> None:
+    asked = str([params["campaign"], params.get("overrides")])
+    if asked not in PLANS:
+        PLANS[asked] = planner.plan_campaign(read_campaign(params["campaign"], params.get("overrides")), fetch=False)
+    if params.get("rates"):
+        read_rates(params["rates"])
 
 
 def plan_evaluation(params: dict[str, Any]) -> None:
@@ -123,6 +138,13 @@ def prefetched(params: dict[str, Any]) -> None:
         read_campaign(name)
 
 
+def listed(verb: str, params: dict[str, Any]) -> None:
+    """Looks up what the command is asked for, as it does itself."""
+    module = importlib.import_module(f"efface.launch.commands.{verb}")
+    options = module.COMMAND.options
+    module.COMMAND.run(options(**{field.name: params[field.name] for field in fields(options)}))
+
+
 PLANNED: dict[str, Callable[[dict[str, Any]], Any]] = {
     **dict.fromkeys(("run", "plan"), plan),
     **dict.fromkeys(("evaluate", "calibrate"), plan_evaluation),
@@ -131,9 +153,9 @@ PLANNED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "search": plan_search,
     "submit": plan_submission,
     **dict.fromkeys(("doctor", "prefetch"), prefetched),
+    **{verb: partial(listed, verb) for verb in ("methods", "judges", "concepts", "bases", "attacks", "prompts")},
 }
 RUN_ELSEWHERE = {
-    **dict.fromkeys(("methods", "judges", "concepts", "bases", "attacks", "prompts"), "commands/test_listings.py"),
     **dict.fromkeys(("status", "logs", "cancel", "gc", "retry"), "commands/test_verbs.py"),
     **dict.fromkeys(("package", "verify"), "commands/test_package.py"),
     **dict.fromkeys(("push", "pull"), "commands/test_push.py"),
@@ -142,7 +164,7 @@ RUN_ELSEWHERE = {
     "score": "test_broken_images.py",
     "export": "test_home_folder.py",
 }
-"""Verbs that show what there is, or work on what a run has left, and the test of `tests/launch/` that runs each."""
+"""Verbs that work on what a run has left, and the test of `tests/launch/` that runs each."""
 
 
 @pytest.fixture(autouse=True)
@@ -201,6 +223,75 @@ def test_the_commands_of_a_page_can_be_planned(path: Path) -> None:
         works(command)
 
 
+def benchmarks(lines: Iterable[str]) -> dict[str, list[list[str]]]:
+    """By module of `benchmarks`, the arguments with which it is named."""
+    found: dict[str, list[list[str]]] = {}
+    for line in lines:
+        for module, rest in re.findall(r"python -m (benchmarks[\w.]+)([^`(#>|;]*)", line):
+            found.setdefault(module, []).append(shlex.split(rest))
+    return found
+
+
+class Understood(Exception):
+    """The arguments were parsed; what they ask for is not done."""
+
+
+def refusal(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> str | None:
+    """Why a benchmark would not start with these arguments. One that parses none is only looked at for the flags."""
+    spec = importlib.util.find_spec(module)
+    assert spec and spec.origin, module
+    source = Path(spec.origin)
+    if source.name == "__init__.py":
+        source = source.with_name("__main__.py")
+    text = source.read_text(encoding="utf-8")
+    if "ArgumentParser" not in text and "typer.run" not in text and "on_device import arguments" not in text:
+        return next((f"no {word}" for word in arguments if f'"{word}"' not in text), None)
+    really = argparse.ArgumentParser.parse_args
+
+    def parse_args(parser: argparse.ArgumentParser, *given: Any) -> None:
+        really(parser, arguments)
+        raise Understood
+
+    def error(parser: argparse.ArgumentParser, message: str) -> None:
+        raise UserError(message)
+
+    def run(function: Callable[..., None]) -> None:
+        alone = typer.Typer(add_completion=False)
+        alone.command()(function)
+        typer.main.get_command(alone).make_context(module, list(arguments))
+        raise Understood
+
+    monkeypatch.setattr(typer, "run", run)
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+    monkeypatch.setattr(argparse.ArgumentParser, "error", error)
+    try:
+        runpy.run_module(module, run_name="__main__")
+    except Understood:
+        return None
+    except Exception as refused:
+        return str(refused)
+    return "it parses no arguments"
+
+
+DOCUMENTED_BENCHMARKS = benchmarks(
+    [line for path in CURRENT for line in code(path)]
+    + [line for path in HEADERS for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+)
+
+
+@pytest.mark.parametrize("module", sorted(DOCUMENTED_BENCHMARKS))
+def test_benchmarks_understand_the_arguments_of_pages_and_headers(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments in DOCUMENTED_BENCHMARKS[module]:
+        with monkeypatch.context() as patch:
+            assert refusal(module, arguments, patch) is None, arguments
+
+
+def test_arguments_that_a_benchmark_does_not_have_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "--tabel" in (refusal("benchmarks.coverage", ["--tabel"], monkeypatch) or "")
+    assert "--sped" in (refusal("benchmarks.scheduler.simulate", ["esd-ablation", "--sped", "1"], monkeypatch) or "")
+    assert refusal("benchmarks.memory", ["--mesure"], monkeypatch) == "no --mesure"
+
+
 def test_every_verb_is_planned_here_or_run_by_the_test_that_is_named() -> None:
     verbs = set(COMMAND.list_commands(typer.Context(COMMAND)))
     assert verbs == PLANNED.keys() | RUN_ELSEWHERE.keys()
@@ -216,6 +307,12 @@ def test_every_verb_is_planned_here_or_run_by_the_test_that_is_named() -> None:
         ("efface run genmu-singel", "genmu-single"),
         ("efface run genmu-single -s evaluation.prompts=other.csv", "other.csv"),
         ("efface evaluate a.safetensors --judge clip-vit-larg", "clip-vit-large"),
+        ("efface plan demo --rates h20", "h200"),
+        ("efface methods typo", "unknown method 'typo'"),
+        ("efface concepts genmu-205", "genmu-2025"),
+        ("efface judges clop", "clip"),
+        ("efface attacks gcc", "gcg"),
+        ("efface prompts genmu-2025 --concept Van-Go", "Van-Go"),
     ],
 )
 def test_a_command_that_does_not_work_is_noticed(command: str, sentence: str) -> None:

@@ -37,15 +37,19 @@ def named_files(page: Path) -> Iterator[str]:
             yield text
 
 
-def commands(page: Path) -> list[str]:
-    """Lines of code blocks, and code in backticks, that begin with `efface `."""
+def code(page: Path) -> list[str]:
+    """Lines of code blocks, and code in backticks."""
     text = page.read_text()
     blocks = re.findall(r"^```(?:sh|console)?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     indented = re.findall(r"^ {4}(\S.*)$", text, re.MULTILINE)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()] + indented
     without_blocks = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
-    inline = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", without_blocks)]
-    starts = (re.search(r"(?:^|-- |\$ |=1 )(efface [a-z-].*)", line) for line in [*lines, *inline])
+    return lines + [" ".join(inline.split()) for inline in re.findall(r"`([^`]+)`", without_blocks)]
+
+
+def commands(page: Path) -> list[str]:
+    """The code that begins with `efface `."""
+    starts = (re.search(r"(?:^|-- |\$ |=1 )(efface [a-z-].*)", line) for line in code(page))
     return [match[1] for match in starts if match]
 
 
