@@ -24,13 +24,14 @@ from torch import Tensor
 
 from efface.errors import UserError, did_you_mean
 from efface.files import local_path, write_atomic
+from efface.models.delta_checks import provenance_error, tensors_error
+from efface.plain_files import check_plain
 
 if TYPE_CHECKING:
     from efface.models.base import Base
 
 Kind = Literal["weights", "adapter", "hook"]
 HEADER = "efface"  # the one key of the file's metadata: with several, safetensors would write them in any order
-COMPONENTS = ("unet", "text_encoder", "vae")
 
 
 @dataclass
@@ -124,8 +125,8 @@ class Delta:
 def merge(adapter: Mapping[str, Tensor], originals: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """W + alpha / r * up @ down of every module in `adapter`, by the full name of its weight.
 
-    down is (r, in) or (r, in, kh, kw), up is (out, r) or (out, r, 1, 1). Raises UserError for an unknown
-    module.
+    Of a weight (out, in, …), down is (r, in, …) and up is (out, r, 1, …), as many dimensions each. Raises UserError
+    for an unknown module, for other shapes, and where the sum is not finite.
     """
     merged = {}
     for module in sorted(name.removesuffix(".down") for name in adapter if name.endswith(".down")):
@@ -133,11 +134,15 @@ def merge(adapter: Mapping[str, Tensor], originals: Mapping[str, Tensor]) -> dic
         if name not in originals:
             raise UserError(f"'{module}' has an adapter but is no module of this base: {did_you_mean(name, originals)}")
         weight = originals[name]
-        down, up = (adapter[f"{module}.{part}"].to(weight.device, torch.float32) for part in ("down", "up"))
-        change = (up.flatten(1) @ down.flatten(1)) * (adapter[f"{module}.alpha"].item() / down.shape[0])
-        if change.numel() != weight.numel():
-            raise UserError(f"'{module}': an adapter of shape {tuple(change.shape)} for {tuple(weight.shape)}")
-        merged[name] = weight + change.view_as(weight)
+        down, up = (adapter[f"{module}.{part}"] for part in ("down", "up"))
+        rank, (d_out, *rest) = len(down), weight.shape
+        if not rank or list(down.shape) != [rank, *rest] or list(up.shape) != [d_out, rank, *[1] * (len(rest) - 1)]:
+            shapes = f"{tuple(down.shape)} and {tuple(up.shape)}"
+            raise UserError(f"'{module}': an adapter of the shapes {shapes} does not fit {tuple(weight.shape)}")
+        down, up = (part.to(weight.device, torch.float32).flatten(1) for part in (down, up))
+        merged[name] = weight + (up @ down * (adapter[f"{module}.alpha"].item() / rank)).view_as(weight)
+        if not merged[name].isfinite().all():
+            raise UserError(f"'{module}': the adapter makes weights that are not finite")
     return merged
 
 
@@ -172,6 +177,7 @@ def _stacked(*adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and header of the file."""
     try:
+        check_plain(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if HEADER not in metadata:
@@ -191,18 +197,7 @@ def _validation_error(delta: Delta, header: dict[str, Any]) -> str | None:
         return "its header is not one that efface wrote"
     if _sha256(delta) != header["sha256"]:
         return "its content was changed after it was written"
-    if not _base_id(delta.provenance):
-        return "its provenance names no base"
-    for name, tensor in delta.tensors.items():
-        if name.split(".")[0] not in COMPONENTS or tensor.dtype != torch.float32:
-            return f"'{name}' ({tensor.dtype}) is no fp32 tensor of {', '.join(COMPONENTS)}"
-        if not tensor.isfinite().all():
-            return f"'{name}' holds numbers that are not finite"
-    if delta.kind == "adapter":
-        modules = {name.rpartition(".")[0] for name in delta.tensors}
-        if set(delta.tensors) != {f"{module}.{part}" for module in modules for part in ("down", "up", "alpha")}:
-            return "an adapter needs down, up and alpha of each module, and nothing else"
-    return None
+    return provenance_error(delta.provenance) or tensors_error(delta.kind, delta.tensors)
 
 
 def _base_id(provenance: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ Only weights are compared. What else would make it another model (another vocabu
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -141,7 +141,7 @@ def _adapter(path: Path, tensors: Mapping[str, Tensor], base: Base) -> dict[str,
         raise UserError(
             f"{path}: a LoRA with {len(unknown)} parts that base '{base.spec.name}' does not have ({listed(unknown)})"
         )
-    settings = read_settings(path)
+    settings, originals = read_settings(path), base.originals()
     adapter: dict[str, Tensor] = {}
     unknown_alpha = False
     for module, parts in found.items():
@@ -158,7 +158,7 @@ def _adapter(path: Path, tensors: Mapping[str, Tensor], base: Base) -> dict[str,
             raise UserError(f"{path}: alpha of '{module}' is {parts['alpha'].numel()} numbers, should be one")
         if not all(part.isfinite().all() for part in parts.values()):
             raise UserError(f"{path}: the LoRA of '{module}' holds numbers that are not finite")
-        adapter |= {f"{module}.{part}": parts[part] for part in ("down", "up")}
+        adapter |= _like_the_layer(module, parts, originals)
         adapter[f"{module}.alpha"] = parts["alpha"].reshape(())
     if unknown_alpha:
         logger.warning(
@@ -166,6 +166,21 @@ def _adapter(path: Path, tensors: Mapping[str, Tensor], base: Base) -> dict[str,
             *(path, CONFIG),
         )
     return adapter
+
+
+def _like_the_layer(module: str, parts: Mapping[str, Tensor], originals: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """down and up with the dimensions of the module's weight: of a 1x1 convolution some write matrices."""
+    weight = originals.get(f"{module}.weight")
+    if weight is None:
+        return {f"{module}.{part}": parts[part] for part in ("down", "up")}
+    kernel = weight.shape[2:]
+    kernels = {"down": kernel, "up": [1] * len(kernel)}
+    return {f"{module}.{part}": _with_kernel(parts[part], kernels[part]) for part in kernels}
+
+
+def _with_kernel(value: Tensor, kernel: Sequence[int]) -> Tensor:
+    ones = all(size == 1 for size in (*value.shape[2:], *kernel))
+    return value.reshape(*value.shape[:2], *kernel) if ones and value.ndim >= 2 else value
 
 
 def _lora_name(name: str, by_kohya: Mapping[str, str]) -> tuple[str | None, str]:

@@ -43,8 +43,8 @@ def check_parent(job: Job, parent: Delta | None, base: Base, closed_form: bool) 
     if erased != list(job.concepts[:-1]):
         requested = ", ".join(job.concepts[:-1])
         raise UserError(f"job {job.id} goes on from one that erased {requested}, and {name} erased {', '.join(erased)}")
-    if closed_form and (before["method"], before["config"]) != (job.method, job.config):
-        made = f"by '{before['method']}'" if before["method"] != job.method else "with another config"
+    if closed_form and (before.get("method"), before.get("config")) != (job.method, job.config):
+        made = f"by '{before.get('method')}'" if before.get("method") != job.method else "with another config"
         raise UserError(
             f"method '{job.method}' solves the requests of a chain together, so all must be its own and of one "
             f"config: {name} was made {made}"

@@ -1,6 +1,7 @@
 """Deltas under fuzz: damaged files, forged headers, and files with a right hash and strange content."""
 
 import json
+import math
 import struct
 import tempfile
 from pathlib import Path
@@ -58,7 +59,31 @@ HEADER_KEYS = (
     "dtype",
     "shape",
     "data_offsets",
+    "job_id",
+    "lineage",
+    "method",
+    "concepts",
 )
+
+MODULE = ("vae.m.down", "vae.m.up", "vae.m.alpha")
+_REQUEST = {"job_id": "0" * 16, "method": "esd", "concepts": ["cat"]}
+_JOB = {"base_id": "f" * 64, "method": "esd", "concepts": ["cat", "dog"], "config": {}}
+PROVENANCES = (
+    {"base_id": "f" * 64, "job": {"base_id": "f" * 64}},
+    {"job": _JOB, "job_id": "1" * 16, "lineage": [_REQUEST, {**_REQUEST, "concepts": ["dog"]}]},
+)
+
+
+class SmallBase:
+    """What an edit asks of a base."""
+
+    fingerprint = "f" * 64
+
+    class spec:
+        name = "small"
+
+    def originals(self) -> dict[str, torch.Tensor]:
+        return {"unet.a": torch.zeros(2), "vae.m.weight": torch.zeros(4, 3)}
 
 
 def _file(delta: Delta) -> bytes:
@@ -95,20 +120,32 @@ def forged_headers(draw: st.DrawFn) -> bytes:
 
 
 @st.composite
+def adapters(draw: st.DrawFn) -> dict[str, torch.Tensor]:
+    """A module's parts, of shapes that may fit the weight, one another, or nothing."""
+    sizes = st.sampled_from((0, 1, 2, 3, 4, 10**5))
+    fitting = st.integers(1, 4).map(lambda rank: ((rank, 3), (4, rank), ()))
+    shapes = st.tuples(*[st.lists(sizes, max_size=3).map(tuple)] * 2, st.sampled_from(((), (1,), (2,))))
+    drawn = draw(fitting | st.tuples(st.just((1, 10**5)), st.just((10**5, 1)), st.just(())) | shapes)
+    number = draw(st.sampled_from((0.0, 1.0, -2.0, 1e38)))
+    return {
+        name: torch.full(shape, number) for name, shape in zip(MODULE, drawn, strict=True) if math.prod(shape) <= 10**6
+    }
+
+
+@st.composite
 def well_signed(draw: st.DrawFn) -> bytes:
     """A delta with a right hash and strange content, as a program of somebody else's might write it."""
-    content = draw(damaged_tree({"base_id": "f" * 64, "job": {"base_id": "f" * 64}}, HEADER_KEYS))
+    content = draw(damaged_tree(draw(st.sampled_from(PROVENANCES)), HEADER_KEYS))
     dtype = draw(
         st.sampled_from((torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool, torch.complex64))
     )
     shape = draw(st.sampled_from(((), (0,), (2,), (2, 0), (1, 1, 1, 2))))
-    names = draw(
-        st.lists(st.sampled_from(("unet.a", "vae.m.down", "vae.m.up", "vae.m.alpha", "x", "", ".")), max_size=3)
-    )
+    names = draw(st.lists(st.sampled_from(("unet.a", *MODULE, "x", "", ".")), max_size=3))
     value = torch.full(
         shape, draw(st.sampled_from((0, 1, float("nan"))) if dtype.is_floating_point else st.just(1)), dtype=dtype
     )
-    delta = Delta(draw(st.sampled_from(sorted(DELTAS))), {name: value.clone() for name in names}, content)
+    tensors = draw(st.one_of(st.just({name: value.clone() for name in names}), adapters()))
+    delta = Delta(draw(st.sampled_from(sorted(DELTAS))), tensors, content)
     try:
         header = {"kind": delta.kind, "provenance": delta.provenance, "sha256": delta.id.ljust(64, "0")}
         header["sha256"] = _sha256(delta)
@@ -129,13 +166,18 @@ def check_damaged(drawn: bytes, folder: Path) -> bool:
 
 
 def check_well_signed(drawn: bytes, folder: Path) -> bool:
-    """What is accepted is finite, fp32, names its base and reads back the same."""
+    """What is accepted is finite, fp32, names its base, reads back the same, and is applied or refused."""
     path = folder / "delta.safetensors"
     path.write_bytes(drawn)
     delta = Delta.load(path)
     assert delta.base_id and all(t.dtype == torch.float32 and t.isfinite().all() for t in delta.tensors.values())
     delta.save(path)
     assert Delta.load(path).id == delta.id
+    assert all(set(request) >= {"job_id", "method", "concepts"} for request in delta.lineage)
+    base: Any = SmallBase()
+    originals = base.originals()
+    for name, value in delta.edited(base, force=True).items():
+        assert value.shape == originals[name].shape and value.isfinite().all()
     return True
 
 

@@ -42,6 +42,13 @@ def adapter(base: Base, weight: str, rank: int, alpha: float) -> Delta:
     return delta_of(base, tensors, "adapter")
 
 
+def parts(down: tuple[int, ...], up: tuple[int, ...], alpha: tuple[int, ...] = ()) -> dict[str, torch.Tensor]:
+    return {"unet.x.down": torch.ones(down), "unet.x.up": torch.ones(up), "unet.x.alpha": torch.ones(alpha)}
+
+
+REQUEST = {"method": "esd", "concepts": ["cat"]}
+
+
 def test_the_round_trip_is_exact(tiny_base: Base, tmp_path: Path) -> None:
     delta = delta_of(tiny_base, moved(tiny_base, 1, KEY, VALUE).tensors, concepts=["Van Gogh"], note="é")
     delta.save(tmp_path / "d.safetensors")
@@ -100,6 +107,24 @@ def test_every_flipped_bit_and_every_cut_is_found(tiny_base: Base, tmp_path: Pat
         ({KEY: torch.tensor([torch.nan])}, {"base_id": "f"}, "weights", "not finite"),
         ({"safety.x": torch.zeros(2)}, {"base_id": "f"}, "weights", "no fp32 tensor of unet"),
         ({"unet.x.down": torch.zeros(2)}, {"base_id": "f"}, "adapter", "down, up and alpha"),
+        (parts((0, 3), (4, 0)), {"base_id": "f"}, "adapter", "one rank, at least 1"),
+        (parts((2, 3), (4, 5)), {"base_id": "f"}, "adapter", "one rank, at least 1"),
+        (parts((), (4, 1)), {"base_id": "f"}, "adapter", "one rank, at least 1"),
+        (parts((2, 3), (4, 2), alpha=(2,)), {"base_id": "f"}, "adapter", "alpha of 'unet.x'.*should be one number"),
+        ({}, {"base_id": ["f"]}, "weights", "names no base"),
+        ({}, {"base_id": "f", "job": "x"}, "weights", "its job is no mapping"),
+        ({}, {"job": {"base_id": "f", "concepts": "cat"}}, "weights", "concepts of its job are no list"),
+        ({}, {"job": {"base_id": "f", "concepts": [5]}}, "weights", "concepts of its job are no list"),
+        ({}, {"base_id": "f", "job_id": "0" * 16}, "weights", "lacks an id, a method or concepts"),
+        ({}, {"job": {"base_id": "f", **REQUEST, "job_id": 5}, "job_id": "../x"}, "weights", "lacks an id"),
+        ({}, {"job": {"base_id": "f", **REQUEST}, "job_id": "0" * 16, "lineage": []}, "weights", "lineage is no list"),
+        (
+            {},
+            {"job": {"base_id": "f", **REQUEST}, "job_id": "0" * 16, "lineage": "ab"},
+            "weights",
+            "lineage is no list",
+        ),
+        ({}, {"job": {"base_id": "f"}, "lineage": [REQUEST]}, "weights", "lineage is no list"),
         ({KEY: torch.zeros(2)}, {"base_id": "f"}, "patch", "header"),
     ],
 )
@@ -156,6 +181,27 @@ def test_a_delta_that_does_not_fit_is_refused(tiny_base: Base, name: str) -> Non
         module = name.removesuffix(".weight")
         parts = {"down": torch.zeros(1, 5), "up": torch.zeros(7, 1), "alpha": torch.tensor(1.0)}
         delta_of(tiny_base, {f"{module}.{k}": v for k, v in parts.items()}, "adapter").edited(tiny_base)
+
+
+@pytest.mark.parametrize("change", ["transposed", "huge", "one number a row"])
+def test_an_adapter_is_compared_with_its_layer_before_it_is_multiplied(tiny_base: Base, change: str) -> None:
+    """The product of the huge one would take 36 TB."""
+    d_out, d_in = tiny_base.tensors()[KEY].shape
+    assert d_out != d_in
+    shapes = {"transposed": (d_in, d_out), "huge": (3_000_000, 3_000_000), "one number a row": (d_out, 1)}
+    rows, columns = shapes[change]
+    named = {"down": torch.ones(1, columns), "up": torch.ones(rows, 1), "alpha": torch.tensor(1.0)}
+    module = KEY.removesuffix(".weight")
+    delta = delta_of(tiny_base, {f"{module}.{part}": value for part, value in named.items()}, "adapter")
+    with pytest.raises(UserError, match="does not fit"):
+        delta.edited(tiny_base)
+
+
+def test_an_adapter_that_merges_to_infinity_is_refused(tiny_base: Base) -> None:
+    delta = adapter(tiny_base, KEY, rank=2, alpha=2.0)
+    delta.tensors = {name: value * 1e38 if value.ndim else value for name, value in delta.tensors.items()}
+    with pytest.raises(UserError, match="not finite"):
+        delta.edited(tiny_base)
 
 
 @pytest.mark.parametrize("weight", [KEY, PROJECTION])
