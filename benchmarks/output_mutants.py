@@ -100,7 +100,7 @@ OUTPUT_MUTANTS = (
     Mutant(
         "metrics of a torchrun job replace a file of the user's",
         TORCHRUN,
-        'return bool(json.loads(path.read_bytes())["job_id"] == job.id)',
+        'return bool(json.loads(read_plain(path))["job_id"] == job.id)',
         "return True",
         f"{T_OUT} -k 'torchrun'",
     ),

@@ -14,6 +14,7 @@ from efface.eval.scores.continual import Stages
 from efface.eval.scores.continual import rich_table as stages_table
 from efface.eval.scores.leaderboard import LeaderboardRow, differences_table, rich_table
 from efface.notebook_tables import html_image, html_table
+from efface.plain_files import leaves, read_plain
 from efface.text import rich_text, shown
 
 MIN_TRUSTED_ACCURACY = 0.9
@@ -61,8 +62,9 @@ class Results:
             )
             for row in self.rows
         ]
-        sheets = sorted(self.folder.sheets.glob("*.png"))[:MAX_SHEETS] if self.folder.sheets.is_dir() else []
-        return html_table(header, lines) + "".join(html_image(sheet.read_bytes(), sheet.stem) for sheet in sheets)
+        found = sorted(self.folder.sheets.glob("*.png")) if self.folder.sheets.is_dir() else []
+        sheets = [path for path in found if path.is_file() and not leaves(path, self.folder.root)][:MAX_SHEETS]
+        return html_table(header, lines) + "".join(html_image(read_plain(sheet), sheet.stem) for sheet in sheets)
 
     def show(self, console: Console) -> None:
         """The leaderboard, and where the rest is."""

@@ -38,6 +38,7 @@ from efface.eval.published_scores import published_for
 from efface.eval.report.reported_run import ReportedModel, RunContent
 from efface.eval.scores.leaderboard import leaderboard, notes
 from efface.eval.weight_norms import WeightChange, mean_weight_change
+from efface.plain_files import leaves, read_plain
 from efface.train.job import Job
 
 
@@ -284,8 +285,8 @@ def _provenance(folder: RunFolder, table: pa.Table, calibrations: list[Calibrati
     elif folder.evaluation.is_file():
         found["the command that makes it again, in this folder"] = _evaluate_command(folder)
     for path in (folder.campaign, folder.evaluation):
-        if path.is_file():
-            found[path.name] = path.read_text(encoding="utf-8", errors="replace")
+        if path.is_file() and not leaves(path, folder.root):
+            found[path.name] = read_plain(path).decode(errors="replace")
     for column, name in (("base_id", "base"), ("recipe_id", "recipe"), ("judge_version", "judge versions")):
         found[name] = "\n".join(sorted(set(table[column].to_pylist())))
     found["prompts (SHA-256)"] = "\n".join(sorted({calibration.prompts_sha256 for calibration in calibrations}))

@@ -5,12 +5,14 @@ spreadsheet, UTF-16, another delimiter) is named for what it is.
 """
 
 import csv
+import errno
 import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from efface.errors import UserError
+from efface.plain_files import read_plain
 
 MAX_BYTES = 64 * 2**20
 """Thousands of times a prompt set: a larger file is something else, and is not read into memory."""
@@ -60,11 +62,10 @@ def bad_byte(text: str) -> str | None:
 
 def _data(path: Path) -> bytes:
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise UserError(f"{path}: has {size:,} bytes, a table of prompts should have at most {MAX_BYTES:,}")
-        data = path.read_bytes()
+        data = read_plain(path, MAX_BYTES)
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise UserError(f"{path}: {error.strerror}, which no table of prompts has") from None
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     for magic, what in _NO_TEXT.items():
         if data.startswith(magic):

@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -21,7 +22,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from yaml import YAMLError
 
 from efface.errors import UserError, did_you_mean
-from efface.files import local_path
+from efface.files import is_remote, local_path
+from efface.plain_files import open_plain
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -80,8 +82,11 @@ def to_yaml(data: dict[str, Any]) -> str:
 
 def _read_text(path: Path) -> str:
     """Raises ValueError where the file is larger than any config."""
-    with path.open(encoding="utf-8") as file:
-        text = file.read(MAX_CHARACTERS + 1)
+    if is_remote(path):
+        text = path.read_text(encoding="utf-8")
+    else:
+        with open_plain(path) as data, TextIOWrapper(data, encoding="utf-8") as file:
+            text = file.read(MAX_CHARACTERS + 1)
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"is longer than {MAX_CHARACTERS:,} characters")
     return text

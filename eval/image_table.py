@@ -18,6 +18,7 @@ from efface.concepts.prompts import AXES, TARGET_AXES
 from efface.errors import UserError, did_you_mean
 from efface.eval.image_errors import IMAGE_ERRORS
 from efface.files import as_path, is_remote, write_atomic
+from efface.plain_files import check_plain
 
 _TEXT = ("model_id", "base_id", "method", "concept", "axis", "asked_concept", "prompt", "prompt_id")
 
@@ -110,6 +111,7 @@ def _files(path: Path) -> Sequence[Path]:
 
 def _read(path: Path, schema: pa.Schema) -> pa.Table:
     try:
+        check_plain(path)
         # ParquetFile reads one file as it is; read_table would look for partitions in its path.
         source = io.BytesIO(path.read_bytes()) if is_remote(path) else path
         with pq.ParquetFile(source, page_checksum_verification=True) as file:

@@ -14,6 +14,7 @@ from efface.errors import StorageError, UserError
 from efface.files import write_json
 from efface.launch.cluster_profile import PROFILE_NAME, ClusterProfile, profile_by_name
 from efface.launch.launcher import LAUNCHERS, get_launcher
+from efface.plain_files import read_plain
 from efface.text import shown
 
 if TYPE_CHECKING:
@@ -87,9 +88,7 @@ def state(job: LaunchRecord, profile: ClusterProfile | None = None) -> "State":
 def _entries(folder: Path) -> list[Any]:
     """The records as JSON, whatever they are; the newest at most."""
     try:
-        with (folder / FILE_NAME).open("rb") as file:
-            text = file.read(MAX_BYTES + 1)
-        jobs = json.loads(text)["jobs"] if len(text) <= MAX_BYTES else []
+        jobs = json.loads(read_plain(folder / FILE_NAME, MAX_BYTES))["jobs"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError, StorageError):
         return []
     return jobs[-MAX_RECORDS:] if isinstance(jobs, list) else []

@@ -1,11 +1,13 @@
 """The JSON configs of a base, read with limits: they come from strangers, and shape what is built."""
 
+import errno
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from efface.errors import UserError
+from efface.plain_files import read_plain
 
 CONFIGS = {
     "scheduler": "scheduler_config.json",
@@ -25,12 +27,11 @@ def read_json(file: Path, largest: int = LARGEST) -> dict[str, Any]:
     try:
         if not file.is_file():
             raise UserError(f"{file}: no such file; a base is a diffusers folder of a Stable Diffusion, or one file")
-        with file.open("rb") as handle:
-            data = handle.read(largest + 1)
+        data = read_plain(file, largest)
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise UserError(f"{file}: is larger than {largest >> 10} KiB, so it is no config") from None
         raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-    if len(data) > largest:
-        raise UserError(f"{file}: is larger than {largest >> 10} KiB, so it is no config")
     try:
         found = json.loads(data)
     except ValueError:

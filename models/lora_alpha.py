@@ -15,6 +15,7 @@ from typing import Any
 from safetensors import safe_open
 
 from efface.errors import UserError
+from efface.plain_files import read_plain
 
 CONFIG = "adapter_config.json"
 METADATA = "lora_adapter_metadata"
@@ -37,7 +38,7 @@ def read_settings(path: Path) -> dict[str, Settings]:
             return {root: own for root in COMPONENTS if (own := _without_prefix(found, f"{root}."))}
     if beside.is_file():
         try:
-            text = beside.read_text(encoding="utf-8")
+            text = read_plain(beside).decode()
         except (OSError, UnicodeDecodeError):
             raise UserError(f"{beside}: cannot be read") from None
         return dict.fromkeys(COMPONENTS, _object(text, str(beside)))

@@ -9,6 +9,7 @@ from pathlib import Path
 from efface.config_files import CONFIGS
 from efface.errors import UserError
 from efface.files import local_path
+from efface.plain_files import read_plain
 
 DIFFUSERS_FILES = (
     "model_index.json",
@@ -114,7 +115,7 @@ def _shard_names(folder: Path, name: str) -> Iterator[str]:
 
 def _indexed(index: Path) -> set[str]:
     try:
-        return set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
+        return set(json.loads(read_plain(index)).get("weight_map", {}).values())
     except (OSError, ValueError, AttributeError, TypeError):
         return set()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from efface.errors import UserError
+from efface.plain_files import open_plain
 
 LONGEST_HEADER = 2**24
 """Bytes. The format allows six times as much; a Stable Diffusion in one file, averages and all, has 0.4 MB."""
@@ -54,7 +55,7 @@ def read_header(file: Path) -> list[Entry]:
     """
     try:
         size = file.stat().st_size
-        with file.open("rb") as handle:
+        with open_plain(file) as handle:
             (length,) = struct.unpack("<Q", handle.read(8))
             if not 2 <= length <= min(size - 8, LONGEST_HEADER):
                 raise ValueError

@@ -1,6 +1,5 @@
 """A base as shapes without numbers, on torch's meta device: what memory and operations are counted from."""
 
-import json
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -12,6 +11,7 @@ from transformers import CLIPTextModel
 
 from efface.models.activation_cost import PassCost, Precision, pass_cost, unet_pass_cost
 from efface.models.base import DEFAULT_ARCHITECTURE, RANDOM, SINGLE_FILE, BaseSpec, architecture
+from efface.models.component_configs import read_json
 from efface.models.loading import empty_components
 from efface.models.model_files import DIFFUSERS_FILES, locate
 from efface.models.recipe import Recipe, load_recipe
@@ -71,7 +71,7 @@ def model_shapes(base: BaseSpec) -> ModelShapes:
         folder = architecture(base.architecture or DEFAULT_ARCHITECTURE)
     else:
         folder = locate(base.source, DIFFUSERS_FILES, fetch=False)
-    scheduler_config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
     return ModelShapes(*empty_components(folder), base.image_size, load_recipe(base.recipe), scheduler_config)
 
 

@@ -13,6 +13,7 @@ from efface.concepts.text_window import Reading, TextWindow, check_concepts, che
 from efface.errors import UserError
 from efface.models.base import DEFAULT_ARCHITECTURE, RANDOM, BaseSpec, architecture
 from efface.models.model_files import NotCached, locate
+from efface.plain_files import read_plain
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -89,7 +90,7 @@ def _configs(spec: BaseSpec) -> Path | None:
 def _positions(folder: Path) -> int | None:
     """Positions that the text encoder has; None where its config does not say."""
     try:
-        config = json.loads((folder / "text_encoder" / "config.json").read_text())
+        config = json.loads(read_plain(folder / "text_encoder" / "config.json"))
         return int(config["max_position_embeddings"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from efface.errors import UserError
 from efface.models.safetensors_headers import read_header
+from efface.plain_files import check_plain
 
 
 class IgnoredPickleClass:
@@ -74,6 +75,7 @@ def _check_size(path: Path) -> bool:
 
     Raises UserError where it would unpack to much more than it is.
     """
+    check_plain(path)
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:

@@ -29,6 +29,7 @@ from efface.errors import JobFailure, Stopped, UserError
 from efface.files import exists, local_path, unless_taken, write_json
 from efface.models.base import load_base
 from efface.models.delta import Delta
+from efface.plain_files import read_plain
 from efface.train.job import Job, is_result
 from efface.train.run_job import run_job
 from efface.train.trainer.loop import OnStep
@@ -190,7 +191,7 @@ def check_results(work: TorchrunJob) -> None:
 def _is_metrics(path: Path, job: Job) -> bool:
     """Whether a file holds what the training of this very job measured."""
     try:
-        return bool(json.loads(path.read_bytes())["job_id"] == job.id)
+        return bool(json.loads(read_plain(path))["job_id"] == job.id)
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
 
@@ -205,7 +206,7 @@ def is_torchrun_job(path: Path, job: Job) -> bool:
 
 def _read(path: Path) -> TorchrunJob:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_plain(path).decode()
     except (OSError, UnicodeDecodeError):
         raise UserError(
             f"{path}: cannot be read, should be a JSON file that efface.train.torchrun.TorchrunJob describes"

@@ -21,8 +21,10 @@ import torch
 from efface import __version__
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.package.card import TEMPLATES, Judgement, front_matter, judgement, templates
+from efface.cluster.package.contents import files_inside
 from efface.cluster.package.description import DESCRIPTION, MANIFEST, Description, PackagedModel, Sample
 from efface.cluster.run_content import read_run
+from efface.cluster.storage.journal import journal_files
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.tasks.model import Model
 from efface.cluster.tasks.training import TrainingResult
@@ -88,9 +90,9 @@ def build_package(
 
 
 def manifest(root: Path) -> dict[str, str]:
-    """SHA-256 of every file below `root` but the manifest, by its path there."""
-    files = sorted(path for path in root.rglob("*") if path.is_file() and path != root / MANIFEST)
-    return {path.relative_to(root).as_posix(): sha256_file(path) for path in files}
+    """SHA-256 of every file below `root` but the manifest, by its path there. Raises as `files_inside` does."""
+    files = files_inside(root)
+    return {name: sha256_file(path) for name, path in files.items() if name != MANIFEST}
 
 
 def _models(plan: Plan, folder: RunFolder, content: RunContent, method: str | None) -> list[Model]:
@@ -193,7 +195,7 @@ def _write_results(plan: Plan, folder: RunFolder, content: RunContent, label: st
     (evaluation / "concepts.yaml").write_text(to_yaml(plan.concept_set.model_dump(mode="json")), encoding="utf-8")
     for calibration in content.calibrations:
         calibration.save(evaluation / f"calibration-{file_stem(calibration.judge)}.json")
-    for log in sorted(folder.logs.glob("*.jsonl"), key=lambda path: path.name):
+    for log in journal_files(folder):
         (evaluation / log.name).write_bytes(log.read_bytes())
     requested = _requested(folder)
     (root / requested.name).write_text(to_yaml(_with_own_files(read_yaml(requested), root)), encoding="utf-8")

@@ -8,6 +8,7 @@ from typing import Any
 from efface import __version__
 from efface.cluster.package.build import manifest
 from efface.cluster.package.card import TEMPLATES, Judgement, front_matter, judgement, templates
+from efface.cluster.package.contents import files_inside
 from efface.cluster.package.description import DESCRIPTION, MANIFEST
 from efface.cluster.run_content import read_run
 from efface.cluster.storage.records import read_json
@@ -102,7 +103,7 @@ def _package(source: Path, repository: str) -> Publication:
 
 
 def _files(folder: Path) -> dict[str, Path | bytes]:
-    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {**files_inside(folder)}
 
 
 def _job(provenance: Mapping[str, Any], source: Path) -> Job:

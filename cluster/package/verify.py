@@ -21,6 +21,7 @@ from efface.models.base import Base, load_base
 from efface.models.delta import Delta
 from efface.models.recipe import Recipe
 from efface.models.sampler import ImageRequest, sample
+from efface.plain_files import check_plain
 
 MAX_DIFFERENCE = 2.0
 """Mean difference in grey levels up to which an image counts as the same: rounding of another device stays below."""
@@ -103,6 +104,7 @@ def _check(root: Path, model: PackagedModel, base: Base, recipe: Recipe) -> Samp
 def _pixels(path: Path) -> np.ndarray:
     """(H, W, 3), uint8. Raises UserError where the file is no image."""
     try:
+        check_plain(path)
         with Image.open(path) as file:
             return np.asarray(file.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):

@@ -22,6 +22,7 @@ from pydantic import TypeAdapter
 from efface.cluster.search.result import STARTED, TrialResult, TrialRow
 from efface.cluster.search.spec import Point, Search
 from efface.files import content_id, storage_error, write_atomic
+from efface.plain_files import read_plain
 
 RESULT = "result"
 """The user attribute of a trial that holds its `TrialResult`."""
@@ -150,6 +151,10 @@ class Study:
         )
 
 
+LARGEST = 2**28
+"""Bytes of a study's journal."""
+
+
 class RunFolderJournal(BaseJournalBackend):
     """Optuna's journal in a file that is replaced as a whole by `save`, on an object store too.
 
@@ -160,7 +165,7 @@ class RunFolderJournal(BaseJournalBackend):
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            lines = path.read_bytes().splitlines() if path.is_file() else []
+            lines = read_plain(path, LARGEST).splitlines() if path.is_file() else []
         except OSError as error:
             raise storage_error(path, "read", error) from None
         self._operations = _intact(lines)

@@ -22,12 +22,14 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from efface import __version__
+from efface.cluster.storage.paths import RunPaths
 from efface.cluster.storage.records import Json
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.tasks.retry_rules import Outcome
 from efface.cluster.tasks.task import Task
 from efface.errors import StorageError
 from efface.files import create_exclusive, is_remote, storage_error, write_atomic
+from efface.plain_files import leaves, read_plain
 
 UPLOAD_INTERVAL = 30.0
 """Seconds between two uploads to an object store: so much of the journal a killed driver can lose there."""
@@ -35,6 +37,9 @@ UPLOAD_INTERVAL = 30.0
 PART_BYTES = 2**20
 """The size at which a file on an object store is full, so that no upload is larger."""
 
+
+LARGEST = 2**30
+"""Bytes of a journal that is read."""
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "deepspeed", "safetensors", "numpy", "ray")
 """Whose versions are written down."""
@@ -144,11 +149,17 @@ class Journal:
         self._file.write(event.model_dump_json(exclude_none=True).encode() + b"\n")
 
 
+def journal_files(folder: RunPaths) -> list[Path]:
+    """The journals of all drivers, in the order in which they started: files of the run folder's own."""
+    found = sorted(folder.logs.glob("*.jsonl"), key=lambda path: path.name)
+    return [path for path in found if path.is_file() and not leaves(path, folder.root)]
+
+
 def read_journal(folder: RunFolder) -> Iterator[Event]:
     """All events of all drivers, in the order in which the drivers started. Raises StorageError."""
     try:
-        for path in sorted(folder.logs.glob("*.jsonl"), key=lambda path: path.name):
-            for line in path.read_bytes().splitlines():
+        for path in journal_files(folder):
+            for line in read_plain(path, LARGEST).splitlines():
                 try:
                     yield _EVENT.validate_json(line)
                 except ValidationError:  # half a line, or one that was changed since

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from efface.cluster.storage.process import describe, is_alive, this_process
 from efface.errors import LocationError, StorageError, UserError
 from efface.files import create_exclusive, storage_error, write_json
+from efface.plain_files import read_plain
 from efface.storage_retry import retry_seconds
 
 HEARTBEAT_INTERVAL = 5.0
@@ -199,7 +200,7 @@ def _holder(folder: Path) -> _Holder:
 def _read(path: Path) -> dict[str, Any] | None:
     """What a lease says; None of one that is missing or damaged."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_plain(path))
     except FileNotFoundError:
         return None
     except OSError as error:

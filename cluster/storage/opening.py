@@ -9,6 +9,7 @@ from efface.cluster.storage.paths import RunPaths
 from efface.cluster.storage.records import list_files, read_json
 from efface.errors import UserError
 from efface.files import is_remote, storage_error, write_atomic, write_json
+from efface.plain_files import read_plain
 
 FORMAT = 2
 """Of what this version writes. 1 had no sign."""
@@ -35,7 +36,7 @@ def open_folder(paths: RunPaths, config_file: Path, text: str, mutable_keys: Ite
         if is_remote(root) and str(root).startswith("memory:"):
             raise UserError(f"{root}: ends with this process; give --out a path or the URL of an object store")
         _check_nothing_is_lost(paths, config_file)
-        before = config_file.read_text(encoding="utf-8", errors="replace") if config_file.is_file() else text
+        before = read_plain(config_file).decode(errors="replace") if config_file.is_file() else text
     except OSError as error:
         raise storage_error(config_file, "read", error) from None
     old, new = (_drop_keys(mutable_keys, whole) for whole in (before, text))

@@ -16,6 +16,7 @@ from efface.errors import UserError
 from efface.eval.found_prompts import FoundPrompts
 from efface.files import write_json
 from efface.models.fingerprint import cache_folder
+from efface.plain_files import read_plain
 
 PromptTask = PromptSearch | PromptCheck
 
@@ -28,7 +29,7 @@ def prompt_tasks(tasks: Iterable[Task]) -> list[PromptTask]:
 def cached(task: PromptTask) -> StrictModel | None:
     """What was found earlier; None where nothing was, or the file is damaged."""
     with suppress(OSError, ValueError, RecursionError, UserError):
-        return parse(_model(task), json.loads(_file(task).read_bytes()), str(_file(task)))
+        return parse(_model(task), json.loads(read_plain(_file(task))), str(_file(task)))
     return None
 
 
@@ -54,7 +55,7 @@ def keep(tasks: Iterable[Task], folder: RunFolder) -> None:
     for task in wanted:
         if task.id in done and folder.is_intact(task):
             with suppress(OSError, UserError):
-                write_json(_file(task), json.loads(folder.output(task, _output(task)).read_bytes()))
+                write_json(_file(task), json.loads(read_plain(folder.output(task, _output(task)))))
 
 
 def _file(task: PromptTask) -> Path:

@@ -4,6 +4,7 @@ A record is a JSON file beside the outputs that it names, with their sizes and S
 It was written after them, so what has no record is not done; nor is what has one that does not hold.
 """
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from efface.files import content_id, is_remote, sha256_file, storage_error
+from efface.plain_files import check_plain, read_plain
 
 Json = dict[str, Any]
 NUMBER, TEXT = (int, float, type(None)), (str, type(None))  # tuples: a scan asks 100,000 times
@@ -141,12 +143,24 @@ def list_files(folder: Path) -> dict[str, Entry]:
             files = call_store(folder, lambda: store.fs.ls(store.path, detail=True))
             return {f["name"].rpartition("/")[2]: Entry(f["size"] or 0, _modified_at(f)) for f in files}
         with os.scandir(folder) as entries:
-            stats = {entry.name: entry.stat() for entry in entries if entry.name[0] != "."}
-        return {name: Entry(stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+            stats = {entry.name: _stat(entry) for entry in entries if entry.name[0] != "."}
+        return {name: Entry(stat.st_size, stat.st_mtime_ns) for name, stat in stats.items() if stat}
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
         raise storage_error(folder, "read", error) from None
+
+
+def _stat(entry: "os.DirEntry[str]") -> os.stat_result | None:
+    """None of a file that has just gone, and of a link to nothing or to itself."""
+    try:
+        return entry.stat()
+    except FileNotFoundError:
+        return None
+    except OSError:
+        if entry.is_symlink():
+            return None
+        raise
 
 
 def look_up(path: Path) -> Entry | None:
@@ -161,21 +175,22 @@ def look_up(path: Path) -> Entry | None:
 
 
 def sha256(path: Path) -> str | None:
-    """The hash of a file; None where it is gone."""
+    """The hash of a file; None where it is gone, or is no plain file."""
     try:
+        check_plain(path)
         return sha256_file(path)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EISDIR):  # as `check_plain` says of a pipe and of a folder
+            return None
+        raise
 
 
 def read_json(folder: Path, name: str) -> Json | None:
     """The object in a file; None where there is none, or a damaged one: then the task is simply done again."""
     try:
-        if is_remote(folder):
-            data = json.loads((folder / name).read_bytes())
-        else:
-            with open(f"{folder}/{name}", "rb") as file:
-                data = json.loads(file.read())
+        data = json.loads(read_plain(folder / name if is_remote(folder) else f"{folder}/{name}"))
     except (OSError, ValueError, RecursionError):
         return None
     return data if isinstance(data, dict) else None

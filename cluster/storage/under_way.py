@@ -13,6 +13,7 @@ from efface.cluster.storage.records import read_json
 from efface.cluster.tasks.task import Task
 from efface.errors import StorageError
 from efface.files import write_json
+from efface.plain_files import leaves, read_plain
 
 INTERVAL = 5.0
 """Seconds between two notes of one task, and between two looks at them."""
@@ -85,7 +86,7 @@ def how_far(folder: RunPaths, task: Task, elapsed: float) -> HowFar | None:
     try:
         log = folder.task_log(task)
         if log:
-            return last_steps(log.read_text(errors="replace"))
+            return None if leaves(log, folder.root) else last_steps(read_plain(log).decode(errors="replace"))
         path = folder.count_file(task)
         count = _count(read_json(path.parent, path.name) or {})
     except (OSError, StorageError):  # not written yet, or out of reach

@@ -1,15 +1,17 @@
 """`efface logs`: what happened to a job, what its training printed, why it failed; or all that happened in a run."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from efface.files import as_path
+from efface.files import as_path, storage_error
 from efface.launch.command import Command
 from efface.launch.event_text import format_event
 from efface.launch.find_job import find_job
 from efface.launch.options import RunFolderArgument
+from efface.plain_files import leaves, read_plain
 from efface.text import shown
 
 
@@ -38,12 +40,19 @@ def run(options: LogsOptions) -> list[str]:
     events = read_journal(opened.folder)
     lines = [format_event(event) for event in events if getattr(event, "model", None) == model.id]
     log, failure = opened.folder.log(model), opened.folder.failure(model)
-    if log.is_file():
-        lines += log.read_text(errors="replace").rstrip().split("\n")
+    if log.is_file() and not leaves(log, opened.folder.root):
+        lines += _read(log).rstrip().split("\n")
     if failure:
         lines += f"failed ({failure.stage}): {failure.reason}".split("\n")
         lines += failure.details.rstrip().split("\n")
     return [shown(line) for line in lines]
+
+
+def _read(log: Path) -> str:
+    try:
+        return read_plain(log).decode(errors="replace")
+    except OSError as error:
+        raise storage_error(log, "read", error) from None
 
 
 def show(lines: list[str]) -> None:

@@ -27,6 +27,7 @@ from efface.launch.cluster_profile import ClusterProfile, Line, ShellWord, check
 from efface.launch.launch_record import LaunchRecord, active_records, append_records
 from efface.launch.launch_spec import LaunchSpec
 from efface.launch.launcher import LAUNCHERS, Launch, Launcher, State, Submission, SubmitOptions
+from efface.plain_files import read_plain
 
 TEMPLATES = Path(__file__).parent / "templates" / "slurm"
 Style = Literal["array", "shared", "exclusive"]
@@ -273,7 +274,7 @@ def _check(spec: LaunchSpec, profile: ClusterProfile, config: SlurmSettings, tex
 
 def _check_scripts(folder: Path, texts: Mapping[str, str]) -> None:
     """Raises UserError where files that this module did not write would be replaced."""
-    if any(OURS in path.read_text(encoding="utf-8", errors="replace") for path in folder.glob("*.sh")):
+    if any(path.is_file() and OURS.encode() in read_plain(path) for path in folder.glob("*.sh")):
         return
     for path in (folder / "campaign.yaml", *map(Path, texts)):
         if path.exists():

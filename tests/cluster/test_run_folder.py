@@ -11,7 +11,7 @@ from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.spec import Campaign
 from efface.cluster.run import Run, open_run, reopen_run
 from efface.cluster.storage.lease import Lease
-from efface.cluster.storage.records import Failure
+from efface.cluster.storage.records import Failure, list_files
 from efface.cluster.storage.remaining import remaining_tasks
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.tasks.judging import IMAGES, VERDICTS, Shard
@@ -229,3 +229,10 @@ def test_records_are_written_whole_or_not_at_all(
         folder.finish(shard, [], images=6)
     assert folder.record(shard) == before
     assert not [path for path in folder.output(shard, VERDICTS).parent.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("target", ["/nonexistent/x", "dead"])
+def test_a_link_to_nothing_hides_no_other_file(tmp_path: Path, target: str) -> None:
+    (tmp_path / "record.json").write_text("{}")
+    (tmp_path / "dead").symlink_to(target)
+    assert list(list_files(tmp_path)) == ["record.json"]

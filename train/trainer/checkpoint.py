@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from efface.files import content_id, write_atomic
+from efface.plain_files import check_plain
 from efface.train.method import Method, UnlearningTask
 
 HEADER = "efface"
@@ -68,6 +69,7 @@ def write(path: Path, key: str, state: Checkpoint) -> None:
 def read(path: Path, key: str) -> Checkpoint | None:
     """The run in a file, on the CPU; None where there is none, or one that is damaged, or not of this `key`."""
     try:
+        check_plain(path)
         data = path.read_bytes()
         tensors, header = safetensors.torch.load(data), _header(data)
         losses = [float(loss) for loss in header["losses"]]

@@ -111,6 +111,11 @@ def test_a_folder_is_sent_with_a_card_and_loads_from_its_files(
     card = ModelCard(files["README.md"].decode())
     assert card.data.pipeline_tag == "text-to-image" and 'from_pretrained("me/whole")' in card.text
     assert "name it as a base" in efface("pull", "me/whole", "-o", tmp_path / "x.safetensors").error_message
+    (tmp_path / "secret").write_text("hunter2")
+    (tmp_path / "model" / "notes.txt").symlink_to(tmp_path / "secret")
+    refused = efface("push", tmp_path / "model", "me/other", "--run", finished, "--base", base, "--send")
+    assert "notes.txt: is a link that leads out of the folder" in refused.error_message
+    assert "me/other" not in hub.repositories
 
 
 def test_a_package_is_sent_as_it_is_and_its_only_delta_is_found(

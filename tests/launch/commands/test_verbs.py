@@ -149,6 +149,24 @@ def test_without_a_job_logs_tell_all_that_happened_also_where_lines_were_damaged
     damaged = efface("logs", root)
     assert damaged.code == 0 and len(damaged.out.splitlines()) == len(lines) - 4
     assert efface("logs", root, job.id).code == efface("status", root).code == 0
+    (root / "logs" / "z.jsonl").mkdir()
+    os.mkfifo(root / "logs" / "zz.jsonl")
+    assert efface("logs", root).out == damaged.out
+    assert efface("report", root, "-o", tmp_path / "report.html").code == 0
+
+
+def test_logs_do_not_follow_a_link_out_of_the_run_folder(
+    efface: RunEfface, campaign_file: CampaignFile, tmp_path: Path
+) -> None:
+    root = tmp_path / "run"
+    assert efface("run", campaign_file(methods=[UCE]), "--out", root, "--workers", 0).code == 0
+    (job,) = reopen_run(root).plan.jobs
+    log = root / "jobs" / job.folder / "log.txt"
+    log.unlink(missing_ok=True)
+    (tmp_path / "secret").write_text("hunter2")
+    log.symlink_to(tmp_path / "secret")
+    result = efface("logs", root, job.id)
+    assert result.code == 0 and "hunter2" not in result.out
 
 
 def test_how_far_a_training_is_shows_while_it_is_under_way(
