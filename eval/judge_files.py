@@ -1,13 +1,13 @@
 """The model of a judge: its files found, loaded whole, and hashed, so that a verdict can name exactly who gave it."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from efface.errors import UserError
@@ -16,7 +16,9 @@ from efface.files import content_id
 from efface.models.folder_identity import FILES
 from efface.models.model_files import locate
 from efface.models.progress_bars import no_progress_bars
-from efface.models.untrusted_models import check_model_files
+from efface.models.untrusted_models import check_whole_model
+
+logger = logging.getLogger(__name__)
 
 
 def load_model(auto_class: Any, source: str, device: str | torch.device, **options: Any) -> Any:
@@ -38,6 +40,12 @@ def load_model(auto_class: Any, source: str, device: str | torch.device, **optio
         raise UserError(
             f"{source}: the weights lack '{missing[0]}' ({len(missing)} missing), so this is no trained judge"
         )
+    if report["unexpected_keys"]:  # of no effect, but a sign that the config is not that of the weights
+        unused = sorted(report["unexpected_keys"])
+        logger.warning("%s: '%s' is no part of this model (%d tensors unused)", source, unused[0], len(unused))
+    for name, value in model.state_dict().items():
+        if not value.isfinite().all():
+            raise UserError(f"{source}: '{name}' holds numbers that are not finite, so this is no trained judge")
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -49,7 +57,7 @@ def load_processor(auto_class: Any, source: str) -> Any:
 
 def _checked(source: str) -> Path:
     folder = locate(source, FILES)
-    check_model_files(folder, source)
+    check_whole_model(folder, source)
     return folder
 
 
@@ -82,6 +90,6 @@ def _as_user_error(source: str, load: Callable[[], Any]) -> Any:
     try:
         with no_progress_bars():
             return load()
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+    except Exception as error:  # whatever a library stumbles over in a stranger's files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{source}: not a model this judge can load ({reason})") from None

@@ -5,7 +5,7 @@ import re
 from efface.errors import UserError
 from efface.files import local_path, sha256_file
 from efface.models.model_files import PACKAGE, NotCached, locate
-from efface.models.untrusted_models import check_model_files
+from efface.models.untrusted_models import check_model_files, check_whole_model
 
 FILES = ("*.json", "*.safetensors")
 """What such a folder holds of its model."""
@@ -25,8 +25,9 @@ def folder_content(source: str) -> dict[str, str] | None:
         folder = locate(source, FILES, fetch=False)
     except NotCached:
         return None
-    check_model_files(folder, source)
     if not local:
+        check_model_files(folder, source)
         return None
+    check_whole_model(folder, source)
     files = sorted(path for pattern in FILES for path in folder.glob(pattern))
     return {path.name: sha256_file(path) for path in files}

@@ -10,7 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from efface.errors import UserError
+from efface.plain_files import read_plain
 
+LARGEST = 2**20
+"""Bytes of the file."""
+LARGEST_EDGE = 4096
+"""Pixels of what a model reads: an edge in a stranger's file allocates memory for every image."""
 # PIL's numbers for filters, as the files give them; torch has no Lanczos.
 FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 
@@ -23,14 +28,20 @@ def read_preprocessing(folder: Path) -> Callable[[Tensor], Tensor]:
     """
     path = folder / "preprocessor_config.json"
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(read_plain(path, LARGEST))
+        if not isinstance(config, dict):
+            raise TypeError(f"a {type(config).__name__}, should be a mapping")
         mean, std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("image_mean", "image_std"))
+        if not mean.isfinite().all() or not std.isfinite().all() or not (std > 0).all():
+            raise ValueError("image_mean and image_std should be finite, and image_std above 0")
         resize, edge, mode = _resize(config)
         crop = _size(config["crop_size"]) if config.get("do_center_crop") else None
-    except OSError:
-        raise UserError(f"{path}: cannot be read; it says how images are resized and normalised") from None
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{path}: not a preprocessing of resize, crop and normalise ({error})") from None
+    except OSError as error:
+        why = f"cannot be read ({error.strerror})"
+        raise UserError(f"{path}: {why}; it says how images are resized and normalised") from None
+    except (ValueError, KeyError, TypeError, OverflowError, RuntimeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not a preprocessing of resize, crop and normalise ({reason})") from None
 
     def preprocess(images: Tensor) -> Tensor:
         pixels = images.permute(0, 3, 1, 2).float()
@@ -55,11 +66,18 @@ def _resize(config: dict[str, Any]) -> tuple[tuple[int, int] | None, int | None,
     mode = FILTERS[config.get("resample", 2)]
     size = config["size"]
     if isinstance(size, int):
-        return None, size, mode
+        return None, _edge(size), mode
     if "shortest_edge" in size:
-        return None, int(size["shortest_edge"]), mode
+        return None, _edge(size["shortest_edge"]), mode
     return _size(size), None, mode
 
 
 def _size(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (int(size["height"]), int(size["width"]))
+    height, width = (size, size) if isinstance(size, int) else (size["height"], size["width"])
+    return _edge(height), _edge(width)
+
+
+def _edge(pixels: Any) -> int:
+    if not 1 <= int(pixels) <= LARGEST_EDGE:
+        raise ValueError(f"an edge of {int(pixels)} pixels, should be 1 to {LARGEST_EDGE}")
+    return int(pixels)

@@ -7,11 +7,13 @@ nobody sees, sends to no other model, and fills no memory with its configs.
 import json
 import re
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from efface.errors import UserError
+from efface.models.safetensors_headers import read_header
+from efface.models.untrusted_configs import config_error, entries
+from efface.plain_files import open_plain, read_plain
 
 CONFIG_BYTES = 8 * 2**20
 """Of a config. The largest known ones list 21,000 labels in 2 MB."""
@@ -46,19 +48,27 @@ def check_model_files(folder: Path, source: str) -> None:
         raise UserError(
             f"{source}: has its weights in {pickle.name}, which could run code when read; should have model.safetensors"
         )
-    for file in weights:
-        _check_header(file, source)
+    tensors = sum(_count_tensors(file, source) for file in weights)
     for file in sorted(folder.glob("*.json")):
-        _check_json(file, source)
+        _check_json(file, source, tensors)
 
 
-def _check_json(file: Path, source: str) -> None:
+def check_whole_model(folder: Path, source: str) -> None:
+    """Raises UserError as `check_model_files` does, and where the folder lacks a config or weights."""
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UserError(f"{source}: has no config.json, should be the folder of a transformers model")
+    check_model_files(folder, source)
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"{source}: has no weights, should have model.safetensors")
+
+
+def _check_json(file: Path, source: str, tensors: int) -> None:
     vocabulary = file.name in VOCABULARIES
     limit = VOCABULARY_BYTES if vocabulary else CONFIG_BYTES
-    size = file.stat().st_size
-    if size > limit:
-        raise UserError(f"{source}: {file.name} has {size:,} bytes, should have at most {limit:,}")
-    data = file.read_bytes()
+    try:
+        data = read_plain(file, limit)
+    except OSError as error:
+        raise UserError(f"{source}: {file.name} cannot be read ({error.strerror})") from None
     if _too_deep(data):
         raise UserError(f"{source}: {file.name} is nested too deeply, more than {DEPTH} lists or mappings")
     if vocabulary:
@@ -67,12 +77,14 @@ def _check_json(file: Path, source: str) -> None:
         content = json.loads(data)
     except ValueError:
         raise UserError(f"{source}: {file.name} is not valid JSON") from None
-    for key, value in _entries(content):
+    for key, value in entries(content):
         if key in CODE or (key in KERNELS and "/" in str(value)):
             raise UserError(
                 f"{source}: {file.name} names code of its own ('{key}'), which is never run; should be a model that "
                 "transformers itself knows"
             )
+    if fault := config_error(file.name, content, tensors):
+        raise UserError(f"{source}: {file.name} {fault}")
     if file.name.endswith(".index.json"):
         _check_index(content, file, source)
 
@@ -85,13 +97,20 @@ def _check_index(content: Any, file: Path, source: str) -> None:
         raise UserError(f"{source}: {file.name} finds weights in {wrong!r}, should name safetensors files beside it")
 
 
-def _check_header(file: Path, source: str) -> None:
-    """The length of a safetensors file's header, which its first eight bytes tell."""
-    with file.open("rb") as handle:
-        first = handle.read(8)
+def _count_tensors(file: Path, source: str) -> int:
+    """Of a safetensors file, whose header has the length that its first eight bytes tell."""
+    try:
+        with open_plain(file) as handle:
+            first = handle.read(8)
+    except OSError as error:
+        raise UserError(f"{source}: {file.name} cannot be read ({error.strerror})") from None
     length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
     if not 0 < length <= min(VOCABULARY_BYTES, file.stat().st_size - 8):
         raise UserError(f"{source}: {file.name} is not a whole safetensors file")
+    try:
+        return len(read_header(file))
+    except UserError:
+        raise UserError(f"{source}: {file.name} is not a whole safetensors file") from None
 
 
 def _too_deep(data: bytes) -> bool:
@@ -102,14 +121,3 @@ def _too_deep(data: bytes) -> bool:
         if depth > DEPTH:
             return True
     return False
-
-
-def _entries(content: Any) -> Iterator[tuple[str, Any]]:
-    """Every key with its value, at any depth."""
-    if isinstance(content, dict):
-        for key, value in content.items():
-            yield key, value
-            yield from _entries(value)
-    elif isinstance(content, list):
-        for value in content:
-            yield from _entries(value)

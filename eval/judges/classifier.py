@@ -63,6 +63,8 @@ class Classifier:
         from transformers import AutoImageProcessor, AutoModelForImageClassification
 
         model = load_model(AutoModelForImageClassification, config.source, device)
+        if model.config.problem_type == "regression":
+            raise UserError(f"{config.source}: is of the problem_type 'regression', should be a classification")
         processor = load_processor(AutoImageProcessor, config.source)
         labels = {int(column): str(label) for column, label in model.config.id2label.items()}
         return cls(name, config, model, processor, label_columns(name, labels, config.labels))

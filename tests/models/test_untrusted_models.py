@@ -1,6 +1,7 @@
 """A folder of a stranger's model, refused before transformers reads it: code, pickles, bottomless JSON."""
 
 import json
+import re
 import shutil
 import struct
 import time
@@ -9,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from efface.config_files import CONFIGS
 from efface.errors import UserError
+from efface.eval.judge_identity import judge_identity
+from efface.eval.judge_spec import load_judge
 from efface.models import untrusted_models as model_files
 from efface.models.image_encoders import load_image_encoder
 from efface.models.untrusted_models import check_model_files
@@ -109,7 +113,7 @@ def test_a_config_of_gigabytes_is_not_read_into_memory(folder: Path) -> None:
     with (folder / "config.json").open("ab") as file:
         file.truncate(2**33)
     tracemalloc.start()
-    assert "config.json has 8,589,934,592 bytes, should have at most 8,388,608" in refusal(folder)
+    assert "config.json cannot be read (has more than 8,388,608 bytes)" in refusal(folder)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**20
@@ -136,3 +140,66 @@ def test_a_header_of_many_megabytes_is_refused(folder: Path, monkeypatch: pytest
 
 def test_a_file_is_no_folder(folder: Path) -> None:
     assert "is a file, should be the folder" in refusal(folder / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "said"),
+    [
+        ("config.json", {"depths": [100_000] * 4}, "has depths \\[100000, .* more than the .* tensors of the weights"),
+        ("config.json", {"vision_config": {"num_hidden_layers": 10**6}}, "has num_hidden_layers 1000000, more than"),
+        ("config.json", {"num_labels": 10**8}, "num_labels 100000000, should be a number up to"),
+        ("config.json", {"id2label": ["cat"]}, "id2label that is no mapping of output numbers to labels"),
+        ("config.json", {"id2label": {"a": "cat"}}, "id2label that is no mapping of output numbers to labels"),
+        ("config.json", {"problem_type": "evil"}, "problem_type 'evil', should be one of regression, single"),
+        ("config.json", {"model_type": 5}, "names no model_type"),
+        (
+            "preprocessor_config.json",
+            {"size": {"height": 10**7, "width": 10**7}},
+            "size height 10,000,000, should be 1 to",
+        ),
+        ("preprocessor_config.json", {"crop_size": 10**7}, "crop_size edge 10,000,000, should be"),
+    ],
+)
+def test_a_config_says_no_more_than_the_weights_bear_out(
+    folder: Path, file: str, keys: dict[str, Any], said: str
+) -> None:
+    add(folder / file, **keys)
+    assert re.search(f"^theirs: {file} .*{said}", refusal(folder))
+
+
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])
+@pytest.mark.parametrize("text", ["[1]", '"x"', "null"])
+def test_a_config_is_a_mapping(folder: Path, file: str, text: str) -> None:
+    (folder / file).write_text(text)
+    assert f"{file} holds a " in refusal(folder)
+
+
+def test_a_folder_without_a_model_is_no_judge_already_in_a_plan(folder: Path, tmp_path: Path) -> None:
+    judge = tmp_path / "judge.yaml"
+    judge.write_text(f"kind: classifier\nsource: {folder}\n")
+    assert judge_identity(judge)
+    for name, said in (("model.safetensors", "has no weights"), ("config.json", "has no config.json")):
+        (folder / name).unlink()
+        with pytest.raises(UserError, match=said):
+            judge_identity(judge)
+
+
+def test_weights_that_are_no_numbers_judge_nothing(folder: Path, tmp_path: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name, value in tensors.items() if value.is_floating_point() and value.ndim)
+    (tmp_path / "judge.yaml").write_text(f"kind: classifier\nsource: {folder}\n")
+    save_file({**tensors, name: tensors[name] * float("nan")}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=f"'{re.escape(name)}' holds numbers that are not finite"):
+        load_judge(tmp_path / "judge.yaml")
+
+
+def test_a_tensor_that_no_part_of_the_judge_reads_is_told(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    (tmp_path / "judge.yaml").write_text(f"kind: classifier\nsource: {folder}\n")
+    save_file(
+        {**tensors, "extra": tensors[next(iter(tensors))].clone()}, folder / "model.safetensors", {"format": "pt"}
+    )
+    load_judge(tmp_path / "judge.yaml")
+    assert "'extra' is no part of this model (1 tensors unused)" in caplog.text
