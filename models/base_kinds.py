@@ -117,6 +117,9 @@ def _check_unet(file: Path, config: Mapping[str, Any]) -> None:
     ):
         if config.get(key) is not None:
             raise UserError(f"{file}: {key} {shown(config[key])} is for {what}; {WANTED}")
+    size = config.get("sample_size", 64)
+    if size is not None and (type(size) is not int or size < 1):
+        raise UserError(f"{file}: sample_size is {shown(size)}, should be one number of latents; {WANTED}")
     _check_layers(file, config, ("layers_per_block", "transformer_layers_per_block"))
 
 

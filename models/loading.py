@@ -114,7 +114,10 @@ def _fill(
                 continue
             if not tensor.is_floating_point():
                 raise UserError(f"{where}: {shown(name)} is {tensor.dtype}, should be of floating point")
-            empty.pop(meant[name]).copy_(tensor)
+            parameter = empty.pop(meant[name]).copy_(tensor)
+            # The sum is finite where all are, but for overflow; it is several times as fast, and takes no memory.
+            if not parameter.sum().isfinite() and not parameter.isfinite().all():
+                raise UserError(f"{where}: {shown(name)} holds numbers that are not finite")
     if empty:
         raise UserError(f"{where}: was changed while it was read")
 

@@ -20,6 +20,8 @@ NAMES = {
     "dpm++": "DPMSolverMultistepScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
+STEPS = 20
+"""That every base must be able to take; those of DDIM in most recipes."""
 # These draw their noise from a source of their own, so an image would not be a function of its seed.
 UNSEEDED_SCHEDULERS = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
 
@@ -41,9 +43,11 @@ def make_scheduler(name: str, config: dict[str, Any], steps: int) -> SchedulerMi
     try:
         # Latents have no bounds; DDIM and DDPM would clip them to [-1, 1] where the config is silent.
         scheduler = known.from_config({**config, "clip_sample": False})
+        scheduler.set_timesteps(steps)
     except ImportError as error:
-        raise UserError(f"scheduler '{name}': {' '.join(str(error).split())}") from None
-    scheduler.set_timesteps(steps)
+        raise UserError(f"scheduler '{name}': {_one_line(error)}") from None
+    except Exception as error:  # whatever a class stumbles over in a base's config
+        raise UserError(f"scheduler '{name}': cannot take {steps} steps with this base ({_one_line(error)})") from None
     return scheduler
 
 
@@ -55,13 +59,35 @@ def new_scheduler_like(scheduler: SchedulerMixin) -> SchedulerMixin:
 
 
 def check_scheduler(file: Path, config: dict[str, Any]) -> None:
-    """Raises UserError where a base's `scheduler_config.json`, in `file`, is of no scheduler that can be had here."""
+    """Raises UserError where a base's `scheduler_config.json`, in `file`, is of no scheduler that can be had here, or
+    of one that makes no steps or no noise schedule."""
     name = str(config["_class_name"])
     kind = getattr(diffusers, name, None)
     if kind is None:
         known = [one for one in dir(diffusers) if one.endswith("Scheduler")]
         raise UserError(f"{file}: this diffusers has no '{name}': {did_you_mean(name, known)}")
     try:
-        kind.from_config(config)
+        for one in (kind, diffusers.DDIMScheduler):
+            scheduler = one.from_config(config)
+            scheduler.set_timesteps(STEPS)
+            _check_schedule(scheduler, config)
     except Exception as error:
-        raise UserError(f"{file}: does not describe a {name} ({' '.join(str(error).split())[:200]})") from None
+        raise UserError(f"{file}: does not describe a {name} ({_one_line(error)})") from None
+
+
+def _check_schedule(scheduler: Any, config: dict[str, Any]) -> None:
+    """Raises ValueError where the share of the image that is left, by timestep, is none, or steps lie outside of it."""
+    alphas, timesteps = scheduler.alphas_cumprod, scheduler.timesteps
+    count = scheduler.config.num_train_timesteps
+    # A schedule that ends in pure noise is one of models that do not predict the noise.
+    least = alphas[:-1] if config.get("prediction_type") == "v_prediction" else alphas
+    if len(alphas) != count:
+        raise ValueError(f"{len(alphas)} betas for {count} timesteps")
+    if not bool(((alphas >= 0) & (alphas <= 1)).all() and (least > 0).all()):  # not a number is neither
+        raise ValueError("its alphas are not between 0 and 1")
+    if not bool(((timesteps >= 0) & (timesteps < count)).all()):
+        raise ValueError(f"its steps are outside of the {count} timesteps")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from efface.errors import UserError
 from efface.models.base import base_id, load_base, read_base
+from efface.models.noise_scheduler import make_scheduler
 
 
 @dataclass
@@ -148,6 +149,14 @@ def test_another_kind_is_refused_by_its_configs(
     [
         ("scheduler", {"_class_name": "PNDM2Scheduler"}, "has no 'PNDM2Scheduler': did you mean 'PNDMScheduler'"),
         ("scheduler", {"beta_schedule": "steep"}, "does not describe a PNDMScheduler"),
+        ("scheduler", {"timestep_spacing": "evil"}, "does not describe a PNDMScheduler"),
+        ("scheduler", {"num_train_timesteps": 10}, "does not describe a PNDMScheduler"),
+        ("scheduler", {"beta_start": 5}, "its alphas are not between 0 and 1"),
+        ("scheduler", {"beta_start": "nan"}, "does not describe a PNDMScheduler"),
+        ("scheduler", {"trained_betas": [0.1, 0.2]}, "2 betas for 1000 timesteps"),
+        ("scheduler", {"trained_betas": [1, 2]}, "does not describe a PNDMScheduler"),
+        ("scheduler", {"steps_offset": 10**9}, "does not describe a PNDMScheduler"),
+        ("unet", {"sample_size": [64, 32]}, r"sample_size is \[64, 32\], should be one number"),
         ("unet", {"block_out_channels": "wide"}, "does not describe a UNet2DConditionModel"),
         ("vae", {"act_fn": "no such function"}, "does not describe a AutoencoderKL"),
         ("text_encoder", {"hidden_act": "no such function"}, "does not describe a CLIPTextModel"),
@@ -161,6 +170,29 @@ def test_what_no_library_can_build_is_reported_before_any_training(
     with pytest.raises(UserError, match=match) as caught:
         load_base(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_no_numbers_are_no_base(folder: Path) -> None:
+    file = next((folder / "unet").glob("*.safetensors"))
+    tensors = load_file(file)
+    name = sorted(tensors)[0]
+    save_file({**tensors, name: tensors[name] * float("nan")}, file)
+    with pytest.raises(UserError, match=f"{name}' holds numbers that are not finite"):
+        load_base(folder)
+
+
+def test_a_schedule_that_ends_in_pure_noise_is_that_of_v_prediction(folder: Path) -> None:
+    file = folder / "scheduler" / "scheduler_config.json"
+    change(file, _class_name="DDIMScheduler", rescale_betas_zero_snr=True)
+    with pytest.raises(UserError, match="its alphas are not between 0 and 1"):
+        load_base(folder)
+    change(file, prediction_type="v_prediction")
+    load_base(folder)
+
+
+def test_a_scheduler_that_cannot_take_the_steps_says_so() -> None:
+    with pytest.raises(UserError, match="scheduler 'ddim': cannot take 20 steps with this base"):
+        make_scheduler("ddim", {"num_train_timesteps": 10}, 20)
 
 
 def test_a_second_text_encoder_is_seen_without_an_index(folder: Path) -> None:
