@@ -5,6 +5,7 @@ from pathlib import Path
 
 from efface.concepts.concept import ConceptSet
 from efface.errors import UserError
+from efface.files import file_stem
 from efface.models.base import Base
 from efface.models.delta import Delta
 from efface.models.foreign_weights import read_foreign
@@ -27,7 +28,9 @@ def foreign_delta(
     label: its method's name in tables. The job's config is the hash of the weights: how they were made is not known.
     Raises UserError as `read_foreign` does, for an unknown concept, and for the label of the base.
     """
-    if label == "base":
+    if not label.strip():
+        raise UserError("label '': should be a name for tables")
+    if file_stem(label) == "base":
         raise UserError("label 'base': is what the unedited base is called in tables, should be another name")
     names = tuple(dict.fromkeys(concept_set.find(name).name for name in concepts))
     kind, tensors = read_foreign(path, base)

@@ -15,6 +15,7 @@ from efface.cluster.tasks.model import BASE, Model
 from efface.concepts.concept import Concept, ConceptSet, load_concept_set
 from efface.config_files import parse
 from efface.errors import UserError
+from efface.files import file_stem
 from efface.models.base import BaseSpec, read_base
 from efface.models.base import base_id as fingerprint_of
 from efface.models.delta import Delta
@@ -114,19 +115,25 @@ def _targets(
 
 
 def _jobs(campaign: Campaign, base: BaseSpec, base_id: str, concept_set: ConceptSet) -> Iterator[Model]:
-    labels: set[str] = {BASE}
+    labels = {file_stem(BASE): BASE}
     for choice in campaign.methods:
         names = [each.name for each in _targets(campaign, choice.targets or campaign.concepts.targets, concept_set)]
+        if choice.label is not None and not choice.label.strip():
+            raise UserError(
+                f"campaign '{campaign.name}', method '{choice.method}': the label is empty, should be a name"
+            )
         strategies = choice.strategies or (campaign.strategy,)
         for (config, swept), strategy in itertools.product(_variants(campaign, choice), strategies):
             label = _label(choice.label or choice.method, swept)
             if len(strategies) > 1 and strategy != "single":
                 label = f"{label}-{strategy}"
-            if label in labels:
+            stem = file_stem(label)
+            if stem in labels:
+                alike = f"'{label}'" if labels[stem] == label else f"'{labels[stem]}' and '{label}', which share files"
                 raise UserError(
-                    f"campaign '{campaign.name}': two methods are called '{label}', give one a label of its own"
+                    f"campaign '{campaign.name}': two methods are called {alike}, give one a label of its own"
                 )
-            labels.add(label)
+            labels[stem] = label
             with _error_context(campaign, choice):
                 parsed = parse_config(choice.method, config, choice.preset)
             _check_shares(campaign, label, parsed)

@@ -165,6 +165,11 @@ UNPLANNABLE: dict[str, tuple[dict[str, Any], str]] = {
         {"concepts": {"targets": ["cat", "Cat"]}},
         "campaign 'tiny': concepts.targets names 'cat' twice",
     ),
+    "a label of nothing": ({"methods": [{**UCE, "label": " "}]}, "campaign 'tiny', method 'uce': the label is empty"),
+    "labels that share files": (
+        {"methods": [{**UCE, "label": "x"}, {**UCE, "label": "X"}]},
+        "campaign 'tiny': two methods are called 'x' and 'X', which share files",
+    ),
     "a label twice": ({"methods": [UCE, UCE]}, "campaign 'tiny': two methods are called 'uce'"),
     "the base's label": ({"methods": [{**UCE, "label": "base"}]}, "campaign 'tiny': two methods are called 'base'"),
     "one job under two labels": (

@@ -54,6 +54,8 @@ def test_a_label_is_not_that_of_the_base(efface: RunEfface, base: str, tmp_path:
     given = ("--concept", "cat", "--label", "base", "--base", base, "--out", tmp_path / "run")
     message = efface("evaluate", tmp_path / "theirs.pt", *given).error_message
     assert "label 'base'" in message and not (tmp_path / "run").exists()
+    nameless = efface("evaluate", tmp_path / "theirs.pt", *given[:3], " ", *given[4:]).error_message
+    assert "label '': should be a name" in nameless
 
 
 def test_an_unknown_concept_is_refused_before_any_work(efface: RunEfface, base: str, tmp_path: Path) -> None:
