@@ -29,6 +29,7 @@ from benchmarks.output_mutants import OUTPUT_MUTANTS
 from benchmarks.record import write_result
 from benchmarks.result_mutants import RESULT_MUTANTS
 from benchmarks.run_mutants import RUN_MUTANTS
+from benchmarks.stranger_mutants import STRANGER_MUTANTS
 from benchmarks.work_mutants import WORK_MUTANTS
 
 ROOT = Path(__file__).parents[1]
@@ -59,6 +60,7 @@ GROUPS = {
     "output": OUTPUT_MUTANTS,
     "base": BASE_MUTANTS,
     "result": RESULT_MUTANTS,
+    "stranger": STRANGER_MUTANTS,
 }
 
 

@@ -10,10 +10,11 @@ from benchmarks.mutant import Mutant
 from benchmarks.output_mutants import OUTPUT_MUTANTS
 from benchmarks.result_mutants import RESULT_MUTANTS
 from benchmarks.run_mutants import RUN_MUTANTS
+from benchmarks.stranger_mutants import STRANGER_MUTANTS
 from benchmarks.work_mutants import WORK_MUTANTS
 
 ROOT = Path(__file__).parents[1]
-MUTANTS = (*RUN_MUTANTS, *WORK_MUTANTS, *OUTPUT_MUTANTS, *BASE_MUTANTS, *RESULT_MUTANTS)
+MUTANTS = (*RUN_MUTANTS, *WORK_MUTANTS, *OUTPUT_MUTANTS, *BASE_MUTANTS, *RESULT_MUTANTS, *STRANGER_MUTANTS)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)

@@ -26,6 +26,7 @@ from efface.files import content_id, write_atomic
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.noise_predictor import NoisePredictor
+from efface.plain_files import check_plain
 from efface.train.data.rollouts import Rollouts, Start
 
 CHECK_INTERVAL = 32
@@ -43,6 +44,7 @@ class RolloutStore:
         """What was put under the key; None if it is not there, or damaged."""
         path = self._path(key)
         try:
+            check_plain(path)
             found = safetensors.torch.load(path.read_bytes())
             os.utime(path)
         except (OSError, SafetensorError):
