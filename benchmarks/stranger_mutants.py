@@ -12,7 +12,7 @@ STRANGER_MUTANTS = (
         PLAIN,
         "    if not stat.S_ISREG(mode):\n",
         "    if False:\n",
-        f"{T_PLAIN} -k 'config_of_a_judge or preprocessing or terabyte or limit'",
+        f"{T_PLAIN} -k limit",
     ),
     Mutant(
         "a file has no largest size",

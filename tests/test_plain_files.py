@@ -93,6 +93,10 @@ def test_a_file_is_read_to_its_limit_and_not_further(tmp_path: Path) -> None:
         open_plain(tmp_path)
     with pytest.raises(FileNotFoundError):
         read_plain(tmp_path / "y")
+    os.mkfifo(tmp_path / "pipe")
+    for endless in (tmp_path / "pipe", Path("/dev/zero")):
+        with at_once(), pytest.raises(OSError, match="is a pipe or a device"):
+            read_plain(endless)
 
 
 def test_a_file_of_a_terabyte_is_no_record(tmp_path: Path) -> None:

@@ -228,5 +228,5 @@ def test_an_unknown_judge_is_refused_with_the_nearest_name() -> None:
 
 def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="has no config.json, should be the folder"):
+    with pytest.raises(UserError, match=r"has no config\.json, should be the folder"):
         load(tmp_path, tmp_path / "empty")
