@@ -16,14 +16,33 @@ import yaml
 from rich.console import Console
 from tiny_campaign import LIMITS, UCE
 
-from efface.cluster.campaign.spec import Campaign
+from efface.cluster.campaign.spec import Campaign, DeltaEvaluation
 from efface.cluster.collect_results import collect_results
-from efface.cluster.run import execute, open_run, reopen_run
+from efface.cluster.run import execute, open_evaluation, open_run, reopen_judged, reopen_run
 from efface.cluster.run_content import read_run
 from efface.cluster.storage.records import parse_record
 from efface.cluster.tasks.judging import VERDICTS
+from efface.concepts.prompts import AXES
+from efface.config_files import parse
 from efface.errors import UserError
 from efface.eval.image_table import read_table, write_table
+from efface.models.delta import Delta
+
+
+@pytest.fixture(scope="module")
+def evaluated(campaign_inputs: Path, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished evaluation of the campaign's deltas, three shards a model. Not to be changed."""
+    limits = {"images_per_prompt": 2, "prompts_per_concept": LIMITS, "shard_size": 5}
+    requested = parse(DeltaEvaluation, {"base": str(campaign_inputs / "base.yaml"), "evaluation": limits}, "requested")
+    deltas = [(path, Delta.load(path)) for path in sorted(finished.glob("jobs/*/delta.safetensors"))]
+    root = tmp_path_factory.mktemp("evaluated") / "run"
+    execute(open_evaluation(deltas, requested, root), 0, None, Console(file=io.StringIO()))
+    return root
+
+
+@pytest.fixture
+def evaluation(evaluated: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(evaluated, tmp_path / "evaluation"))
 
 
 @pytest.fixture
@@ -89,6 +108,89 @@ def test_a_run_whose_campaign_cannot_be_planned_here_is_shown_as_far_as_its_tabl
     content = read_run(run)
     assert set(content.scores) == {"uce", "esd"}
     assert any("not known what is missing" in problem for problem in content.problems)
+
+
+def a_shard_of(evaluation: Path, method: str) -> Path:
+    """The record of one."""
+    return next(path for path in sorted(evaluation.glob("evaluations/*/*.json")) if path.parent.name.startswith(method))
+
+
+def test_an_evaluation_of_deltas_gives_the_scores_that_it_wrote(evaluation: Path) -> None:
+    content, written = read_run(evaluation), json.loads((evaluation / "scores.json").read_text())
+    assert content.problems == tuple(written.get("warnings", ())) and content.name == "evaluation"
+    assert {m: s.err_mean for m, s in content.scores.items()} == {
+        m: s["err_mean"] for m, s in written["methods"].items()
+    }
+
+
+def test_a_model_of_an_evaluation_that_is_half_judged_is_left_out(evaluation: Path) -> None:
+    """There is no table yet, as while it is at work."""
+    (evaluation / "table.parquet").unlink()
+    a_shard_of(evaluation, "esd").unlink()
+    content = read_run(evaluation)
+    assert set(content.scores) == {"uce"}
+    assert any("judging: 37 of 42 images are done, 5 are left" in problem for problem in content.problems)
+
+
+def cannot_be_planned(root: Path) -> None:
+    requested = root / "evaluation.yaml"
+    requested.write_text(requested.read_text().replace("base: ", "base: /nowhere"))
+
+
+def test_without_a_plan_a_half_judged_model_is_known_by_the_runs_own_table(evaluation: Path) -> None:
+    cannot_be_planned(evaluation)
+    a_shard_of(evaluation, "esd").unlink()
+    content = read_run(evaluation)
+    assert set(content.scores) == {"uce"}
+    assert any("its verdicts are not those of table.parquet" in problem for problem in content.problems)
+
+
+@pytest.mark.parametrize("bytes_kept", [0, 2000, None])
+def test_without_plan_and_table_it_is_said_that_scores_may_be_of_some_images_alone(
+    evaluation: Path, bytes_kept: int | None
+) -> None:
+    """Nothing at all, the beginning of a file, no file."""
+    cannot_be_planned(evaluation)
+    table = evaluation / "table.parquet"
+    whole = table.read_bytes()
+    table.unlink()
+    if bytes_kept is not None:
+        table.write_bytes(whole[:bytes_kept])
+    content = read_run(evaluation)
+    assert set(content.scores) == {"uce", "esd"}
+    (said,) = (problem for problem in content.problems if "may be of some of their images alone" in problem)
+    assert ("no table.parquet yet" if bytes_kept is None else str(table)) in said
+
+
+def test_a_later_look_that_is_half_drawn_is_not_mixed_with_those_before(evaluation: Path) -> None:
+    """A sequential evaluation in its first look: what a plan does not ask for is no evidence."""
+    sequential = {"looks": [1, 2], "images_per_prompt": dict.fromkeys(AXES, 1)}
+    (evaluation / "sequential.json").write_text(json.dumps(sequential))
+    planned = {task.id for tasks in reopen_judged(evaluation).plan.shards.values() for task in tasks}
+    content = read_run(evaluation)
+    assert not planned & {parse_record(json.loads(p.read_text())).id for p in evaluation.glob("evaluations/*/*.json")}  # type: ignore[union-attr]
+    assert content.scores == {} and any("judging: 0 of 21 images are done" in problem for problem in content.problems)
+    (evaluation / "sequential.json").write_text("{}")
+    assert any("does not say which images are drawn" in problem for problem in read_run(evaluation).problems)
+
+
+def test_a_journal_that_cannot_be_read_costs_the_versions_alone(run: Path) -> None:
+    journal = next((run / "logs").glob("*.jsonl"))
+    journal.unlink()
+    journal.mkdir()
+    content = read_run(run)
+    assert set(content.scores) == {"uce", "esd"} and "versions" not in content.provenance
+
+
+def test_a_damaged_file_of_images_is_named_and_its_scores_stay(run: Path) -> None:
+    path = next(run.rglob("*.images.parquet"))
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    content = read_run(run)
+    assert set(content.scores) == {"uce", "esd"}
+    assert [problem for problem in content.problems if str(path) in problem]
+    assert len(dict(content.images())) < len(set(content.table["image_sha256"].to_pylist()))
 
 
 def judged_twice(run: Path, first: str, other: str) -> None:
