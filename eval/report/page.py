@@ -3,6 +3,7 @@
 Tables are written out, so that they can be read and printed without a script; figures and strips are drawn by one.
 """
 
+import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,9 @@ class Section:
     sprites: list[str]
     """WebP in base64, each read when an image of it is shown."""
     left_out: int
-    """Images without a thumbnail."""
+    """Images without a thumbnail for want of space."""
+    missing: int
+    """Images that are gone or damaged."""
     concept_rows: list["ConceptRow"]
 
 
@@ -122,7 +125,7 @@ def _section(number: int, run: RunContent, max_bytes: int, folder: str | None) -
         "strips": strips.as_json(sprites, folder is not None),
         "images": folder,
         "sprites": {"side": sprites.side, "columns": COLUMNS, "rows": ROWS},
-        "figures": {figure.id: figure.plot for figure in drawn},
+        "figures": {figure.id: _without_markup(figure.plot) for figure in drawn},
     }
     return Section(
         number,
@@ -133,8 +136,18 @@ def _section(number: int, run: RunContent, max_bytes: int, folder: str | None) -
         data,
         sprites.encoded(),
         sprites.left_out,
+        len(sprites.missing),
         _concept_rows(run),
     )
+
+
+def _without_markup(plot: Any, name: str = "") -> Any:
+    """A plot whose labels are texts: Plotly takes some of HTML in them for markup, as our own templates mean it."""
+    if isinstance(plot, dict):
+        return {key: _without_markup(value, key) for key, value in plot.items()}
+    if isinstance(plot, list | tuple):
+        return [_without_markup(value, name) for value in plot]
+    return html.escape(shown(plot), quote=False) if isinstance(plot, str) and name != "hovertemplate" else plot
 
 
 def _concept_rows(run: RunContent) -> list[ConceptRow]:

@@ -86,7 +86,20 @@
   }, { rootMargin: "300px" });
   // Tables and images first: the script that draws figures is large.
   requestAnimationFrame(() => setTimeout(() => places.forEach((place) => seen.observe(place))));
-  window.addEventListener("beforeprint", () => places.forEach(draw));
+  // Paper is light: what is drawn for it takes its colours while the page is.
+  const root = document.documentElement;
+  let onScreen;
+  window.addEventListener("beforeprint", () => {
+    onScreen = root.dataset.theme;
+    root.dataset.theme = "light";
+    places.forEach(draw);
+  });
+  window.addEventListener("afterprint", () => {
+    if (onScreen === undefined) delete root.dataset.theme;
+    else root.dataset.theme = onScreen;
+    drawn.forEach(draw);
+  });
+  matchMedia("print").addEventListener("change", () => drawn.forEach(draw));
 
   const theme = document.getElementById("theme");
   const isDark = () =>
