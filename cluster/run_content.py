@@ -4,19 +4,26 @@ Every verdict is checked against its record. A damaged file is named, and the mo
 the base is at hand what was requested is planned again, which tells what is missing; else what is there is shown.
 """
 
-import shlex
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.spec import Campaign, DeltaEvaluation, Evaluation
-from efface.cluster.method_scores import chains_of, of_last_stages, score_methods, scored_stages, total_seconds
+from efface.cluster.method_scores import (
+    chains_of,
+    image_costs,
+    of_last_stages,
+    score_methods,
+    scored_stages,
+    total_seconds,
+)
+from efface.cluster.run_provenance import provenance
 from efface.cluster.run_summary import summarize
-from efface.cluster.storage.journal import DriverOpened, read_journal
 from efface.cluster.storage.opening import check_format
 from efface.cluster.storage.records import Record, parse_failure, parse_record, read_json
 from efface.cluster.storage.run_folder import RunFolder
@@ -29,7 +36,7 @@ from efface.cluster.tasks.judging import IMAGES
 from efface.cluster.tasks.model import BASE
 from efface.cluster.tasks.training import TrainingResult
 from efface.config_files import parse, read_config
-from efface.errors import StorageError, UserError
+from efface.errors import UserError
 from efface.eval.attack_run import AttackResult
 from efface.eval.attack_transfer import Transferred, Transfers
 from efface.eval.calibration import Calibration, read_calibration
@@ -39,6 +46,7 @@ from efface.eval.published_scores import published_for
 from efface.eval.report.reported_run import ReportedModel, RunContent
 from efface.eval.scores.leaderboard import leaderboard, notes
 from efface.eval.weight_norms import WeightChange, mean_weight_change
+from efface.models.sampler import SamplingCost
 from efface.train.job import Job
 
 
@@ -62,7 +70,7 @@ def read_run(root: Path) -> RunContent:
     problems.extend(f"not scored: {reason}" for reason in unscored)
     chains = chains_of(plan) if plan else {}
     last = of_last_stages(chains, scores)
-    rows = leaderboard(last, changes, seconds)
+    rows = leaderboard(last, changes, seconds, image_costs(_sampling(table, shards)))
     image_files = list(_intact_images(shards, problems))
     broken = broken_images(of_judge)
     if broken:
@@ -83,7 +91,7 @@ def read_run(root: Path) -> RunContent:
         transfers=tuple(transfers),
         problems=tuple(problems),
         published=tuple(published_for(dict.fromkeys(table["concept"].to_pylist()))),
-        provenance=_provenance(folder, table, calibrations),
+        provenance=provenance(folder, table, calibrations),
     )
 
 
@@ -204,6 +212,25 @@ def _outputs(folder: RunFolder, kind: str, name: str, problems: list[str]) -> It
             problems.append(f"{stored.folder / f'{stored.stem}.{name}'}: is not as it was written, and is left out")
 
 
+def _sampling(
+    table: pa.Table, shards: Mapping[str, list[StoredTask]]
+) -> Iterator[tuple[str, Mapping[str, float] | None]]:
+    """Of the shards of each model in the table, its method and what its images took."""
+    methods = dict(zip(table["model_id"].to_pylist(), table["method"].to_pylist(), strict=True))
+    for name, stored in shards.items():
+        method = methods.get(name.rpartition("-")[2])
+        if method is not None:
+            yield from ((method, _numbers(shard.record.facts.get("sampling"))) for shard in stored)
+
+
+def _numbers(found: Any) -> Mapping[str, float] | None:
+    """What a record says of its sampling; None where it is not as this release writes it."""
+    is_whole = isinstance(found, dict) and all(
+        isinstance(found.get(field.name), int | float) for field in fields(SamplingCost)
+    )
+    return found if is_whole else None
+
+
 def _intact_images(shards: Mapping[str, list[StoredTask]], problems: list[str]) -> Iterator[Path]:
     """The files of images that are as they were written; the others are named."""
     for shard in (shard for stored in shards.values() for shard in stored):
@@ -222,49 +249,3 @@ def _images(files: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
             if sha not in seen:
                 seen.add(sha)
                 yield sha, png
-
-
-def _provenance(folder: RunFolder, table: pa.Table, calibrations: list[Calibration]) -> dict[str, str]:
-    found = {}
-    if folder.campaign.is_file():
-        found["the command that makes it again"] = f"efface run {folder.campaign.name}"
-    elif folder.evaluation.is_file():
-        found["the command that makes it again, in this folder"] = _evaluate_command(folder)
-    for path in (folder.campaign, folder.evaluation):
-        if path.is_file():
-            found[path.name] = path.read_text(encoding="utf-8", errors="replace")
-    for column, name in (("base_id", "base"), ("recipe_id", "recipe"), ("judge_version", "judge versions")):
-        found[name] = "\n".join(sorted(set(table[column].to_pylist())))
-    found["prompts (SHA-256)"] = "\n".join(sorted({calibration.prompts_sha256 for calibration in calibrations}))
-    sign = read_json(folder.root, folder.sign.name) or {}
-    found["efface"] = str(sign.get("efface", ""))
-    found["versions"] = "\n".join(f"{name} {version}" for name, version in _packages(folder).items())
-    return {name: value for name, value in found.items() if value}
-
-
-def _packages(folder: RunFolder) -> dict[str, str]:
-    """Versions that the last driver ran with; none where its journal is gone or of an earlier release."""
-    found: dict[str, str] = {}
-    with suppress(StorageError):
-        for event in read_journal(folder):
-            if isinstance(event, DriverOpened):
-                found = event.packages
-    return found
-
-
-def _evaluate_command(folder: RunFolder) -> str:
-    """What `efface evaluate` is asked for where it judges the same deltas again; nothing where that cannot be read."""
-    try:
-        asked = read_config(DeltaEvaluation, folder.evaluation)
-    except UserError:
-        return ""
-    options = {
-        "--base": (asked.base,),
-        "--concepts": (asked.concepts,),
-        "--prompts": (asked.evaluation.prompts,),
-        "--recipe": (asked.evaluation.recipe,),
-        "--judge": asked.evaluation.judges,
-        "--images-per-prompt": (str(asked.evaluation.images_per_prompt),),
-    }
-    given = [[name, value] for name, values in options.items() for value in values if value]
-    return f"efface evaluate jobs/*/delta.safetensors {shlex.join(word for pair in given for word in pair)}"

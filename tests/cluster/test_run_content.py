@@ -66,7 +66,7 @@ def test_a_finished_run_gives_the_scores_that_it_wrote(run: Path) -> None:
     assert {sha for sha, _ in content.images()} == set(content.table["image_sha256"].to_pylist())
     assert {model.method for model in content.models} == {"uce", "esd"}
     assert [len(model.losses) for model in content.models if model.method == "esd"] == [2]
-    assert content.provenance["the command that makes it again"] == "efface run campaign.yaml"
+    assert content.provenance["the command that makes it again"] == "efface run campaign.yaml --out again"
     assert f"torch {torch.__version__.partition('+')[0]}" in content.provenance["versions"]
     assert files(run) == before
 
@@ -221,7 +221,9 @@ def test_without_a_plan_the_judge_is_the_one_that_the_run_names_first(run: Path,
     (run / "evaluation.yaml").write_text(yaml.safe_dump(evaluation))
     content = read_run(run)
     assert content.judge == first
-    again = f"--base tiny --judge /elsewhere/{first}.yaml --judge /elsewhere/{other}.yaml --images-per-prompt 4"
+    again = (
+        f"--base tiny --judge /elsewhere/{first}.yaml --judge /elsewhere/{other}.yaml --images-per-prompt 4 --out again"
+    )
     assert again in content.provenance["the command that makes it again, in this folder"]
     assert {method: scores.axes for method, scores in content.scores.items()} == expected
 

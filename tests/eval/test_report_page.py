@@ -115,7 +115,7 @@ def test_the_leaderboard_and_every_concept_show_the_numbers_of_the_table() -> No
 
 def test_the_csv_holds_every_score_in_full(tmp_path: Path) -> None:
     found = rows()
-    _, path, _ = write_report([run_content(found)], tmp_path / "report.html")
+    _, path, *_ = write_report([run_content(found)], tmp_path / "report.html")
     lines = list(csv.DictReader(io.StringIO(path.read_text())))
     for line in lines:
         if line["concept"] in CONCEPTS and line["axis"] in AXES:
@@ -140,7 +140,7 @@ def test_what_methods_may_see_stands_beside_in_every_file_and_changes_no_other_n
     without = Page(report_html([plain], "title")).tables[0]
     assert [line[:7] + line[9:] for line in [header, *board]] == without
     assert {line[0]: line[7:9] for line in board} == {name: ["1.000", "1.000"] for name in ("base", *METHODS)}
-    _, table, markdown = write_report([content], tmp_path / "report.html")
+    _, table, markdown, _ = write_report([content], tmp_path / "report.html")
     lines = [line for line in csv.DictReader(io.StringIO(table.read_text())) if line["axis"] == "retain_shown"]
     assert [(line["method"], line["concept"], line["score"]) for line in lines] == [
         (method, concept, "1.0") for method in METHODS for concept in (*sorted(CONCEPTS), "(mean)")
@@ -298,7 +298,7 @@ def test_texts_of_others_are_neither_markup_nor_script_nor_terminal_codes(tmp_pa
     assert not set("<>&") & set(data.partition(">")[2].partition("</script>")[0])
     assert "\x1b" not in before_data and "\u202e" not in before_data
     assert f"{shown(HOSTILE)} of forget for cat" in page.data[0]["strips"]["texts"]
-    _, csv_path, markdown = write_report([hostile], tmp_path / "report.html")
+    _, csv_path, markdown, _ = write_report([hostile], tmp_path / "report.html")
     assert "<script>" not in markdown.read_text() and "\x1b" not in markdown.read_text()
     assert not re.search(r"^[=+@-]", csv_path.read_text(), re.MULTILINE)
 
@@ -342,7 +342,7 @@ def test_images_that_are_gone_are_counted_apart_from_those_without_space_and_not
 
 
 def test_a_cell_that_would_be_a_formula_is_none_in_the_csv(tmp_path: Path) -> None:
-    _, path, _ = write_report([run_content(name="=1+1")], tmp_path / "report.html")
+    _, path, *_ = write_report([run_content(name="=1+1")], tmp_path / "report.html")
     assert {line["run"] for line in csv.DictReader(io.StringIO(path.read_text()))} == {"'=1+1"}
 
 

@@ -42,8 +42,8 @@ def get(address: str, path: str, **headers: str) -> tuple[int, str]:
 def test_report_writes_page_csv_and_markdown_into_the_run_folder(efface: RunEfface, run: Path) -> None:
     result = efface("report", run)
     assert result.code == 0
-    assert [(run / f"report.{suffix}").is_file() for suffix in ("html", "csv", "md")] == [True] * 3
-    assert result.out.splitlines() == [str(run / f"report.{suffix}") for suffix in ("html", "csv", "md")]
+    written = [run / f"report{end}" for end in (".html", ".csv", ".md", "-tables.csv")]
+    assert result.out.splitlines() == [str(path) for path in written] and all(path.is_file() for path in written)
 
 
 def test_several_runs_are_one_page(efface: RunEfface, run: Path, tmp_path: Path) -> None:

@@ -229,6 +229,11 @@
     });
     show();
   });
+  for (const link of document.querySelectorAll("a.to-method")) {
+    link.addEventListener("click", () => {
+      document.querySelector(link.hash).open = true;
+    });
+  }
   for (const link of document.querySelectorAll("a.to-images")) {
     link.addEventListener("click", () => {
       const form = document.querySelector(`form.strips[data-run="${link.dataset.run}"]`);
