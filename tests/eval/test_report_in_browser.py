@@ -184,6 +184,10 @@ def test_paper_is_light_however_dark_the_screen_is(browser: Any, file: Path) -> 
             light = [page.evaluate(what) for what in (ground, text)]
             assert light == ["rgb(255, 255, 255)", "rgb(27, 27, 27)"] != dark and page.evaluate(tick) == light[1]
             page.emulate_media(media="screen")
+            page.evaluate("dispatchEvent(new Event('beforeprint'))")  # as a browser says before it lays out for paper
+            page.wait_for_timeout(300)
+            assert page.evaluate(tick) == light[1]
+            page.evaluate("dispatchEvent(new Event('afterprint'))")
             page.wait_for_timeout(300)
             assert [page.evaluate(what) for what in (ground, text)] == dark and page.evaluate(tick) == dark[1]
 
