@@ -113,6 +113,10 @@
     named();
     drawn.forEach(draw);
   });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    named();
+    drawn.forEach(draw);
+  });
   named();
 
   // Images: rows of questions, columns of models. A sprite becomes a rule of the style sheet when it is first needed.
