@@ -50,8 +50,11 @@ from efface.models.sampler import SamplingCost
 from efface.train.job import Job
 
 
-def read_run(root: Path) -> RunContent:
-    """The run in a folder, as far as it is done. Raises UserError where it holds no run."""
+def read_run(root: Path, *, with_images: bool = True) -> RunContent:
+    """The run in a folder, as far as it is done. Raises UserError where it holds no run.
+
+    with_images: whether the images are read too, which are most of its bytes; without them there are none to show.
+    """
     folder = RunFolder(root)
     if not check_format(folder):
         raise UserError(f"{root}: is not a run folder, it holds no {folder.sign.name}")
@@ -71,7 +74,7 @@ def read_run(root: Path) -> RunContent:
     chains = chains_of(plan) if plan else {}
     last = of_last_stages(chains, scores)
     rows = leaderboard(last, changes, seconds, image_costs(_sampling(table, shards)))
-    image_files = list(_intact_images(shards, problems))
+    image_files = list(_intact_images(shards, problems)) if with_images else []
     broken = broken_images(of_judge)
     if broken:
         problems.append(f"images that are no evidence, and count for nothing: {counted(broken)}")

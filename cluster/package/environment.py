@@ -55,13 +55,17 @@ def environment() -> list[str]:
 def source_of_efface() -> str:
     """Version, and the commit or the wheel that is installed, as far as that is known."""
     try:
-        one = importlib.metadata.distribution("efface")
+        return source_of(importlib.metadata.distribution("efface"))
     except importlib.metadata.PackageNotFoundError:
         return "efface"
-    origin = _origin(one)
-    commit = _commit(origin or {}) or _commit_of_checkout(origin or {})
-    told = f"commit {commit}" if commit else _told(origin or {})
-    return f"efface {one.version}, {told}" if told else f"efface {one.version}"
+
+
+def source_of(one: Distribution) -> str:
+    """Name and version, and where it was installed from."""
+    origin = _origin(one) or {}
+    commit = _commit(origin) or _commit_of_checkout(origin)
+    told = f"commit {commit}" if commit else _told(origin)
+    return f"{one.metadata['Name']} {one.version}{f', {told}' if told else ''}"
 
 
 def _origin(one: Distribution) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ from tiny_campaign import campaign_dict, write_yaml
 from efface import __version__
 from efface.cluster.campaign.planner import plan_campaign
 from efface.cluster.campaign.spec import read_campaign
-from efface.cluster.package.environment import requirements
+from efface.cluster.package.environment import requirements, source_of
 from efface.models.base import load_base
 from efface.models.delta import Delta
 from efface.models.recipe import Recipe
@@ -113,6 +113,25 @@ def test_what_no_index_has_is_left_out_of_what_pip_reads_or_named_by_its_commit(
         "torch==2.13.0+cu130",
         "# wheel_of 3: installed from w-3.whl (SHA-256 ab)",
     ]
+
+
+def test_the_source_is_a_commit_or_a_wheel_and_never_a_path_of_this_machine(tmp_path: Path) -> None:
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    origin = {"url": folder.as_uri(), "dir_info": {"editable": True}}
+    assert source_of(Installed("efface", "0.1.0", origin)) == "efface 0.1.0, installed from a folder"
+    git = ["git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    (folder / "a.py").write_text("1")
+    for arguments in (["init", "-q"], ["add", "a.py"], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *arguments], check=True)
+    commit = next((folder / ".git" / "refs" / "heads").iterdir()).read_text().strip()
+    assert source_of(Installed("efface", "0.1.0", origin)) == f"efface 0.1.0, commit {commit}"
+    (folder / "a.py").write_text("2")
+    assert source_of(Installed("efface", "0.1.0", origin)) == f"efface 0.1.0, commit {commit} with changes"
+    wheel = {"url": "file:///home/me/efface-0.1.0-py3-none-any.whl", "archive_info": {"hash": "sha256=ab"}}
+    expected = "efface 0.1.0, installed from efface-0.1.0-py3-none-any.whl (SHA-256 ab)"
+    assert source_of(Installed("efface", "0.1.0", wheel)) == expected
+    assert source_of(Installed("efface", "0.1.0")) == "efface 0.1.0"
 
 
 def test_what_is_missing_of_a_run_is_said_where_it_is_packaged(
