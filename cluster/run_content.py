@@ -4,7 +4,7 @@ Every verdict is checked against its record. A damaged file is named, and the mo
 the base is at hand what was requested is planned again, which tells what is missing; else what is there is shown.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,8 @@ def read_run(root: Path, *, with_images: bool = True) -> RunContent:
     if not check_format(folder):
         raise UserError(f"{root}: is not a run folder, it holds no {folder.sign.name}")
     problems: list[str] = []
-    plan = _plan(folder, problems)
     shards = {path.name: stored_tasks(path) for path in subfolders(folder.root / "evaluations")}
+    plan = _plan(folder, {shard.record.id for stored in shards.values() for shard in stored}, problems)
     table = stored_verdicts(folder, plan, shards, problems)
     problems.extend(_failures(folder))
     models, changes, seconds = _trained(folder, table, problems)
@@ -98,8 +98,9 @@ def read_run(root: Path, *, with_images: bool = True) -> RunContent:
     )
 
 
-def _plan(folder: RunFolder, problems: list[str]) -> Plan | None:
-    """The plan of what was requested, with what is missing of it among the problems; None where it cannot be made."""
+def _plan(folder: RunFolder, judged: Set[str], problems: list[str]) -> Plan | None:
+    """The plan of what was requested, with what is missing of it among the problems; None where it cannot be made, or
+    is another than that by which everything here was `judged` (ids of shards)."""
     try:
         plan = stored_plan(folder, fetch=False)
     except UserError as error:
@@ -107,6 +108,12 @@ def _plan(folder: RunFolder, problems: list[str]) -> Plan | None:
         return None
     if plan.provisional:
         problems.append("the base is not on this machine, so it is not known what is missing")
+        return None
+    if judged and judged.isdisjoint(shard.id for shards in plan.shards.values() for shard in shards):
+        problems.append(
+            "this efface plans the request otherwise than the one that judged here (its prompts, say, have changed "
+            "since), so it is not known what is missing"
+        )
         return None
     summary = summarize(plan, folder)
     for kind, tasks in summary.tasks.items():

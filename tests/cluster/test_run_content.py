@@ -18,11 +18,10 @@ from tiny_campaign import LIMITS, UCE
 
 from efface.cluster.campaign.spec import Campaign, DeltaEvaluation
 from efface.cluster.collect_results import collect_results
-from efface.cluster.run import execute, open_evaluation, open_run, reopen_judged, reopen_run
+from efface.cluster.run import execute, open_evaluation, open_run, reopen_run
 from efface.cluster.run_content import read_run
 from efface.cluster.storage.records import parse_record
 from efface.cluster.tasks.judging import VERDICTS
-from efface.concepts.prompts import AXES
 from efface.config_files import parse
 from efface.errors import UserError
 from efface.eval.image_table import read_table, write_table
@@ -163,15 +162,25 @@ def test_without_plan_and_table_it_is_said_that_scores_may_be_of_some_images_alo
 
 
 def test_a_later_look_that_is_half_drawn_is_not_mixed_with_those_before(evaluation: Path) -> None:
-    """A sequential evaluation in its first look: what a plan does not ask for is no evidence."""
-    sequential = {"looks": [1, 2], "images_per_prompt": dict.fromkeys(AXES, 1)}
-    (evaluation / "sequential.json").write_text(json.dumps(sequential))
-    planned = {task.id for tasks in reopen_judged(evaluation).plan.shards.values() for task in tasks}
-    content = read_run(evaluation)
-    assert not planned & {parse_record(json.loads(p.read_text())).id for p in evaluation.glob("evaluations/*/*.json")}  # type: ignore[union-attr]
-    assert content.scores == {} and any("judging: 0 of 21 images are done" in problem for problem in content.problems)
+    """What a plan does not ask for is no evidence, and nothing of it is missing."""
+    before, path = read_run(evaluation), a_shard_of(evaluation, "esd")
+    record = parse_record(json.loads(path.read_text()))
+    assert record
+    path.with_name("later.json").write_text(json.dumps(replace(record, id="f" * 16).as_json()))
+    after = read_run(evaluation)
+    assert after.table.equals(before.table) and after.scores == before.scores
     (evaluation / "sequential.json").write_text("{}")
     assert any("does not say which images are drawn" in problem for problem in read_run(evaluation).problems)
+
+
+def test_a_run_that_another_release_plans_otherwise_is_shown_by_its_own_table(evaluation: Path) -> None:
+    """As where shipped prompts have changed: of what is planned now nothing is done."""
+    before, requested = read_run(evaluation), evaluation / "evaluation.yaml"
+    requested.write_text(requested.read_text().replace("images_per_prompt: 2", "images_per_prompt: 1"))
+    after = read_run(evaluation)
+    assert after.scores == before.scores and len(after.scores) == 2
+    assert [problem for problem in after.problems if "plans the request otherwise" in problem]
+    assert not [problem for problem in after.problems if "are left" in problem]
 
 
 def test_a_journal_that_cannot_be_read_costs_the_versions_alone(run: Path) -> None:
