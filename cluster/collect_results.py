@@ -12,7 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from efface.cluster.campaign.plan import Plan
-from efface.cluster.method_scores import chains_of, of_last_stages, score_methods, scored_stages, total_seconds
+from efface.cluster.method_scores import (
+    chains_of,
+    image_costs,
+    of_last_stages,
+    score_methods,
+    scored_stages,
+    total_seconds,
+)
 from efface.cluster.results import Results
 from efface.cluster.storage.records import Record, sha256
 from efface.cluster.storage.run_folder import RunFolder
@@ -39,7 +46,6 @@ from efface.eval.scores.comparison import differences
 from efface.eval.scores.continual import write_csv as write_stages
 from efface.eval.scores.corrected import corrected_by_method
 from efface.eval.scores.leaderboard import (
-    ImageCost,
     leaderboard,
     notes,
     write_csv,
@@ -109,7 +115,7 @@ def collect_results(plan: Plan, folder: RunFolder) -> Results:
     stages = scored_stages(chains, scores)
     last = of_last_stages(chains, scores)
     compared = differences(last)
-    costs = _image_costs(shards, records)
+    costs = image_costs((shard.model.label, records[shard.id].facts.get("sampling")) for shard in shards)
     rows = leaderboard(last, changes, seconds, costs, compared)
     footnotes = notes(last, rows)
     summary = {
@@ -212,14 +218,6 @@ def _check(folder: RunFolder, records: Mapping[str, Record], outputs: Sequence[t
             damaged.append(task)
     if damaged:
         raise DamagedOutputs(damaged)
-
-
-def _image_costs(shards: Sequence[Shard], records: Mapping[str, Record]) -> dict[str, ImageCost]:
-    """By label; without one whose records do not all say it, as those of earlier releases."""
-    found: dict[str, list[dict[str, float] | None]] = {}
-    for shard in shards:
-        found.setdefault(shard.model.label, []).append(records[shard.id].facts.get("sampling"))
-    return {label: ImageCost.mean(list(filter(None, costs))) for label, costs in found.items() if all(costs)}
 
 
 def _metrics(

@@ -14,14 +14,13 @@ from efface.cluster.campaign.sharding import Look
 from efface.cluster.campaign.spec import DeltaEvaluation
 from efface.cluster.results import Results
 from efface.cluster.run import Run, open_evaluation
+from efface.cluster.stored_plan import SEQUENTIAL
 from efface.concepts.prompts import AXES, Axis
 from efface.eval.image_table import read_table
 from efface.eval.judge_spec import judge_name
 from efface.eval.scores.sequential import LookAnswer, Question, answers, look_level, look_sizes, settled
 from efface.files import write_json
 from efface.models.delta import Delta
-
-SEQUENTIAL = "sequential.json"
 
 
 def evaluate_in_looks(
@@ -46,10 +45,12 @@ def evaluate_in_looks(
             break
         looks.append(Look(range(before, size), done))
         run = open_evaluation(deltas, config, out, looks)
+        drawn |= {axis: size for axis in AXES if axis not in done}
+        # Before any image is drawn: who reads the folder meanwhile has to know which are to come.
+        write_json(run.folder.root / SEQUENTIAL, _as_json(question, sizes, drawn, found))
         results = execute(run)
         if results.failures:
             return results
-        drawn |= {axis: size for axis in AXES if axis not in done}
         table = read_table(run.folder.table)
         rows = table.filter(pc.equal(table["judge"], judge_name(run.plan.calibrations[0].judge)))
         found |= answers(rows, {axis: question[axis] for axis in question if axis not in done}, look_level(len(sizes)))

@@ -10,6 +10,7 @@ from efface.cluster.tasks.model import BASE
 from efface.cluster.tasks.training import TrainingResult
 from efface.errors import UserError
 from efface.eval.scores.continual import Stages, score_stages
+from efface.eval.scores.leaderboard import ImageCost
 from efface.eval.scores.results import Scores
 from efface.eval.scores.scoring import score_table
 
@@ -63,3 +64,12 @@ def total_seconds(trained: Sequence[TrainingResult]) -> float | None:
     """Of all trainings together; None where that is not known of each."""
     known = [t.metrics.seconds for t in trained if t.metrics.seconds is not None]
     return sum(known) if len(known) == len(trained) else None
+
+
+def image_costs(sampling: Iterable[tuple[str, Mapping[str, float] | None]]) -> dict[str, ImageCost]:
+    """By label, from what each shard of a method says of its sampling; without one whose shards do not all say it, as
+    those of earlier releases."""
+    found: dict[str, list[Mapping[str, float] | None]] = {}
+    for label, cost in sampling:
+        found.setdefault(label, []).append(cost)
+    return {label: ImageCost.mean(list(filter(None, costs))) for label, costs in found.items() if all(costs)}

@@ -27,6 +27,7 @@ from efface.cluster.storage.prompt_cache import keep, restore
 from efface.cluster.storage.remaining import RemainingTasks, remaining_tasks
 from efface.cluster.storage.repair import withdraw_damaged
 from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.stored_plan import is_campaign, stored_plan
 from efface.cluster.tasks.training import training_facts
 from efface.cluster.workers.executor import Executor, WorkerClass
 from efface.cluster.workers.local_executor import LocalExecutor
@@ -75,13 +76,12 @@ def reopen_run(root: Path) -> Run:
 
 
 def reopen_judged(root: Path) -> Run:
-    """As `reopen_run`, and also of a folder in which `efface evaluate` has judged deltas. Raises UserError."""
+    """As `reopen_run`, and also of a folder in which `efface evaluate` judges deltas. Raises UserError."""
     folder = RunFolder(root)
-    if folder.campaign.is_file() or not folder.evaluation.is_file():
+    if is_campaign(folder):
         return reopen_run(root)
     requested = read_config(DeltaEvaluation, folder.evaluation)
-    deltas = [(path, Delta.load(path)) for path in sorted(folder.root.glob("jobs/*/delta.safetensors"))]
-    return Run(plan_deltas(deltas, requested), folder, requested.limits)
+    return Run(stored_plan(folder), folder, requested.limits)
 
 
 def open_evaluation(

@@ -1,71 +1,67 @@
 """What a run folder holds, for a report: read from its records and files alone, changing nothing.
 
 Every verdict is checked against its record. A damaged file is named, and the model that it speaks of is left out. Where
-the base is at hand the campaign is planned again, which tells what is missing; else only what is there can be shown.
+the base is at hand what was requested is planned again, which tells what is missing; else what is there is shown.
 """
 
-import shlex
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from efface.cluster.campaign.plan import Plan
-from efface.cluster.campaign.planner import plan_campaign
 from efface.cluster.campaign.spec import Campaign, DeltaEvaluation, Evaluation
-from efface.cluster.method_scores import chains_of, of_last_stages, score_methods, scored_stages, total_seconds
+from efface.cluster.method_scores import (
+    chains_of,
+    image_costs,
+    of_last_stages,
+    score_methods,
+    scored_stages,
+    total_seconds,
+)
+from efface.cluster.run_provenance import provenance
 from efface.cluster.run_summary import summarize
-from efface.cluster.storage.journal import DriverOpened, read_journal
 from efface.cluster.storage.opening import check_format
-from efface.cluster.storage.records import Record, list_files, parse_failure, parse_record, read_json, sha256
+from efface.cluster.storage.records import Record, parse_failure, parse_record, read_json
 from efface.cluster.storage.run_folder import RunFolder
+from efface.cluster.stored_plan import is_campaign, stored_plan
+from efface.cluster.stored_tasks import StoredTask, stored_tasks, subfolders
+from efface.cluster.stored_verdicts import stored_verdicts
 from efface.cluster.tasks.attack import ATTACK, TRANSFER, AttackTask, TransferTask
 from efface.cluster.tasks.calibration import CALIBRATION
-from efface.cluster.tasks.judging import IMAGES, VERDICTS
+from efface.cluster.tasks.judging import IMAGES
 from efface.cluster.tasks.model import BASE
 from efface.cluster.tasks.training import TrainingResult
 from efface.config_files import parse, read_config
-from efface.errors import StorageError, UserError
+from efface.errors import UserError
 from efface.eval.attack_run import AttackResult
 from efface.eval.attack_transfer import Transferred, Transfers
 from efface.eval.calibration import Calibration, read_calibration
 from efface.eval.image_errors import broken_images, counted
-from efface.eval.image_table import SCHEMA, read_images, read_table
+from efface.eval.image_table import read_images
 from efface.eval.published_scores import published_for
 from efface.eval.report.reported_run import ReportedModel, RunContent
 from efface.eval.scores.leaderboard import leaderboard, notes
 from efface.eval.weight_norms import WeightChange, mean_weight_change
-from efface.plain_files import leaves, read_plain
+from efface.models.sampler import SamplingCost
 from efface.train.job import Job
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """A finished task as it lies in the run folder."""
+def read_run(root: Path, *, with_images: bool = True) -> RunContent:
+    """The run in a folder, as far as it is done. Raises UserError where it holds no run.
 
-    record: Record
-    folder: Path
-    stem: str
-
-    def intact(self, name: str) -> Path | None:
-        """An output, if every byte is as it was written."""
-        path = self.folder / f"{self.stem}.{name}"
-        written = self.record.outputs.get(path.name)
-        return path if written and sha256(path) == written.sha256 else None
-
-
-def read_run(root: Path) -> RunContent:
-    """The run in a folder, as far as it is done. Raises UserError where it holds no run."""
+    with_images: whether the images are read too, which are most of its bytes; without them there are none to show.
+    """
     folder = RunFolder(root)
     if not check_format(folder):
         raise UserError(f"{root}: is not a run folder, it holds no {folder.sign.name}")
     problems: list[str] = []
-    plan = _plan(folder, problems)
-    shards = {path.name: _stored(path) for path in _subfolders(folder.root / "evaluations")}
-    table = _table(folder, plan, shards, problems)
+    shards = {path.name: stored_tasks(path) for path in subfolders(folder.root / "evaluations")}
+    plan = _plan(folder, {shard.record.id for stored in shards.values() for shard in stored}, problems)
+    table = stored_verdicts(folder, plan, shards, problems)
     problems.extend(_failures(folder))
     models, changes, seconds = _trained(folder, table, problems)
     calibrations = _calibrations(folder, problems)
@@ -77,12 +73,13 @@ def read_run(root: Path) -> RunContent:
     problems.extend(f"not scored: {reason}" for reason in unscored)
     chains = chains_of(plan) if plan else {}
     last = of_last_stages(chains, scores)
-    rows = leaderboard(last, changes, seconds)
+    rows = leaderboard(last, changes, seconds, image_costs(_sampling(table, shards)))
+    image_files = list(_intact_images(shards, problems)) if with_images else []
     broken = broken_images(of_judge)
     if broken:
         problems.append(f"images that are no evidence, and count for nothing: {counted(broken)}")
     return RunContent(
-        name=plan.name if plan else root.name,
+        name=plan.name if plan and is_campaign(folder) else root.name,
         path=root.name,
         table=table,
         judge=judge,
@@ -92,26 +89,31 @@ def read_run(root: Path) -> RunContent:
         stages=scored_stages(chains, scores),
         models=tuple(models),
         calibrations=tuple(calibrations),
-        images=lambda: _images(shards),
+        images=lambda: _images(image_files),
         attacks=tuple(attacks),
         transfers=tuple(transfers),
         problems=tuple(problems),
         published=tuple(published_for(dict.fromkeys(table["concept"].to_pylist()))),
-        provenance=_provenance(folder, table, calibrations),
+        provenance=provenance(folder, table, calibrations),
     )
 
 
-def _plan(folder: RunFolder, problems: list[str]) -> Plan | None:
-    """The plan of the campaign, with what is missing of it among the problems; None where it cannot be made here."""
-    if not folder.campaign.is_file():
-        return None
+def _plan(folder: RunFolder, judged: Set[str], problems: list[str]) -> Plan | None:
+    """The plan of what was requested, with what is missing of it among the problems; None where it cannot be made, or
+    is another than that by which everything here was `judged` (ids of shards)."""
     try:
-        plan = plan_campaign(read_config(Campaign, folder.campaign), fetch=False)
+        plan = stored_plan(folder, fetch=False)
     except UserError as error:
-        problems.append(f"the campaign cannot be planned here, so it is not known what is missing: {error}")
+        problems.append(f"what was requested cannot be planned here, so it is not known what is missing: {error}")
         return None
     if plan.provisional:
         problems.append("the base is not on this machine, so it is not known what is missing")
+        return None
+    if judged and judged.isdisjoint(shard.id for shards in plan.shards.values() for shard in shards):
+        problems.append(
+            "this efface plans the request otherwise than the one that judged here (its prompts, say, have changed "
+            "since), so it is not known what is missing"
+        )
         return None
     summary = summarize(plan, folder)
     for kind, tasks in summary.tasks.items():
@@ -125,53 +127,10 @@ def _plan(folder: RunFolder, problems: list[str]) -> Plan | None:
 
 
 def _failures(folder: RunFolder) -> Iterator[str]:
-    for path in _subfolders(folder.root / "jobs"):
+    for path in subfolders(folder.root / "jobs"):
         failure = parse_failure(read_json(path, "failure.json"))
         if failure:
             yield f"{path.name} was given up ({failure.stage}): {failure.reason}"
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    """Sorted; none where there is no such folder."""
-    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-
-
-def _stored(folder: Path) -> list[_Stored]:
-    """The finished tasks of one folder, by the names of their records."""
-    names = sorted(name for name in list_files(folder) if name.endswith(".json"))
-    found = ((name, parse_record(read_json(folder, name))) for name in names)
-    return [_Stored(record, folder, name.removesuffix(".json")) for name, record in found if record]
-
-
-def _table(folder: RunFolder, plan: Plan | None, shards: Mapping[str, list[_Stored]], problems: list[str]) -> pa.Table:
-    """The verdicts of all models that were judged to the end, none of them damaged."""
-    complete = _complete(folder, plan, shards)
-    parts = [SCHEMA.empty_table()]
-    for name, stored in shards.items():
-        tables: list[pa.Table] = []
-        for shard in stored:
-            path = shard.intact(VERDICTS)
-            if path is None:
-                problems.append(
-                    f"{shard.folder / f'{shard.stem}.{VERDICTS}'}: is not as it was written, so {name} is left out"
-                )
-                tables = []
-                break
-            tables.append(read_table(path))
-        whole = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
-        if complete is None or set(whole["model_id"].to_pylist()) <= complete:
-            parts.append(whole)
-    return pa.concat_tables(parts)
-
-
-def _complete(folder: RunFolder, plan: Plan | None, shards: Mapping[str, list[_Stored]]) -> set[str] | None:
-    """The ids of the models that were judged to the end, by the plan, or else by the run's own table; None: unknown."""
-    if plan:
-        done = {shard.record.id for stored in shards.values() for shard in stored}
-        return {id for id, planned in plan.shards.items() if all(shard.id in done for shard in planned)}
-    if folder.table.is_file():
-        return set(read_table(folder.table)["model_id"].to_pylist())
-    return None
 
 
 def _headline(folder: RunFolder, table: pa.Table, problems: list[str]) -> str:
@@ -188,7 +147,7 @@ def _headline(folder: RunFolder, table: pa.Table, problems: list[str]) -> str:
 
 def _evaluation(folder: RunFolder) -> Evaluation:
     """How the run judges. Raises UserError where its file cannot be read."""
-    if folder.campaign.is_file():
+    if is_campaign(folder):
         return read_config(Campaign, folder.campaign).evaluation
     return read_config(DeltaEvaluation, folder.evaluation).evaluation
 
@@ -200,7 +159,7 @@ def _trained(
     judged = set(table["model_id"].to_pylist())
     models: list[ReportedModel] = []
     by_label: dict[str, list[TrainingResult]] = {}
-    for path in _subfolders(folder.root / "jobs"):
+    for path in subfolders(folder.root / "jobs"):
         record = parse_record(read_json(path, "record.json"))
         if record is None:
             continue
@@ -237,7 +196,7 @@ def _reported(name: str, trained: TrainingResult, job: Job, record: Record) -> R
 
 def _calibrations(folder: RunFolder, problems: list[str]) -> list[Calibration]:
     found = []
-    for stored in _stored(folder.root / "calibration"):
+    for stored in stored_tasks(folder.root / "calibration"):
         path = stored.intact(CALIBRATION)
         if path:
             found.append(read_calibration(path))
@@ -255,7 +214,7 @@ def _attacks(folder: RunFolder, problems: list[str]) -> tuple[list[AttackResult]
 
 def _outputs(folder: RunFolder, kind: str, name: str, problems: list[str]) -> Iterator[Path]:
     """The files called `name` of all finished tasks of a kind, but those that are damaged, which are named."""
-    for stored in (stored for path in _subfolders(folder.root / kind) for stored in _stored(path)):
+    for stored in (stored for path in subfolders(folder.root / kind) for stored in stored_tasks(path)):
         path = stored.intact(name)
         if path:
             yield path
@@ -263,65 +222,40 @@ def _outputs(folder: RunFolder, kind: str, name: str, problems: list[str]) -> It
             problems.append(f"{stored.folder / f'{stored.stem}.{name}'}: is not as it was written, and is left out")
 
 
-def _images(shards: Mapping[str, list[_Stored]]) -> Iterator[tuple[str, bytes]]:
-    """Every image once, of the shards whose images are as they were written."""
-    seen: set[str] = set()
-    for stored in shards.values():
-        for shard in stored:
-            path = shard.intact(IMAGES)
-            if path is None:
-                continue
-            table = read_images(path)
-            for sha, png in zip(table["image_sha256"].to_pylist(), table["png"].to_pylist(), strict=True):
-                if sha not in seen:
-                    seen.add(sha)
-                    yield sha, png
+def _sampling(
+    table: pa.Table, shards: Mapping[str, list[StoredTask]]
+) -> Iterator[tuple[str, Mapping[str, float] | None]]:
+    """Of the shards of each model in the table, its method and what its images took."""
+    methods = dict(zip(table["model_id"].to_pylist(), table["method"].to_pylist(), strict=True))
+    for name, stored in shards.items():
+        method = methods.get(name.rpartition("-")[2])
+        if method is not None:
+            yield from ((method, _numbers(shard.record.facts.get("sampling"))) for shard in stored)
 
 
-def _provenance(folder: RunFolder, table: pa.Table, calibrations: list[Calibration]) -> dict[str, str]:
-    found = {}
-    if folder.campaign.is_file():
-        found["the command that makes it again"] = f"efface run {folder.campaign.name}"
-    elif folder.evaluation.is_file():
-        found["the command that makes it again, in this folder"] = _evaluate_command(folder)
-    for path in (folder.campaign, folder.evaluation):
-        if path.is_file() and not leaves(path, folder.root):
-            found[path.name] = read_plain(path).decode(errors="replace")
-    for column, name in (("base_id", "base"), ("recipe_id", "recipe"), ("judge_version", "judge versions")):
-        found[name] = "\n".join(sorted(set(table[column].to_pylist())))
-    found["prompts (SHA-256)"] = "\n".join(sorted({calibration.prompts_sha256 for calibration in calibrations}))
-    sign = read_json(folder.root, folder.sign.name) or {}
-    found["efface"] = str(sign.get("efface", ""))
-    opened = [event for event in read_journal(folder) if isinstance(event, DriverOpened)]
-    found["versions"] = (
-        "\n".join(f"{name} {version}" for name, version in opened[-1].packages.items()) if opened else ""
+def _numbers(found: Any) -> Mapping[str, float] | None:
+    """What a record says of its sampling; None where it is not as this release writes it."""
+    is_whole = isinstance(found, dict) and all(
+        isinstance(found.get(field.name), int | float) for field in fields(SamplingCost)
     )
-    return {name: value for name, value in found.items() if value}
+    return found if is_whole else None
 
 
-def _packages(folder: RunFolder) -> dict[str, str]:
-    """Versions that the last driver ran with; none where its journal is gone or of an earlier release."""
-    found: dict[str, str] = {}
-    with suppress(StorageError):
-        for event in read_journal(folder):
-            if isinstance(event, DriverOpened):
-                found = event.packages
-    return found
+def _intact_images(shards: Mapping[str, list[StoredTask]], problems: list[str]) -> Iterator[Path]:
+    """The files of images that are as they were written; the others are named."""
+    for shard in (shard for stored in shards.values() for shard in stored):
+        path = shard.intact(IMAGES)
+        if path:
+            yield path
+        else:
+            problems.append(f"{shard.folder / f'{shard.stem}.{IMAGES}'}: is not as it was written, so it is not shown")
 
 
-def _evaluate_command(folder: RunFolder) -> str:
-    """What `efface evaluate` is asked for where it judges the same deltas again; nothing where that cannot be read."""
-    try:
-        asked = read_config(DeltaEvaluation, folder.evaluation)
-    except UserError:
-        return ""
-    options = {
-        "--base": (asked.base,),
-        "--concepts": (asked.concepts,),
-        "--prompts": (asked.evaluation.prompts,),
-        "--recipe": (asked.evaluation.recipe,),
-        "--judge": asked.evaluation.judges,
-        "--images-per-prompt": (str(asked.evaluation.images_per_prompt),),
-    }
-    given = [[name, value] for name, values in options.items() for value in values if value]
-    return f"efface evaluate jobs/*/delta.safetensors {shlex.join(word for pair in given for word in pair)}"
+def _images(files: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
+    """Every image once."""
+    seen: set[str] = set()
+    for table in map(read_images, files):
+        for sha, png in zip(table["image_sha256"].to_pylist(), table["png"].to_pylist(), strict=True):
+            if sha not in seen:
+                seen.add(sha)
+                yield sha, png

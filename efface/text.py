@@ -25,6 +25,15 @@ def shown(text: str) -> str:
     return "".join(_written_out(c) if unicodedata.category(c) in UNSEEN else c for c in text)
 
 
+def shown_in(value: Any) -> Any:
+    """`value`, as JSON has it, with every text in it `shown`; keys stay as they are."""
+    if isinstance(value, str):
+        return shown(value)
+    if isinstance(value, dict):
+        return {key: shown_in(item) for key, item in value.items()}
+    return [shown_in(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def rich_text(text: str, style: str = "") -> "Text":
     """`shown(text)` for rich: its brackets are no markup, its `:names:` no emoji."""
     from rich.text import Text

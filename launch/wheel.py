@@ -26,6 +26,8 @@ PACKAGED_SUFFIXES = (
     ".txt",
     ".md",
     ".j2",
+    ".css",
+    ".js",
     ".safetensors",
     ".jsonl",
     ".npy",

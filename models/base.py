@@ -25,6 +25,7 @@ from efface.models.family import FAMILIES
 from efface.models.fingerprint import fingerprint
 from efface.models.model_files import CONFIG_FILES, DIFFUSERS_FILES, NotCached, locate
 from efface.models.recipe import load_recipe
+from efface.notebook_tables import html_table
 
 if TYPE_CHECKING:
     import torch
@@ -148,6 +149,25 @@ class Base:
         for sampling_copy in self._sampling_copies.values():
             sampling_copy.update(changed)
         self.applied = delta
+
+    def _repr_html_(self) -> str:
+        """As a notebook shows it: what it is, and what has been put into it."""
+        parts = {
+            name: sum(weight.numel() for weight in module.parameters()) / 1e6 for name, module in self.modules.items()
+        }
+        job = self.applied.provenance.get("job", {}) if self.applied else {}
+        forgets = f", {job.get('method')} forgets {', '.join(job.get('concepts', ()))}" if job else ""
+        rows = [
+            ("base", self.spec.name),
+            ("source", self.spec.source),
+            ("fingerprint", self.fingerprint[:16]),
+            ("image size", f"{self.spec.image_size} pixels"),
+            ("predicts", self.prediction_type),
+            ("parameters", ", ".join(f"{name} {count:.1f} million" for name, count in parts.items())),
+            ("device", self.device),
+            ("delta", f"{self.applied.id}{forgets}" if self.applied else "none: it is not edited"),
+        ]
+        return html_table(("", ""), rows)
 
 
 def named_parameters(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:

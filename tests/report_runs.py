@@ -10,6 +10,7 @@ import pyarrow as pa
 from PIL import Image
 
 from efface.concepts.prompts import AXES, TARGET_AXES
+from efface.eval.attack_transfer import Transferred
 from efface.eval.image_table import SCHEMA
 from efface.eval.report.reported_run import ReportedModel, RunContent
 from efface.eval.scores.leaderboard import leaderboard
@@ -19,6 +20,9 @@ METHODS = ("esd", "uce")
 CONCEPTS = ("cat", "bus")
 JUDGE = "judge"
 HOSTILE = "<script>alert('x')</script>\x1b[31m ‮\"&</td>"
+
+MARKUP = "<a href='https://evil.example/x'>cat</a><br><b>x</b>\u202e &amp;"
+"""A name that Plotly would take for a link, with a mark that turns what follows it around."""
 
 
 def rows(seed: int = 0, prompt: str = "prompt") -> list[dict[str, Any]]:
@@ -89,6 +93,28 @@ def run_content(found: list[dict[str, Any]] | None = None, **changes: Any) -> Ru
         images=lambda: images(table),
     )
     return replace(content, **changes)
+
+
+def named_by_a_stranger() -> RunContent:
+    """The run, in which the concept `cat` and the method `esd` are called `MARKUP`."""
+    found = [{k: MARKUP if k.endswith("concept") and v == "cat" else v for k, v in row.items()} for row in rows()]
+    content = run_content(found)
+    table = pa.Table.from_pylist(
+        [row | {"method": MARKUP if row["method"] == "esd" else row["method"]} for row in found], schema=SCHEMA
+    )
+    return replace(
+        content,
+        table=table,
+        rows=tuple(replace(row, method=MARKUP) if row.method == "esd" else row for row in content.rows),
+        scores={MARKUP if method == "esd" else method: scores for method, scores in content.scores.items()},
+        models=tuple(
+            replace(model, label=MARKUP, concepts=(MARKUP,)) if model.label == "esd" else model
+            for model in content.models
+        ),
+        transfers=(
+            Transferred(attack="gcg", source=MARKUP, method="uce", concept=MARKUP, prompts=1, judged=1, shown=1),
+        ),
+    )
 
 
 def images(table: pa.Table) -> Iterator[tuple[str, bytes]]:

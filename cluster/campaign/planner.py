@@ -40,10 +40,7 @@ def plan_campaign(campaign: Campaign, fetch: bool = True) -> Plan:
     concept_set = load_concept_set(campaign.concepts.set or base.concepts or _no_concepts(base, "concepts.set"))
     everything = (campaign.concepts.targets, *(choice.targets for choice in campaign.methods if choice.targets))
     targets = tuple(dict.fromkeys(target for names in everything for target in _targets(campaign, names, concept_set)))
-    try:
-        base_id = fingerprint_of(base, fetch)
-    except NotCached:
-        base_id = NOT_FETCHED
+    base_id = _base_id(base, fetch)
     models = list(_jobs(campaign, base, base_id, concept_set))
     return make_plan(
         campaign.name,
@@ -59,24 +56,27 @@ def plan_campaign(campaign: Campaign, fetch: bool = True) -> Plan:
 
 
 def plan_deltas(
-    deltas: Sequence[tuple[Path, Delta]], evaluation_config: DeltaEvaluation, looks: Sequence[Look] = ()
+    deltas: Sequence[tuple[Path, Delta]],
+    evaluation_config: DeltaEvaluation,
+    looks: Sequence[Look] = (),
+    fetch: bool = True,
 ) -> Plan:
-    """The plan that judges deltas which exist; looks: as in `cut_shards`.
+    """The plan that judges deltas which exist, the same in whatever order; looks: as in `cut_shards`.
 
-    Raises UserError where they fit neither base nor concept set.
+    Raises UserError where they fit neither base nor concept set. fetch: as in `plan_campaign`.
     """
     base = read_base(evaluation_config.base)
-    base_id = fingerprint_of(base)
+    base_id = _base_id(base, fetch)
     concept_set = load_concept_set(evaluation_config.concepts or base.concepts or _no_concepts(base, "--concepts"))
     models = []
     for path, delta in deltas:
         if "job" not in delta.provenance:
             raise UserError(f"{path}: names no job, so it is not known which concepts it should have forgotten")
         job = parse(Job, delta.provenance["job"], str(path))
-        if job.base_id != base_id:
+        if base_id not in (job.base_id, NOT_FETCHED):
             raise UserError(f"{path}: was made from base '{job.base}' ({job.base_id[:16]}), not from '{base.name}'")
         models.append(Model(job.method, job, base_id, delta_id=delta.id))
-    named = dict.fromkeys(name for model in models if model.job for name in model.job.concepts)
+    named = sorted({name for model in models if model.job for name in model.job.concepts})
     targets = tuple(map(concept_set.find, named))
     return make_plan(
         "evaluation",
@@ -89,6 +89,14 @@ def plan_deltas(
         evaluation_config.resources,
         looks=looks,
     )
+
+
+def _base_id(base: BaseSpec, fetch: bool) -> str:
+    """`NOT_FETCHED` where the base is not on this machine and is not to be fetched."""
+    try:
+        return fingerprint_of(base, fetch)
+    except NotCached:
+        return NOT_FETCHED
 
 
 def _no_concepts(base: BaseSpec, field: str) -> str:

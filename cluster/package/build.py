@@ -3,8 +3,8 @@
 The folder appears whole or not at all.
 """
 
-import importlib.metadata
 import io
+import shlex
 import shutil
 import uuid
 from collections import Counter
@@ -20,16 +20,19 @@ import torch
 
 from efface import __version__
 from efface.cluster.campaign.plan import Plan
+from efface.cluster.campaign.spec import DeltaEvaluation
 from efface.cluster.package.card import TEMPLATES, Judgement, front_matter, judgement, templates
 from efface.cluster.package.contents import files_inside
 from efface.cluster.package.description import DESCRIPTION, MANIFEST, Description, PackagedModel, Sample
+from efface.cluster.package.environment import environment, source_of_efface
 from efface.cluster.run_content import read_run
+from efface.cluster.run_provenance import evaluate_command, until_of
 from efface.cluster.storage.journal import journal_files
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.tasks.model import Model
 from efface.cluster.tasks.training import TrainingResult
 from efface.concepts.shipped import data_names
-from efface.config_files import list_configs, read_yaml, to_yaml
+from efface.config_files import list_configs, read_config, read_yaml, to_yaml
 from efface.errors import UserError
 from efface.eval.image_table import write_table
 from efface.eval.report.reported_run import RunContent
@@ -68,11 +71,13 @@ def build_package(
         description = Description(
             campaign=plan.name,
             efface=__version__,
+            efface_source=source_of_efface(),
             base=plan.base.name,
             base_id=plan.base_id,
             recipe=plan.recipe,
             judge=content.judge,
             licence=licence,
+            problems=content.problems,
             models=tuple(_write_models(plan, folder, content, models, unfinished, dtypes)),
         )
         _write_results(plan, folder, content, label, unfinished)
@@ -203,12 +208,21 @@ def _write_results(plan: Plan, folder: RunFolder, content: RunContent, label: st
     write_report([_only(content, label)], root / "report.html")
     for extra in ("report.csv", "report.md"):
         (root / extra).unlink()
-    (root / "environment.txt").write_text("\n".join(_environment()) + "\n", encoding="utf-8")
+    (root / "environment.txt").write_text("\n".join(environment()) + "\n", encoding="utf-8")
 
 
 def _requested(folder: RunFolder) -> Path:
     """What was asked for: a campaign, or deltas to be judged."""
     return folder.campaign if folder.campaign.is_file() else folder.evaluation
+
+
+def _command(folder: RunFolder, root: Path) -> str:
+    """What makes the run again in the package's folder."""
+    requested = _requested(folder)
+    if requested == folder.campaign:
+        return shlex.join(["efface", "run", requested.name, "--out", "runs/again"])
+    asked = read_config(DeltaEvaluation, root / requested.name)
+    return evaluate_command(asked, "deltas/*.safetensors", "runs/again", until_of(folder))
 
 
 def _with_own_files(requested: dict[str, Any], root: Path) -> dict[str, Any]:
@@ -237,6 +251,8 @@ def _only(content: RunContent, label: str) -> RunContent:
         scores={label: content.scores[label]},
         stages={name: stages for name, stages in content.stages.items() if name == label},
         models=tuple(model for model in content.models if model.label == label),
+        attacks=tuple(result for result in content.attacks if result.method == label),
+        transfers=tuple(row for row in content.transfers if label in (row.source, row.method)),
         table=content.table.filter(pc.is_in(content.table["method"], pa.array([label, "base"]))),
     )
 
@@ -250,14 +266,6 @@ def _csv(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
     pyarrow.csv.write_csv(pa.table(columns, names=table.column_names), buffer)
     return buffer.getvalue()
-
-
-def _environment() -> list[str]:
-    """Every installed package with its version, as pip reads it."""
-    installed = {
-        dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions() if dist.metadata["Name"]
-    }
-    return [f"{name}=={version}" for name, version in sorted(installed.items(), key=lambda pair: pair[0].lower())]
 
 
 def _write_readme(
@@ -287,10 +295,10 @@ def _write_readme(
                 description.campaign, plan.base, label, judged, licence=description.licence, is_whole=False
             ),
             judged=judged,
-            problems=content.problems,
             change=next((row for row in content.rows if row.method == label and row.challenge_all is not None), None),
             leaderboard=f"| {leaderboard}",
             requested=_requested(folder).name,
+            again=_command(folder, root),
             dtypes=dtypes,
             is_hook=is_hook,
             hardware=hardware,

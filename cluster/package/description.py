@@ -38,9 +38,11 @@ class Description(StrictModel):
     format: int = 1
     campaign: str
     efface: str = Field(description="version")
+    efface_source: str = Field("", description="version, and commit or wheel, as far as that was known")
     base: str = Field(description="name or source, as the campaign has it")
     base_id: str = Field(description="the base's fingerprint")
     recipe: Recipe
     judge: str
     licence: str = Field(description="as declared by who made the package")
+    problems: tuple[str, ...] = Field((), description="what was missing, failed or damaged of the run")
     models: tuple[PackagedModel, ...]

@@ -56,7 +56,7 @@ def publication(source: Path, repository: str, *, run: str | None, base: str | N
     check_repository(repository)
     if (source / DESCRIPTION).is_file():
         return _package(source, repository)
-    content = read_run(as_path(run)) if run else None
+    content = read_run(as_path(run), with_images=False) if run else None
     if (source / MODEL_INDEX).is_file():
         return _folder(source, repository, content, base, licence)
     if source.is_dir():

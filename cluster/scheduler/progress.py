@@ -14,6 +14,7 @@ from rich.text import Text
 
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.rates import Rates, task_seconds
+from efface.cluster.scheduler.queue import Queue
 from efface.cluster.scheduler.time_left import TimeLeft, UnderWay
 from efface.cluster.storage.remaining import RemainingTasks
 from efface.cluster.storage.run_folder import RunFolder
@@ -64,6 +65,8 @@ class Display:
         self._far: dict[str, tuple[float, HowFar | None]] = {}
         """By task: when it was looked up last, and how far it was."""
         self._start = time.monotonic()
+        self._first = Queue(remaining.tasks, remaining.products, workers).take(None)
+        """What is done first, until it has been begun: workers take their time to start."""
         seconds = {task.id: task_seconds(task, plan, rates) if rates else None for task in remaining.tasks}
         self.time_left = TimeLeft(remaining.tasks, seconds, workers)
         self._bars = Progress(
@@ -109,6 +112,7 @@ class Display:
             if not tasks:
                 self._since[worker] = time.monotonic()
             tasks.append(task)
+            self._first = None
             self.time_left.workers = max(self.time_left.workers, len(self._running))
             self._kinds[task.kind].started(time.monotonic())
 
@@ -143,6 +147,8 @@ class Display:
             parts = [self._describe_kind(name, kind, now) for name, kind in self._kinds.items()]
             running = [self._describe_tasks(tasks) for tasks in self._running.values() if tasks]
             more = f" and {len(running) - MAX_NAMED} more" if len(running) > MAX_NAMED else ""
+            if self._first:
+                running = [self._starting(self._first)]
             doing = f"; {'; '.join(running[:MAX_NAMED])}{more}" if running else ""
             return f"{', '.join(parts)}, {self._times(now)}{doing}"
 
@@ -185,6 +191,10 @@ class Display:
         done, rate = self._state(name, kind, now)
         return f"{name} {done}/{kind.total}{unit}" + (f" ({rate:.1f}/s)" if rate else "")
 
+    @staticmethod
+    def _starting(first: Task) -> str:
+        return f"workers are starting, the first task is {first.describe()}"
+
     def _describe_tasks(self, tasks: list[Task]) -> str:
         """The first of a worker's tasks, how far it is, and how many are done together with it."""
         packed = sum(task.pack_key is not None for task in tasks) - 1
@@ -208,8 +218,10 @@ class Display:
             for name, kind in self._kinds.items():
                 done, rate = self._state(name, kind, now)
                 self._bars.update(kind.bar, completed=done, rate=f"{rate:.1f} {kind.unit}s/s" if rate else "")
-            lines = [
-                Text(f"  worker {number}  {self._describe_tasks(tasks) if tasks else 'waits'}", style="dim")
+            idle = "starts" if self._first else "waits"
+            lines = [Text(f"  {self._starting(self._first)}", style="dim")] if self._first else []
+            lines += [
+                Text(f"  worker {number}  {self._describe_tasks(tasks) if tasks else idle}", style="dim")
                 for number, tasks in sorted(self._running.items())
             ]
             return Group(self._bars, Text(f"  {self._times(now)}"), *lines)

@@ -19,7 +19,7 @@ CONFIG_FILES = ("campaign.yaml", "evaluation.yaml", "search.yaml")
 
 RESULTS = (
     *("table.parquet", "scores.json", "leaderboard.csv", "sheets", "stages"),
-    *("report.html", "report.csv", "report.md"),
+    *("report.html", "report.csv", "report.md", "report-tables.csv"),
     *("trials.csv", "pareto.csv", "pareto.json", "study.jsonl", "stop.json"),
 )
 """What a run, or a search, writes under a name that anybody might choose."""

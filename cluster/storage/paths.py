@@ -12,7 +12,8 @@
     <kind>/<model>/<id>.<name>                     outputs of a task of another kind
     <kind>/<model>/<stem>.progress                 how many images are made, while a task is under way
     table.parquet scores.json leaderboard.csv sheets/<concept>.png stages/<method>-<id>.csv
-    report.html report.csv report.md               the report, which needs no other file; report-images/: on request
+    report.html report.csv report.md               the report, which needs no other file; report-tables.csv: all of its
+                                                   numbers; report-images/: on request
     leases/ logs/ stop.json                        who works on it, what happened, and a request to stop
 
 Each task says in which folder its files are and how their names begin; its record, `<stem>.json`, is beside them.
@@ -71,7 +72,7 @@ class RunPaths:
 
     @property
     def report(self) -> Path:
-        """What people look at: one HTML file, with `report.csv` and `report.md` beside it."""
+        """What people look at: one HTML file, with its numbers as CSV and Markdown beside it."""
         return self.root / "report.html"
 
     def stages(self, label: str) -> Path:

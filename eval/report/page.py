@@ -3,6 +3,7 @@
 Tables are written out, so that they can be read and printed without a script; figures and strips are drawn by one.
 """
 
+import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +23,10 @@ from efface.eval.report.corrected import corrected_lines
 from efface.eval.report.figure import Figure
 from efface.eval.report.figures import figures, is_base
 from efface.eval.report.queries import Disagreement, disagreements
-from efface.eval.report.reported_run import RunContent
+from efface.eval.report.reported_run import ReportedModel, RunContent
 from efface.eval.report.strips import make_strips
 from efface.eval.report.thumbnails import COLUMNS, ROWS, make_sprites
-from efface.eval.scores.leaderboard import shows_some
+from efface.eval.scores.leaderboard import LeaderboardRow, shows_some
 from efface.text import shown
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -47,8 +48,17 @@ class Section:
     sprites: list[str]
     """WebP in base64, each read when an image of it is shown."""
     left_out: int
-    """Images without a thumbnail."""
+    """Images without a thumbnail for want of space."""
+    missing: int
+    """Images that are gone or damaged."""
     concept_rows: list["ConceptRow"]
+    methods: list["MethodPart"]
+    """In the order of the leaderboard."""
+
+    @property
+    def places(self) -> dict[str, int]:
+        """The number of each method."""
+        return {method.row.method: i for i, method in enumerate(self.methods)}
 
 
 class ConceptRow(NamedTuple):
@@ -61,16 +71,27 @@ class ConceptRow(NamedTuple):
     interval: tuple[float, float]
 
 
+class MethodPart(NamedTuple):
+    """All there is of one method."""
+
+    row: LeaderboardRow
+    models: list[ReportedModel]
+    concepts: list[ConceptRow]
+    """The worst first."""
+
+
 def report_html(
     runs: Sequence[RunContent],
     title: str,
     version: str = "",
     live_version: str | None = None,
     images: str | None = None,
+    tables: str | None = None,
 ) -> str:
     """The whole file.
 
-    images: the folder beside the file in which every image is, see `strips.image_file`; None: there is none.
+    images: the folder beside the file in which every image is, see `strips.image_file`; tables: the file beside it that
+    has every number as CSV; None: there is none.
 
     version: of what it shows, for `is_report_of`. live_version: of a page that is served while the runs go on; it loads
     itself anew when the server's `status.json` names another one, and shows what that says meanwhile.
@@ -103,6 +124,7 @@ def report_html(
         published_caution=CAUTION,
         version=version,
         live_version=live_version,
+        tables=tables,
         data=_script_json([section.data for section in sections]),
         style=_template("report.css"),
         scripts=[_template(name) for name in ("report.js", *(["board.js"] if live_version is not None else []))],
@@ -117,12 +139,12 @@ def _template(name: str) -> str:
 def _section(number: int, run: RunContent, max_bytes: int, folder: str | None) -> Section:
     strips = make_strips(run)
     sprites = make_sprites(strips.images, run.images(), max_bytes)
-    drawn = figures(run)
+    drawn, rows = figures(run), _concept_rows(run)
     data = {
         "strips": strips.as_json(sprites, folder is not None),
         "images": folder,
         "sprites": {"side": sprites.side, "columns": COLUMNS, "rows": ROWS},
-        "figures": {figure.id: figure.plot for figure in drawn},
+        "figures": {figure.id: _without_markup(figure.plot) for figure in drawn},
     }
     return Section(
         number,
@@ -133,8 +155,27 @@ def _section(number: int, run: RunContent, max_bytes: int, folder: str | None) -
         data,
         sprites.encoded(),
         sprites.left_out,
-        _concept_rows(run),
+        len(sprites.missing),
+        rows,
+        [
+            MethodPart(
+                row,
+                [model for model in run.models if model.label == row.method],
+                sorted((one for one in rows if one.method == row.method), key=lambda one: one.scores["err"]),
+            )
+            for row in run.rows
+            if row.method in run.scores and not is_base(row)
+        ],
     )
+
+
+def _without_markup(plot: Any, name: str = "") -> Any:
+    """A plot whose labels are texts: Plotly takes some of HTML in them for markup, as our own templates mean it."""
+    if isinstance(plot, dict):
+        return {key: _without_markup(value, key) for key, value in plot.items()}
+    if isinstance(plot, list | tuple):
+        return [_without_markup(value, name) for value in plot]
+    return html.escape(shown(plot), quote=False) if isinstance(plot, str) and name != "hovertemplate" else plot
 
 
 def _concept_rows(run: RunContent) -> list[ConceptRow]:

@@ -12,6 +12,7 @@ from efface.eval.report.queries import ImageAnswer, Question, answers, uncounted
 from efface.eval.report.reported_run import RunContent
 from efface.eval.report.thumbnails import Sprites
 from efface.eval.scores.scoring import BASE
+from efface.text import shown
 
 NO_ANSWER, ABSENT, PRESENT = -1, 0, 1
 
@@ -42,12 +43,12 @@ class Strips:
     def as_json(self, sprites: Sprites, is_linked: bool = False) -> dict[str, Any]:
         """For the script: texts once, and for each column one list of [state, score, thumbnail, error] by question.
 
-        is_linked: a fifth item of an answer is the name of the image's own file.
+        is_linked: a fifth item of an answer is the name of the image's own file, where there is an image.
         """
         texts: dict[str, int] = {}
 
         def number(text: str) -> int:
-            return texts.setdefault(text, len(texts))
+            return texts.setdefault(shown(text), len(texts))
 
         questions = [
             [number(concept), number(axis), number(asked), number(prompt), seed]
@@ -57,7 +58,7 @@ class Strips:
             [self._cell(self.answers[column].get(question), sprites, number, is_linked) for question in self.questions]
             for column in self.columns
         ]
-        columns = [name if not index else f"{name} ({index + 1})" for name, index in self.columns]
+        columns = [shown(name if not index else f"{name} ({index + 1})") for name, index in self.columns]
         not_counted = [i for i, question in enumerate(self.questions) if question in self.uncounted]
         return {
             "texts": list(texts),
@@ -75,7 +76,7 @@ class Strips:
         score = None if answer.score is None else round(answer.score, 4)
         error = number(answer.error) if answer.error else None
         cell = [state, score, sprites.positions.get(answer.image), error]
-        return [*cell, image_file(answer.image)] if is_linked else cell
+        return [*cell, image_file(answer.image)] if is_linked and answer.image not in sprites.missing else cell
 
 
 def make_strips(run: RunContent) -> Strips:

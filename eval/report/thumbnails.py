@@ -31,7 +31,9 @@ class Sprites:
     pictures: tuple[bytes, ...]
     """WebP."""
     left_out: int
-    """Images without a thumbnail."""
+    """Images for whose thumbnail there was no space."""
+    missing: frozenset[str] = frozenset()
+    """Hashes of wanted images that are not there."""
 
     def encoded(self) -> list[str]:
         """The pictures in base64."""
@@ -52,7 +54,8 @@ def make_sprites(wanted: Sequence[str], images: Iterable[tuple[str, bytes]], max
         _encoded([small[sha] for sha in kept[start : start + COLUMNS * ROWS]], side)
         for start in range(0, len(kept), COLUMNS * ROWS)
     )
-    return Sprites(side, COLUMNS, {sha: i for i, sha in enumerate(kept)}, pictures, len(order) - len(kept))
+    positions = {sha: i for i, sha in enumerate(kept)}
+    return Sprites(side, COLUMNS, positions, pictures, len(small) - len(kept), frozenset(order.keys() - small.keys()))
 
 
 def _shrunk(images: Iterable[tuple[str, bytes]], order: Mapping[str, int]) -> dict[str, Image.Image]:

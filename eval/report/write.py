@@ -1,4 +1,4 @@
-"""The files of a report: HTML for people, and its numbers as CSV for programs and as Markdown for papers and issues."""
+"""The files of a report: HTML for people, its numbers as CSV for programs, its leaderboard as Markdown for papers."""
 
 import csv
 import io
@@ -12,6 +12,8 @@ from efface.errors import UserError
 from efface.eval.report.page import report_html
 from efface.eval.report.reported_run import RunContent
 from efface.eval.report.strips import image_file
+from efface.eval.report.tables import HEADER as TABLES_HEADER
+from efface.eval.report.tables import tables_csv
 from efface.eval.scores.leaderboard import LeaderboardRow, shows_some
 from efface.files import write_atomic
 from efface.text import csv_cell, shown
@@ -25,21 +27,32 @@ MARKDOWN = re.compile(r"## .*\n\n(- .*\n)*\n?\| method \| concepts \| ")
 
 
 def write_report(runs: Sequence[RunContent], out: Path, version: str = "", *, with_images: bool = False) -> list[Path]:
-    """Write `out` (HTML) and, with other suffixes, the CSV and the Markdown; the paths. version: see `is_report_of`.
+    """Write `out` (HTML) and, with other suffixes, the scores as CSV and Markdown, and all tables as another CSV,
+    `<stem>-tables.csv`; the paths. version: see `is_report_of`.
 
     with_images: every image is written too, into the folder `<stem>-images` beside, and linked from its thumbnail.
     Raises UserError, before anything is written, where one of these files is there and is none of a report.
     """
-    for path in (out, out.with_suffix(".csv"), out.with_suffix(".md")):
+    tables = out.with_name(f"{out.stem}-tables.csv")
+    for path in (out, out.with_suffix(".csv"), out.with_suffix(".md"), tables):
         if path.exists() and not _is_replaceable(path):
             raise UserError(f"{path}: is there and is no report; give --out another file")
     folder = out.with_name(f"{out.stem}-images") if with_images else None
     if folder and folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is there and is no folder for images; give --out another file")
     html = report_html(
-        runs, ", ".join(run.name for run in runs), version, images=quote(folder.name) if folder else None
+        runs,
+        ", ".join(run.name for run in runs),
+        version,
+        images=quote(folder.name) if folder else None,
+        tables=tables.name,
     )
-    files = {out: html, out.with_suffix(".csv"): scores_csv(runs), out.with_suffix(".md"): scores_markdown(runs)}
+    files = {
+        out: html,
+        out.with_suffix(".csv"): scores_csv(runs),
+        out.with_suffix(".md"): scores_markdown(runs),
+        tables: tables_csv(runs),
+    }
     for path, text in files.items():
         write_atomic(path, text.encode())
     if folder:
@@ -63,7 +76,7 @@ def _is_replaceable(path: Path) -> bool:
     """Whether a file begins as this module writes those of its suffix."""
     if path.suffix == ".md":
         return path.is_file() and MARKDOWN.match(path.read_text(encoding="utf-8", errors="replace")) is not None
-    return _head(path).startswith(",".join(HEADER) if path.suffix == ".csv" else SIGN)
+    return _head(path).startswith((",".join(HEADER), ",".join(TABLES_HEADER)) if path.suffix == ".csv" else SIGN)
 
 
 def _head(path: Path) -> str:

@@ -17,6 +17,7 @@ from efface.errors import UserError
 from efface.files import as_path
 from efface.launch.command import Command
 from efface.launch.tables import print_line
+from efface.text import shown_in
 
 if TYPE_CHECKING:
     from efface.cluster.run import Run
@@ -50,7 +51,7 @@ class Board:
         from efface.cluster.live_run import live_run
 
         live = [live_run(run.plan, run.folder) for run in self.runs]
-        return {"version": self._version_of(live), "runs": [asdict(one) for one in live]}
+        return {"version": self._version_of(live), "runs": [shown_in(asdict(one)) for one in live]}
 
     def page(self) -> bytes:
         """The report, made anew where there are new results, and not too often."""
@@ -118,10 +119,10 @@ class Handler(BaseHTTPRequestHandler):
 
 def make_server(options: BoardOptions) -> ThreadingHTTPServer:
     """The server, bound and not yet serving. Raises UserError for a folder that is no run, or a port in use."""
-    from efface.cluster.run import reopen_run
+    from efface.cluster.run import reopen_judged
 
     roots = [as_path(folder) for folder in options.runs]
-    board = Board(roots, [reopen_run(root) for root in roots])
+    board = Board(roots, [reopen_judged(root) for root in roots])
     try:
         return ThreadingHTTPServer((HOST, options.port), partial(Handler, board))
     except OSError as error:

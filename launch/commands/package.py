@@ -60,6 +60,8 @@ def run(options: PackageOptions) -> Packaged:
 
 def show(packaged: Packaged) -> None:
     count = len(packaged.description.models)
+    for problem in packaged.description.problems:
+        print_line(f"note: {problem}")
     print_line(f"{packaged.folder}: {count} model{'s' * (count != 1)}; README.md there says the rest")
     print_line(f"`efface verify {packaged.folder}` checks it")
 

@@ -1,4 +1,4 @@
-"""`efface report`: a run as one HTML file, with the same numbers as CSV and Markdown beside it."""
+"""`efface report`: a run as one HTML file, with its numbers as CSV and Markdown beside it."""
 
 from dataclasses import dataclass
 from pathlib import Path

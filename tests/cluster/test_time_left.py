@@ -57,6 +57,22 @@ def test_before_anything_is_done_it_is_what_the_rates_say(made: Plan, tmp_path: 
     assert "about 0:01:28 left" in display(made, tmp_path, workers=2).line()
 
 
+def test_before_any_worker_has_begun_it_says_that_they_start_and_what_comes_first(
+    made: Plan, tmp_path: Path, clock: Steady
+) -> None:
+    """The judge is calibrated before anything that it judges; then only what is under way is named."""
+    seen, (calibration,) = display(made, tmp_path), made.calibrations
+    expected = f"; workers are starting, the first task is {calibration.describe()}"
+    assert seen.line().endswith(expected)
+    console = Console(file=io.StringIO(), width=150)
+    console.print(seen._view())
+    assert expected[2:] in console.file.getvalue() and "worker 0  starts" in console.file.getvalue()  # type: ignore[attr-defined]
+    seen.started(0, made.trainings[0])
+    assert "starting" not in seen.line() and seen.line().endswith(made.trainings[0].describe())
+    seen.ended(0, made.trainings[0], Outcome.done(), will_retry=False)
+    assert "starting" not in seen.line()
+
+
 def test_a_fast_closed_form_says_nothing_of_the_trainings_and_images_to_come(
     made: Plan, tmp_path: Path, clock: Steady
 ) -> None:

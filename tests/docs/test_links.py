@@ -137,3 +137,10 @@ def test_the_index_lists_every_decision_once() -> None:
     files = sorted(path.name for path in folder.glob("[0-9]*.md"))
     assert links(folder / "README.md") == files
     assert [name[:4] for name in files] == [f"{number:04}" for number in range(1, len(files) + 1)]
+
+
+@pytest.mark.parametrize("page", CURRENT, ids=name_of)
+def test_no_page_has_pip_look_for_efface_on_an_index_that_has_none(page: Path) -> None:
+    """Its extras may be named where it is installed already: pip then asks for what they need alone."""
+    asked = re.findall(r"pip install[^`\n]*?(?<![\w./])efface(?![\w\[./-])", page.read_text())
+    assert asked == []

@@ -13,6 +13,7 @@ from efface.train.hook_method import HookMethod
 from efface.train.method import GradientMethod, get_method, method_names, parse_config
 
 PAGE = Path(__file__).parents[2] / "docs/methods.md"
+COMPARISON = PAGE.with_name("comparison.md")
 HEADER = "| method | paper |"
 
 
@@ -66,3 +67,8 @@ def test_its_passes_are_what_it_states(name: str, shapes: ModelShapes) -> None:
 def passes(recipe: Recipe) -> int:
     """Of one image."""
     return recipe.steps * (2 if recipe.guidance_scale > 1 else 1)
+
+
+def test_the_comparison_with_other_tools_counts_the_methods_that_there_are() -> None:
+    (line,) = (line for line in COMPARISON.read_text().splitlines() if line.startswith("| **efface** |"))
+    assert int(line.split("|")[2]) == len(method_names())

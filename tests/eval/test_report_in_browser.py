@@ -3,14 +3,16 @@
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from report_runs import HOSTILE, METHODS, rows, run_content
+from report_runs import HOSTILE, MARKUP, METHODS, named_by_a_stranger, rows, run_content
 
 from efface.concepts.prompts import TARGET_AXES
 from efface.eval.report.write import write_report
+from efface.text import shown
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -40,8 +42,15 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def page(browser: Any, file: Path) -> Iterator["Page"]:
-    """The report, light; afterwards there must have been no error and no request but for the file itself."""
-    opened = browser.new_page(color_scheme="light", viewport={"width": 1200, "height": 900})
+    """The report, light."""
+    with opened_page(browser, file) as opened:
+        yield opened
+
+
+@contextmanager
+def opened_page(browser: Any, file: Path, scheme: str = "light", width: int = 1200) -> Iterator["Page"]:
+    """A report; afterwards there must have been no error and no request but for the file itself."""
+    opened = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 900})
     errors: list[str] = []
     opened.on("console", lambda message: errors.append(message.text))
     opened.on("pageerror", lambda error: errors.append(str(error)))
@@ -125,11 +134,71 @@ def test_dark_and_light_change_page_and_figures(page: "Page") -> None:
 
 
 def test_every_figure_is_drawn_and_described(page: "Page") -> None:
+    for plot in drawn_plots(page):
+        assert re.search(r"\w+ .*\w", plot.get_attribute("aria-label") or "")
+
+
+def drawn_plots(page: "Page") -> Iterator[Any]:
+    """All figures, each after it has been drawn."""
     plots = page.locator(".plot")
     for i in range(plots.count()):
         plots.nth(i).scroll_into_view_if_needed()
         plots.nth(i).locator("svg").first.wait_for()
-        assert re.search(r"\w+ .*\w", plots.nth(i).get_attribute("aria-label") or "")
+        yield plots.nth(i)
+
+
+def test_a_name_that_is_markup_is_a_name_in_figures_and_leads_to_its_images(browser: Any, tmp_path: Path) -> None:
+    write_report([named_by_a_stranger()], tmp_path / "report.html")
+    with opened_page(browser, tmp_path / "report.html") as page:
+        names = [text for plot in drawn_plots(page) for text in plot.locator("svg text").all_text_contents()]
+        assert shown(MARKUP) in names and page.locator(".plot svg a").count() == 0
+        page.locator("#concepts-table-0").get_by_role("link").first.press("Enter")
+        form = page.locator("form.strips")
+        assert shown(MARKUP) in (form.get_by_label("Concept").input_value(), form.get_by_label("Method").input_value())
+
+
+def test_a_method_leads_to_what_there_is_of_it(page: "Page") -> None:
+    parts = page.locator("details.method")
+    assert parts.count() == len(METHODS) and not parts.first.get_by_role("link").first.is_visible()
+    page.locator("#board-0").get_by_role("link", name="esd").press("Enter")
+    part = parts.filter(has_text="esd: ERR")
+    assert part.locator("tbody tr").first.is_visible() and part.locator("tbody tr").count() == 2
+    part.get_by_role("link").first.press("Enter")
+    assert page.locator("form.strips").get_by_label("Method").input_value() == "esd"
+
+
+def test_paper_is_light_however_dark_the_screen_is(browser: Any, file: Path) -> None:
+    """By the choice of the system, and by the button; colours of figures too."""
+    ground, text = "getComputedStyle(document.body).backgroundColor", "getComputedStyle(document.body).color"
+    tick = "getComputedStyle(document.querySelector('.plot .xaxislayer-above text')).fill"
+    with opened_page(browser, file, "dark") as page:
+        page.locator(".plot").first.scroll_into_view_if_needed()
+        page.wait_for_selector(".plot .xaxislayer-above text")
+        for pressed in (False, True):
+            if pressed:
+                page.get_by_role("button", name="Light").press("Enter")
+                page.get_by_role("button", name="Dark").press("Enter")
+            dark = [page.evaluate(what) for what in (ground, text)]
+            page.emulate_media(media="print")
+            page.wait_for_timeout(300)
+            light = [page.evaluate(what) for what in (ground, text)]
+            assert light == ["rgb(255, 255, 255)", "rgb(27, 27, 27)"] != dark and page.evaluate(tick) == light[1]
+            page.emulate_media(media="screen")
+            page.evaluate("dispatchEvent(new Event('beforeprint'))")  # as a browser says before it lays out for paper
+            page.wait_for_timeout(300)
+            assert page.evaluate(tick) == light[1]
+            page.evaluate("dispatchEvent(new Event('afterprint'))")
+            page.wait_for_timeout(300)
+            assert [page.evaluate(what) for what in (ground, text)] == dark and page.evaluate(tick) == dark[1]
+
+
+@pytest.mark.parametrize(("width", "abreast"), [(1800, True), (1000, False)])
+def test_two_runs_are_side_by_side_where_there_is_room(browser: Any, tmp_path: Path, width: int, abreast: bool) -> None:
+    write_report([run_content(), run_content(name="other")], tmp_path / "report.html")
+    with opened_page(browser, tmp_path / "report.html", width=width) as page:
+        first, second = (box for run in page.locator("section.run").all() if (box := run.bounding_box()))
+        assert (first["y"] == second["y"] and first["x"] + first["width"] <= second["x"]) is abreast
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_texts_of_others_stay_texts(page: "Page") -> None:

@@ -1,5 +1,7 @@
 """Every number of a report beyond the scores, recomputed by other means: figures, their tables, attacks, Markdown."""
 
+import csv
+import io
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -16,11 +18,14 @@ from test_report_page import Page
 from efface.concepts.prompts import AXES, TARGET_AXES
 from efface.eval.attack_run import AttackResult, InstanceResult
 from efface.eval.attack_transfer import Transferred
+from efface.eval.calibration import Calibration
 from efface.eval.image_table import SCHEMA
+from efface.eval.judge_accuracy import Accuracy
 from efface.eval.report.figure import Figure
 from efface.eval.report.figures import figures
 from efface.eval.report.page import report_html
 from efface.eval.report.reported_run import RunContent
+from efface.eval.report.tables import tables_csv
 from efface.eval.report.write import scores_markdown
 from efface.eval.scores.continual import score_stages
 from efface.eval.scores.leaderboard import leaderboard
@@ -260,6 +265,108 @@ def test_the_tables_below_figures_are_what_the_figures_draw(drawn: dict[str, Fig
 
 def _text(value: Any) -> str:
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def cells_of(content: RunContent) -> dict[str, list[dict[str, str]]]:
+    """The CSV of all tables: by the name of a table its rows, each by the names of columns."""
+    found: dict[str, dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
+    for line in csv.DictReader(io.StringIO(tables_csv([content]))):
+        assert line["run"] == content.name
+        found[line["table"]][line["row"]][line["column"]] = line["value"]
+    return {name: list(by_row.values()) for name, by_row in found.items()}
+
+
+def test_the_csv_of_all_tables_has_every_figure_as_it_is_drawn_and_in_full(
+    content: RunContent, drawn: dict[str, Figure]
+) -> None:
+    """The figures' own numbers are recomputed above."""
+    found = cells_of(content)
+    assert found.keys() - drawn.keys() == {"leaderboard", "attacks"}
+    for name, figure in drawn.items():
+        expected = [["" if value is None else str(value) for value in row] for row in figure.rows]
+        assert [list(row.values()) for row in found[name]] == expected
+        assert [tuple(row) for row in found[name]] == [figure.header] * len(expected)
+
+
+def test_the_csv_of_all_tables_has_the_leaderboard_with_costs_and_changes(content: RunContent) -> None:
+    board = {row["method"]: row for row in cells_of(content)["leaderboard"]}
+    errs = {method: fmean(_err(method, concept) for concept in CONCEPTS) for method in METHODS}
+    for i, method in enumerate(METHODS):
+        row = board[method]
+        assert float(row["err_mean"]) == pytest.approx(errs[method])
+        assert [float(row[name]) for name in ("challenge_all", "challenge_unet")] == [1e-9, 1e-9]
+        assert float(row["relative_l2"]) == pytest.approx(0.01 * (i + 1)) and float(row["global_l2"]) == 1.0
+        assert float(row["seconds"]) == {"esd": 30.0, "uce": 2.0}[method]
+        shares = {axis: fmean(_share(method, concept, axis) for concept in CONCEPTS) for axis in AXES}
+        assert {axis: float(row[axis]) for axis in AXES} == pytest.approx(shares)
+        assert float(row["err_of_means"]) == pytest.approx(harmonic_mean(list(shares.values())))
+        assert float(row["low"]) <= errs[method] <= float(row["high"])
+    other = min(METHODS, key=errs.__getitem__)
+    assert float(board[other]["difference"]) == pytest.approx(min(errs.values()) - max(errs.values()))
+
+
+def _share(method: str, concept: str, axis: str) -> float:
+    """Of right answers."""
+    of = [r["present"] for r in rows() if (r["method"], r["concept"], r["axis"]) == (method, concept, axis)]
+    return fmean(present is not (axis in TARGET_AXES) for present in of)
+
+
+def test_the_csv_of_all_tables_has_attacks_counted_instance_by_instance(content: RunContent) -> None:
+    found = {(row["method"], row["attack"]): row for row in cells_of(content)["attacks"]}
+    for result in ATTACKS:
+        row = found[result.method, result.attack]
+        pre, post = ([getattr(one, name) for one in result.instances] for name in ("pre", "post"))
+        rate = "" if None in post else str(sum(map(bool, post)) / len(post))
+        assert (row["pre_asr"], row["judged"]) == (str(sum(pre) / len(pre)), str(len(pre)))
+        static, adaptive = (rate, "") if result.kind == "static" else ("", rate)
+        assert (row["static_post_asr"], row["adaptive_post_asr"]) == (static, adaptive)
+        assert (row["unknown"], row["unjudged"], row["concepts"]) == (str(post.count(None)), "0", "1")
+        assert (row["calls"], row["seconds"], row["out_of_budget"]) == (str(result.calls), str(result.seconds), "0")
+
+
+def test_the_csv_of_all_tables_has_judges_and_how_they_differ() -> None:
+    """Wilson's interval of 9 of 10 is 0.596 to 0.982, of 18 of 20 0.699 to 0.972, of 20 of 20 0.839 to 1."""
+    measured = {"cat": Accuracy.counted(9, 10, 20, 20, 1), "bus": Accuracy.counted(9, 10, 18, 20, 0)}
+    named = dict.fromkeys(("judge_version", "weights", "base_id", "recipe_id", "prompts_sha256"), "x")
+    calibration = Calibration(judge="=judge", thresholds={}, accuracy=measured, **named)
+    answers = [row | {"judge": "second", "present": not row["present"]} for row in rows()[:7]]
+    table = pa.Table.from_pylist([*rows(), *answers], schema=SCHEMA)
+    found = cells_of(run_content(table=table, calibrations=(calibration,)))
+    together, cat, bus = found["judges"]
+    assert [row["concept"] for row in found["judges"]] == ["(all together)", "cat", "bus"]
+    assert together["judge"] == "'=judge"  # no formula
+    numbers = (
+        "recall",
+        "recall_low",
+        "recall_high",
+        "own",
+        "specificity",
+        "specificity_low",
+        "specificity_high",
+        "others",
+    )
+    for row, expected in (
+        (together, (0.9, 0.699, 0.972, 20, 38 / 40)),
+        (cat, (0.9, 0.596, 0.982, 10, 1.0, 0.839, 1.0, 20)),
+        (bus, (0.9, 0.596, 0.982, 10, 0.9, 0.699, 0.972, 20)),
+    ):
+        values = [float(row[name]) for name in numbers[: len(expected)]]
+        assert values == pytest.approx(expected, abs=6e-4)
+    assert (cat["unreadable"], together["unreadable"], together["others"]) == ("1", "1", "40")
+    assert found["disagreement"] == [{"first": "judge", "second": "second", "images": "7", "differ": "7"}]
+
+
+def test_each_method_has_its_costs_and_its_scores_by_concept_the_worst_first(content: RunContent, page: Page) -> None:
+    """In the order of the leaderboard, after the tables of it and of concepts."""
+    methods = [row.method for row in content.rows if row.method != "base"]
+    for method, (header, *lines) in zip(methods, page.tables[2:4], strict=True):
+        assert header == ["concept", *AXES, "ERR", "95 % interval", "images"]
+        errs = {concept: _err(method, concept) for concept in CONCEPTS}
+        assert {line[0] for line in lines} == set(CONCEPTS)
+        assert [errs[line[0]] for line in lines] == pytest.approx(sorted(errs.values()))
+        for concept, *cells in lines:
+            assert cells[5] == f"{errs[concept]:.3f}"
+            assert cells[:5] == [f"{_share(method, concept, axis):.3f}" for axis in AXES]
 
 
 def test_two_judges_differ_where_one_answers_the_opposite() -> None:

@@ -1,9 +1,11 @@
 """The files of a report: every number is that of the table, texts of others stay text, and nothing is fetched."""
 
 import csv
+import html
 import io
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,34 +14,50 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from report_runs import CONCEPTS, HOSTILE, JUDGE, METHODS, images, rows, run_content
+from report_runs import (
+    CONCEPTS,
+    HOSTILE,
+    JUDGE,
+    MARKUP,
+    METHODS,
+    images,
+    named_by_a_stranger,
+    rows,
+    run_content,
+)
 
 from efface.concepts.prompts import AXES, KEPT_AXES, TARGET_AXES
 from efface.errors import UserError
 from efface.eval.calibration import Calibration
 from efface.eval.judge_accuracy import Accuracy
+from efface.eval.report.figures import figures
 from efface.eval.report.page import report_html
 from efface.eval.report.thumbnails import COLUMNS, ROWS, make_sprites
 from efface.eval.report.write import is_report_of, write_report
+from efface.text import shown
 
 
 class Page(HTMLParser):
     """The tables of a page as rows of texts, the names of elements, and the data of the script."""
 
-    def __init__(self, html: str) -> None:
+    def __init__(self, text: str) -> None:
         super().__init__()
         self.tables: list[list[list[str]]] = []
         self.elements: list[str] = []
         self.loaded: list[str] = []
+        self.linked_concepts: list[str | None] = []
+        self.linked_methods: list[str | None] = []
         self._cell: list[str] | None = None
         self._script = False
         self.data: Any = None
-        self.feed(html)
+        self.feed(text)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.elements.append(tag)
         given = dict(attributes)
         self.loaded += [value for name in ("src", "href") if (value := given.get(name))]
+        self.linked_concepts += [given["data-concept"]] if "data-concept" in given else []
+        self.linked_methods += [given["data-method"]] if "data-method" in given else []
         self._script = tag == "script" and given.get("type") == "application/json"
         if tag == "table":
             self.tables.append([])
@@ -97,7 +115,7 @@ def test_the_leaderboard_and_every_concept_show_the_numbers_of_the_table() -> No
 
 def test_the_csv_holds_every_score_in_full(tmp_path: Path) -> None:
     found = rows()
-    _, path, _ = write_report([run_content(found)], tmp_path / "report.html")
+    _, path, *_ = write_report([run_content(found)], tmp_path / "report.html")
     lines = list(csv.DictReader(io.StringIO(path.read_text())))
     for line in lines:
         if line["concept"] in CONCEPTS and line["axis"] in AXES:
@@ -122,7 +140,7 @@ def test_what_methods_may_see_stands_beside_in_every_file_and_changes_no_other_n
     without = Page(report_html([plain], "title")).tables[0]
     assert [line[:7] + line[9:] for line in [header, *board]] == without
     assert {line[0]: line[7:9] for line in board} == {name: ["1.000", "1.000"] for name in ("base", *METHODS)}
-    _, table, markdown = write_report([content], tmp_path / "report.html")
+    _, table, markdown, _ = write_report([content], tmp_path / "report.html")
     lines = [line for line in csv.DictReader(io.StringIO(table.read_text())) if line["axis"] == "retain_shown"]
     assert [(line["method"], line["concept"], line["score"]) for line in lines] == [
         (method, concept, "1.0") for method in METHODS for concept in (*sorted(CONCEPTS), "(mean)")
@@ -236,50 +254,102 @@ def test_every_image_is_a_file_beside_the_page_where_that_is_requested(tmp_path:
     assert not (tmp_path / "taken.html").exists()
 
 
-def test_the_heat_map_shows_the_change_of_presence() -> None:
-    found = rows()
-    (run,) = Page(report_html([run_content(found)], "title")).data
-    plots = [figure for name, figure in run["figures"].items() if name.startswith("interference")]
-    assert len(plots) == len(METHODS)
-    best = plots[0]["data"][0]  # in the order of the leaderboard
-    method = run_content(found).rows[1].method
-    for target, line in zip(best["y"], best["z"], strict=True):
-        for asked, value in zip(best["x"], line, strict=True):
-            shown = [
-                r["present"]
-                for r in found
-                if (r["method"], r["concept"], r["asked_concept"]) == (method, target, asked)
-            ]
-            assert value == (pytest.approx(fmean(shown) - 1) if shown else None)
+def test_the_heat_maps_show_the_change_of_presence() -> None:
+    """Of every method, in the order of the leaderboard; the table below has the same."""
+    found, content = rows(), run_content()
+    (run,) = Page(report_html([content], "title")).data
+    methods = [row.method for row in content.rows if row.method != "base"]
+    assert len(methods) == len(METHODS)
+    tables = {figure.id: figure.rows for figure in figures(content)}
+    for number, method in enumerate(methods, start=1):
+        trace = run["figures"][f"interference-{number}"]["data"][0]
+        changes = {
+            (target, asked): fmean(present) - 1
+            for target in CONCEPTS
+            for asked in (*CONCEPTS, "tree")
+            if (present := answers_of(found, method, target, asked))
+        }
+        drawn = {
+            (target, asked): value
+            for target, line in zip(trace["y"], trace["z"], strict=True)
+            for asked, value in zip(trace["x"], line, strict=True)
+            if value is not None
+        }
+        assert drawn == pytest.approx(changes) and len(changes) == 2 * len(CONCEPTS)
+        assert {row[:2]: row[2] for row in tables[f"interference-{number}"]} == pytest.approx(changes)
+
+
+def answers_of(found: list[dict[str, Any]], method: str, target: str, asked: str) -> list[bool]:
+    """Whether its images show what is asked, of the models that forget a concept."""
+    key = method, target, asked
+    return [row["present"] for row in found if (row["method"], row["concept"], row["asked_concept"]) == key]
 
 
 def test_texts_of_others_are_neither_markup_nor_script_nor_terminal_codes(tmp_path: Path) -> None:
     found = rows(prompt=HOSTILE)
     plain = Page(report_html([run_content()], "title"))
     hostile = run_content(found, name=HOSTILE, path=HOSTILE, problems=(HOSTILE,), provenance={HOSTILE: HOSTILE})
-    html = report_html([hostile], HOSTILE)
-    page = Page(html)
+    text = report_html([hostile], HOSTILE)
+    page = Page(text)
     assert page.elements.count("script") == plain.elements.count("script")
-    assert "alert('x')</script>" not in html
-    before_data, _, data = html.partition('<script type="application/json"')
+    assert "alert('x')</script>" not in text
+    before_data, _, data = text.partition('<script type="application/json"')
     # nothing that could end a script element ("</script " without its bracket does too) or begin a comment in it
     assert not set("<>&") & set(data.partition(">")[2].partition("</script>")[0])
     assert "\x1b" not in before_data and "\u202e" not in before_data
-    assert f"{HOSTILE} of forget for cat" in page.data[0]["strips"]["texts"]
-    _, csv_path, markdown = write_report([hostile], tmp_path / "report.html")
+    assert f"{shown(HOSTILE)} of forget for cat" in page.data[0]["strips"]["texts"]
+    _, csv_path, markdown, _ = write_report([hostile], tmp_path / "report.html")
     assert "<script>" not in markdown.read_text() and "\x1b" not in markdown.read_text()
     assert not re.search(r"^[=+@-]", csv_path.read_text(), re.MULTILINE)
 
 
+def texts_of(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in some JSON, with the key that it is under."""
+    if isinstance(value, str):
+        yield name, value
+    else:
+        for key, item in value.items() if isinstance(value, dict) else ((name, item) for item in value):
+            if isinstance(item, str | dict | list):
+                yield from texts_of(item, key)
+
+
+def test_names_in_figures_and_strips_are_texts_without_markup_and_marks_of_direction() -> None:
+    page = Page(report_html([named_by_a_stranger()], "title"))
+    (run,) = page.data
+    found = list(texts_of(run["figures"]))
+    assert {text for key, text in found if key != "hovertemplate" and set("<>") & set(text)} == set()
+    plain = shown(MARKUP)
+    assert {key for key, text in found if html.unescape(text) == plain} >= {"x", "y", "text", "name"}
+    drawn = {
+        name for name, figure in run["figures"].items() if any(plain in html.unescape(t) for _, t in texts_of(figure))
+    }
+    assert drawn >= {"seconds", "interference-1", "interference-2", "matrix", "groups", "losses"}
+    assert plain in run["strips"]["texts"] and plain in run["strips"]["columns"]
+    assert not [text for _, text in texts_of(run) if "\u202e" in text]
+    assert plain in page.linked_concepts and plain in page.linked_methods  # they lead to what the strips call so
+
+
+def test_images_that_are_gone_are_counted_apart_from_those_without_space_and_not_linked(tmp_path: Path) -> None:
+    table = run_content().table
+    of_esd = {row["image_sha256"] for row in table.to_pylist() if row["method"] == "esd"}
+    content = run_content(images=lambda: (image for image in images(table) if image[0] not in of_esd))
+    path, *_ = write_report([content], tmp_path / "report.html", with_images=True)
+    said = " ".join(path.read_text().split())
+    assert f"{len(of_esd)} images are gone or damaged" in said and "for want of space" not in said
+    strips = Page(path.read_text()).data[0]["strips"]
+    for column, cells in zip(strips["columns"], strips["cells"], strict=True):
+        assert {len(cell) for cell in cells} == {4 if column == "esd" else 5}
+
+
 def test_a_cell_that_would_be_a_formula_is_none_in_the_csv(tmp_path: Path) -> None:
-    _, path, _ = write_report([run_content(name="=1+1")], tmp_path / "report.html")
+    _, path, *_ = write_report([run_content(name="=1+1")], tmp_path / "report.html")
     assert {line["run"] for line in csv.DictReader(io.StringIO(path.read_text()))} == {"'=1+1"}
 
 
 def test_nothing_is_loaded_from_elsewhere() -> None:
-    html = report_html([run_content()], "title")
-    assert [target for target in Page(html).loaded if not target.startswith(("#", "data:"))] == []
-    assert "default-src 'none'" in html and "connect-src" not in html
+    text = report_html([run_content()], "title")
+    assert [target for target in Page(text).loaded if not target.startswith(("#", "data:"))] == []
+    assert "default-src 'none'" in text and "connect-src" not in text
 
 
 def test_a_run_without_any_result_gives_a_page_that_says_so() -> None:
@@ -292,9 +362,9 @@ def test_a_run_without_any_result_gives_a_page_that_says_so() -> None:
         images=lambda: iter(()),
         problems=("judging: 0 of 9 images are done",),
     )
-    html = report_html([content], "title")
-    assert "judging: 0 of 9 images are done" in html
-    assert "No method has been judged to the end." in html
+    text = report_html([content], "title")
+    assert "judging: 0 of 9 images are done" in text
+    assert "No method has been judged to the end." in text
 
 
 def test_a_report_replaces_a_report_and_nothing_else(tmp_path: Path) -> None:

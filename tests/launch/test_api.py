@@ -56,6 +56,13 @@ def test_a_pipeline_is_diffusers_own_with_the_edited_weights(base: str, folder: 
     weights = dict(pipe.unet.named_parameters())
     changed = Delta.load(edited.path).edited(efface.load(base, "cpu"))
     assert changed and all(torch.equal(weights[name.removeprefix("unet.")], value) for name, value in changed.items())
+    loaded = efface.load(base, "cpu", edited)
+    in_notebook = loaded._repr_html_()
+    assert f"<td>{loaded.applied.id}, uce forgets cat</td>" in in_notebook  # type: ignore[union-attr]
+    count = sum(weight.numel() for weight in pipe.unet.parameters()) / 1e6
+    assert f"unet {count:.1f} million" in in_notebook and "none: it is not edited" not in in_notebook
+    loaded.swap(None)
+    assert "none: it is not edited" in loaded._repr_html_()
     plain = dict(efface.pipeline(base, device="cpu").unet.named_parameters())
     assert not any(torch.equal(plain[name.removeprefix("unet.")], value) for name, value in changed.items())
 

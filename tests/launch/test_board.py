@@ -6,6 +6,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,13 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def address(run: Path) -> Iterator[str]:
-    with make_server(BoardOptions(runs=[str(run)], port=0)) as server:
+    with served(run) as address:
+        yield address
+
+
+@contextmanager
+def served(*runs: Path) -> Iterator[str]:
+    with make_server(BoardOptions(runs=[str(run) for run in runs], port=0)) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"127.0.0.1:{server.server_address[1]}"
@@ -42,8 +49,8 @@ def get(address: str, path: str, **headers: str) -> tuple[int, str]:
 def test_report_writes_page_csv_and_markdown_into_the_run_folder(efface: RunEfface, run: Path) -> None:
     result = efface("report", run)
     assert result.code == 0
-    assert [(run / f"report.{suffix}").is_file() for suffix in ("html", "csv", "md")] == [True] * 3
-    assert result.out.splitlines() == [str(run / f"report.{suffix}") for suffix in ("html", "csv", "md")]
+    written = [run / f"report{end}" for end in (".html", ".csv", ".md", "-tables.csv")]
+    assert result.out.splitlines() == [str(path) for path in written] and all(path.is_file() for path in written)
 
 
 def test_several_runs_are_one_page(efface: RunEfface, run: Path, tmp_path: Path) -> None:
@@ -79,6 +86,30 @@ def test_the_board_serves_the_report_and_what_is_done_now(address: str) -> None:
     (now,) = json.loads(text)["runs"]
     assert now["driver"] is None and now["running"] == []
     assert now["summary"]["tasks"]["judging"]["left"] == 0
+
+
+def test_a_board_takes_several_runs_and_what_was_evaluated_too(
+    efface: RunEfface, run: Path, base: str, tmp_path: Path
+) -> None:
+    delta = next(run.glob("jobs/*/delta.safetensors"))
+    evaluated = tmp_path / "evaluated"
+    options = ("--base", base, "--images-per-prompt", 1, "--workers", 0, "--out", evaluated)
+    assert efface("evaluate", delta, *options).code == 0
+    assert "jobs 1/1" in efface("status", evaluated).out and efface("logs", evaluated).code == 0
+    with served(run, evaluated) as address:
+        first, second = json.loads(get(address, "/status.json")[1])["runs"]
+        assert [one["summary"]["tasks"]["judging"]["left"] for one in (first, second)] == [0, 0]
+        page = get(address, "/")[1]
+        assert page.count('<section class="run"') == 2 and "What to know first" not in page.partition('id="run-1"')[2]
+
+
+def test_texts_of_a_run_that_is_watched_turn_nothing_around(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with served(run) as address:
+        monkeypatch.setattr(
+            "efface.cluster.live_run.active_driver", lambda _: "host \u202e1"
+        )  # of a lease, which is a file too
+        (now,) = json.loads(get(address, "/status.json")[1])["runs"]
+    assert now["driver"] == "host \\u202e1"
 
 
 def test_the_version_of_the_results_changes_when_there_are_new_ones(address: str, run: Path) -> None:

@@ -3,6 +3,7 @@
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,13 @@ if CHROMIUM is None:
 
 @pytest.fixture
 def address(finished: Path, tmp_path: Path) -> Iterator[str]:
-    run = shutil.copytree(finished, tmp_path / "run")
-    with make_server(BoardOptions(runs=[str(run)], port=0)) as server:
+    with served(shutil.copytree(finished, tmp_path / "run")) as address:
+        yield address
+
+
+@contextmanager
+def served(*runs: Path) -> Iterator[str]:
+    with make_server(BoardOptions(runs=[str(run) for run in runs], port=0)) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}/"
@@ -50,3 +56,17 @@ def test_the_board_shows_what_is_done_now_and_follows_it(address: str, tmp_path:
     assert errors == []
     own = {address, f"{address}status.json"}
     assert {url for url in requests if not url.startswith(("data:", "blob:"))} <= own
+
+
+def test_two_runs_stand_side_by_side_in_a_wide_window(finished: Path, tmp_path: Path) -> None:
+    """What they do now, and what they have found."""
+    runs = [shutil.copytree(finished, tmp_path / name) for name in ("one", "two")]
+    with served(*runs) as address, playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1800, "height": 900})
+        page.goto(address)
+        page.locator("#live .live-run").nth(1).wait_for()
+        for what in ("#live .live-run", "section.run"):
+            first, second = (page.locator(what).nth(i).bounding_box() for i in (0, 1))
+            assert first["y"] == second["y"] and first["x"] + first["width"] <= second["x"]
+        browser.close()

@@ -38,6 +38,7 @@ def test_pip_installs_it_and_fetches_nothing(tmp_path: Path) -> None:
         "configs/campaigns/demo.yaml",
         "miniature/judge/model.safetensors",
         "launch/submit/templates/rayjob.yaml.j2",
+        *(f"eval/report/templates/report.{suffix}" for suffix in ("html.j2", "css", "js")),
     ):
         assert (target / "efface" / needed).is_file()
 

@@ -86,7 +86,20 @@
   }, { rootMargin: "300px" });
   // Tables and images first: the script that draws figures is large.
   requestAnimationFrame(() => setTimeout(() => places.forEach((place) => seen.observe(place))));
-  window.addEventListener("beforeprint", () => places.forEach(draw));
+  // Paper is light: what is drawn for it takes its colours while the page is.
+  const root = document.documentElement;
+  let onScreen;
+  window.addEventListener("beforeprint", () => {
+    onScreen = root.dataset.theme;
+    root.dataset.theme = "light";
+    places.forEach(draw);
+  });
+  window.addEventListener("afterprint", () => {
+    if (onScreen === undefined) delete root.dataset.theme;
+    else root.dataset.theme = onScreen;
+    drawn.forEach(draw);
+  });
+  matchMedia("print").addEventListener("change", () => drawn.forEach(draw));
 
   const theme = document.getElementById("theme");
   const isDark = () =>
@@ -97,6 +110,10 @@
   };
   theme.addEventListener("click", () => {
     document.documentElement.dataset.theme = isDark() ? "light" : "dark";
+    named();
+    drawn.forEach(draw);
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     named();
     drawn.forEach(draw);
   });
@@ -216,6 +233,11 @@
     });
     show();
   });
+  for (const link of document.querySelectorAll("a.to-method")) {
+    link.addEventListener("click", () => {
+      document.querySelector(link.hash).open = true;
+    });
+  }
   for (const link of document.querySelectorAll("a.to-images")) {
     link.addEventListener("click", () => {
       const form = document.querySelector(`form.strips[data-run="${link.dataset.run}"]`);

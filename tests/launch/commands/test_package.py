@@ -1,10 +1,12 @@
 """`efface package` and `efface verify`: what is handed in is whole, loads without efface, and is checked elsewhere."""
 
 import csv
+import importlib.metadata
 import json
 import shutil
 import subprocess
 import sys
+from importlib.metadata._meta import SimplePath
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,17 @@ import pytest
 import torch
 from command import RunEfface
 from diffusers import StableDiffusionPipeline
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_campaign import campaign_dict, write_yaml
 
+from efface import __version__
 from efface.cluster.campaign.planner import plan_campaign
 from efface.cluster.campaign.spec import read_campaign
+from efface.cluster.package.environment import requirements, source_of
 from efface.models.base import load_base
 from efface.models.delta import Delta
 from efface.models.recipe import Recipe
@@ -49,9 +56,94 @@ def test_everything_that_the_challenge_asks_for_is_there(package: Path) -> None:
     readme = (package / "README.md").read_text()
     assert "| cat | cat | 0 | `deltas/cat.safetensors` |" in readme and "the challenge's tie-break" in readme
     assert "CreativeML Open RAIL-M" in readme and "efface verify ." in readme and "| uce | 1 |" in readme
-    assert "torch==" in (package / "environment.txt").read_text()
+    assert "pip install --no-deps EFFACE" in readme and f"This package was made with efface {__version__}" in readme
+    assert "efface run campaign.yaml --out runs/again" in readme
     axes = {line["axis"] for line in csv.DictReader((package / "scores.csv").open()) if line["concept"] == "cat"}
     assert axes == {"forget", "indirect", "adversarial", "adjacent", "retain", "retain_shown", "err"}
+
+
+def test_the_environment_is_one_that_pip_can_install(package: Path) -> None:
+    """Each line but comments and indexes is a requirement; a build that only PyTorch's index has, needs its line."""
+    lines = (package / "environment.txt").read_text().splitlines()
+    indexes = [line.removeprefix("--extra-index-url ") for line in lines if line.startswith("--extra-index-url ")]
+    found = [Requirement(line) for line in lines if not line.startswith(("#", "--extra-index-url "))]
+    names = {canonicalize_name(one.name) for one in found}
+    assert "efface" not in names and {"torch", "diffusers", "safetensors"} <= names and len(names) == len(found)
+    for one in found:
+        (pin,) = one.specifier
+        version, installed = Version(pin.version), Version(importlib.metadata.version(one.name))
+        assert pin.operator == "==" and version.public == installed.public
+        if version.local:
+            assert f"https://download.pytorch.org/whl/{version.local}" in indexes
+
+
+class Installed(importlib.metadata.Distribution):
+    """A distribution as it is told of."""
+
+    def __init__(self, name: str, version: str, origin: object = None) -> None:
+        self.texts = {"METADATA": f"Name: {name}\nVersion: {version}\n", "direct_url.json": json.dumps(origin)}
+
+    def read_text(self, filename: str) -> str | None:
+        return self.texts.get(filename)
+
+    def locate_file(self, path: object) -> SimplePath:
+        raise NotImplementedError
+
+
+def test_what_no_index_has_is_left_out_of_what_pip_reads_or_named_by_its_commit() -> None:
+    vcs = {"vcs": "git", "commit_id": "c0ffee"}
+    first, *lines = requirements(
+        [
+            Installed("torch", "2.13.0+cu130"),
+            Installed("numpy", "2.3.1"),
+            Installed("mine", "0.2", {"url": "file:///home/me/mine", "dir_info": {"editable": True}}),
+            Installed("theirs", "1.0", {"url": "https://me:secret@host.example/theirs.git", "vcs_info": vcs}),
+            Installed("wheel_of", "3", {"url": "file:///tmp/w-3.whl", "archive_info": {"hashes": {"sha256": "ab"}}}),
+            Installed("built", "1.5+deb1"),
+            Installed("efface", "0.1.0"),
+        ]
+    )
+    assert first.startswith("# Python 3.")
+    assert lines == [
+        "--extra-index-url https://download.pytorch.org/whl/cu130",
+        "built==1.5",
+        "# mine 0.2: installed from a folder",
+        "numpy==2.3.1",
+        "theirs @ git+https://host.example/theirs.git@c0ffee",
+        "torch==2.13.0+cu130",
+        "# wheel_of 3: installed from w-3.whl (SHA-256 ab)",
+    ]
+
+
+def test_the_source_is_a_commit_or_a_wheel_and_never_a_path_of_this_machine(tmp_path: Path) -> None:
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    origin = {"url": folder.as_uri(), "dir_info": {"editable": True}}
+    assert source_of(Installed("efface", "0.1.0", origin)) == "efface 0.1.0, installed from a folder"
+    git = ["git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    (folder / "a.py").write_text("1")
+    for arguments in (["init", "-q"], ["add", "a.py"], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *arguments], check=True)
+    commit = next((folder / ".git" / "refs" / "heads").iterdir()).read_text().strip()
+    assert source_of(Installed("efface", "0.1.0", origin)) == f"efface 0.1.0, commit {commit}"
+    (folder / "a.py").write_text("2")
+    assert source_of(Installed("efface", "0.1.0", origin)) == f"efface 0.1.0, commit {commit} with changes"
+    wheel = {"url": "file:///home/me/efface-0.1.0-py3-none-any.whl", "archive_info": {"hash": "sha256=ab"}}
+    expected = "efface 0.1.0, installed from efface-0.1.0-py3-none-any.whl (SHA-256 ab)"
+    assert source_of(Installed("efface", "0.1.0", wheel)) == expected
+    assert source_of(Installed("efface", "0.1.0")) == "efface 0.1.0"
+
+
+def test_what_is_missing_of_a_run_is_said_where_it_is_packaged(
+    efface: RunEfface, finished: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    next(run.rglob("*.images.parquet")).write_bytes(b"")
+    packaged = efface("package", run, "--out", tmp_path / "package", "--weights", "none")
+    said = [line for line in packaged.out.splitlines() if line.startswith("note: ")]
+    assert packaged.code == 0 and any("images.parquet: is not as it was written" in line for line in said)
+    problems = json.loads((tmp_path / "package" / "package.json").read_text())["problems"]
+    assert [f"note: {problem}" for problem in problems] == said
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
@@ -160,7 +252,8 @@ def test_a_delta_that_was_judged_by_itself_is_packaged_too(
     assert judged.code == 0, judged.err
     assert efface("package", run, "--out", out, "--weights", "none").code == 0
     assert (out / "deltas" / "cat.safetensors").read_bytes() == delta.read_bytes()
-    assert (out / "evaluation.yaml").is_file() and "efface evaluate deltas/" in (out / "README.md").read_text()
+    again = next(line for line in (out / "README.md").read_text().splitlines() if line.startswith("efface evaluate"))
+    assert "deltas/*.safetensors" in again and "--images-per-prompt 1 --out runs/again" in again
     assert efface("verify", out, "--base", base, "--device", "cpu").code == 0
     pushed = efface("push", delta, "me/cat", "--run", run, "--base", base)
     assert pushed.code == 0 and "| cat |" in pushed.out and "It was not judged" not in pushed.out

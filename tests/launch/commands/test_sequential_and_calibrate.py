@@ -8,6 +8,7 @@ import pytest
 import yaml
 from command import RunEfface
 
+from efface.cluster.run_content import read_run
 from efface.concepts.prompts import AXES
 from efface.eval.image_table import read_table
 from efface.eval.scores.scoring import score_table
@@ -45,6 +46,9 @@ def test_an_axis_that_is_settled_is_drawn_no_more_and_the_rest_to_the_end(
     assert found[0]["images_per_prompt"] == {**dict.fromkeys(expected, 1), "retain": 2}
     assert {axis: found[0]["answers"][axis]["uce"]["verdict"] for axis in expected} == expected
     assert rows(tmp_path / "run") == {row for row in whole if row[5] == 0 or row[1] == "retain"}
+    reported = read_run(tmp_path / "run")  # for whom images of settled axes are not missing
+    assert reported.table.num_rows == len(rows(tmp_path / "run"))
+    assert not [problem for problem in reported.problems if "are left" in problem]
 
 
 def test_a_recipe_shifts_scores_by_what_the_two_runs_differ(

@@ -30,4 +30,5 @@ def _holds_times(path: Path) -> bool:
     folder = path.parent.name if path.parent.name == "calibration" else path.parent.parent.name
     is_output = path.name.endswith(".calibration.json")
     record = path.suffix == ".json" and folder in ("calibration", "jobs", "evaluations") and not is_output
-    return record or path.name in ("leaderboard.csv", "scores.json", "log.txt", "report.html", "report.md")
+    timed = ("leaderboard.csv", "scores.json", "log.txt", "report.html", "report.md", "report-tables.csv")
+    return record or path.name in timed
