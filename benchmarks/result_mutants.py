@@ -2,7 +2,7 @@
 
 from benchmarks.mutant import Mutant
 
-QUERIES, PAGE, CONTENT = "eval/report/queries.py", "eval/report/page.py", "cluster/run_content.py"
+QUERIES, PAGE, CONTENT = "eval/report/queries.py", "eval/report/page.py", "cluster/stored_tasks.py"
 VERIFY, SCORES, FOREIGN = "cluster/package/verify.py", "cluster/method_scores.py", "models/foreign_weights.py"
 LEARN, SOLVE = "eval/attack_training.py", "train/closed_form.py"
 T_QUERIES, T_PAGE, T_CONTENT = (
