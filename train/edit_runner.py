@@ -16,7 +16,7 @@ from efface.models.attention import AttentionInUse
 from efface.models.delta import Delta, Kind, stack
 from efface.train.collectives import all_gather
 from efface.train.composed_method import ComposedMethod, as_delta
-from efface.train.data.score_distance import with_nearest_anchors
+from efface.train.data.score_distance import AnchoredConfig, with_nearest_anchors
 from efface.train.method import ClosedFormMethod, GradientMethod, Method, UnlearningTask
 from efface.train.trainer.checkpoint import run_key
 from efface.train.trainer.loop import OnStep, train
@@ -52,7 +52,7 @@ class EditRunner:
         return stack(task.base, below, kind, tensors) if below is not None else (kind, tensors)
 
     def _trained(self, method: GradientMethod, task: UnlearningTask) -> tuple[Kind, dict[str, Tensor]]:
-        if method.config.map_to == "nearest":
+        if isinstance(method.config, AnchoredConfig) and method.config.map_to == "nearest":
             task = with_nearest_anchors(task)
         file = task.cache / f"edit-{run_key(method, task)}.safetensors" if self.composed and task.cache else None
         if file and all(all_gather(file.is_file())):

@@ -103,11 +103,6 @@ class TrainingConfig(MethodConfig):
         description="prompts on whose mean token embeddings the change of cross-attention keys and values does not "
         "act: none, those of the retained concepts, or these",
     )
-    map_to: Literal["anchor", "nearest"] = Field(
-        "anchor",
-        description="what a method with an anchor maps a concept to: its anchor, or, of the concepts shown that stay, "
-        "the one for which the model predicts most nearly the same (LACU's safe target)",
-    )
     replay_weight: float = Field(
         0.0, ge=0, description="what the change of predictions for replayed prompts adds to the loss; LACU 25 to 5 to 7"
     )
@@ -121,6 +116,12 @@ class TrainingConfig(MethodConfig):
         description="of the UNets' forward passes and of the weights that are not trained; the trained ones, the loss "
         "and the optimiser are fp32 in any case",
     )
+
+    @property
+    def sees_others(self) -> bool:
+        """Whether what is added to the method's loss does."""
+        replayed = self.replay_weight > 0 and self.replay == "retained"
+        return replayed or self.protect == "retained" or getattr(self, "map_to", "anchor") == "nearest"
 
 
 class GradientConfig(TrainingConfig):
@@ -149,11 +150,21 @@ class UnlearningTask:
     cache: Path | None = None
     """A folder for costly data that is a function of its key (anchor images, say); None: nothing is kept."""
     erased: tuple[Concept, ...] = ()
-    """What earlier requests of a chain erased, oldest first: nothing to hold still, or to map a concept to."""
+    """What earlier requests of a chain erased, oldest first, or other edits of a merge: nothing to hold still, or to
+    map a concept to."""
     rollouts: "RolloutStore | None" = None
     """Where trajectories of the frozen model are kept; None: nowhere."""
     names_held_out: Callable[[str], bool] = _names_nothing
     """Whether a text names a concept that is held out."""
+
+    def retained(self, *concepts: Concept) -> list[Concept]:
+        """What must stay where `concepts` go, by default all of the task: each once, without what is to be forgotten or
+        is gone."""
+        gone = {concept.name for concept in (*self.concepts, *self.erased)}
+        kept = {
+            other.name: other for each in concepts or self.concepts for other in self.concept_set.retained_for(each)
+        }
+        return [other for name, other in kept.items() if name not in gone]
 
     def may_see(self, texts: Iterable[str]) -> list[str]:
         """Of words and captions that come from elsewhere than the set those that name nothing that is held out."""
@@ -179,6 +190,11 @@ class Method(ABC):
         self.config: Any = config
         self.findings: dict[str, Any] = {}
         """What a job has found beside the weights, as JSON; part of the delta's provenance."""
+
+    @property
+    def sees_others(self) -> bool:
+        """Whether the weights may depend on other concepts of the set than those to forget and their anchors."""
+        return True
 
     @property
     def image_passes(self) -> int:

@@ -23,11 +23,15 @@ def ties_merge(changes: Sequence[Change], keep_share: float, scale: float) -> di
 
 
 def trim(change: Change, keep_share: float) -> dict[str, Tensor]:
-    """The largest `keep_share` of all entries of all tensors together; the others become 0."""
+    """The largest `keep_share` of all entries of all tensors together, of equal ones the first; the others become 0."""
     sizes = torch.cat([value.abs().flatten() for value in change.values()])
-    dropped = len(sizes) - max(1, int(keep_share * len(sizes)))
-    threshold = sizes.kthvalue(dropped).values if dropped else sizes.new_tensor(-1.0)
-    return {name: torch.where(value.abs() > threshold, value, 0.0) for name, value in change.items()}
+    count = max(1, int(keep_share * len(sizes)))
+    least = sizes.kthvalue(len(sizes) - count + 1).values
+    kept, equal = sizes > least, sizes == least
+    kept |= equal & (equal.cumsum(dim=0) <= count - kept.sum())
+    parts = kept.split([value.numel() for value in change.values()])
+    pairs = zip(change.items(), parts, strict=True)
+    return {name: torch.where(part.view_as(value), value, 0.0) for (name, value), part in pairs}
 
 
 def _merged(values: Sequence[Tensor]) -> Tensor:

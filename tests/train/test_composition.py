@@ -15,7 +15,7 @@ from efface.errors import Stopped, UserError
 from efface.models.base import Base
 from efface.models.delta import Delta
 from efface.train.job import Job, make_job
-from efface.train.method import parse_config
+from efface.train.method import UnlearningTask, get_method, parse_config
 from efface.train.run_job import run_job
 from efface.train.ties_merge import ties_merge, trim
 
@@ -157,6 +157,49 @@ def test_ties_by_hand() -> None:
     merged = ties_merge(changes, 0.5, 2.0)
     assert merged["w"].tolist() == pytest.approx([2 * 0.9, 2 * 0.7, 2 * 0.6, 0.0])
     assert merged["b"].tolist() == pytest.approx([2 * -0.65, 0.0])
+
+
+def test_of_equal_entries_as_many_stay_as_the_share_says() -> None:
+    equal = {"w": torch.tensor([0.5, -0.5, 0.5]), "b": torch.tensor([[0.5, 0.1, -0.5]])}
+    kept = trim(equal, 0.5)  # of six entries the first three of the five largest
+    assert kept["w"].tolist() == [0.5, -0.5, 0.5] and kept["b"].tolist() == [[0.0, 0.0, 0.0]]
+    assert sum(int((value != 0).sum()) for value in trim(equal, 0.7).values()) == 4
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_what_is_erased_beside_a_concept_is_not_held_by_its_edit(
+    chained: bool, tiny_base: Base, concept_set: ConceptSet
+) -> None:
+    """UCE of the cat and of the dog, each beside the fox alone, by hand."""
+    settings = {"edit": UCE, "keep_share": 1.0, "scale": 1.0}
+    first = run_job(job(tiny_base, concept_set, "ties", ["cat"], **settings), tiny_base, concept_set)[0]
+    parent = first if chained else None
+    asked = job(tiny_base, concept_set, "ties", ["cat", "dog"], parent, **settings)
+    merged, _ = run_job(asked, tiny_base, concept_set, parent=parent)
+    originals, changes = tiny_base.originals(), []
+    for name in ("cat", "dog"):
+        alone = job(tiny_base, concept_set, "uce", [name], preserve=["a fox"])
+        values = run_job(alone, tiny_base, concept_set)[0].edited(tiny_base)
+        changes.append({key: value - originals[key] for key, value in values.items()})
+    for name, change in ties_merge(changes, 1.0, 1.0).items():
+        torch.testing.assert_close(merged.tensors[name], originals[name] + change, rtol=0, atol=1e-6)
+
+
+def test_an_edit_that_holds_others_is_told_what_is_erased_beside_and_one_that_holds_none_is_not(
+    tiny_base: Base, concept_set: ConceptSet
+) -> None:
+    task = UnlearningTask(tiny_base, (concept_set.find("cat"), concept_set.find("dog")), concept_set, 0)
+
+    def beside(method: str, **config: Any) -> list[str]:
+        made = get_method(method)(parse_config(method, config))
+        alone = get_method("ties")(parse_config("ties", {})).alone(made, task, task.concepts[0])  # type: ignore[attr-defined]
+        assert alone.concepts == task.concepts[:1]
+        return [concept.name for concept in alone.erased]
+
+    assert beside("ca") == beside("esd", replay_weight=1, replay=["a fox"]) == []
+    assert beside("uce") == beside("fade") == beside("mace") == ["dog"]
+    assert beside("esd", replay_weight=1) == beside("sdd", protect="retained") == ["dog"]
+    assert beside("ca", map_to="nearest") == ["dog"]
 
 
 def test_one_change_alone_is_merged_to_itself_and_missing_tensors_do_not_count() -> None:

@@ -86,6 +86,18 @@ def test_the_nearest_target_is_what_the_method_is_given(tiny_base: Base, concept
     assert anchor in ("dog", "fox") and all(torch.equal(found[name], value) for name, value in expected.items())
 
 
+@pytest.mark.parametrize("method", ["esd", "race", "sdd", "spm", "fmn", "hirm", "receler", "advunlearn", "eap", "fade"])
+def test_where_no_anchor_is_read_there_is_none_to_be_mapped_to(method: str) -> None:
+    with pytest.raises(UserError, match="unknown key 'map_to'"):
+        parse_config(method, {"map_to": "nearest"})
+
+
+def test_a_pseudo_concept_excludes_the_nearest_target() -> None:
+    parse_config("salun", {"map_to": "nearest"})
+    with pytest.raises(UserError, match="map_to: nearest should be without pseudo"):
+        parse_config("salun", {"map_to": "nearest", "pseudo": "a dog"})
+
+
 @torch.no_grad()
 def test_replay_holds_the_predictions_of_the_model_before(
     tiny_base: Base, concept_set: ConceptSet, shaken: Any

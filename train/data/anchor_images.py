@@ -15,6 +15,7 @@ from torch import Tensor
 from efface.concepts.concept import Concept, Kind
 from efface.train.data.captions import Caption, Form, captions, places_fit
 from efface.train.data.latents import ImageConfig, Posterior, image_posterior
+from efface.train.data.score_distance import AnchoredConfig
 from efface.train.data.views import Augmentation, View, draw_view
 from efface.train.method import UnlearningTask
 from efface.train.seeds import choice, generator, integers, normal, shuffled
@@ -22,7 +23,7 @@ from efface.train.seeds import choice, generator, integers, normal, shuffled
 Purpose = Literal["ablate", "prior"]
 
 
-class AnchorConfig(ImageConfig):
+class AnchorConfig(ImageConfig, AnchoredConfig):
     """The settings of a method that trains on images of the anchor and captions of both."""
 
     anchor_prompts: int = Field(200, ge=1, description="captions of a concept's anchor; paper 200")

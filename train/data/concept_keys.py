@@ -124,14 +124,7 @@ def preserved(config: EditConfig, task: UnlearningTask) -> list[str]:
         return []
     if config.preserve != "retained":
         return list(dict.fromkeys(config.preserve))
-    return retained_phrases(task)
-
-
-def retained_phrases(task: UnlearningTask) -> list[str]:
-    """What the set retains of the task's concepts, each once, without what is to be forgotten."""
-    forgotten = {concept.name for concept in task.concepts}
-    retained = (kept for concept in task.concepts for kept in task.concept_set.retained_for(concept))
-    return list(dict.fromkeys(kept.phrase for kept in retained if kept.name not in forgotten))
+    return list(dict.fromkeys(kept.phrase for kept in task.retained()))
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,11 @@ concept to the nearest candidate that stays, and replays those that are nearest 
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from diffusers import DDPMScheduler
+from pydantic import Field
 from torch import Tensor
 
 from efface.concepts.concept import Concept
@@ -17,10 +19,20 @@ from efface.errors import UserError
 from efface.models.recipe import Recipe
 from efface.models.text_encoding import encode_prompts
 from efface.train.data.latents import image_posterior, noised
-from efface.train.method import UnlearningTask
+from efface.train.method import MethodConfig, UnlearningTask
 from efface.train.seeds import generator
 
 IMAGES, DRAWS = 8, 4  # of a concept, and timesteps of each: LACU's 32 samples
+
+
+class AnchoredConfig(MethodConfig):
+    """The settings of a method that maps a concept to its anchor."""
+
+    map_to: Literal["anchor", "nearest"] = Field(
+        "anchor",
+        description="what a concept is mapped to: its anchor, or, of the concepts shown that stay, the one for which "
+        "the model predicts most nearly the same (LACU's safe target)",
+    )
 
 
 def drawing_recipe(image_size: int) -> Recipe:

@@ -177,12 +177,7 @@ class AdvUnlearn(GradientMethod):
 
 def _retained(task: UnlearningTask) -> list[str]:
     """Of the concepts that must stay and are not gone. Raises UserError where there are none."""
-    gone = {concept.name for concept in (*task.concepts, *task.erased)}
-    kept = [
-        f"a photo of {other.phrase}"
-        for other in task.concept_set.retained_for(task.concepts[0])
-        if other.name not in gone
-    ]
+    kept = [f"a photo of {other.phrase}" for other in task.retained()]
     if not kept:
         raise UserError(
             f"advunlearn: concept '{task.concepts[0].name}' has no retained concepts: list prompts as retain"

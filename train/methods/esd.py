@@ -123,6 +123,10 @@ class ESD(GradientMethod):
     packs: ClassVar[bool] = True
 
     @property
+    def sees_others(self) -> bool:
+        return self.config.sees_others
+
+    @property
     def group(self) -> str:
         return GROUPS[self.config.variant]
 

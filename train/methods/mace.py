@@ -38,17 +38,18 @@ from efface.models.parameter_groups import select
 from efface.models.shapes import ModelShapes
 from efface.train.closed_form import Statistics, key_statistics, ridge_solve
 from efface.train.data.captions import everyday_captions
-from efface.train.data.concept_keys import encode, retained_phrases, second_moment
+from efface.train.data.concept_keys import encode, second_moment
 from efface.train.data.concept_masks import MaskConfig, concept_masks
 from efface.train.data.concept_sentences import Sentences, sentences
 from efface.train.data.latents import ImageConfig, Posterior, image_posterior, noised
+from efface.train.data.score_distance import AnchoredConfig
 from efface.train.data.timesteps import importance
 from efface.train.method import GradientConfig, GradientMethod, Strategy, UnlearningTask, register
 from efface.train.method_cost import BaseImages, Cost
 from efface.train.seeds import generator, integer, shuffled
 
 
-class MACEConfig(GradientConfig, ImageConfig, MaskConfig):
+class MACEConfig(GradientConfig, ImageConfig, MaskConfig, AnchoredConfig):
     """MACE as its authors run it for a celebrity."""
 
     steps: int = Field(50, ge=1, description="optimiser steps, each of every concept's adapter; authors 50, nudity 120")
@@ -176,8 +177,8 @@ class MACE(GradientMethod):
         config, captions = self.config, self.config.general_captions or task.may_see(everyday_captions())
         window = self.data[0].positions.shape[1]
         moment = config.general_weight * window * second_moment(task.base, captions, task.cache, padding=True)
-        erased = (concept.phrase for concept in task.erased)  # which keep what the request before left of them
-        for prompt in encode(task.base, [*retained_phrases(task), *erased]).values():
+        left = task.erased if task.base.applied is not None else ()  # what the request before left of them is kept
+        for prompt in encode(task.base, [each.phrase for each in (*task.retained(), *left)]).values():
             moment = moment + config.retained_weight * prompt.embedding.double().T @ prompt.embedding.double()
         return moment
 

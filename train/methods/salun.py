@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 
 import torch
 from diffusers import DDPMScheduler
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
@@ -33,12 +33,13 @@ from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts
 from efface.train.data.captions import has_phrase_once
 from efface.train.data.latents import ImageConfig, Noised, Posterior, image_posterior, noised
+from efface.train.data.score_distance import AnchoredConfig
 from efface.train.method import GradientConfig, GradientMethod, Policy, Strategy, UnlearningTask, register
 from efface.train.method_cost import BaseImages, Cost
 from efface.train.seeds import generator, shuffled
 
 
-class SalUnConfig(GradientConfig, ImageConfig):
+class SalUnConfig(GradientConfig, ImageConfig, AnchoredConfig):
     """SalUn as its authors remove nudity: one epoch over 800 images, in batches of 8, alpha 0.1."""
 
     group: Literal["full", "xattn", "kv-xattn", "noxattn"] = Field(
@@ -68,6 +69,12 @@ class SalUnConfig(GradientConfig, ImageConfig):
         if not has_phrase_once(template):
             raise ValueError("should hold '{}' once, the place of the concept, and no other brace")
         return template
+
+    @model_validator(mode="after")
+    def _maps_to_one_thing(self) -> "SalUnConfig":
+        if self.pseudo and self.map_to == "nearest":
+            raise ValueError("map_to: nearest should be without pseudo, which takes the anchor's place")
+        return self
 
 
 @dataclass(frozen=True)
@@ -175,8 +182,7 @@ class SalUn(GradientMethod):
     def _kept(self, task: UnlearningTask, concept: Concept) -> list[str]:
         if isinstance(self.config.remain, tuple):
             return list(self.config.remain)
-        forgotten = {gone.name for gone in (*task.concepts, *task.erased)}
-        kept = [other for other in task.concept_set.retained_for(concept) if other.name not in forgotten]
+        kept = task.retained(concept)
         if not kept:
             raise UserError(f"salun finds no retained concept beside '{concept.name}': list prompts as remain")
         return [self.config.template.format(other.phrase) for other in kept]

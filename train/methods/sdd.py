@@ -70,6 +70,10 @@ class SDD(GradientMethod):
     packs: ClassVar[bool] = True
 
     @property
+    def sees_others(self) -> bool:
+        return self.config.sees_others
+
+    @property
     def group(self) -> str:
         return self.config.group
 

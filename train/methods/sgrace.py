@@ -90,10 +90,8 @@ class SGRACE(GradientMethod):
         self.seed, self.base, self.student = task.seed, task.base, student
         (concept,) = task.concepts
         self.teacher = TextEncoder(task.base.text_encoder)
-        gone = {concept.name, *(other.name for other in task.erased)}
-        retained = [other.phrase for other in task.concept_set.retained_for(concept) if other.name not in gone]
         self.related = self.config.related or (concept.phrase, *concept.aliases)
-        self.unrelated = self.config.unrelated or tuple(retained)
+        self.unrelated = self.config.unrelated or tuple(other.phrase for other in task.retained())
         if not self.unrelated:
             raise UserError(f"sgrace: concept '{concept.name}' has no retained concepts, so unrelated must name words")
         trained = select(student.modules, self.group)

@@ -23,12 +23,13 @@ from torch.nn.utils import skip_init
 from efface.models.shapes import ModelShapes
 from efface.models.text_encoder import TextEncoder, recorded
 from efface.train.data.captions import captions
+from efface.train.data.score_distance import AnchoredConfig
 from efface.train.method import GradientConfig, GradientMethod, Strategy, UnlearningTask, register
 from efface.train.method_cost import Cost
 from efface.train.seeds import generator, shuffled, uniform
 
 
-class TEAConfig(GradientConfig):
+class TEAConfig(GradientConfig, AnchoredConfig):
     """The authors' settings for Stable Diffusion v1.4: two rounds of 250 pairs, 32 at a time."""
 
     steps: int = Field(16, ge=1, description="optimiser steps; authors two rounds, 16 of 32 pairs")

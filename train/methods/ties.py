@@ -14,9 +14,10 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
+from efface.concepts.concept import Concept
 from efface.models.delta import Kind
 from efface.train.composed_method import ComposedMethod, Edit, RunEdit, as_delta
-from efface.train.method import MethodConfig, UnlearningTask, register
+from efface.train.method import Method, MethodConfig, UnlearningTask, register
 from efface.train.ties_merge import ties_merge
 
 
@@ -48,8 +49,16 @@ class Ties(ComposedMethod):
         (method,), base, changes = self.methods, task.base, []
         originals = base.originals()
         for concept in task.concepts:
-            kind, tensors = run(method, replace(task, concepts=(concept,)))
+            kind, tensors = run(method, self.alone(method, task, concept))
             edited = as_delta(task, kind, tensors).edited(base)
             changes.append({name: value.to(base.device) - originals[name] for name, value in edited.items()})
         merged = ties_merge(changes, self.config.keep_share, self.config.scale)
         return "weights", {name: originals[name] + change for name, change in merged.items()}
+
+    def alone(self, method: Method, task: UnlearningTask, concept: Concept) -> UnlearningTask:
+        """To erase one of the concepts: what is erased beside it is nothing to hold still, or to map it to.
+
+        An edit that sees no other concepts is not told, and so made once for all requests of a chain.
+        """
+        others = tuple(other for other in task.concepts if other.name != concept.name)
+        return replace(task, concepts=(concept,), erased=others if method.sees_others else ())

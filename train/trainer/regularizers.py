@@ -123,10 +123,8 @@ class Regularizers:
 
 
 def retained_prompts(task: UnlearningTask) -> list[str]:
-    """Phrases of the concepts that must stay, each once, without what is to be forgotten or is gone."""
-    forgotten = {concept.name for concept in (*task.concepts, *task.erased)}
-    retained = (kept for concept in task.concepts for kept in task.concept_set.retained_for(concept))
-    return list(dict.fromkeys(kept.phrase for kept in retained if kept.name not in forgotten))
+    """Phrases of the concepts that must stay, each once."""
+    return list(dict.fromkeys(kept.phrase for kept in task.retained()))
 
 
 def hellinger(loss: Tensor, scale: float) -> Tensor:
