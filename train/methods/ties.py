@@ -36,6 +36,7 @@ class Ties(ComposedMethod):
 
     Config = TiesConfig
     config: TiesConfig
+    version = 2
     anew: ClassVar[bool] = True
 
     @property

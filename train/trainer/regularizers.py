@@ -2,7 +2,8 @@
 
     loss_shape       hellinger: 1 - exp(-L / s), whose gradient fades where L is large (f-DMU, arXiv 2509.21167)
     near_start       + w mean |theta - theta_0|, or w mean (theta - theta_0)^2, to the weights the job starts from:
-                     in a chain those of the request before (CUIG, arXiv 2511.07970)
+                     in a chain those of the request before (CUIG, arXiv 2511.07970); theta are a model's weights, so
+                     that of adapters it is what they add to these that counts
     select           only some entries of the trained weights are trained (`train/trainer/weight_mask.py`)
     replay           + w times the squared change of what is predicted for concepts that stay (`replay.py`)
     protect          keys and values of the cross-attention change by Delta P alone, P = I - V V^T, V an orthonormal
@@ -19,8 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from efface.errors import UserError
+from efface.models.adapters import Adapters
 from efface.models.network import Network
 from efface.models.text_encoding import encode_prompts, last_subject_token
+from efface.train.adapter_method import AdapterMethod
 from efface.train.method import GradientMethod, TrainingConfig, UnlearningTask
 from efface.train.trainer.options import TrainingOptions
 from efface.train.trainer.replay import Replay
@@ -60,6 +63,7 @@ class Regularizers:
                 "projection: leave one out"
             )
         self.start = {name: value.detach().clone() for name, value in self.trained.items()}
+        self.adapters = self._adapters(method) if config.near_start_weight > 0 else None
         self.projections = self._projections(method, task) if config.protect != "none" else {}
         self.masks = selected_entries(method, student, self.trained) if config.select != "all" else {}
         for name, mask in self.masks.items():
@@ -74,7 +78,11 @@ class Regularizers:
         if config.loss_shape == "hellinger":
             loss = hellinger(loss, config.hellinger_scale)
         if config.near_start_weight > 0:
-            loss = loss + config.near_start_weight * distance(self.trained, self.start, config.near_start)
+            if self.adapters is None:
+                moved = distance(self.trained, self.start, config.near_start)
+            else:
+                moved = adapted_distance(self.adapters, config.near_start)
+            loss = loss + config.near_start_weight * moved
         if self.replay is not None:
             loss = loss + config.replay_weight * self.replay.loss(predict, index)
         return loss
@@ -88,6 +96,21 @@ class Regularizers:
             value.copy_(before + ((value - before).double() @ projection).float())
         for name, mask in self.masks.items():
             keep_selected(self.trained[name], self.start[name], mask)
+
+    def _adapters(self, method: GradientMethod) -> Adapters | None:
+        """Those that are trained; None where weights are. Raises UserError where no weight's change is known yet."""
+        if isinstance(method, AdapterMethod):
+            return method.adapters
+        reason = (
+            "its weights are solved for after the training"
+            if not method.saves_what_it_trains
+            else "it changes no weight"
+            if method.delta_kind == "hook"
+            else None
+        )
+        if reason:
+            raise UserError(f"method '{method.name}': near_start does not hold, as {reason}: leave near_start_weight 0")
+        return None
 
     def _projections(self, method: GradientMethod, task: UnlearningTask) -> dict[str, Tensor]:
         """By the name of each trained matrix that reads the text: the projector of its inputs, fp64."""
@@ -137,6 +160,19 @@ def distance(trained: Mapping[str, Tensor], start: Mapping[str, Tensor], norm: s
     differences = [value - start[name] for name, value in trained.items()]
     parts = [each.abs().sum() if norm == "l1" else each.square().sum() for each in differences]
     return torch.stack(parts).sum() / sum(each.numel() for each in differences)
+
+
+def adapted_distance(adapters: Adapters, norm: str) -> Tensor:
+    """The same of alpha/rank * up down, what adapters add to their layers' weights: `up` is zero at the start."""
+    sums, count = [], 0
+    for adapter in adapters.layers.values():
+        up, down = adapter.up.flatten(1), adapter.down.flatten(1)
+        if norm == "l1":
+            sums.append(adapter.scale * (up @ down).abs().sum())
+        else:  # the trace of (up down)^T (up down)
+            sums.append(adapter.scale**2 * ((up.T @ up) * (down @ down.T)).sum())
+        count += len(up) * down.shape[1]
+    return torch.stack(sums).sum() / count
 
 
 def mean_token_embeddings(task: UnlearningTask, prompts: Sequence[str]) -> Tensor:
