@@ -121,7 +121,7 @@ class SearchingMethod(GradientMethod):
         chosen = choice(range(len(self.searches)), rng)
         found = self.searches[chosen].draw(rng)
         with torch.no_grad():
-            kept = self.rollouts.run(self.student, self.rollouts.start(rng), found)
+            kept = self.rollouts.run(self.student, self.rollouts.start(rng, chosen), found)
             (original,) = predictions(self.teacher, kept, [found])
         changed = self.student(kept.latents, kept.timestep, found.expand(len(kept.latents)))
         self.searches[chosen].adversary.maximize(
@@ -141,7 +141,8 @@ class SearchingMethod(GradientMethod):
     def _draw(self, rng: torch.Generator) -> tuple[Conditioning, Conditioning, Start]:
         """A concept and the concept found for it, one row each, and where their roll-outs start."""
         chosen = choice(range(len(self.searches)), rng)
-        return self.conditions.of(chosen, rng), self.searches[chosen].draw(rng), self.rollouts.start(rng)
+        concept, found = self.conditions.of(chosen, rng), self.searches[chosen].draw(rng)
+        return concept, found, self.rollouts.start(rng, chosen)
 
 
 def image_weight(scheduler: DDPMScheduler, timestep: Tensor) -> float:

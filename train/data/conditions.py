@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from efface.concepts.concept import Concept
 from efface.models.base import Base
@@ -28,6 +28,12 @@ class ConditionConfig(MethodConfig):
         {}, description="concept -> further prompts that mean it, for paraphrases: 'a furry pet that purrs'"
     )
 
+    @model_validator(mode="after")
+    def _descriptions_are_for_paraphrases(self) -> "ConditionConfig":
+        if self.descriptions and not self.paraphrases:
+            raise ValueError("descriptions are read with paraphrases: true alone")
+        return self
+
 
 class Conditions:
     """The encoded prompts of each concept to forget."""
@@ -36,12 +42,12 @@ class Conditions:
         self.rows = [encode_prompts(base, prompts_of(concept, config)) for concept in concepts]
         """For each concept the rows of its prompts, the phrase first."""
 
-    def draw(self, rng: torch.Generator) -> Conditioning:
-        """One row: a concept, then one of its prompts. Nothing is drawn where there is no choice."""
-        return self.of(choice(range(len(self.rows)), rng), rng)
+    def number(self, rng: torch.Generator) -> int:
+        """One of the concepts, 0, 1, …; nothing is drawn where there is no choice."""
+        return choice(range(len(self.rows)), rng)
 
     def of(self, concept: int, rng: torch.Generator) -> Conditioning:
-        """One row: one of the prompts of concept 0, 1, …"""
+        """One row: one of the prompts of concept 0, 1, …; nothing is drawn where there is no choice."""
         return self.rows[concept][choice(range(len(self.rows[concept])), rng)]
 
 
@@ -51,6 +57,12 @@ def prompts_of(concept: Concept, config: ConditionConfig) -> list[str]:
         return [concept.phrase]
     names = [renamed(concept, name) for name in (concept.name, *concept.aliases)]
     return list(dict.fromkeys([concept.phrase, *names, concept.question, *config.descriptions.get(concept.name, ())]))
+
+
+def asked_for(concept: Concept, config: ConditionConfig, templates: Sequence[str]) -> list[str]:
+    """The same in each of some templates, `{}` for a prompt and `{name}` for the bare name; each text once."""
+    texts = [text.format(prompt, name=concept.name) for prompt in prompts_of(concept, config) for text in templates]
+    return list(dict.fromkeys(texts))
 
 
 def renamed(concept: Concept, name: str) -> str:

@@ -43,10 +43,11 @@ class Start:
 
     noise: Tensor  # (B, 4, h, w)
     stop: int  # the step before which it stops
+    stops: Sequence[int] = ()  # those before which it may
 
     def repeated(self, count: int) -> "Start":
         """The same start for `count` roll-outs, one after another: of count B rows."""
-        return Start(self.noise.repeat(count, 1, 1, 1), self.stop)
+        return Start(self.noise.repeat(count, 1, 1, 1), self.stop, self.stops)
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,12 @@ class Rollouts:
         self,
         base: Base,
         config: TrajectoryConfig,
-        stops: Sequence[int] | None = None,
+        stops: Sequence[Sequence[int]] | None = None,
         sizes: Sequence[int] | None = None,
         scheduler: str = "ddim",
         offset: int | None = None,
     ) -> None:
-        """stops: the steps before which a roll-out may stop; None: all.
+        """stops: of each concept the steps before which its roll-outs may stop; None: all, whatever is rolled out.
 
         sizes: pixels that height and width are drawn from; None: the base's own.
         offset: what the scheduler adds to each timestep; None: the base's own.
@@ -91,15 +92,17 @@ class Rollouts:
         # DDIM would clip the predicted image to [-1, 1], which is no bound for latents; `make_scheduler` forbids it
         shifted = base.scheduler_config if offset is None else {**base.scheduler_config, "steps_offset": offset}
         self.scheduler = make_scheduler(scheduler, shifted, config.rollout_steps)
-        self.stops = list(stops) if stops is not None else list(range(config.rollout_steps))
+        self.stops = [list(each) for each in stops or [range(config.rollout_steps)]]
         self.rows, (self.channels, side, _) = config.batch_size, base.latent_shape
         self.sides = [size * side // base.spec.image_size for size in sizes or [base.spec.image_size]]
         self.uncond = encode_prompts(base, [""])
 
-    def start(self, rng: torch.Generator) -> Start:
-        stop = self.stops[integer(len(self.stops), rng)]
+    def start(self, rng: torch.Generator, concept: int = 0) -> Start:
+        """Of a roll-out that concept 0, 1, … learns from."""
+        stops = self.stops[concept]
+        stop = stops[integer(len(stops), rng)]
         shape = (self.rows, self.channels, choice(self.sides, rng), choice(self.sides, rng))
-        return Start(normal(shape, rng, self.uncond.device), stop)
+        return Start(normal(shape, rng, self.uncond.device), stop, stops)
 
     def run(self, predict: NoisePredictor, start: Start, conditioning: Conditioning) -> State:
         """From `start` under one row for all, or a row for each latent."""
@@ -122,7 +125,7 @@ class Rollouts:
         self, shared: SharedRollouts, index: int, predict: NoisePredictor, start: Start, conditioning: Conditioning
     ) -> tuple[State, int]:
         """What batch `index` learns from, of a trajectory that others may share, and the step before which it stops."""
-        stops, number = shared.stops(index, start.stop, self.stops), shared.state_index(index)
+        stops, number = shared.stops(index, start.stop, start.stops), shared.state_index(index)
         states = shared.states(index, lambda: self.run_past(predict, start, conditioning, stops))
         return State.of(states, number), stops[number]
 

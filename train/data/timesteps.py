@@ -1,13 +1,13 @@
 """Which timesteps are trained on: those where a concept shows, by SDErasure's selection (ICLR 2026, eq. 5), or MACE's.
 
-    S_t = exp(-L_t(c) / s) / ( exp(-L_t(c) / s) + exp(-L_t(a) / s) ),    L_t(c) = E || eps - eps*(x_t, c) ||^2
+    S_t = exp(-L_t(c) / s) / ( exp(-L_t(c) / s) + exp(-L_t(a) / s) ),    L_t(c) = E mean (eps - eps*(x_t, c))^2
 
 for images x_0 of the concept c: how sure the frozen base is, as a diffusion classifier, that they show c and not the
 anchor a. Only steps with S_t above a threshold are trained on. Where x_t is nearly noise, or nearly the image, both
 predict alike and S_t is one half: what these steps decide, a layout, a texture, is left alone.
 
-L_t is the error summed over all numbers of a latent, as a classifier's likelihood has it, in the paper; so summed it is
-large, and S_t is 0 or 1 (`scale` s brings it down).
+In the paper L_t is summed over all numbers of a latent, as a classifier's likelihood has it, without an s: so summed
+it is large, and S_t is 0 or 1. Here it is their mean, which depends on no size, and s is ours.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,9 @@ class TimestepConfig(ImageConfig):
         lt=1,
         description="roll-outs stop where S_t of the concept is above; SDErasure 0.5 to 0.8",
     )
-    timestep_scale: float = Field(1.0, gt=0, description="s, what summed squared errors are divided by")
+    timestep_scale: float = Field(
+        0.01, gt=0, description="s, what mean squared errors are divided by; SDErasure sums them and has none"
+    )
     timestep_images: int = Field(8, ge=1, description="images of a concept, made by the base, that S_t is measured on")
 
     def selection_images(self, shapes: ModelShapes) -> BaseImages | None:
@@ -49,45 +51,51 @@ class TimestepConfig(ImageConfig):
         return BaseImages(recipe, per_concept=self.timestep_images, encoded=True)
 
 
-def selected_stops(task: UnlearningTask, config: TimestepConfig, steps: int, first: int = 0) -> list[int]:
-    """Of DDIM's `steps`, from `first` on, those in which any of the concepts shows; without a threshold all.
+def selected_stops(
+    task: UnlearningTask, config: TimestepConfig, steps: int, first: int = 0, scheduler: str = "ddim"
+) -> list[list[int]]:
+    """For each concept, of a scheduler's `steps` from `first` on, those in which it shows; without a threshold all.
 
-    Raises UserError where there are none, or a concept has no anchor.
+    Raises UserError where one has none, or no anchor.
     """
     stops = list(range(first, steps))
     if config.timestep_threshold == 0:
-        return stops
-    scores = torch.stack([step_scores(task, concept, config, steps) for concept in task.concepts])
-    found = [stop for stop in stops if float(scores[:, stop].max()) > config.timestep_threshold]
-    if not found:
-        raise UserError(
-            f"timestep_threshold: no step has a score above {config.timestep_threshold}, the highest is "
-            f"{float(scores.max()):.3f}: should be lower"
-        )
+        return [stops] * len(task.concepts)
+    found = []
+    for concept in task.concepts:
+        scores = step_scores(task, concept, config, steps, scheduler)[first:]
+        found.append([stop for stop in stops if float(scores[stop - first]) > config.timestep_threshold])
+        if not found[-1]:
+            raise UserError(
+                f"timestep_threshold: no step has a score above {config.timestep_threshold} for '{concept.name}', the "
+                f"highest is {float(scores.max()):.3f}: should be lower"
+            )
     return found
 
 
 @torch.no_grad()
-def step_scores(task: UnlearningTask, concept: Concept, config: TimestepConfig, steps: int) -> Tensor:
-    """S_t of one concept at each of DDIM's `steps` timesteps, the noisiest first; fp64, on the CPU."""
+def step_scores(
+    task: UnlearningTask, concept: Concept, config: TimestepConfig, steps: int, scheduler: str = "ddim"
+) -> Tensor:
+    """S_t of one concept at each of the roll-outs' timesteps, the noisiest first; (steps,) fp64, on the CPU."""
     base, anchor = task.base, task.concept_set.anchor_phrase(concept)
     if not anchor:
         raise UserError(f"timestep_threshold: concept '{concept.name}' has no anchor to tell it from, should have one")
     count = config.timestep_images
     recipe = config.image_recipe(base.spec.image_size)
     posterior = image_posterior(base, recipe, [concept.phrase] * count, task.cache)
-    scheduler = DDPMScheduler.from_config(base.scheduler_config)
+    forward = DDPMScheduler.from_config(base.scheduler_config)
     rng = generator(task.seed, "timesteps", concept.name)
     shape, device = (count, *base.latent_shape), base.device
     clean = posterior.latents(torch.arange(count), normal(shape, rng, device))
     noise = normal(shape, rng, device)  # the same for all steps and both prompts
     losses = []
-    for timestep in make_scheduler("ddim", base.scheduler_config, steps).timesteps.tolist():
+    for timestep in make_scheduler(scheduler, base.scheduler_config, steps).timesteps.tolist()[:steps]:
         at = torch.full((count,), timestep, device=device)
-        noised, true = scheduler.add_noise(clean, noise, at), truth(scheduler, clean, noise, at)
+        noised, true = forward.add_noise(clean, noise, at), truth(forward, clean, noise, at)
         prompts = encode_prompts(base, [concept.phrase, anchor])
         errors = [base.denoiser(noised, at, prompt.expand(count)) - true for prompt in prompts]
-        losses.append([error.double().square().flatten(1).sum(dim=1).mean() for error in errors])
+        losses.append([error.double().square().mean() for error in errors])
     return concept_scores(torch.tensor(losses, dtype=torch.float64), config.timestep_scale)
 
 

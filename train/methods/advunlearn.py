@@ -140,7 +140,9 @@ class AdvUnlearn(GradientMethod):
         chosen = [shuffled(count, turn, self.seed, "advunlearn", "retained") for turn in turns]
         noise = normal((len(chosen), *start.noise.shape[1:]), rng, start.noise.device)
         asked = Conditioning.cat([self.concept.expand(rows), self.retained[chosen]])
-        states = self.rollouts.run(self.denoiser, Start(torch.cat([start.noise, noise]), start.stop), asked)
+        states = self.rollouts.run(
+            self.denoiser, Start(torch.cat([start.noise, noise]), start.stop, start.stops), asked
+        )
         own, uncond = predictions(self.denoiser, State(states.latents[:rows], states.timestep), [
             self.concept, self.rollouts.uncond
         ])  # fmt: skip

@@ -30,6 +30,7 @@ from efface.models.noise_predictor import NoisePredictor
 from efface.models.shapes import ModelShapes
 from efface.models.text_encoding import encode_prompts
 from efface.train.data.captions import has_one_place
+from efface.train.data.conditions import ConditionConfig, asked_for
 from efface.train.data.rollout_store import FrozenRollouts
 from efface.train.data.rollouts import RolloutConfig, Rollouts, Start, State, predictions, rollout_rows
 from efface.train.data.shared_rollouts import SharedRolloutConfig, SharedRollouts
@@ -40,20 +41,14 @@ from efface.train.negative_guidance import esd_target
 from efface.train.seeds import generator, integer
 
 GROUPS = {
+    **{name: name for name in ("selfattn", "full", "notime", "xlayer", "selflayer", "esd-u", "esd-all")},
     "x": "xattn",
     "u": "noxattn",
     "x-strict": "kv-xattn",
-    "selfattn": "selfattn",
-    "full": "full",
-    "notime": "notime",
-    "xlayer": "xlayer",
-    "selflayer": "selflayer",
-    "esd-u": "esd-u",
-    "esd-all": "esd-all",
 }
 
 
-class ESDConfig(RolloutConfig, SharedRolloutConfig):
+class ESDConfig(RolloutConfig, SharedRolloutConfig, ConditionConfig):
     """ESD as in the paper: 1000 steps of Adam, on-policy."""
 
     variant: Literal["x", "u", "x-strict", "selfattn", "full", "notime", "xlayer", "selflayer", "esd-u", "esd-all"] = (
@@ -146,10 +141,11 @@ class ESD(GradientMethod):
         self.seed = task.seed
         self.teacher = base.denoiser
         self.sampler: NoisePredictor = student if config.on_policy else self.teacher
-        self.texts = [text.format(each.phrase, name=each.name) for each in task.concepts for text in config.prompts]
+        asked = [asked_for(concept, config, config.prompts) for concept in task.concepts]
+        self.texts, self.owners = zip(*((text, i) for i, texts in enumerate(asked) for text in texts), strict=True)
         self.prompts = encode_prompts(base, self.texts)
         self.origin = encode_prompts(base, [config.erase_from]) if config.erase_from else None
-        stops = selected_stops(task, config, config.rollout_steps)
+        stops = selected_stops(task, config, config.rollout_steps, scheduler=config.scheduler)
         self.rollouts = Rollouts(base, config, stops, [config.size] if config.size else None, config.scheduler)
         if config.steps_per_rollout > 1 and type(self).batch is not ESD.batch:
             raise UserError(
@@ -161,7 +157,8 @@ class ESD(GradientMethod):
     def draw(self, index: int) -> tuple[int, Start]:
         """What is random in a batch: which of the prompts, and where the trajectory starts and first stops."""
         rng = generator(self.seed, "esd", self.shared.source(index))
-        return integer(len(self.prompts), rng), self.rollouts.start(rng)
+        number = integer(len(self.prompts), rng)
+        return number, self.rollouts.start(rng, self.owners[number])
 
     def batch(self, index: int) -> Rollout:
         number, start = self.draw(index)
@@ -171,7 +168,7 @@ class ESD(GradientMethod):
             state, _ = self.rollouts.shared(self.shared, index, self.sampler, start, conditioning)
             target = self.target(state, concept)
         else:
-            at, stops = self.shared.state_index(index), self.shared.stops(index, start.stop, self.rollouts.stops)
+            at, stops = self.shared.state_index(index), self.shared.stops(index, start.stop, start.stops)
             frozen = self.frozen.states(self.sampler, start, conditioning, stops)
             state = State.of(frozen, at)
             target = self.known_target(state, concept, frozen.cond[at], frozen.uncond[at])

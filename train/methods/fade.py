@@ -120,8 +120,8 @@ class FADE(AdapterMethod):
         self.seed, self.student, self.teacher = task.seed, student, base.denoiser
         # per concept: target, sentences, neighbours; 1 + J + K rows
         self.prompts = [encode_prompts(base, self.texts(concept, task)) for concept in task.concepts]
-        stops = range(1, config.rollout_steps)
-        self.rollouts = Rollouts(base, config, stops, config.sizes, offset=config.timestep_offset)
+        self.stops = range(1, config.rollout_steps)
+        self.rollouts = Rollouts(base, config, None, config.sizes, offset=config.timestep_offset)
         self.shared = SharedRollouts(config, task.seed)
 
     def texts(self, concept: Concept, task: UnlearningTask) -> list[str]:
@@ -139,10 +139,10 @@ class FADE(AdapterMethod):
     def draw(self, index: int) -> tuple[int, Start]:
         """What is random in a step: the concept, and where all its trajectories start and first stop."""
         rng = generator(self.seed, "fade", self.shared.source(index))
-        concept, stop = integer(len(self.prompts), rng), self.rollouts.stops[integer(len(self.rollouts.stops), rng)]
+        concept, stop = integer(len(self.prompts), rng), self.stops[integer(len(self.stops), rng)]
         height, width = (self.rollouts.sides[integer(len(self.rollouts.sides), rng)] for _ in "hw")
         shape = (self.config.batch_size, self.rollouts.channels, height, width)
-        return concept, Start(normal(shape, rng, self.prompts[0].device), stop)
+        return concept, Start(normal(shape, rng, self.prompts[0].device), stop, self.stops)
 
     def batch(self, index: int) -> FADEBatch:
         config, (concept, start) = self.config, self.draw(index)

@@ -175,7 +175,7 @@ class Receler(GradientMethod):
         rng = generator(self.seed, "receler", index)
         number = choice(range(len(self.concepts)), rng)
         concept = self.concepts[number]
-        state = self.rollouts.run(self.student, self.rollouts.start(rng), concept)
+        state = self.rollouts.run(self.student, self.rollouts.start(rng, number), concept)
         maps = CrossAttentionMaps(self.teacher)
         with maps:
             original, uncond = predictions(self.teacher, state, [concept, self.rollouts.uncond])

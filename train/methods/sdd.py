@@ -91,8 +91,9 @@ class SDD(GradientMethod):
 
     def batch(self, index: int) -> SDDBatch:
         rng = generator(self.seed, "sdd", index)
-        conditioning = self.conditions.of(index % len(self.conditions.rows), rng)
-        start = self.rollouts.start(rng)
+        number = index % len(self.conditions.rows)
+        conditioning = self.conditions.of(number, rng)
+        start = self.rollouts.start(rng, number)
         with self.average.in_place():
             state = self.rollouts.run(self.student, start, self.together)
         rows = len(state.latents)

@@ -123,8 +123,9 @@ class SPM(AdapterMethod):
 
     def batch(self, index: int) -> SPMBatch:
         config, rng = self.config, generator(self.seed, "spm", self.shared.source(index))
-        concept = self.conditions.draw(rng)
-        start = self.rollouts.start(rng)
+        number = self.conditions.number(rng)
+        concept = self.conditions.of(number, rng)
+        start = self.rollouts.start(rng, number)
         state, stop = self.rollouts.shared(self.shared, index, self.student, start, concept)
         if config.authors_timestep:
             state = state.at(authors_timestep(stop, config.rollout_steps))
