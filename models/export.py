@@ -22,7 +22,7 @@ from efface.files import local_path, open_to_readers, write_json
 from efface.models.base import Base
 from efface.models.delta import Delta
 from efface.models.progress_bars import no_progress_bars
-from efface.models.sampler_hooks import stock_advice
+from efface.models.sampler_hooks import static, stock_advice
 
 PROVENANCE = "efface.json"
 """The id and the provenance of the delta that is merged in a folder."""
@@ -30,16 +30,25 @@ PROVENANCE = "efface.json"
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 
-def export(base: Base, delta: Delta | None, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+def export(
+    base: Base,
+    delta: Delta | None,
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    merge_adapters: bool = False,
+) -> None:
     """Write `base` with `delta` merged to a new `folder`, which `DiffusionPipeline.from_pretrained` loads.
 
     dtype: of the weights in its files; a loader that is given no dtype computes in fp32 all the same.
+    merge_adapters: of a delta that weighs adapters by the prompt, merge them at full strength; the provenance says so.
     The folder appears whole or not at all; `base` is left as it was. Raises UserError where `folder` is taken
     or cannot be written, for a delta that acts at sampling time only, or changes nothing, and for a scheduler that
     diffusers does not know.
     """
     folder = local_path(folder)
     check_new_folder(folder)
+    if delta and delta.kind == "hook" and merge_adapters:
+        delta = static(delta)
     if delta and delta.kind == "hook":
         raise UserError(
             f"delta {delta.id} acts at sampling time and changes no weight, so there is nothing to export: "

@@ -54,6 +54,9 @@ class SamplerHook:
     stock_pipeline: ClassVar[str] = "diffusers has no pipeline that does so"
     """What a user of diffusers' own pipelines can do instead; `{prompts}` stands for the phrases."""
 
+    adapters: ClassVar[bool] = False
+    """Whether the delta's tensors are those of adapters, which can be merged as strong for every prompt."""
+
     @classmethod
     def passes(cls, settings: Any) -> int:
         """Rows that a guided step takes of the denoiser for an image; plain guidance takes 2."""
@@ -103,6 +106,20 @@ def stock_advice(delta: Delta) -> str:
     """What a user of diffusers' own pipelines can do in place of a delta of kind `hook`, as part of a sentence."""
     hook, config = named_hook(delta)
     return str(hook.stock_pipeline).format(prompts=", ".join(config.prompts))
+
+
+def static(delta: Delta) -> Delta:
+    """The adapters of a delta of kind `hook` at full strength for every prompt, as a delta that says so.
+
+    Raises UserError where it has none.
+    """
+    hook, config = named_hook(delta)
+    name = delta.provenance["hook"]["name"]
+    if not getattr(hook, "adapters", False):
+        raise UserError(f"delta {delta.id}: hook '{name}' has no adapters that could be merged for every prompt")
+    kept = {key: value for key, value in delta.provenance.items() if key != "hook"}
+    left_out = {"delta": delta.id, "hook": name, "config": config.model_dump(mode="json")}
+    return Delta("adapter", delta.tensors, {**kept, "base_id": delta.base_id, "static_export": left_out})
 
 
 def joined(base: Base, prompts: Sequence[str]) -> Conditioning:

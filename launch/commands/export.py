@@ -18,6 +18,9 @@ class ExportOptions:
     delta: Annotated[str, typer.Argument(help="A delta: a file, or a hub id.", **DELTA)]
     folder: Annotated[Path, typer.Argument(help="The diffusers folder to write.", **LOCAL)]
     base: BaseOption = "miniature"
+    static: Annotated[
+        bool, typer.Option("--static", help="Merge adapters that are weighed by the prompt, for every prompt alike.")
+    ] = False
 
 
 def run(options: ExportOptions) -> Path:
@@ -29,7 +32,7 @@ def run(options: ExportOptions) -> Path:
 
     check_new_folder(options.folder)
     delta = Delta.load(find_delta(options.delta))
-    export(load_base(options.base), delta, options.folder)
+    export(load_base(options.base), delta, options.folder, merge_adapters=options.static)
     return options.folder
 
 

@@ -40,7 +40,8 @@ class SPMHook(SamplerHook):
     """Lets the adapters act on a prompt as far as it is about what was erased."""
 
     Config = SPMHookConfig
-    stock_pipeline = "train it with `transport: static`, whose adapters are merged into the weights"
+    stock_pipeline = "with --static its adapters are merged as strong for every prompt, which is another edit"
+    adapters = True
 
     def __init__(self, base: Base, config: SPMHookConfig) -> None:
         assert base.applied is not None

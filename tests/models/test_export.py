@@ -17,6 +17,7 @@ from transformers import CLIPTokenizer
 
 from efface.errors import UserError
 from efface.models.base import Base, load_base
+from efface.models.delta import Delta
 from efface.models.export import export
 
 TEXT_ENCODER = Path("text_encoder") / "model.safetensors"
@@ -61,6 +62,27 @@ def test_without_any_argument_it_loads_in_one_precision_and_draws(base: Base, tm
     size = base.spec.image_size
     pictures = pipeline("a cat", num_inference_steps=1, height=size, width=size, output_type="np").images
     assert pictures.shape == (1, size, size, 3)
+
+
+def test_adapters_weighed_by_the_prompt_are_merged_when_asked_and_labelled(tiny_base: Base, tmp_path: Path) -> None:
+    name = next(name for name in tiny_base.originals() if name.endswith(".attn2.to_k.weight"))
+    layer, (rows, columns) = name.removesuffix(".weight"), tiny_base.originals()[name].shape
+    rng = torch.Generator().manual_seed(0)
+    down, up = torch.randn(2, columns, generator=rng), torch.randn(rows, 2, generator=rng)
+    tensors = {f"{layer}.down": down, f"{layer}.up": up, f"{layer}.alpha": torch.tensor(3.0)}
+    hook = {"name": "spm", "config": {"prompts": ["cat"], "power": 2}}
+    delta = Delta("hook", tensors, {"base_id": tiny_base.fingerprint, "hook": hook})
+    with pytest.raises(UserError, match="with --static its adapters are merged"):
+        export(tiny_base, delta, tmp_path / "out")
+    export(tiny_base, delta, tmp_path / "out", merge_adapters=True)
+    found = load_file(tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors")[name.removeprefix("unet.")]
+    torch.testing.assert_close(found, tiny_base.originals()[name] + 1.5 * up @ down)
+    written = json.loads((tmp_path / "out" / "efface.json").read_text())
+    assert written["provenance"]["static_export"] == {"delta": delta.id, "hook": "spm", "config": hook["config"]}
+    assert "hook" not in written["provenance"]
+    safe = Delta("hook", {}, {**delta.provenance, "hook": {"name": "adavd", "config": {"prompts": ["cat"]}}})
+    with pytest.raises(UserError, match="'adavd' has no adapters that could be merged"):
+        export(tiny_base, safe, tmp_path / "other", merge_adapters=True)
 
 
 def test_words_added_to_a_tokenizer_are_kept(tiny_base: Base, tmp_path: Path) -> None:
