@@ -1,4 +1,4 @@
-"""A package of somebody else with a judge, an attack and a metric, installed by pip from the files of the docs page.
+"""A package of somebody else with a method, a judge, an attack and a metric, installed by pip as the docs have it.
 
 It is listed, planned, run and reported like what is built in.
 """
@@ -18,10 +18,16 @@ from tiny_campaign import CONCEPTS, write_yaml
 from efface.eval.attack import ATTACKS
 from efface.eval.judge import JUDGES
 from efface.eval.metric import METRICS
+from efface.train.method import METHODS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-MODULES = {"judge": "colour_judge", "attack": "shuffle_attack", "metric": "changed_share"}
-REGISTERED = ((JUDGES, "colour"), (ATTACKS, "shuffle"), (METRICS, "changed-share"))
+MODULES = {
+    "method": "anchor_distillation",
+    "judge": "colour_judge",
+    "attack": "shuffle_attack",
+    "metric": "changed_share",
+}
+REGISTERED = ((METHODS, "anchor-distillation"), (JUDGES, "colour"), (ATTACKS, "shuffle"), (METRICS, "changed-share"))
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +62,7 @@ def judge(tmp_path: Path) -> str:
 
 
 def test_they_are_listed_with_their_fields(efface: RunEfface) -> None:
+    assert "anchor-distillation" in efface("methods").out
     for command, name, fields in (
         ("judges", "colour", ["calibration_images", "colours", "share"]),
         ("attacks", "shuffle", ["words"]),
@@ -65,7 +72,7 @@ def test_they_are_listed_with_their_fields(efface: RunEfface) -> None:
         assert found["summary"] and [field["name"] for field in found["fields"]] == fields
 
 
-def test_a_campaign_is_planned_run_and_reported_with_the_judge_the_attack_and_the_metric(
+def test_a_campaign_is_planned_run_and_reported_with_all_of_them(
     efface: RunEfface, campaign_file: Callable[..., Path], judge: str, tmp_path: Path
 ) -> None:
     evaluation = {
@@ -75,19 +82,21 @@ def test_a_campaign_is_planned_run_and_reported_with_the_judge_the_attack_and_th
         "metrics": ["changed-share"],
     }
     attack = {"attack": "shuffle", "config": {"words": 2}, "seeds": [0], "budget": 40}
-    file = campaign_file(methods=[{"method": "uce"}], evaluation=evaluation, attacks=[attack])
+    outside = {"steps": 1, "learning_rate": 1e-3, "rollout_steps": 2}
+    methods = [{"method": "uce"}, {"method": "anchor-distillation", "config": outside}]
+    file = campaign_file(methods=methods, evaluation=evaluation, attacks=[attack])
     assert efface("plan", file).code == 0
     result = efface("run", file, "--workers", "0", "--out", tmp_path / "run")
     assert result.code == 0, result
     rows = list(csv.DictReader((tmp_path / "run" / "leaderboard.csv").open()))
-    assert [row["method"] for row in rows] == ["base", "uce"]
+    assert sorted(row["method"] for row in rows) == ["anchor-distillation", "base", "uce"]
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert list(scores["judges"]) == [judge]
     assert 0 < scores["metrics"]["uce"]["changed-share"]["share"] < 1
     (found,) = [one for one in scores["attacks"] if one["method"] == "uce"]
     assert (found["attack"], found["kind"]) == ("shuffle", "static") and found["calls"] > 0
     of_attacks = list(csv.DictReader((tmp_path / "run" / "attacks.csv").open()))
-    assert [(row["method"], row["attack"]) for row in of_attacks] == [("base", "shuffle"), ("uce", "shuffle")]
+    assert {(row["method"], row["attack"]) for row in of_attacks} == {(row["method"], "shuffle") for row in rows}
     assert "by-colour" in (tmp_path / "run" / "report.html").read_text()
 
 
