@@ -178,3 +178,8 @@ def test_a_step_is_of_every_concept_and_of_its_own_sentences(tiny_base: Base) ->
     own = method.data[1].sentences.conditioning.encoder_hidden_states
     assert any(torch.equal(batch.conditioning.encoder_hidden_states[0], row) for row in own)
     assert method.loss(student, batch).item() > 0
+
+
+def test_masks_that_are_not_the_authors_are_named_in_what_was_found(tiny_base: Base) -> None:
+    method, _ = prepared(tiny_base, CAT, masks="attention")
+    assert method.findings == {"variant": "masks: attention, not the authors' detector and segmenter"}

@@ -1,17 +1,18 @@
 """Double Projections: Closed-Form Concept Erasure via Double Projections (Zhang et al., CVPR 2026, arXiv 2604.10032).
 
-Two projections, of the concept and of the change. With the keys c of the concept and an orthonormal basis B of those of
-what must stay (preserved concepts and anchors):
+Two projections, of the concept and of the change. With the keys c of the concept, g of its guide, and an orthonormal
+basis B of those of what must stay (preserved concepts and guides):
 
-    c* = B^T B c                          the proxy: what the safe subspace knows of the concept
+    c* = g g^T c / (g^T g)                the proxy (`safe: guide`): what the concept's guide has of it
+    c* = B^T B c                          or (`safe: preserved`) what all that must stay has of it
     W <- W + X,   X = X (I - B^T B)       the change: in the left null space of what must stay
     W c -> W c*                           in the least squares, with the price `ridge` || X ||_F^2
 
 for every to_k and to_v of the text cross-attention. For `ridge` 0 this is W <- W (I - U^T U), with a basis U of the
 parts h = c - c* that what must stay does not explain: exactly these are taken away, and no preserved key moves.
 
-A re-implementation from the abstract and a description of it: the authors' code could not be had. That the safe
-subspace is the span of all that must stay is our reading, as are the tokens.
+A re-implementation from the abstract and a description of it: the authors' code could not be had. Which subspace is the
+safe one is our reading, as are the tokens. By either no preserved key moves.
 
 Several concepts (`multi`) are one solve, and so are all requests of a chain (`continual`) so far, from the base.
 """

@@ -114,6 +114,8 @@ class MACE(GradientMethod):
 
     def prepare(self, task: UnlearningTask, student: Denoiser) -> None:
         self.seed, config = task.seed, self.config
+        if config.masks != "detector":
+            self.findings["variant"] = f"masks: {config.masks}, not the authors' detector and segmenter"
         # an optimiser step is of every concept, one batch after another
         accumulate = config.gradient_accumulation_steps * len(task.concepts)
         self.config = config.model_copy(update={"gradient_accumulation_steps": accumulate})
