@@ -47,10 +47,14 @@ class ConceptAdapters:
 
     def changes(self, weight: str) -> list[Tensor]:
         """What each concept's adapter adds to a weight, (d_out, d_in) fp64."""
+        return [up @ down for up, down in self.factors(weight)]
+
+    def factors(self, weight: str) -> list[tuple[Tensor, Tensor]]:
+        """Each concept's `up`, (d_out, rank), and `down`, (rank, d_in), of a weight, fp64."""
         adapter = self.layers[weight]
         downs, ups = adapter.down.detach().double(), adapter.up.detach().double()
         parts = [slice(i * self.rank, (i + 1) * self.rank) for i in range(self.concepts)]
-        return [ups[:, part] @ downs[part] for part in parts]
+        return [(ups[:, part], downs[part]) for part in parts]
 
     def _add(self, layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         if self.active is None:

@@ -48,6 +48,12 @@ class MaskConfig(MethodConfig):
     def models(self) -> dict[str, str]:
         return {"detector": self.detector, "segmenter": self.segmenter} if self.masks == "detector" else {}
 
+    def departure(self) -> dict[str, str]:
+        """What the provenance says of masks that are not the authors'."""
+        if self.masks == "detector":
+            return {}
+        return {"variant": f"masks: {self.masks}, not the authors' detector and segmenter"}
+
 
 def attention_masks(base: Base, images: Posterior, conditioning: Conditioning, positions: Tensor) -> Tensor:
     """(N, h, w), bool: pixels from which the base attends to `positions` (tokens,) of `conditioning`, one row.

@@ -30,9 +30,10 @@ class Sentences:
     ends: list[int]
     """The position of each sentence's first end-of-text token."""
 
-    def keys(self) -> Tensor:
-        """Every token of every sentence, (n * tokens, d) fp64."""
-        return self.conditioning.encoder_hidden_states.flatten(0, 1).double()
+    def moment(self) -> Tensor:
+        """The sum of c c^T over every token c of every sentence, (d, d) fp64: all that a solve needs of them."""
+        keys = self.conditioning.encoder_hidden_states.flatten(0, 1).double()
+        return keys.T @ keys
 
     def surroundings(self) -> Statistics:
         """The words that do not name the concept as keys, the same words in the anchor's sentences as values."""

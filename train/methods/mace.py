@@ -36,7 +36,7 @@ from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor
 from efface.models.parameter_groups import select
 from efface.models.shapes import ModelShapes
-from efface.train.closed_form import Statistics, key_statistics, ridge_solve
+from efface.train.closed_form import Statistics, ridge_solve
 from efface.train.data.captions import everyday_captions
 from efface.train.data.concept_keys import encode, second_moment
 from efface.train.data.concept_masks import MaskConfig, concept_masks
@@ -114,8 +114,7 @@ class MACE(GradientMethod):
 
     def prepare(self, task: UnlearningTask, student: Denoiser) -> None:
         self.seed, config = task.seed, self.config
-        if config.masks != "detector":
-            self.findings["variant"] = f"masks: {config.masks}, not the authors' detector and segmenter"
+        self.findings = config.departure()
         # an optimiser step is of every concept, one batch after another
         accumulate = config.gradient_accumulation_steps * len(task.concepts)
         self.config = config.model_copy(update={"gradient_accumulation_steps": accumulate})
@@ -157,13 +156,14 @@ class MACE(GradientMethod):
 
     def saved(self, student: Denoiser) -> dict[str, Tensor]:
         fused = {}
+        moments = [data.sentences.moment() for data in self.data]
+        everything = torch.stack(moments).sum(dim=0)
         for name, original in self.originals.items():
             refined = original @ self.transform
-            statistics = Statistics(original @ self.kept, self.kept)
-            for data, change in zip(self.data, self.adapters.changes(name), strict=True):
-                keys = data.sentences.keys()
-                statistics += key_statistics(keys, keys @ (refined + change).T)
-            fused[name] = ridge_solve(refined, statistics, self.config.ridge).float()
+            values = original @ self.kept + refined @ everything
+            for moment, (up, down) in zip(moments, self.adapters.factors(name), strict=True):
+                values += up @ (down @ moment)
+            fused[name] = ridge_solve(refined, Statistics(values, self.kept + everything), self.config.ridge).float()
         return fused
 
     def _data(self, task: UnlearningTask, concept: Concept) -> Data:
