@@ -185,7 +185,7 @@ def test_what_is_erased_beside_a_concept_is_not_held_by_its_edit(
         torch.testing.assert_close(merged.tensors[name], originals[name] + change, rtol=0, atol=1e-6)
 
 
-def test_an_edit_that_holds_others_is_told_what_is_erased_beside_and_one_that_holds_none_is_not(
+def test_an_edit_that_holds_others_knows_what_is_erased_beside_and_one_that_holds_none_does_not(
     tiny_base: Base, concept_set: ConceptSet
 ) -> None:
     task = UnlearningTask(tiny_base, (concept_set.find("cat"), concept_set.find("dog")), concept_set, 0)

@@ -59,7 +59,7 @@ class Ties(ComposedMethod):
     def alone(self, method: Method, task: UnlearningTask, concept: Concept) -> UnlearningTask:
         """To erase one of the concepts: what is erased beside it is nothing to hold still, or to map it to.
 
-        An edit that sees no other concepts is not told, and so made once for all requests of a chain.
+        An edit that sees no other concepts does not know, and so is made once for all requests of a chain.
         """
         others = tuple(other for other in task.concepts if other.name != concept.name)
         return replace(task, concepts=(concept,), erased=others if method.sees_others else ())
