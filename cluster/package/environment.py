@@ -37,7 +37,7 @@ def requirements(installed: Iterable[Distribution]) -> Iterator[str]:
             continue
         if origin is not None:
             commit = _commit(origin)
-            lines[key] = f"{name} @ {commit}" if commit else f"# {name} {version.public}: {_told(origin)}"
+            lines[key] = f"{name} @ {commit}" if commit else f"# {name} {version.public}: {_described(origin)}"
         elif key in OF_PYTORCH and version.local and BUILD.fullmatch(version.local):
             indexes[f"--extra-index-url {PYTORCH_INDEX}/{version.local}"] = None
             lines[key] = f"{name}=={version}"
@@ -64,8 +64,8 @@ def source_of(one: Distribution) -> str:
     """Name and version, and where it was installed from."""
     origin = _origin(one) or {}
     commit = _commit(origin) or _commit_of_checkout(origin)
-    told = f"commit {commit}" if commit else _told(origin)
-    return f"{one.metadata['Name']} {one.version}{f', {told}' if told else ''}"
+    described = f"commit {commit}" if commit else _described(origin)
+    return f"{one.metadata['Name']} {one.version}{f', {described}' if described else ''}"
 
 
 def _origin(one: Distribution) -> dict[str, Any] | None:
@@ -84,7 +84,7 @@ def _commit(origin: dict[str, Any]) -> str | None:
     return f"{of_vcs.get('vcs', 'git')}+{_without_secret(origin['url'])}@{commit}" if commit else None
 
 
-def _told(origin: dict[str, Any]) -> str:
+def _described(origin: dict[str, Any]) -> str:
     """In words; no path of this machine is given away."""
     archive = origin.get("archive_info")
     if archive is None:

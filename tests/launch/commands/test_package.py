@@ -78,7 +78,7 @@ def test_the_environment_is_one_that_pip_can_install(package: Path) -> None:
 
 
 class Installed(importlib.metadata.Distribution):
-    """A distribution as it is told of."""
+    """A distribution with this metadata."""
 
     def __init__(self, name: str, version: str, origin: object = None) -> None:
         self.texts = {"METADATA": f"Name: {name}\nVersion: {version}\n", "direct_url.json": json.dumps(origin)}
