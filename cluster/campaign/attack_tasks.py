@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from efface.cluster.campaign.spec import AttackChoice
 from efface.cluster.tasks.attack import AttackTask, TransferTask
 from efface.cluster.tasks.control import ControlTask
-from efface.cluster.tasks.model import Model
+from efface.cluster.tasks.model import NOT_FETCHED, Model
 from efface.cluster.tasks.task import Task
 from efface.concepts.concept import ConceptSet
 from efface.concepts.prompts import PromptSet
@@ -74,7 +74,7 @@ def read_control(name: str, models: Sequence[Model]) -> Delta:
         hint = "`efface evaluate MODEL --concept CONCEPT` leaves one of a whole model, as jobs/*/delta.safetensors"
         raise UserError(f"attacks, control: {error}; a control has to be a delta, {hint}") from None
     made_from = delta.provenance.get("base_id") or (delta.provenance.get("job") or {}).get("base_id")
-    if made_from not in (None, base_id):
+    if base_id != NOT_FETCHED and made_from not in (None, base_id):
         raise UserError(f"{path}: is a control of another base ({str(made_from)[:16]}), should be of {base_id[:16]}")
     if any(model.label == CONTROL for model in models):
         raise UserError(f"a method is called '{CONTROL}' as the control of an attack is, give it another label")

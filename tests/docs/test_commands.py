@@ -23,10 +23,11 @@ from test_links import CURRENT, code
 from test_links import commands as documented
 
 from efface.cluster.campaign import planner
-from efface.cluster.campaign.plan import NOT_FETCHED, Plan
+from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.rates import read_rates
 from efface.cluster.campaign.spec import read_campaign
 from efface.cluster.search.spec import read_search
+from efface.cluster.tasks.model import NOT_FETCHED
 from efface.concepts.concept import load_concept_set
 from efface.concepts.prompts import load_prompt_set
 from efface.config_files import CONFIGS
