@@ -245,7 +245,8 @@ def refusal(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) 
     if source.name == "__init__.py":
         source = source.with_name("__main__.py")
     text = source.read_text(encoding="utf-8")
-    if "ArgumentParser" not in text and "typer.run" not in text and "on_device import arguments" not in text:
+    shared = re.search(r"on_device import [(\s]*arguments\b", text)
+    if "ArgumentParser" not in text and "typer.run" not in text and not shared:
         return next((f"no {word}" for word in arguments if f'"{word}"' not in text), None)
     really = argparse.ArgumentParser.parse_args
 
