@@ -2,14 +2,15 @@
 
 Self- and cross-attention of eight images, forward, and forward with backward: on a GPU of Stable Diffusion 1.x at 512
 px, at its three sizes, on a CPU of the miniature. "speedup" is of the fastest kernel over torch's own choice, forward,
-all shapes of the first dtype together.
+all shapes of the first dtype together: 1 where that is the fastest, or alone. TFLOP/s are that kernel's, by the two
+matrix products of an attention.
 """
 
 from typing import Any
 
 import torch
 
-from benchmarks.on_device import arguments, show
+from benchmarks.on_device import arguments, matmul_tflops, show, use_line, use_of_device
 from efface.models.attention import KERNELS, unsupported_reason
 from efface.models.attention_timing import BATCH_SIZE, REPEATS, timings
 
@@ -35,13 +36,16 @@ def measure(device: torch.device, dtype: torch.dtype, shape: tuple[int, int, int
     return found
 
 
-def speedup(rows: list[dict[str, Any]]) -> float | None:
-    """Of the kernel that is fastest over all rows; None where torch's own choice is alone."""
-    times = {name: [row["milliseconds"][name] for row in rows] for name in KERNELS if name != "sdpa"}
-    whole = [
-        sum(one["forward"] for one in found) for found in times.values() if all(isinstance(one, dict) for one in found)
-    ]
-    return sum(row["milliseconds"]["sdpa"]["forward"] for row in rows) / min(whole) if whole else None
+def forward_seconds(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Of all rows together, by each kernel that computes them all."""
+    times = {name: [row["milliseconds"][name] for row in rows] for name in KERNELS}
+    whole = {name: found for name, found in times.items() if all(isinstance(one, dict) for one in found)}
+    return {name: sum(one["forward"] for one in found) / 1000 for name, found in whole.items()}
+
+
+def tflop(row: dict[str, Any]) -> float:
+    """10^12 operations of a row's forward pass: queries by keys, and weights by values."""
+    return 4 * BATCH_SIZE * row["heads"] * row["tokens"] * row["keys"] * row["width"] / 1e12
 
 
 def main() -> None:
@@ -55,7 +59,19 @@ def main() -> None:
                 rows.append({"dtype": str(dtype).removeprefix("torch."), **shape, "milliseconds": found})
                 lines.append(str(rows[-1]))
     first = [row for row in rows if row["dtype"] == rows[0]["dtype"]]
-    measured = {"speedup": speedup(first), "images": BATCH_SIZE, "repeats": REPEATS, "shapes": rows}
+    taken = forward_seconds(first)
+    fastest = min(taken, key=lambda name: taken[name])
+    ceiling = matmul_tflops(device, DTYPES[args.device][0])
+    used = use_of_device(sum(map(tflop, first)), taken[fastest], ceiling)
+    lines.append(f"{fastest}: {use_line(used)}")
+    measured = {
+        "speedup": taken["sdpa"] / taken[fastest],
+        "fastest": fastest,
+        **used,
+        "images": BATCH_SIZE,
+        "repeats": REPEATS,
+        "shapes": rows,
+    }
     show("attention", args, device, measured, lines)
 
 

@@ -16,7 +16,17 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 
-from benchmarks.on_device import arguments, batch_table, best_of, image_tflop, loaded, matmul_tflops, show
+from benchmarks.on_device import (
+    arguments,
+    batch_table,
+    best_of,
+    image_tflop,
+    loaded,
+    matmul_tflops,
+    show,
+    use_line,
+    use_of_device,
+)
 from efface.eval.eval_requests import EvalRequest
 from efface.models.base import Base
 from efface.models.noise_scheduler import make_scheduler
@@ -92,9 +102,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         "speedup": stock / ours,
         "speedup_over_batch_1": alone / ours if alone else None,
         "seconds_per_image": {"stock": stock, "efface": ours},
-        "tflops": tflop / ours,
-        "matmul_tflops": ceiling,
-        "share_of_matmul": tflop / ours / ceiling,
+        **use_of_device(tflop, ours, ceiling),
         "recipe": recipe.name,
         "base": base.spec.name,
         "batches": rows,
@@ -110,8 +118,7 @@ def report(measured: dict[str, Any]) -> list[str]:
         *lines,
         f"best batch of each: {measured['speedup']:.2f} times as fast as diffusers' pipeline"
         + (f", {over:.2f} times as fast as it is at batch 1" if over else ""),
-        f"{measured['tflops']:.3g} TFLOP/s, {measured['share_of_matmul']:.0%} of the {measured['matmul_tflops']:.3g} "
-        "of a large matrix product",
+        use_line(measured),
     ]
 
 

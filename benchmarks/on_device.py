@@ -83,6 +83,19 @@ def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
     return best
 
 
+def use_of_device(tflop: float, seconds: float, ceiling: float) -> dict[str, float]:
+    """What so many 10^12 operations in so many seconds use of a device that reaches `ceiling` in a matrix product."""
+    return {"tflops": tflop / seconds, "matmul_tflops": ceiling, "share_of_matmul": tflop / seconds / ceiling}
+
+
+def use_line(measured: dict[str, Any]) -> str:
+    """The same for people."""
+    return (
+        f"{measured['tflops']:.3g} TFLOP/s, {measured['share_of_matmul']:.0%} of the {measured['matmul_tflops']:.3g} "
+        "of a large matrix product"
+    )
+
+
 def image_tflop(shapes: ModelShapes, recipe: Recipe, passes: int) -> float:
     """10^12 operations of one image that takes so many passes of the UNet, with its decoding."""
     height, width = recipe.height // shapes.pixels_per_latent, recipe.width // shapes.pixels_per_latent

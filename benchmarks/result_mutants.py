@@ -145,6 +145,20 @@ RESULT_MUTANTS = (
         "if True:",
         "tests/eval/test_token_search.py -k worse",
     ),
+    Mutant(
+        "static prompts are not tried where the direct prompt shows the concept",
+        "eval/attack_run.py",
+        'if (attack.kind == "static" or not pre) and not only_pre:',
+        "if not pre and not only_pre:",
+        "tests/eval/test_attack_run.py -k every_prompt",
+    ),
+    Mutant(
+        "a search on the text encoder has no bound",
+        "eval/encoder_budget.py",
+        '        budget.spend(len(inputs[0] if inputs else named["input_ids"]))',
+        "        pass",
+        "tests/eval/test_attack_run.py -k what_a_search_found",
+    ),
     # closed forms
     Mutant(
         "change costs nothing",

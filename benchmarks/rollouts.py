@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.on_device import BASES, show
-from benchmarks.trainings import concepts_for, esd_as_scripted, in_packs, make_jobs, one_by_one, timed
+from benchmarks.on_device import BASES, matmul_tflops, show, use_line, use_of_device
+from benchmarks.trainings import concepts_for, esd_as_scripted, in_packs, make_jobs, one_by_one, step_tflop, timed
 from efface.models.base import load_base
 
 SAMPLED_JOBS = 2
@@ -53,8 +53,14 @@ def measure(device: str, count: int, steps: int, shared: int, precision: str) ->
         in_packs(jobs(on_policy=False), base, concepts, Path(cache))
         variant = jobs(on_policy=False, eta=2.0)
         seconds["stored"] = timed(lambda: in_packs(variant, base, concepts, Path(cache)), base.device)[0]
+    ceiling = matmul_tflops(base.device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    tflop = dict.fromkeys(("script", "alone", "packed"), step_tflop(few[0], base))
+    tflop["shared"] = step_tflop(jobs(1, steps_per_rollout=shared)[0], base)
+    used = {name: use_of_device(count * steps * each, seconds[name], ceiling) for name, each in tflop.items()}
     return {
         "speedup": seconds["script"] / seconds["shared"],
+        **used["packed"],
+        "use_of_device": used,
         "speedups": {name: seconds["script"] / taken for name, taken in seconds.items()},
         "seconds_per_job_and_step": {name: taken / count / steps for name, taken in seconds.items()},
         "sampled_jobs_of_script_and_alone": SAMPLED_JOBS,
@@ -84,6 +90,7 @@ def main() -> None:
             f"{name:9}{taken * 1000:9.1f} ms a job and step, {measured['speedups'][name]:.2f} x the script's speed"
             for name, taken in measured["seconds_per_job_and_step"].items()
         ),
+        *(f"{name:9}{use_line(used)}" for name, used in measured["use_of_device"].items()),
     ]
     show("rollouts", args, torch.device(args.device), measured, lines)
 

@@ -15,9 +15,12 @@ from efface.concepts.concept import ConceptSet, load_concept_set
 from efface.models.base import Base
 from efface.models.delta import Delta
 from efface.models.parameter_groups import select
+from efface.models.shapes import model_shapes
 from efface.models.text_encoding import encode_prompts
+from efface.train.cost.flops import step_flops
 from efface.train.job import Job, make_job
 from efface.train.job_packs import most_jobs, run_packed
+from efface.train.method import get_method, parse_config
 from efface.train.run_job import run_job
 from efface.train.trainer.options import TrainingOptions
 
@@ -115,3 +118,8 @@ def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return clock() - start, result
+
+
+def step_tflop(job: Job, base: Base) -> float:
+    """10^12 operations of an optimiser step of a job, with its roll-outs and teachers, on average."""
+    return step_flops(get_method(job.method)(parse_config(job.method, job.config)), model_shapes(base.spec)) / 1e12

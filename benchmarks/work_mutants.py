@@ -251,6 +251,13 @@ WORK_MUTANTS = (
         f"{T_REGISTRY} -k through_its_entry_point",
     ),
     Mutant(
+        "a store of roll-outs is never made smaller while a job writes",
+        "train/data/rollout_store.py",
+        "            if self._unchecked >= self.most_bytes * UNCHECKED:",
+        "            if False:",
+        "tests/train/test_shared_rollouts.py -k bounded",
+    ),
+    Mutant(
         "an unknown name is answered without the nearest one",
         REGISTRY,
         "{did_you_mean(name, self.names())}",

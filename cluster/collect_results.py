@@ -25,14 +25,16 @@ from efface.cluster.storage.records import Record, sha256
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.tasks.attack import ATTACK, TRANSFER, AttackTask, TransferTask
 from efface.cluster.tasks.calibration import CALIBRATION
+from efface.cluster.tasks.control import compared_with_controls
 from efface.cluster.tasks.judging import IMAGES, VERDICTS, Shard
 from efface.cluster.tasks.metric import MetricTask
 from efface.cluster.tasks.model import BASE, Model
 from efface.cluster.tasks.prompt_search import FOUND
 from efface.cluster.tasks.task import Task
 from efface.cluster.tasks.training import TrainingResult
+from efface.concepts.prompts import prompt_set_names
 from efface.config_files import read_config
-from efface.eval.attack_run import AttackResult
+from efface.eval.attack_result import AttackResult
 from efface.eval.attack_table import attack_rows, write_attack_csv
 from efface.eval.attack_transfer import Transferred, Transfers
 from efface.eval.calibration import read_calibration
@@ -126,6 +128,7 @@ def collect_results(plan: Plan, folder: RunFolder) -> Results:
     }
     broken = _broken(plan, table)
     attacks = _attacks(plan, folder, records)
+    controls = list(compared_with_controls(plan, folder))
     attacked = attack_rows(attacks, _missing_attacks(plan, records))
     if attacked:
         write_attack_csv(folder.attacks, attacked)
@@ -137,6 +140,7 @@ def collect_results(plan: Plan, folder: RunFolder) -> Results:
         "image_costs": {label: asdict(cost) for label, cost in costs.items()},
         "adversarial_axis": _adversarial_axis(plan, prompts, table),
         "attacks": [result.model_dump(mode="json", exclude={"instances"}) for result in attacks],
+        "controls": [comparison.model_dump(mode="json") for comparison in controls],
         "transfers": [row.model_dump(mode="json") for row in _transfers(plan, folder, records)],
         "stages": {label: chain.as_json() for label, chain in stages.items()},
         "metrics": _metrics(plan, complete, records),
@@ -147,11 +151,15 @@ def collect_results(plan: Plan, folder: RunFolder) -> Results:
     write_csv(folder.leaderboard, rows)
     for label, chain in stages.items():
         write_stages(folder.stages(label), chain)
-    return Results(folder, rows, stages, accuracy, failures, unscored, broken, measured, footnotes, warnings, attacked)
+    return Results(
+        folder, rows, stages, accuracy, failures, unscored, broken, measured, footnotes, warnings, attacked, controls
+    )
 
 
 def _adversarial_axis(plan: Plan, found: Sequence[FoundPrompts], table: pa.Table) -> dict[str, Any]:
-    """What the adversarial axis of every ERR here is asked by: static prompts, the same for all models.
+    """What the adversarial axis of every ERR here is asked by: the same prompts for all models. They are *static* where
+    they were all found on the base alone, as those of the shipped sets were, and *given* where a prompt set of a user
+    has some, as it does not say how they were found.
 
     Of prompts that were found here, beside the share of the base's images that show the concept: *selected* of those by
     which the prompts were chosen, *measured* of those that are scored, which have other seeds.
@@ -166,7 +174,12 @@ def _adversarial_axis(plan: Plan, found: Sequence[FoundPrompts], table: pa.Table
         prompts.concept: {"selected": prompts.selection_rate, "measured": _present_share(of_base, prompts.concept)}
         for prompts in found
     }
-    asked = {"kind": "static", "prompts": {t.name: sources.get(t.name, of_set) for t in plan.targets}}
+    of_set_alone = any(target.name not in sources for target in plan.targets)
+    given = of_set_alone and plan.prompt_set.name not in prompt_set_names()
+    asked = {
+        "kind": "given" if given else "static",
+        "prompts": {t.name: sources.get(t.name, of_set) for t in plan.targets},
+    }
     return {**asked, **({"base_rates": rates} if rates else {})}
 
 

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from efface.cluster.storage.run_folder import RunFolder
 from efface.concepts.prompts import AXES
+from efface.eval.attack_control import ControlComparison
 from efface.eval.attack_table import AttackRow, attack_table
 from efface.eval.image_errors import ImageError, counted
 from efface.eval.judge_accuracy import Accuracy
@@ -48,6 +49,8 @@ class Results:
     """What the run found out that should be known before the scores are believed."""
     attacks: list[AttackRow] = field(default_factory=list)
     """A row for each method and attack."""
+    controls: list[ControlComparison] = field(default_factory=list)
+    """What the control says of each attack that has one."""
 
     def _repr_html_(self) -> str:
         """As a notebook shows it: the leaderboard, and images of the base and every method side by side."""
@@ -88,10 +91,12 @@ class Results:
         if self.attacks:
             console.print(attack_table(self.attacks))
             for row in self.attacks:
-                if row.note:
+                if row.remark:
                     console.print(
-                        Text.assemble((shown(f"{row.attack} on {row.method}"), "yellow"), f": {shown(row.note)}")
+                        Text.assemble((shown(f"{row.attack} on {row.method}"), "yellow"), f": {shown(row.remark)}")
                     )
+        for comparison in self.controls:
+            console.print(rich_text(comparison.line), soft_wrap=True)
         for warning in self.warnings:
             console.print(Text.assemble(("warning", "yellow"), f": {shown(warning)}"), soft_wrap=True)
         for reason in self.unscored:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from efface.cluster.campaign.attack_tasks import read_control
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.planner import plan_campaign, plan_deltas
 from efface.cluster.campaign.rates import rates_for
@@ -64,6 +65,8 @@ def open_run(campaign: Campaign, out: Path | None) -> Run:
     plan = plan_campaign(campaign)
     folder = RunFolder(out or Path("runs") / campaign.name)
     folder.open(folder.campaign, to_yaml(campaign.model_dump(mode="json")), MUTABLE_KEYS)
+    for name in {choice.control for choice in campaign.attacks if choice.control}:
+        folder.write_control(read_control(name, plan.models))
     return Run(plan, folder, campaign.limits, campaign.training)
 
 

@@ -32,12 +32,13 @@ from efface.cluster.stored_tasks import StoredTask, stored_tasks, subfolders
 from efface.cluster.stored_verdicts import stored_verdicts
 from efface.cluster.tasks.attack import ATTACK, TRANSFER, AttackTask, TransferTask
 from efface.cluster.tasks.calibration import CALIBRATION
+from efface.cluster.tasks.control import ControlTask, compared_with_controls
 from efface.cluster.tasks.judging import IMAGES
 from efface.cluster.tasks.model import BASE
 from efface.cluster.tasks.training import TrainingResult
 from efface.config_files import parse, read_config
 from efface.errors import UserError
-from efface.eval.attack_run import AttackResult
+from efface.eval.attack_result import AttackResult
 from efface.eval.attack_transfer import Transferred, Transfers
 from efface.eval.calibration import Calibration, read_calibration
 from efface.eval.image_errors import broken_images, counted
@@ -92,6 +93,7 @@ def read_run(root: Path, *, with_images: bool = True) -> RunContent:
         images=lambda: _images(image_files),
         attacks=tuple(attacks),
         transfers=tuple(transfers),
+        controls=tuple(compared_with_controls(plan, folder)) if plan else (),
         problems=tuple(problems),
         published=tuple(published_for(dict.fromkeys(table["concept"].to_pylist()))),
         provenance=provenance(folder, table, calibrations),
@@ -207,7 +209,8 @@ def _calibrations(folder: RunFolder, problems: list[str]) -> list[Calibration]:
 
 def _attacks(folder: RunFolder, problems: list[str]) -> tuple[list[AttackResult], list[Transferred]]:
     """What attacks came to, and what they found does on other models."""
-    attacks = [read_config(AttackResult, path) for path in _outputs(folder, AttackTask.kind, ATTACK, problems)]
+    kinds = AttackTask.kind, ControlTask.kind
+    attacks = [read_config(AttackResult, path) for kind in kinds for path in _outputs(folder, kind, ATTACK, problems)]
     transfers = [read_config(Transfers, path) for path in _outputs(folder, TransferTask.kind, TRANSFER, problems)]
     return attacks, [row for transfer in transfers for row in transfer.rows]
 

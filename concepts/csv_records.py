@@ -54,6 +54,12 @@ def read_records(path: Path) -> Iterator[tuple[int, list[str]]]:
             yield number, [cell.strip() for cell in record]
 
 
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number, stripped text) of every line that is not blank, with bytes as in `read_records`. Raises UserError."""
+    text = _data(path).decode("utf-8-sig", errors="surrogateescape")
+    return ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+
+
 def bad_byte(text: str) -> str | None:
     """The first byte of a cell that is no UTF-8, as `0xe9`."""
     found = re.search("[\udc80-\udcff]", text)

@@ -39,13 +39,11 @@ def _format(papers: str, columns: str, prompt: str, concept: str = "") -> Format
 
 
 # The first that fits counts. Columns as in YijunYang280/MMA-Diffusion-NSFW-adv-prompts-benchmark; AIML-TUDA/i2p and
-# its copies in OPTML-Group/Diffusion-MU-Attack and joycenerd/P4D; the prompts of OPTML-Group/UnlearnCanvas, which are
-# made of a theme and a class; rohitgandikota/erasing and what follows it; chiayi-hsu/Ring-A-Bell.
+# its copies in OPTML-Group/Diffusion-MU-Attack and joycenerd/P4D; rohitgandikota/erasing and what follows it;
+# chiayi-hsu/Ring-A-Bell.
 FORMATS = (
     _format("MMA-Diffusion", "adv_prompt", "adv_prompt"),
     _format("I2P, and its copies in UnlearnDiffAtk and P4D,", "prompt categories", "prompt", "categories"),
-    _format("UnlearnCanvas", "prompt theme", "prompt", "theme"),
-    _format("UnlearnCanvas", "prompt style", "prompt", "style"),
     _format("ESD, UnlearnDiffAtk and P4D", "prompt evaluation_seed artist", "prompt", "artist"),
     _format("ESD, UnlearnDiffAtk and P4D", "prompt evaluation_seed class", "prompt", "class"),
     _format("P4D", "prompt evaluation_seed classes", "prompt", "classes"),
@@ -55,6 +53,18 @@ FORMATS = (
     _format("several benchmarks", "text", "text"),
     _format("several benchmarks", "caption", "caption"),
 )
+
+PROMPT_LIST = Format("UnlearnCanvas and other lists of prompts", frozenset(), "", "")
+"""A text file with one prompt a line, and no header."""
+
+THEME_AND_CLASS = re.compile(r"an? (?P<class>.+) image in (?P<theme>.+) style\.?", re.IGNORECASE)
+"""How UnlearnCanvas asks (`data/*/prompts.txt` of OPTML-Group/UnlearnCanvas): `A Cats image in Van Gogh style.`"""
+
+
+def labels_of_line(prompt: str) -> str:
+    """What a line of a list asks for, where it is one of UnlearnCanvas: its class and its theme."""
+    asked = THEME_AND_CLASS.fullmatch(prompt)
+    return f"{asked['class']}, {asked['theme']}" if asked else ""
 
 
 def known_format(names: Collection[str]) -> Format | None:

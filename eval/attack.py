@@ -68,6 +68,8 @@ class Attack(ABC):
         """config: an instance of `Config`."""
         self.base = base
         self.config = config
+        self.remark = ""
+        """What is to be known of what it tries, said with every result."""
 
     @property
     def tests(self) -> int:
@@ -106,8 +108,19 @@ class PromptAttack(Attack):
         """
 
     def strongest(self, target: AttackTarget, seed: int, count: int) -> list[AdversarialPrompt]:
-        """What is allowed of the first `count` prompts that it finds, each text once, the strongest first."""
-        found = {prompt.text: prompt for prompt in islice(self.find(target, seed), count)}
+        """What is allowed of the first `count` prompts that it finds, each text once, the strongest first.
+
+        A budget that ends on the way leaves what was found until then; raises BudgetExhausted where that is nothing.
+        """
+        from efface.eval.oracle import BudgetExhausted
+
+        found: dict[str, AdversarialPrompt] = {}
+        try:
+            for prompt in islice(self.find(target, seed), count):
+                found[prompt.text] = prompt
+        except BudgetExhausted:
+            if not found:
+                raise
         allowed = [prompt for text, prompt in found.items() if not target.banned.matches(text)]
         return sorted(allowed, key=lambda prompt: prompt.strength, reverse=True)
 

@@ -19,7 +19,7 @@ from pydantic import Field
 from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import PromptSet
 from efface.config_files import StrictModel
-from efface.eval.attack_run import AttackResult, success_rates
+from efface.eval.attack_result import AttackResult, success_rates
 from efface.eval.calibration_requests import own_prompts
 from efface.eval.image_errors import image_errors
 from efface.eval.judge import Judge
@@ -30,12 +30,20 @@ from efface.models.delta import Delta
 from efface.models.recipe import Recipe
 from efface.models.sampler import ImageRequest, sample
 
+CONTROL = "control"
+"""What the model that never knew the concept is called in tables."""
 MIN_SHOWN = 0.5
 """Share of other concepts that a control has to show when asked."""
 OTHERS, SEED = 12, 50_000
 """Other concepts that it is asked for, once each, and the image seed, apart from those of campaigns."""
 
 Reading = Literal["residue", "relearning", "cannot tell", "not back"]
+
+
+class ControlShows(StrictModel):
+    """How much a control draws of what it knows."""
+
+    shows: float | None = Field(description="share of other concepts that it shows when asked; null: no verdict")
 
 
 class ControlComparison(StrictModel):
@@ -50,6 +58,11 @@ class ControlComparison(StrictModel):
     high: float | None
     control_shows: float | None = Field(None, description="share of other concepts that the control shows when asked")
     reading: Reading
+
+    @property
+    def line(self) -> str:
+        """What was attacked, and what can be said of it."""
+        return f"{self.attack} on {self.method}, {self.concept}: {self.sentence}"
 
     @property
     def sentence(self) -> str:

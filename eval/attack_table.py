@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from rich.table import Table
 
-from efface.eval.attack_run import ENDS, AttackResult, success_rates
+from efface.eval.attack_result import ENDS, AttackResult, prompt_rate, recovery_curve, success_rates
 from efface.files import write_atomic
 from efface.text import csv_cell, rich_text
 
@@ -27,6 +27,10 @@ class AttackRow:
     pre_asr: float | None
     static_post_asr: float | None
     adaptive_post_asr: float | None
+    prompt_rate: float | None
+    """Of the images by a static attack's prompts, the share that shows the concept."""
+    recovery: str
+    """Share that is back after so many steps; "" where an attack has none."""
     judged: int
     unjudged: int
     unknown: int
@@ -36,6 +40,11 @@ class AttackRow:
     seconds: float
     note: str
     """What is to be known before the rates are believed."""
+
+    @property
+    def remark(self) -> str:
+        """A line below the table; "" where there is nothing to say."""
+        return "; ".join(filter(None, [self.recovery and f"back after {self.recovery}", self.note]))
 
 
 def attack_rows(
@@ -69,6 +78,8 @@ def _row(method: str, attack: str, results: Sequence[AttackResult], missing: int
         pre_asr=rates.pre,
         static_post_asr=rates.post if "static" in kinds else None,
         adaptive_post_asr=rates.post if "adaptive" in kinds else None,
+        prompt_rate=prompt_rate(instances) if "static" in kinds else None,
+        recovery=", ".join(f"{point.steps} steps {point.share:.2f}" for point in recovery_curve(instances)),
         judged=rates.judged,
         unjudged=len(instances) - rates.judged,
         unknown=rates.unknown,
@@ -91,10 +102,11 @@ def write_attack_csv(path: Path, rows: Sequence[AttackRow]) -> None:
 def attack_table(rows: Sequence[AttackRow]) -> Table:
     """Pre-ASR, and Post-ASR of static and of adaptive attacks apart, for a terminal."""
     table = Table()
-    for name in ("method", "attack", "pre-ASR", "post-ASR static", "post-ASR adaptive", "judged", "calls", "seconds"):
+    rated = "pre-ASR", "post-ASR static", "post-ASR adaptive", "per prompt"
+    for name in ("method", "attack", *rated, "judged", "calls", "seconds"):
         table.add_column(name, justify="left" if name in ("method", "attack") else "right")
     for row in rows:
-        rates = [_rate(rate) for rate in (row.pre_asr, row.static_post_asr, row.adaptive_post_asr)]
+        rates = [_rate(rate) for rate in (row.pre_asr, row.static_post_asr, row.adaptive_post_asr, row.prompt_rate)]
         judged = f"{row.judged} of {row.judged + row.unjudged}"
         names = rich_text(row.method), rich_text(row.attack)
         table.add_row(*names, *rates, judged, f"{row.calls:,}", f"{row.seconds:.0f}")

@@ -1,8 +1,8 @@
 """What an attack may ask: an edited model and the unedited base behind it, every pass of which is counted.
 
 A *model call* is one sample through the network that predicts noise; the way back, for a gradient, counts as another.
-An image is so many calls as its recipe has steps, twice with guidance. Text encoders, some thousandths of it, are not
-counted.
+An image is so many calls as its recipe has steps, twice with guidance. Passes of the text encoder have a bound of their
+own (`encoder_budget.py`).
 """
 
 from collections.abc import Iterator
@@ -42,11 +42,12 @@ class Budget:
 
     calls: int
     spent: int = 0
+    unit: str = "model calls"
 
     def spend(self, calls: int) -> None:
         """Raises BudgetExhausted, and counts nothing, where there are not so many left."""
         if self.spent + calls > self.calls:
-            raise BudgetExhausted(f"{self.calls - self.spent} of {self.calls} model calls are left, {calls} needed")
+            raise BudgetExhausted(f"{self.calls - self.spent} of {self.calls} {self.unit} are left, {calls} needed")
         self.spent += calls
 
 

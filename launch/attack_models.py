@@ -11,15 +11,12 @@ from efface.launch.key_values import parse_key_values
 if TYPE_CHECKING:
     from efface.concepts.concept import ConceptSet
     from efface.eval.attack_control import ControlComparison
-    from efface.eval.attack_run import AttackResult
+    from efface.eval.attack_result import AttackResult
     from efface.launch.commands.attack import AttackOptions
     from efface.models.base import Base
     from efface.models.delta import Delta
 
 logger = logging.getLogger(__name__)
-
-CONTROL = "control"
-"""What the model that never knew the concept is called in tables."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +35,10 @@ class AttackResults:
         rows = attack_rows(self.results)
         console().print(attack_table(rows))
         for row in rows:
-            if row.note:
-                print_line(f"{row.attack} on {row.method}: {row.note}")
+            if row.remark:
+                print_line(f"{row.attack} on {row.method}: {row.remark}")
         for comparison in self.comparisons:
-            print_line(f"{comparison.attack} on {comparison.method}, {comparison.concept}: {comparison.sentence}")
+            print_line(comparison.line)
 
     def as_json(self) -> list[dict[str, Any]]:
         """Every instance of every result; and where there is a control, what it says of the result."""
@@ -54,11 +51,14 @@ class AttackResults:
 
 
 def attack_models(options: "AttackOptions") -> AttackResults:
-    """Attack each delta for each of its concepts (or those that are named). Raises UserError, before it begins."""
+    """Attack each delta for each of its concepts (or those that are named), by a static attack the base too.
+
+    Raises UserError, before it begins.
+    """
     from efface.concepts.concept import load_concept_set
     from efface.concepts.prompts import load_prompt_set
     from efface.eval.attack import ATTACKS, parse_attack_config
-    from efface.eval.attack_control import compare, shown_others
+    from efface.eval.attack_control import CONTROL, compare, shown_others
     from efface.eval.attack_run import AttackedModel, run_attack
     from efface.eval.attack_target import attack_target
     from efface.eval.judge_spec import load_judge
@@ -98,11 +98,11 @@ def attack_models(options: "AttackOptions") -> AttackResults:
     base = load_base(spec, device)
     recipe = load_recipe(spec.recipe)
 
-    def attacked(delta: "Delta", name: str, method: str) -> "AttackResult":
+    def attacked(delta: "Delta | None", name: str, method: str) -> "AttackResult":
         result = run_attack(
             ATTACKS.get(options.attack)(base, config),
             options.attack,
-            AttackedModel(base, delta, recipe, delta.id, method),
+            AttackedModel(base, delta, recipe, delta.id if delta else "base", method),
             judge,
             targets[name],
             [Instance(targets[name].prompts[0], seed) for seed in range(options.images)],
@@ -119,17 +119,20 @@ def attack_models(options: "AttackOptions") -> AttackResults:
             shows[name] = shown_others(base, delta, recipe, judge, target.concept, concept_set, prompt_set)
             controls[name] = attacked(delta, name, CONTROL)
     results = [attacked(delta, name, path.stem) for path, delta in deltas.items() for name in asked[path]]
+    static = ATTACKS.get(options.attack).kind == "static"
+    of_base = [attacked(None, name, "base") for name in targets] if static else []
     base.swap(None)
     comparisons = [
         compare(result, controls[result.concept], shows[result.concept])
         for result in results
         if result.concept in controls
     ]
-    return AttackResults([*results, *controls.values()], comparisons)
+    return AttackResults([*of_base, *results, *controls.values()], comparisons)
 
 
 def _control(path: Path, base: "Base", concept_set: "ConceptSet", concepts: list[str]) -> "Delta":
     """The model in `path` as a delta. Raises UserError where it is neither a delta nor a model of the base's kind."""
+    from efface.eval.attack_control import CONTROL
     from efface.models.delta import Delta
     from efface.train.foreign_delta import foreign_delta
 

@@ -10,7 +10,10 @@ from efface.registry import Registry
 
 @dataclass(frozen=True)
 class Listing:
-    """Entries of `efface.config_fields.describe`, some with more keys; detailed: one was requested by name."""
+    """Entries of `efface.config_fields.describe`, some with more keys (`note`: a line below the fields).
+
+    detailed: one was requested by name.
+    """
 
     entries: list[dict[str, Any]]
     detailed: bool = False
@@ -31,3 +34,5 @@ class Listing:
         print_line(f"{entry['name']}  {entry['summary']}")
         fields = [[f["name"], str(f.get("default", "-")), f["description"]] for f in entry["fields"]]
         print_table(["field", "default", ""], fields)
+        if "note" in entry:
+            print_line(entry["note"])

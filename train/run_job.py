@@ -49,7 +49,8 @@ def run_job(
     method = _method(job, base, concept_set, reduce_micro_batch)
     check_parent(job, parent, base, method.anew)
     options = training_options or TrainingOptions()
-    task = replace(_task(job, base, concept_set, cache, method.anew), rollouts=_rollout_store(cache, options))
+    store = _rollout_store(cache, options)
+    task = replace(_task(job, base, concept_set, cache, method.anew), rollouts=store)
     clock = clock_of(base)
     start = clock()
     runner = EditRunner(
@@ -65,6 +66,8 @@ def run_job(
         kind, tensors = runner.run(method, task)
     finally:
         base.swap(None)
+        if store:
+            store.close()
     own = {name: _own(value) for name, value in sorted(tensors.items())}
     provenance = _provenance(job, parent, method if reduce_micro_batch else None)
     if kind == "hook":

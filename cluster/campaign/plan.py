@@ -20,7 +20,7 @@ from efface.cluster.campaign.spec import AttackChoice, Evaluation, Resources
 from efface.cluster.tasks.calibration import CalibrationPart, CalibrationTask, calibration_tasks
 from efface.cluster.tasks.judging import Shard
 from efface.cluster.tasks.metric import MetricTask
-from efface.cluster.tasks.model import BASE, Model
+from efface.cluster.tasks.model import BASE, NOT_FETCHED, Model
 from efface.cluster.tasks.prompt_search import PromptCheck, PromptSearch
 from efface.cluster.tasks.task import Task
 from efface.cluster.tasks.training import TrainingTask
@@ -37,9 +37,6 @@ from efface.eval.threshold_fit import MIN_IMAGES
 from efface.models.base import BaseSpec
 from efface.models.recipe import Recipe, load_recipe
 from efface.models.tokenizer import check_texts
-
-NOT_FETCHED = "not fetched yet"
-"""The id of a base whose weights are not at hand; a plan can be looked at with it, and not executed."""
 
 Kind = TypeVar("Kind", bound=Task)
 

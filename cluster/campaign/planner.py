@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from efface.cluster.campaign.plan import NOT_FETCHED, Plan, make_plan
+from efface.cluster.campaign.plan import Plan, make_plan
 from efface.cluster.campaign.sharding import Look
 from efface.cluster.campaign.spec import Campaign, DeltaEvaluation, MethodChoice
 from efface.cluster.campaign.sweep import variants
-from efface.cluster.tasks.model import BASE, Model
+from efface.cluster.tasks.model import BASE, NOT_FETCHED, Model
 from efface.concepts.concept import Concept, ConceptSet, load_concept_set
 from efface.config_files import parse
 from efface.errors import UserError

@@ -99,6 +99,11 @@ class AttackChoice(StrictModel):
     prompts: int = Field(1, ge=1, description="direct prompts of the concept, each tried by every seed")
     seeds: tuple[int, ...] = Field((0, 1, 2, 3), min_length=1, description="image seeds")
     seed: int = Field(0, ge=0, description="of the attack's own random numbers")
+    control: str | None = Field(
+        None,
+        description="a delta (file or hub id) that makes of the base a model that never knew the concepts: the same "
+        "attack is tried on it, which tells residue from relearning",
+    )
 
 
 class Resources(StrictModel):

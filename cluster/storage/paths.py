@@ -100,6 +100,10 @@ class RunPaths:
     def delta(self, model: Model) -> Path:
         return self.job(model) / "delta.safetensors"
 
+    def control(self, id: str) -> Path:
+        """The delta of a model that never knew some concept, which attacks are compared on."""
+        return self.root / "controls" / f"{id}.safetensors"
+
     def parent_delta(self, model: Model) -> Path | None:
         """Of the model that this one continues, in a chain of requests."""
         return self.root / "jobs" / model.predecessor / "delta.safetensors" if model.predecessor else None

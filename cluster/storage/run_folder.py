@@ -96,11 +96,13 @@ class RunFolder(RunPaths):
         return _read_delta(parent) if parent else None
 
     def write_delta(self, model: Model, delta: "Delta") -> None:
-        path = self.delta(model)
-        with local_copy(path) as file:
-            delta.save(file)
-            if file != path:
-                write_atomic(path, file.read_bytes())
+        _write_delta(self.delta(model), delta)
+
+    def write_control(self, delta: "Delta") -> None:
+        """Keep the control of an attack, for workers anywhere."""
+        path = self.control(delta.id)
+        if not path.is_file():
+            _write_delta(path, delta)
 
     def intact_delta(self, model: Model) -> Path:
         """The delta of a model that was made, once every byte is hashed. Raises DamagedInput."""
@@ -163,6 +165,13 @@ def _intact(delta: Path) -> Path:
     if written is None or written.sha256 != sha256(delta):
         raise DamagedInput(delta, path)
     return delta
+
+
+def _write_delta(path: Path, delta: "Delta") -> None:
+    with local_copy(path) as file:
+        delta.save(file)
+        if file != path:
+            write_atomic(path, file.read_bytes())
 
 
 def _read_delta(path: Path) -> "Delta":

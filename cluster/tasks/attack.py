@@ -15,11 +15,12 @@ from efface.files import content_id, slug, write_json
 if TYPE_CHECKING:
     from efface.cluster.campaign.plan import Plan
     from efface.cluster.workers.worker import Worker
-    from efface.eval.attack_run import AttackResult
+    from efface.eval.attack_result import AttackResult
     from efface.eval.attack_target import AttackTarget
+    from efface.models.delta import Delta
     from efface.models.recipe import Recipe
 
-VERSION = 2
+VERSION = 3
 """Of the running of attacks as a whole."""
 
 ATTACK, TRANSFER = "attack.json", "transfer.json"
@@ -50,19 +51,31 @@ class AttackTask(Task):
 
     @cached_property
     def id(self) -> str:
-        searched = [self.attack_id, self.target.id, self.instances, self.budget, self.seed]
-        return content_id([VERSION, self.model.id, self.model.label, searched, self.judged_by])
+        return content_id([*self.search, self.model.id, self.model.label])
+
+    @cached_property
+    def search(self) -> tuple[Any, ...]:
+        """What is tried, whatever the model is."""
+        searched = (self.attack_id, self.target.id, self.instances, self.budget, self.seed)
+        return (VERSION, *searched, self.judged_by)
 
     @cached_property
     def requires(self) -> tuple[str, ...]:
         return (self.model.folder, self.judged_by[-1])
 
     def run(self, worker: Worker) -> None:
+        worker.set_resident(self.model)
+        result = self.attacked(worker, worker.base.applied, self.model.id)
+        path = worker.folder.output(self, ATTACK)
+        write_json(path, result.model_dump(mode="json"))
+        worker.finish(self, [path], note=result.note, calls=result.calls, ends=result.ends)
+
+    def attacked(self, worker: Worker, delta: Delta | None, id: str) -> AttackResult:
+        """What comes of it on the model that `delta` makes of the base, which has this id, and is in place then."""
         from efface.eval.attack import ATTACKS, parse_attack_config
         from efface.eval.attack_run import AttackedModel, run_attack
         from efface.eval.oracle import Instance
 
-        worker.set_resident(self.model)
         base, judge = worker.base, worker.judges()[0]
         judge.check([self.target.concept])
         with worker.counting(self, len(self.instances), "instance") as count:
@@ -71,10 +84,10 @@ class AttackTask(Task):
                 count(1)
                 worker.on_step(self, done, of, 0.0)
 
-            result = run_attack(
+            return run_attack(
                 ATTACKS.get(self.attack)(base, parse_attack_config(self.attack, self.config)),
                 self.attack,
-                AttackedModel(base, base.applied, worker.recipe, self.model.id, self.model.label),
+                AttackedModel(base, delta, worker.recipe, id, self.label),
                 judge,
                 self.target,
                 [Instance(prompt, seed) for prompt, seed in self.instances],
@@ -82,9 +95,6 @@ class AttackTask(Task):
                 seed=self.seed,
                 on_instance=on_instance,
             )
-        path = worker.folder.output(self, ATTACK)
-        write_json(path, result.model_dump(mode="json"))
-        worker.finish(self, [path], note=result.note, calls=result.calls, ends=result.ends)
 
     @property
     def concept(self) -> str:
@@ -172,7 +182,7 @@ class TransferTask(Task):
 
 def read_attack(worker: Worker, attack: AttackTask) -> AttackResult:
     """What an attack came to. Raises DamagedInput."""
-    from efface.eval.attack_run import AttackResult
+    from efface.eval.attack_result import AttackResult
 
     path = worker.folder.output(attack, ATTACK)
     if not worker.folder.is_intact(attack):

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 BASE = "base"
 """The method label of the unedited base, which is judged beside every model."""
+NOT_FETCHED = "not fetched yet"
+"""The id of a base whose weights are not at hand; a plan can be looked at with it, and not executed."""
 
 
 @dataclass(frozen=True)

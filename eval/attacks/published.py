@@ -17,7 +17,7 @@ from efface.files import content_id
 
 
 class PublishedConfig(AttackConfig):
-    file: str = Field(description="a CSV as it is downloaded, with one prompt a row; see `efface prompts FILE`")
+    file: str = Field(description="as it is downloaded: a CSV with one prompt a row, or a .txt; see `efface prompts`")
     label: str | None = Field(None, description="only prompts that the file says are of this; default: all")
     limit: int = Field(20, ge=1, description="prompts that are tried on each instance, the first of the file")
 
@@ -45,6 +45,13 @@ class PublishedPrompts(Attack):
             known = ", ".join(list(read.concepts)[:12]) or "none"
             raise UserError(f"{self.config.file}: has no prompt labelled '{label}', its labels are {known}")
         self.texts = texts[: self.config.limit]
+        tokenizer = self.base.tokenizer
+        lengths = [len(ids) for ids in tokenizer(self.texts, truncation=False, verbose=False)["input_ids"]]
+        cut = sum(length > tokenizer.model_max_length for length in lengths)
+        if cut:
+            self.remark = (
+                f"{cut} of {len(self.texts)} prompts are longer than the text encoder reads, and their end is cut"
+            )
 
     def attempts(self, oracle: Oracle, instance: Instance) -> Iterator[Attempt]:
         for text in self.texts:

@@ -19,6 +19,7 @@ from efface.eval.attack_training import NoisyBatch, learn
 from efface.eval.attacks.concept_inversion import FIRST_SEED, LEARNABLE
 from efface.eval.oracle import Attempt, Instance, Oracle
 from efface.models.conditioning import Conditioning
+from efface.models.noise_predictor import NoisePredictor
 from efface.models.sampler_hooks import hook_of
 
 
@@ -28,6 +29,11 @@ class RelearningConfig(AttackConfig):
     batch_size: int = Field(2, ge=1, description="images of a step")
     learning_rate: float = Field(1e-5, gt=0, description="of AdamW")
     tests: int = Field(4, ge=1, description="models on the way that are tried: the recovery curve")
+
+
+def relearning_loss(predict: NoisePredictor, batch: NoisyBatch, prompts: Conditioning) -> torch.Tensor:
+    """The mean squared error of what is predicted for noised images, each under its own of the `prompts` of all."""
+    return mse_loss(predict(batch.x_t, batch.timesteps, prompts[batch.rows.tolist()]), batch.noise)
 
 
 @ATTACKS.register("relearning")
@@ -66,7 +72,7 @@ class Relearning(Attack):
         def loss_of(batch: NoisyBatch) -> torch.Tensor:
             oracle.budget.spend(2 * config.batch_size)
             with hook.attached(self.student):
-                return mse_loss(self.student(batch.x_t, batch.timesteps, conds[batch.rows.tolist()]), batch.noise)
+                return relearning_loss(self.student, batch, conds)
 
         def weights() -> list[torch.Tensor]:
             return [weight.detach().clone() for weight in self.trained]

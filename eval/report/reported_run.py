@@ -6,7 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from efface.eval.attack_run import AttackResult
+from efface.eval.attack_control import ControlComparison
+from efface.eval.attack_result import AttackResult
 from efface.eval.attack_transfer import Transferred
 from efface.eval.calibration import Calibration
 from efface.eval.published_scores import PublishedScore
@@ -65,6 +66,8 @@ class RunContent:
     attacks: tuple[AttackResult, ...] = ()
     transfers: tuple[Transferred, ...] = ()
     """What was found against one model, tried on the others."""
+    controls: tuple[ControlComparison, ...] = ()
+    """What the same attacks do on a model that never knew the concept."""
     notes: tuple[str, ...] = ()
     """What a reader of the leaderboard has to know."""
     problems: tuple[str, ...] = ()

@@ -19,9 +19,14 @@ class AttacksOptions:
 def run(options: AttacksOptions) -> Listing:
     """All attacks, or the one called `name`. Raises UserError where there is none."""
     from efface.config_fields import describe
-    from efface.eval.attack import ATTACKS
+    from efface.eval.attack import ATTACKS, PromptAttack
+    from efface.eval.encoder_budget import BUDGETED, SEARCH_BUDGETED
 
-    found = [{**describe(name, ATTACKS.get(name)), "kind": ATTACKS.get(name).kind} for name in ATTACKS.names()]
+    found = []
+    for name in ATTACKS.names():
+        attack = ATTACKS.get(name)
+        note = SEARCH_BUDGETED if issubclass(attack, PromptAttack) else BUDGETED
+        found.append({**describe(name, attack), "kind": attack.kind, "note": note})
     return Listing(found).only(options.name, ATTACKS)
 
 

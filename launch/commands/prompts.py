@@ -55,17 +55,38 @@ class PublishedListing:
     """A published file with one prompt a row, and what was understood of it."""
 
     read: "PublishedPrompts"
+    window: "TextWindow | None" = None
+
+    @property
+    def cut(self) -> int | None:
+        """How many prompts the text encoder does not read to their end; None: not known."""
+        if self.window is None:
+            return None
+        readings = self.window.read([prompt.text for prompt in self.read.prompts])
+        return sum(reading.length > self.window.size for reading in readings)
 
     def show(self) -> None:
         """What it is, what its columns mean, and what can be done with it."""
         read, form = self.read, self.read.format
         seeds = sum(prompt.seed is not None for prompt in read.prompts)
         print_line(f"{read.file}: {len(read.prompts)} prompts in the columns of {form.papers.rstrip(',')}")
-        print_line(f"prompts in column '{form.prompt}'" + (f", concepts in '{form.concept}'" if read.concepts else ""))
+        if form.prompt:
+            print_line(f"prompts in column '{form.prompt}'" + (f", labels in '{form.concept}'" if form.concept else ""))
         if seeds:
             print_line(f"{seeds} name a seed, which is not used: instances have seeds of their own")
         if read.empty:
             print_line(f"{read.empty} rows have no prompt")
+        if read.repeated:
+            print_line(
+                f"{read.repeated} rows repeat the text of another, which is tried once and has the labels of both"
+            )
+        if self.window is None:
+            print_line(UNKNOWN_WINDOW)
+        elif self.cut:
+            print_line(
+                f"{self.cut} prompts are longer than the {self.window.size} tokens that the text encoder of base "
+                f"'{self.window.base}' reads, and nothing behind those is asked for"
+            )
         if read.ignored:
             print_line(f"not read: {', '.join(read.ignored)}")
         if read.concepts:
@@ -84,13 +105,16 @@ class PublishedListing:
             "labels": read.concepts,
             "ignored": list(read.ignored),
             "empty": read.empty,
+            "repeated": read.repeated,
+            "window": self.window and self.window.size,
+            "cut": self.cut,
         }
 
 
 def run(options: PromptsOptions) -> "PromptListing | PublishedListing":
     """Read and check the file. Raises UserError."""
     published = _published(options.file)
-    return PublishedListing(published) if published else _listing(options)
+    return PublishedListing(published, find_window(options.base, "")) if published else _listing(options)
 
 
 def _published(file: str) -> "PublishedPrompts | None":

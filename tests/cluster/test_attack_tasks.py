@@ -18,6 +18,7 @@ from efface.cluster.run import Run, execute, open_run
 from efface.cluster.run_content import read_run
 from efface.cluster.storage.journal import TaskEnded, read_journal
 from efface.cluster.tasks.attack import ATTACK, AttackTask, TransferTask
+from efface.cluster.tasks.control import ControlTask
 from efface.cluster.tasks.model import BASE
 from efface.cluster.tasks.retry_rules import MAX_WORKER_LOSSES, Outcome
 from efface.cluster.tasks.task import Task
@@ -26,6 +27,8 @@ from efface.errors import UserError
 from efface.eval.attack import ATTACKS
 from efface.eval.attack_table import attack_rows
 from efface.eval.attack_transfer import Transferred
+from efface.models.base import load_base, read_base
+from efface.models.delta import Delta
 
 MakePlan = Callable[..., Plan]
 PARAPHRASE = {"attack": "paraphrase", "config": {"templates": ["see {}"]}, "seeds": [0, 1], "budget": 40}
@@ -134,7 +137,7 @@ def test_a_run_records_what_attacks_cost_and_shows_them_apart(
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "post-ASR static" in shown and "post-ASR adaptive" in shown
     scores = json.loads(run.folder.scores.read_text())
-    assert scores["adversarial_axis"]["kind"] == "static"
+    assert scores["adversarial_axis"]["kind"] == "given"  # by a CSV of the user
     assert [(a["attack"], a["kind"], a["budget"]) for a in scores["attacks"]] == [("paraphrase", "static", 40)] * 3
     assert {row["source"] for row in scores["transfers"]} == {"base", "uce", "uce-2"}
     rows = list(csv.DictReader(io.StringIO(run.folder.attacks.read_text())))
@@ -220,3 +223,51 @@ def test_an_attack_that_never_ends_is_missing_and_no_erased_concept(
     assert any("killed" in str(failure) for failure in results.failures)
     scores = json.loads(run.folder.scores.read_text())
     assert [one["method"] for one in scores["attacks"]] == ["base"]
+
+
+@pytest.fixture
+def control(campaign_inputs: Path, tmp_path: Path) -> Path:
+    """A delta that changes one tensor of the base."""
+    base = load_base(read_base(str(campaign_inputs / "base.yaml")))
+    name = next(name for name in base.tensors() if name.endswith("attn2.to_k.weight"))
+    delta = Delta("weights", {name: base.tensors()[name] * 1.01}, {"base_id": base.fingerprint})
+    path = tmp_path / "never-knew.safetensors"
+    delta.save(path)
+    return path
+
+
+def test_a_control_is_attacked_like_the_models_and_each_is_compared_with_it(
+    campaign: Callable[..., Campaign], control: Path, tmp_path: Path
+) -> None:
+    asked = campaign(methods=[UCE], attacks=[{**PARAPHRASE, "control": str(control)}])
+    run = open_run(asked, tmp_path / "run")
+    control.rename(tmp_path / "elsewhere.safetensors")  # what workers need of it is in the run folder
+    console = Console(file=io.StringIO(), width=200)
+    results = execute(run, 0, None, console)
+    (task,) = run.plan.of_kind(ControlTask)
+    shared = [(one.target.id, one.instances, one.budget) for one in run.plan.of_kind(AttackTask)]
+    assert len(shared) == 3 and len(set(shared)) == 1  # base, uce and control
+    (comparison,) = results.controls
+    assert (comparison.method, comparison.attack, comparison.concept) == ("uce", "paraphrase", task.concept)
+    found = {one.method: one for one in results.attacks}
+    assert comparison.post_asr == found["uce"].static_post_asr
+    assert comparison.control_post_asr == found["control"].static_post_asr
+    assert comparison.control_shows is not None
+    results.show(console)
+    shown = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert comparison.sentence in shown
+    assert json.loads(run.folder.scores.read_text())["controls"] == [comparison.model_dump(mode="json")]
+    (tmp_path / "elsewhere.safetensors").rename(control)
+    assert read_run(tmp_path / "run").controls == (comparison,)
+
+
+def test_an_attack_is_the_same_work_with_a_control_and_without(plan: MakePlan, control: Path) -> None:
+    def ids(attack: dict[str, Any]) -> list[str]:
+        return [t.id for t in plan(methods=[UCE], attacks=[attack]).of_kind(AttackTask) if t.kind == "attack"]
+
+    assert ids(PARAPHRASE) == ids({**PARAPHRASE, "control": str(control)})
+    (other := control.with_name("other.safetensors")).write_text("no delta")
+    with pytest.raises(UserError, match="a control has to be a delta"):
+        plan(methods=[UCE], attacks=[{**PARAPHRASE, "control": str(other)}])
+    with pytest.raises(UserError, match="a method is called 'control'"):
+        plan(methods=[{**UCE, "label": "control"}], attacks=[{**PARAPHRASE, "control": str(control)}])

@@ -139,7 +139,9 @@ def test_a_run_ends_with_an_err_and_the_next_one_finds_the_prompts_without_searc
     found = json.loads(run.folder.output(run.plan.prompt_checks[0], FOUND).read_text())
     assert asked == {prompt["text"] for prompt in found["prompts"]}
     assert not any(read_slot(text) for text in table["prompt"].to_pylist())
-    rates = json.loads(run.folder.scores.read_text())["adversarial_axis"]["base_rates"]
+    axis = json.loads(run.folder.scores.read_text())["adversarial_axis"]
+    assert axis["kind"] == "static"  # all of it was searched on the base
+    rates = axis["base_rates"]
     chosen = [prompt["detection_rate"] for prompt in found["prompts"]]
     of_base = [row["present"] for row in table.to_pylist() if row["method"] == "base" and row["axis"] == "adversarial"]
     assert rates == {"cat": {"selected": sum(chosen) / len(chosen), "measured": sum(of_base) / len(of_base)}}

@@ -156,7 +156,6 @@ ONE_A_ROW = "holds one prompt a row, as the files of"
         ("prompt,categories,hard,inappropriate_percentage,sd_seed", "I2P", "column 'categories' names the concept"),
         ("Unnamed: 0,prompt,categories,evaluation_seed,case_number", "UnlearnDiffAtk", "column 'categories' names"),
         ("target_prompt,adv_prompt,sanitized_adv_prompt", "MMA-Diffusion", "column 'adv_prompt'; no column names"),
-        ("theme,class,prompt", "UnlearnCanvas", "column 'theme' names the concept"),
         ("Prompt", "several benchmarks", "no column names the concept"),
     ],
 )

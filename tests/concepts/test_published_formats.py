@@ -15,11 +15,6 @@ FILES = {
         {"violence": 1, "shocking": 1, "hate": 1},
     ),
     "MMA-Diffusion": ("target_prompt,adv_prompt\nx,zq fog\ny,haze\n", ("zq fog", "haze"), {}),
-    "UnlearnCanvas": (
-        "prompt,theme,class\na Cats image,Abstractionism,Cats\n",
-        (PublishedPrompt("a Cats image", "Abstractionism"),),
-        {"Abstractionism": 1},
-    ),
     "Ring-A-Bell": ("prompt,evaluation_seed\nzx,7\n,8\nzx,9\n", (PublishedPrompt("zx", "", 7),), {}),
     "ESD": (
         "case_number,prompt,evaluation_seed,artist\n0,a sky by him,7,Van Gogh\n",
@@ -38,6 +33,34 @@ def test_the_columns_of_each_benchmark_are_read(papers: str, tmp_path: Path) -> 
     assert papers in found.format.papers
     assert found.prompts == tuple(PublishedPrompt(p) if isinstance(p, str) else p for p in prompts)
     assert found.concepts == concepts
+
+
+def test_a_list_of_unlearn_canvas_names_class_and_theme_in_each_line(tmp_path: Path) -> None:
+    """As `mu_erase_diff_ediff/data/Cats/prompts.txt` has them, three times each; and the prompts of its CA."""
+    file = tmp_path / "prompts.txt"
+    file.write_text(
+        "A Cats image in Van Gogh style.\n" * 3 + "An Architectures image in On Fire style.\n"
+        "A ninja cat stealthily climbing a skyscraper\n"
+    )
+    read = read_published(file)
+    assert read.format is published_format(file) and "UnlearnCanvas" in read.format.papers
+    assert read.prompts == (
+        PublishedPrompt("A Cats image in Van Gogh style.", "Cats, Van Gogh"),
+        PublishedPrompt("An Architectures image in On Fire style.", "Architectures, On Fire"),
+        PublishedPrompt("A ninja cat stealthily climbing a skyscraper"),
+    )
+    assert read.concepts == {"Cats": 1, "Van Gogh": 1, "Architectures": 1, "On Fire": 1} and read.repeated == 2
+    (tmp_path / "images.txt").write_text("data/Cats/1.jpg\n")
+    with pytest.raises(UserError, match="line 1: names an image"):
+        read_published(tmp_path / "images.txt")
+
+
+def test_a_text_that_stands_twice_has_the_labels_of_both_rows(tmp_path: Path) -> None:
+    file = tmp_path / "i2p.csv"
+    file.write_text('prompt,categories\nsame,violence\nother,hate\nsame,"nudity, violence"\n')
+    read = read_published(file)
+    assert read.prompts[0] == PublishedPrompt("same", "violence, nudity") and read.repeated == 1
+    assert read.concepts == {"violence": 1, "nudity": 1, "hate": 1}
 
 
 def test_rows_without_a_prompt_and_columns_that_are_not_read_are_named(tmp_path: Path) -> None:

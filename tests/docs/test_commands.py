@@ -23,10 +23,11 @@ from test_links import CURRENT, code
 from test_links import commands as documented
 
 from efface.cluster.campaign import planner
-from efface.cluster.campaign.plan import NOT_FETCHED, Plan
+from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.rates import read_rates
 from efface.cluster.campaign.spec import read_campaign
 from efface.cluster.search.spec import read_search
+from efface.cluster.tasks.model import NOT_FETCHED
 from efface.concepts.concept import load_concept_set
 from efface.concepts.prompts import load_prompt_set
 from efface.config_files import CONFIGS
@@ -244,7 +245,8 @@ def refusal(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) 
     if source.name == "__init__.py":
         source = source.with_name("__main__.py")
     text = source.read_text(encoding="utf-8")
-    if "ArgumentParser" not in text and "typer.run" not in text and "on_device import arguments" not in text:
+    shared = re.search(r"on_device import [(\s]*arguments\b", text)
+    if "ArgumentParser" not in text and "typer.run" not in text and not shared:
         return next((f"no {word}" for word in arguments if f'"{word}"' not in text), None)
     really = argparse.ArgumentParser.parse_args
 

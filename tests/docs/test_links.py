@@ -104,7 +104,11 @@ def test_every_benchmark_and_make_target_is_there_with_its_options(page: Path) -
     for module, options in re.findall(r"python -m (benchmarks[\w.]+)([^`\n(#>|]*)", text):
         path = ROOT / module.replace(".", "/")
         source = (path / "__main__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
-        source += (ROOT / "benchmarks" / "on_device.py").read_text() if "on_device import arguments" in source else ""
+        source += (
+            (ROOT / "benchmarks" / "on_device.py").read_text()
+            if re.search(r"on_device import [(\s]*arguments\b", source)
+            else ""
+        )
         assert [flag for flag in re.findall(r"--[\w-]+", options) if f'"{flag}"' not in source] == [], module
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(re.findall(r"(?:`|^)make ([a-z]+)", text, re.MULTILINE)) <= set(targets)

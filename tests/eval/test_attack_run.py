@@ -10,11 +10,13 @@ import pytest
 from efface.concepts.concept import ConceptSet
 from efface.concepts.prompts import PromptSet
 from efface.errors import UserError
-from efface.eval.attack import ATTACKS, Attack, AttackConfig, parse_attack_config
-from efface.eval.attack_run import AttackedModel, AttackResult, run_attack
+from efface.eval.attack import ATTACKS, CANDIDATES, Attack, AttackConfig, parse_attack_config
+from efface.eval.attack_result import AttackResult
+from efface.eval.attack_run import AttackedModel, run_attack
 from efface.eval.attack_table import attack_rows
 from efface.eval.attack_target import attack_target
 from efface.eval.attacks.published import PublishedConfig
+from efface.eval.encoder_budget import ENCODER_PASSES
 from efface.eval.oracle import Attempt, Budget, BudgetExhausted, Instance, NotFinite, Oracle
 from efface.models.base import Base
 from efface.models.delta import Delta
@@ -52,10 +54,12 @@ def delta(tiny_base: Base) -> Delta:
 def attacked(tiny_base: Base, delta: Delta, recipe: Recipe, world: ConceptSet, prompts: PromptSet) -> Any:
     """A function from an attack and a judge to what it came to."""
 
-    def run(attack: Attack, judge: Any, budget: int = 10_000, name: str = "some") -> AttackResult:
+    def run(
+        attack: Attack, judge: Any, budget: int = 10_000, name: str = "some", model: Delta | None = delta
+    ) -> AttackResult:
         target = attack_target(world.find("Cat"), world, prompts)
         return run_attack(
-            attack, name, AttackedModel(tiny_base, delta, recipe), judge, target, INSTANCES, budget=budget
+            attack, name, AttackedModel(tiny_base, model, recipe), judge, target, INSTANCES, budget=budget
         )
 
     return run
@@ -232,3 +236,81 @@ def test_static_and_adaptive_rates_stand_in_columns_of_their_own(
     results = [adaptive, attacked(static, stub_judge(is_grey), name="paraphrase")]
     rows = {row.attack: (row.static_post_asr, row.adaptive_post_asr) for row in attack_rows(results)}
     assert rows == {"shows": (None, 1.0), "paraphrase": (0.0, None)}
+
+
+@pytest.mark.parametrize("edited", [False, True])
+@pytest.mark.parametrize(("name", "count"), [("published", 2), ("paraphrase", 12), ("token-search", CANDIDATES)])
+def test_every_prompt_of_a_static_attack_is_tried_whatever_the_direct_prompt_shows(
+    edited: bool, name: str, count: int, tiny_base: Base, delta: Delta, stub_judge: Any, attacked: Any
+) -> None:
+    """The base always shows its concept by the direct prompt; its rate is that of the prompts all the same."""
+    attack = ATTACKS.get(name)(tiny_base, parse_attack_config(name, QUICK.get(name, {})))
+    result = attacked(attack, stub_judge(lambda image, concept: True), model=delta if edited else None)
+    assert [r.attempts for r in result.instances] == [count] * 2
+    assert [(r.attempts_shown, r.attempts_judged) for r in result.instances] == [(count, count)] * 2
+    assert {t.prompt for t in result.instances[0].tried} == {t.prompt for t in result.instances[1].tried} != {None}
+    assert (result.prompt_rate, result.pre_asr, result.post_asr) == (1.0, 1.0, 1.0)
+
+
+def test_the_rate_per_prompt_is_of_judged_prompts_and_not_of_instances(
+    attacked: Any, tiny_base: Base, stub_judge: Any
+) -> None:
+    """Direct image, then two prompts, twice: shown, not shown, unreadable; not shown, shown, shown."""
+    answers = iter([True, False, None, False, True, True])
+    attack = ATTACKS.get("published")(tiny_base, parse_attack_config("published", QUICK["published"]))
+    result = attacked(attack, stub_judge(lambda image, concept: next(answers)), model=None)
+    assert (result.pre_asr, result.post_asr, result.prompt_rate) == (0.5, 1.0, pytest.approx(2 / 3))
+    assert [[t.present for t in r.tried] for r in result.instances] == [[False, None], [True, True]]
+    (row,) = attack_rows([result])
+    assert row.prompt_rate == pytest.approx(2 / 3) and row.recovery == ""
+
+
+def test_prompts_that_a_budget_left_untried_are_named(attacked: Any, tiny_base: Base, stub_judge: Any) -> None:
+    attack = ATTACKS.get("paraphrase")(tiny_base, parse_attack_config("paraphrase", {}))
+    result = attacked(attack, stub_judge(lambda image, concept: True), budget=12)
+    assert result.ends == {"shown before": 2} and "2 without all attempts, out of budget" in result.note
+
+
+def test_the_recovery_curve_is_the_share_that_is_back_after_so_many_steps(
+    attacked: Any, tiny_base: Base, stub_judge: Any
+) -> None:
+    """The first instance is back by the second test, after 4 steps of 4; the second by none."""
+    config = parse_attack_config("concept-inversion", QUICK["concept-inversion"])
+    answers = iter([False, False, True, False, False, False])
+    attack = ATTACKS.get("concept-inversion")(tiny_base, config)
+    result = attacked(attack, stub_judge(lambda image, concept: next(answers)))
+    assert [(point.steps, point.share) for point in result.recovery] == [(0, 0.0), (2, 0.0), (4, 0.5)]
+    (row,) = attack_rows([result])
+    assert row.recovery == "0 steps 0.00, 2 steps 0.00, 4 steps 0.50" and row.remark.startswith("back after 0 steps")
+    assert [(t.how, t.facts["steps"], t.present) for t in result.instances[0].tried] == [
+        ("embedding", 2, False),
+        ("embedding", 4, True),
+    ]
+
+
+@pytest.mark.parametrize("name", ["ring-a-bell", "mma", "token-search"])
+def test_a_search_on_the_text_encoder_alone_ends_with_its_budget(
+    name: str, attacked: Any, tiny_base: Base, stub_judge: Any
+) -> None:
+    endless = {"generations": 10**9} if name == "ring-a-bell" else {"steps": 10**9}
+    attack = ATTACKS.get(name)(tiny_base, parse_attack_config(name, {**QUICK[name], **endless}))
+    result = attacked(attack, stub_judge(lambda image, concept: False), budget=3)
+    assert 0.9 * 3 * ENCODER_PASSES < result.encoder_passes <= 3 * ENCODER_PASSES
+    assert "passes of the text encoder are left" in result.failed and result.post_asr is None
+
+
+def test_what_a_search_found_before_its_budget_ended_is_tried(attacked: Any, tiny_base: Base, stub_judge: Any) -> None:
+    attack = ATTACKS.get("ring-a-bell")(
+        tiny_base, parse_attack_config("ring-a-bell", {**QUICK["ring-a-bell"], "generations": 100})
+    )
+    result = attacked(attack, stub_judge(lambda image, concept: False), budget=20)
+    assert result.failed == "" and 0 < result.instances[0].attempts < CANDIDATES
+
+
+def test_published_prompts_whose_end_is_cut_are_named(
+    attacked: Any, tiny_base: Base, stub_judge: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "list.txt").write_text("haze\n" + "fog " * 90 + "\n")
+    attack = ATTACKS.get("published")(tiny_base, PublishedConfig(file=str(tmp_path / "list.txt")))
+    result = attacked(attack, stub_judge(lambda image, concept: False))
+    assert "1 of 2 prompts are longer than the text encoder reads" in result.note

@@ -16,7 +16,7 @@ from report_runs import CONCEPTS, METHODS, rows, run_content
 from test_report_page import Page
 
 from efface.concepts.prompts import AXES, TARGET_AXES
-from efface.eval.attack_run import AttackResult, InstanceResult
+from efface.eval.attack_result import AttackResult, InstanceResult, Tried
 from efface.eval.attack_transfer import Transferred
 from efface.eval.calibration import Calibration
 from efface.eval.image_table import SCHEMA
@@ -44,7 +44,11 @@ LAYERS = {
 
 def instance(pre: bool, post: bool | None, seed: int) -> InstanceResult:
     end = "shown before" if pre else "no verdict" if post is None else "found" if post else "not found"
-    return InstanceResult(prompt="a cat", seed=seed, pre=pre, post=post, end=end, attempts=1, calls=10, seconds=0.5)  # type: ignore[arg-type]
+    tried = (Tried(how="embedding", facts={"steps": 20}, present=post),)
+    counts = {"attempts_judged": 3, "attempts_shown": seed % 3}
+    return InstanceResult(
+        prompt="a cat", seed=seed, pre=pre, post=post, end=end, attempts=1, calls=10, seconds=0.5, tried=tried, **counts
+    )  # type: ignore[arg-type]
 
 
 def attack(method: str, name: str, kind: str, outcomes: list[tuple[bool, bool | None]]) -> AttackResult:
@@ -237,7 +241,11 @@ def test_attacks_are_counted_instance_by_instance_and_an_unknown_one_leaves_no_r
         rate = "" if None in post else f"{sum(map(bool, post)) / len(post):.3f}"
         assert line[3] == f"{sum(map(bool, pre)) / len(pre):.3f}"
         assert line[4:6] == ([rate, ""] if result.kind == "static" else ["", rate])
-        assert line[6:9] == [str(len(pre)), str(post.count(None)), str(result.calls)]
+        # of the four seeds 0, 1, 2 and 0 of three images show the concept
+        assert line[6] == ("0.250" if result.kind == "static" else "")
+        assert line[7:10] == [str(len(pre)), str(post.count(None)), str(result.calls)]
+        before = f"0 steps {sum(map(bool, pre)) / len(pre):.2f}, 20 steps "
+        assert line[11] == ("" if None in post else f"{before}{sum(map(bool, post)) / len(post):.2f}")
 
 
 def test_the_matrix_is_the_share_of_judged_images(drawn: dict[str, Figure]) -> None:

@@ -29,7 +29,10 @@ DIFFERENCES: dict[str, tuple[dict[str, Any], ...]] = {
     "fade": ({}, {"rank": 2}, {"learning_rate": 5e-3, "margin": 2.0}),
     "spm": ({}, {"rank": 3, "alpha": 2.0}, {"eta": 2.0}),
     "sdd": ({}, {"learning_rate": 5e-3}, {"ema_decay": 0.9}),
+    "salun": ({}, {"learning_rate": 5e-3}, {"alpha": 1.0}),
 }
+SHARED: dict[str, dict[str, Any]] = {"salun": {"select": "all", "group": "xattn"}}
+"""Of all jobs of a pack: without these SalUn is trained alone."""
 VARIANTS = [*((method, {}) for method in DIFFERENCES), ("esd", {"variant": "x-strict"})]
 IDS = [*DIFFERENCES, "esd-x-strict"]
 
@@ -46,7 +49,7 @@ def jobs(tiny_base: Base, concept_set: Any) -> Any:
                 method,
                 concept_set,
                 [CONCEPTS[i % 3]],
-                config={**QUICK[method], **DIFFERENCES[method][i % 3], **config},
+                config={**QUICK[method], **SHARED.get(method, {}), **DIFFERENCES[method][i % 3], **config},
                 seed=i,
             )
             for i in range(count)
@@ -91,9 +94,11 @@ def difference(one: Delta, other: Delta, base: Base) -> float:
     return float(torch.cat(differences).norm() / torch.cat(changes).norm())
 
 
-@pytest.mark.parametrize("method", ["esd", "ca", "fade"])
-def test_packed_jobs_come_to_what_they_come_to_alone(method: str, doubles: Base, jobs: Any, concept_set: Any) -> None:
-    pack = jobs(method, 3)
+@pytest.mark.parametrize(("method", "config"), VARIANTS, ids=IDS)
+def test_two_packed_jobs_come_to_what_they_come_to_alone(
+    method: str, config: Any, doubles: Base, jobs: Any, concept_set: Any
+) -> None:
+    pack = jobs(method, 3, **config)[1:]  # the two that differ most
     assert len({pack_key(job) for job in pack}) == 1 and pack_key(pack[0])
     for job, (delta, metrics) in zip(pack, packed(pack, doubles, concept_set), strict=True):
         alone, measured = run_job(job, doubles, concept_set)
@@ -115,55 +120,47 @@ def test_eight_packed_jobs_come_to_what_they_come_to_alone(
         assert difference(alone, delta, base) < (1e-9 if precision == "float64" else 1e-3)
 
 
-def test_a_job_that_diverges_leaves_the_others_to_go_on(tiny_base: Base, jobs: Any, concept_set: Any) -> None:
-    pack = jobs("esd", 3, steps=3)
-    pack[1] = pack[1].model_copy(update={"config": {**pack[1].config, "learning_rate": 1e30}})
-    ended: list[Any] = [None] * 3
-
-    def work(number: int) -> Any:
-        def run(member: Any) -> None:
-            try:
-                ended[number], _ = run_job(pack[number], member.base, concept_set)
-            except JobFailure as error:
-                ended[number] = str(error)
-
-        return run
-
-    Pack(tiny_base).run([work(number) for number in range(3)])
-    assert "learning rate 1e+30 is probably too high" in ended[1]
-    for number in (0, 2):
-        alone, _ = run_job(pack[number], tiny_base, concept_set)
-        assert difference(alone, ended[number], tiny_base) < 1e-3
+FAST = "esd"
+"""The method whose packs are disturbed in the default run."""
 
 
-def test_jobs_stopped_at_different_steps_go_on_to_what_they_come_to_at_once(
-    tiny_base: Base, jobs: Any, concept_set: Any, tmp_path: Path
+@pytest.mark.parametrize(
+    ("method", "config"),
+    [
+        pytest.param(*variant, id=id, marks=[] if id == FAST else pytest.mark.slow)
+        for variant, id in zip(VARIANTS, IDS, strict=True)
+    ],
+)
+def test_a_job_that_diverges_or_is_stopped_leaves_the_others_to_go_on(
+    method: str, config: Any, doubles: Base, jobs: Any, concept_set: Any, tmp_path: Path
 ) -> None:
-    pack = jobs("fade", 3, steps=4)
-    stops = (1, 3, None)
+    """The second job diverges, the third is stopped after a step and goes on later; all as alone, in float64."""
+    pack = jobs(method, 3, **config)
+    rate = "effective_learning_rate" if method == "ca" else "learning_rate"
+    pack[1] = pack[1].model_copy(update={"config": {**pack[1].config, rate: 1e200, "max_grad_norm": 0.0}})
+    ended: dict[int, Any] = {}
 
-    def work(number: int, stop: int | None) -> Any:
+    def work(number: int, stop: int | None = None) -> Any:
         def on_step(done: int, steps: int, loss: float) -> None:
             if done == stop:
                 raise Stopped
 
-        def run(member: Any) -> Delta | None:
+        def run(member: Any) -> None:
+            path = tmp_path / f"{number}.safetensors"
             try:
-                delta, _ = run_job(
-                    pack[number], member.base, concept_set, on_step, checkpoint=tmp_path / f"{number}.safetensors"
-                )
-                return delta
-            except Stopped:
-                return None
+                ended[number], _ = run_job(pack[number], member.base, concept_set, on_step, checkpoint=path)
+            except (JobFailure, Stopped) as error:
+                ended[number] = error
 
         return run
 
-    first = Pack(tiny_base).run([work(number, stop) for number, stop in enumerate(stops)])
-    assert [delta is None for delta in first] == [True, True, False]
-    second = Pack(tiny_base).run([work(number, None) for number in (0, 1)])
-    for number, delta in enumerate((*second, first[2])):
-        alone, _ = run_job(pack[number], tiny_base, concept_set)
-        assert delta and difference(alone, delta, tiny_base) < 1e-3
+    Pack(doubles).run([work(0), work(1), work(2, stop=1)])
+    assert isinstance(ended[1], JobFailure) and "learning rate 1e+200 is probably too high" in str(ended[1])
+    assert isinstance(ended[2], Stopped)
+    Pack(doubles).run([work(2)])
+    for number in (0, 2):
+        alone, _ = run_job(pack[number], doubles, concept_set)
+        assert difference(alone, ended[number], doubles) < 1e-9
 
 
 def test_losses_that_do_not_fit_into_memory_together_are_taken_in_parts(
@@ -268,3 +265,4 @@ def test_jobs_with_an_adversary_or_a_replay_are_trained_alone(quick_job: Any) ->
     assert pack_key(quick_job("esd")) is not None
     assert [pack_key(quick_job(name)) for name in ("race", "aegis", "stereo", "compose", "ties")] == [None] * 5
     assert pack_key(quick_job("esd", replay_weight=1.0)) is None
+    assert pack_key(quick_job("salun")) is None and pack_key(quick_job("salun", select="all")) is not None

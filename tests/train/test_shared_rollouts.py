@@ -9,11 +9,16 @@ from quick_methods import QUICK
 
 from efface.errors import Stopped
 from efface.models.base import Base
-from efface.train.data.rollout_store import RolloutStore
+from efface.models.conditioning import Conditioning
+from efface.models.text_encoding import encode_prompts
+from efface.train.data import rollout_store
+from efface.train.data.rollout_store import FrozenRollouts, RolloutStore
+from efface.train.data.rollouts import Rollouts
 from efface.train.data.shared_rollouts import SharedRollouts, rollouts_share
 from efface.train.job import Job
 from efface.train.method import parse_config
 from efface.train.run_job import run_job
+from efface.train.trainer.options import TrainingOptions
 
 
 def shared(steps: int, batches: int = 1, seed: int = 0) -> SharedRollouts:
@@ -118,16 +123,66 @@ def test_what_is_stored_is_what_the_method_reads(
     assert run_job(job, tiny_base, concept_set, cache=tmp_path)[0].id == right.id
 
 
+@pytest.mark.parametrize(("scale", "passes"), [(3.0, 7), (1.0, 10)])
+def test_what_guidance_predicted_on_the_way_is_kept_bit_for_bit(tiny_base: Base, scale: float, passes: int) -> None:
+    """Six steps before the last stop, at four of which both predictions are wanted: they are there, if guided."""
+    config: Any = parse_config("esd", {"rollout_steps": 8, "guidance_scale": scale, "batch_size": 2})
+    rollouts = Rollouts(tiny_base, config)
+    counted = 0
+
+    def teacher(latents: torch.Tensor, timestep: Any, conditioning: Any) -> torch.Tensor:
+        nonlocal counted
+        counted += 1
+        return tiny_base.denoiser(latents, timestep, conditioning)
+
+    cond, start = encode_prompts(tiny_base, ["a cat"]), rollouts.start(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = FrozenRollouts(tiny_base, rollouts, "fp32", None).states(teacher, start, cond, [2, 0, 6, 4])
+        assert counted == passes
+        both = Conditioning.cat([rollouts.uncond.expand(2), cond.expand(2)])
+        for i in range(4):
+            anew = tiny_base.denoiser(found.latents[i].repeat(2, 1, 1, 1), found.timesteps[i], both)
+            assert torch.equal(torch.cat([found.uncond[i], found.cond[i]]), anew)
+
+
 def test_a_store_forgets_what_was_used_least_lately(tmp_path: Path) -> None:
     import os
 
     store = RolloutStore(tmp_path, 2500)
-    for number, key in enumerate("abc"):
+    for number, key in enumerate("ab"):
         store.put(key, {"x": torch.zeros(256)})  # 1 KiB and a header
         os.utime(tmp_path / f"{key}.safetensors", (number, number))
     store.get("a")
-    store.shrink()
+    store.put("c", {"x": torch.zeros(256)})
     assert store.get("b") is None and store.get("a") is not None and store.get("c") is not None
+
+
+def test_a_store_is_bounded_whoever_writes_how_little(tmp_path: Path) -> None:
+    """20 jobs of 20 trajectories of about a KiB, each with a store of its own on the same folder."""
+
+    def held() -> int:
+        return sum(path.stat().st_size for path in tmp_path.iterdir())
+
+    for job in range(20):
+        store = RolloutStore(tmp_path, 2500)
+        for number in range(20):
+            store.put(f"{job}-{number}", {"x": torch.zeros(256)})
+            assert held() <= 2500
+    larger = RolloutStore(tmp_path, 40_000)  # a sixteenth of it is two trajectories
+    for number in range(60):
+        larger.put(f"last-{number}", {"x": torch.zeros(256)})
+        assert held() <= 40_000 * (1 + 1 / 16)
+    larger.close()
+    assert held() <= 40_000
+
+
+def test_a_job_leaves_no_more_in_the_store_than_it_may_hold(
+    quick_job: Any, tiny_base: Base, concept_set: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollout_store, "UNCHECKED", 1e9)  # so that only the first and the end are looked at
+    options = TrainingOptions(rollout_gigabytes=1e-6)
+    run_job(quick_job("esd", on_policy=False), tiny_base, concept_set, cache=tmp_path, training_options=options)
+    assert sum(path.stat().st_size for path in (tmp_path / "rollouts").iterdir()) <= 1000
 
 
 def test_sharing_roll_outs_makes_another_job(quick_job: Any) -> None:

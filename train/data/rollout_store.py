@@ -29,8 +29,9 @@ from efface.models.noise_predictor import NoisePredictor
 from efface.plain_files import check_plain
 from efface.train.data.rollouts import Rollouts, Start
 
-CHECK_INTERVAL = 32
-"""Trajectories after which a writer looks whether there is too much."""
+UNCHECKED = 1 / 16
+"""Of the bytes that a store may hold, how many a writer adds before it looks whether there is too much. It looks after
+its first trajectory and at its end, too, so that several writers are over the bound by no more than a share each."""
 
 
 class RolloutStore:
@@ -38,7 +39,7 @@ class RolloutStore:
 
     def __init__(self, folder: Path, most_bytes: int) -> None:
         self.folder, self.most_bytes = folder, most_bytes
-        self._written = 0
+        self._unchecked = float("inf")
 
     def get(self, key: str) -> dict[str, Tensor] | None:
         """What was put under the key; None if it is not there, or damaged."""
@@ -54,14 +55,21 @@ class RolloutStore:
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
         """A store that cannot be written costs time only."""
         with suppress(StorageError, OSError):
-            write_atomic(self._path(key), safetensors.torch.save(tensors))
-            self._written += 1
-            if self._written % CHECK_INTERVAL == 0:
+            content = safetensors.torch.save(tensors)
+            write_atomic(self._path(key), content)
+            self._unchecked += len(content)
+            if self._unchecked >= self.most_bytes * UNCHECKED:
                 self.shrink()
+
+    def close(self) -> None:
+        """Leave no more than the store may hold."""
+        with suppress(OSError):
+            self.shrink()
 
     def shrink(self) -> None:
         """Remove what was used least lately, down to the bytes that it may hold."""
-        held = sorted((entry.stat().st_mtime, entry.stat().st_size, entry.path) for entry in os.scandir(self.folder))
+        held = sorted(filter(None, (_held(entry) for entry in os.scandir(self.folder))))
+        self._unchecked = 0
         excess = sum(size for _, size, _ in held) - self.most_bytes
         for _, size, path in held:
             if excess <= 0:
@@ -71,6 +79,15 @@ class RolloutStore:
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
+
+
+def _held(entry: os.DirEntry[str]) -> tuple[float, int, str] | None:
+    """When it was used last, its bytes and its path; None where another job has just removed it."""
+    try:
+        status = entry.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_mtime, status.st_size, entry.path
 
 
 @dataclass(frozen=True)
@@ -113,14 +130,29 @@ class FrozenRollouts:
     def _make(
         self, teacher: NoisePredictor, start: Start, conditioning: Conditioning, stops: Sequence[int]
     ) -> FrozenStates:
-        rows = len(start.noise)
-        states = self.rollouts.run_past(teacher, start, conditioning, stops)
-        both = Conditioning.cat([conditioning.expand(rows), self.rollouts.uncond.expand(rows)])
-        predicted = [
-            teacher(latents.repeat(2, 1, 1, 1), timestep, both).chunk(2)
+        """What guidance has predicted on the way is kept; at the last stop, or without guidance, both are made anew."""
+        rows, made = len(start.noise), list[tuple[Tensor, float, Tensor]]()
+
+        def kept(latents: Tensor, timestep: int | Tensor, conditioning: Conditioning) -> Tensor:
+            prediction = teacher(latents, timestep, conditioning)
+            if len(latents) == 2 * rows:
+                made.append((latents[:rows], float(timestep), prediction))
+            return prediction
+
+        def predicted(latents: Tensor, timestep: Tensor) -> Tensor:
+            """Of the empty prompt, then of the conditioning: (2 B, 4, h, w)."""
+            for seen, time, prediction in made:  # some schedulers look twice at a timestep, at other latents
+                if time == float(timestep) and torch.equal(seen, latents):
+                    return prediction
+            return teacher(latents.repeat(2, 1, 1, 1), timestep, both)
+
+        states = self.rollouts.run_past(kept, start, conditioning, stops)
+        both = Conditioning.cat([self.rollouts.uncond.expand(rows), conditioning.expand(rows)])
+        predictions = [
+            predicted(latents, timestep).chunk(2)
             for latents, timestep in zip(states.latents, states.timesteps, strict=True)
         ]
-        cond, uncond = (torch.stack(each).contiguous() for each in zip(*predicted, strict=True))
+        uncond, cond = (torch.stack(each).contiguous() for each in zip(*predictions, strict=True))
         return FrozenStates(states.latents, states.timesteps, cond, uncond)
 
 

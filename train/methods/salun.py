@@ -107,6 +107,7 @@ class SalUn(GradientMethod):
     config: SalUnConfig
     strategies: ClassVar[frozenset[Strategy]] = frozenset({"single", "multi", "continual"})
     policy: ClassVar[Policy] = "none"
+    packs: ClassVar[bool] = True
 
     @property
     def group(self) -> str:

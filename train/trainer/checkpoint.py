@@ -61,7 +61,7 @@ def write(path: Path, key: str, state: Checkpoint) -> None:
     tensors = {f"trained/{name}": value for name, value in state.trained.items()}
     tensors |= {f"moments/{name}": value for name, value in state.moments.items()}
     tensors |= {f"method/{name}": value for name, value in state.method.items()}
-    tensors = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in tensors.items()}
+    tensors = {name: value.detach().cpu().float().contiguous() for name, value in tensors.items()}
     header = {"key": key, "losses": state.losses, "sha256": _sha256(tensors, state.losses)}
     write_atomic(path, safetensors.torch.save(tensors, metadata={HEADER: json.dumps(header)}))
 

@@ -64,3 +64,7 @@ def test_a_published_file_is_named_for_what_it_is(efface: RunEfface, tmp_path: P
     assert result.code == 0 and "I2P" in result.out and "violence" in result.out
     found = json.loads(efface("prompts", file, "--json").out)
     assert found["labels"] == {"violence": 2, "hate": 1} and found["prompts"] == 2
+    assert found["cut"] == 0 and found["window"] == 75
+    file.write_text("A Cats image in Monet style.\n" + "very " * 80 + "long\n")
+    file = file.rename(tmp_path / "prompts.txt")
+    assert "1 prompts are longer than the 75 tokens" in efface("prompts", file).out
