@@ -2,8 +2,8 @@
 
 from benchmarks.mutant import Mutant
 
-EXPORT, KINDS, LOADING = "models/export.py", "models/base_kinds.py", "models/loading.py"
-FINGERPRINT, WINDOW = "models/fingerprint.py", "concepts/text_window.py"
+EXPORT, KINDS, LOADING = "models/export.py", "models/files/base_kinds.py", "models/loading.py"
+FINGERPRINT, WINDOW = "models/files/fingerprint.py", "concepts/text_window.py"
 T_EXPORT, T_KINDS, T_WHOLE, T_FINGERPRINT = (
     f"tests/models/test_{name}.py" for name in ("export", "base_kinds", "complete_components", "fingerprint")
 )
@@ -97,21 +97,21 @@ BASE_MUTANTS = (
     ),
     Mutant(
         "of weights and their averages the weights are taken",
-        "models/single_file.py",
+        "models/files/single_file.py",
         "    if len(lacking) == len(weights):\n",
         "    if True:\n",
         "tests/models/test_single_file.py -k averages_are_taken",
     ),
     Mutant(
         "a number of numpy's counts as code",
-        "models/weights_file.py",
+        "models/files/weights_file.py",
         '    *("numpy.dtype", "numpy.ndarray"),\n',
         "",
         "tests/models/test_weights_file.py -k numpy_number",
     ),
     Mutant(
         "code in a checkpoint is run",
-        "models/weights_file.py",
+        "models/files/weights_file.py",
         'map_location="cpu", weights_only=True',
         'map_location="cpu", weights_only=False',
         "tests/models/test_single_file.py -k not_run",

@@ -37,7 +37,7 @@ from efface.eval.judge import Judge, Verdict
 from efface.eval.judge_spec import load_judge
 from efface.models.base import Base
 from efface.models.recipe import Recipe
-from efface.models.sampler import SamplingCost, sample
+from efface.models.sampling.sampler import SamplingCost, sample
 from efface.models.shapes import model_shapes
 
 RECIPES = {"cpu": "miniature", "cuda": "reference-fp16"}

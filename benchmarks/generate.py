@@ -31,7 +31,7 @@ from efface.eval.eval_requests import EvalRequest
 from efface.models.base import Base
 from efface.models.noise_scheduler import make_scheduler
 from efface.models.recipe import Recipe
-from efface.models.sampler import ImageRequest, SamplingCost, sample
+from efface.models.sampling.sampler import ImageRequest, SamplingCost, sample
 from efface.models.shapes import model_shapes
 
 RECIPES = {"cpu": "miniature", "cuda": "reference-fp16"}

@@ -163,7 +163,7 @@ OUTPUT_MUTANTS = (
     ),
     Mutant(
         "a phrase is trained on that the text encoder does not read",
-        "models/tokenizer.py",
+        "models/text/tokenizer.py",
         "    check_concepts(concepts, window)\n",
         "",
         f"{T_NONE} -k 'prompted_for and unlearn'",

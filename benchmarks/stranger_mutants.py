@@ -58,7 +58,7 @@ STRANGER_MUTANTS = (
     ),
     Mutant(
         "a judge's config may ask for any number of layers",
-        "models/untrusted_configs.py",
+        "models/files/untrusted_configs.py",
         "(_model_error(content) or _layers_error(content, tensors))",
         "_model_error(content)",
         f"{T_JUDGE} -k 'no_more_than and keys0'",

@@ -16,7 +16,7 @@ from torch._dynamo.utils import counters
 from benchmarks.on_device import arguments, loaded, seconds, show
 from efface.models.base import Base
 from efface.models.delta import Delta
-from efface.models.sampler import ImageRequest, sample
+from efface.models.sampling.sampler import ImageRequest, sample
 
 RECIPES = {"cpu": "miniature-fast", "cuda": "fast-sd-compiled"}
 SWAPS = 4

@@ -20,7 +20,7 @@ from efface.models.base import Base, load_base
 from efface.models.network import sharing_copy
 from efface.models.parameter_groups import select
 from efface.models.shapes import cached_unet_pass_cost, model_shapes
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.text_encoding import encode_prompts
 from efface.train.trainer.options import TrainingOptions
 from efface.train.trainer.packed_base import EditedDenoiser, StackedDenoiser
 

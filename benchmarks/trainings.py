@@ -16,7 +16,7 @@ from efface.models.base import Base
 from efface.models.delta import Delta
 from efface.models.parameter_groups import select
 from efface.models.shapes import model_shapes
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.text_encoding import encode_prompts
 from efface.train.cost.flops import step_flops
 from efface.train.job import Job, make_job
 from efface.train.job_packs import most_jobs, run_packed

@@ -47,7 +47,7 @@ from efface.eval.published_scores import published_for
 from efface.eval.report.reported_run import ReportedModel, RunContent
 from efface.eval.scores.leaderboard import leaderboard, notes
 from efface.eval.weight_norms import WeightChange, mean_weight_change
-from efface.models.sampler import SamplingCost
+from efface.models.sampling.sampler import SamplingCost
 from efface.train.job import Job
 
 

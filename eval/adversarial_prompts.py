@@ -17,7 +17,7 @@ from efface.eval.judge import Judge
 from efface.eval.verdicts import verdicts
 from efface.models.base import Base
 from efface.models.recipe import Recipe
-from efface.models.sampler import ImageRequest, sample
+from efface.models.sampling.sampler import ImageRequest, sample
 
 CHECK_SEEDS = (20_000, 20_001, 20_002, 20_003)
 """Image seeds of the check, apart from those of campaigns and calibrations: prompts that were chosen on the very images

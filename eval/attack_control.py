@@ -28,7 +28,7 @@ from efface.eval.verdicts import verdicts
 from efface.models.base import Base
 from efface.models.delta import Delta
 from efface.models.recipe import Recipe
-from efface.models.sampler import ImageRequest, sample
+from efface.models.sampling.sampler import ImageRequest, sample
 
 CONTROL = "control"
 """What the model that never knew the concept is called in tables."""

@@ -28,7 +28,7 @@ from efface.eval.verdicts import verdicts
 from efface.files import as_path, write_json
 from efface.models.base import Base
 from efface.models.recipe import Recipe
-from efface.models.sampler import ImageRequest, sample
+from efface.models.sampling.sampler import ImageRequest, sample
 
 GROUP = 32
 """Images that are judged at once."""

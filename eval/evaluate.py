@@ -18,7 +18,7 @@ from efface.eval.judge import Judge
 from efface.eval.verdicts import verdicts
 from efface.models.base import Base
 from efface.models.recipe import Recipe
-from efface.models.sampler import ImageRequest, SamplingCost, sample
+from efface.models.sampling.sampler import ImageRequest, SamplingCost, sample
 
 ENCODERS = 4
 """Threads; a PNG of 512 px takes about a tenth of a second of one."""

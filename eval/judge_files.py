@@ -13,10 +13,10 @@ from torch import nn
 from efface.errors import UserError
 from efface.eval.judge import JudgeConfig
 from efface.files import content_id
-from efface.models.folder_identity import FILES
-from efface.models.model_files import locate
-from efface.models.progress_bars import no_progress_bars
-from efface.models.untrusted_models import check_whole_model
+from efface.models.files.folder_identity import FILES
+from efface.models.files.model_files import locate
+from efface.models.files.untrusted_models import check_whole_model
+from efface.models.sampling.progress_bars import no_progress_bars
 
 logger = logging.getLogger(__name__)
 

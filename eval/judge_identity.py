@@ -5,7 +5,7 @@ from pathlib import Path
 from efface.errors import UserError
 from efface.eval.judge_spec import read_judge
 from efface.files import content_id
-from efface.models.folder_identity import folder_content
+from efface.models.files.folder_identity import folder_content
 
 
 def judge_identity(name_or_path: str | Path) -> str:

@@ -17,15 +17,15 @@ from torch import Tensor
 
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
-from efface.models.decoding import decode
 from efface.models.delta import Delta
 from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor, truth
 from efface.models.noise_scheduler import make_scheduler
 from efface.models.recipe import Recipe
-from efface.models.sampler import denoise
-from efface.models.sampler_hooks import Guidance, hook_of, named_hook
-from efface.models.text_encoding import encode_prompts
+from efface.models.sampling.decoding import decode
+from efface.models.sampling.sampler import denoise
+from efface.models.sampling.sampler_hooks import Guidance, hook_of, named_hook
+from efface.models.text.text_encoding import encode_prompts
 
 
 class BudgetExhausted(Exception):

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from efface.eval.oracle import Attempt, Instance, Oracle
 from efface.models.conditioning import Conditioning
-from efface.models.embedding_space import with_tokens
-from efface.models.text_encoding import encode_ids, token_ids
+from efface.models.text.embedding_space import with_tokens
+from efface.models.text.text_encoding import encode_ids, token_ids
 
 
 @torch.no_grad()

@@ -69,7 +69,7 @@ def load(base: str | Path, device: str = "auto", delta: Any = None) -> "Base":
     from efface.launch.device import resolve_device
     from efface.models.base import load_base
     from efface.models.delta import Delta
-    from efface.models.hub import find_delta
+    from efface.models.files.hub import find_delta
 
     loaded = load_base(str(base), resolve_device(device))
     if delta is not None:
@@ -85,7 +85,7 @@ def pipeline(base: "str | Path | Base", delta: Any = None, device: str = "auto")
     """
     from efface.models.delta import Delta
     from efface.models.export import pipeline_of
-    from efface.models.hub import find_delta
+    from efface.models.files.hub import find_delta
 
     if isinstance(base, str | Path):
         return pipeline_of(load(base, device, delta))

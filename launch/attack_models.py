@@ -66,7 +66,7 @@ def attack_models(options: "AttackOptions") -> AttackResults:
     from efface.launch.device import resolve_device
     from efface.models.base import load_base, read_base
     from efface.models.delta import Delta
-    from efface.models.hub import find_delta
+    from efface.models.files.hub import find_delta
     from efface.models.recipe import load_recipe
 
     if options.out:

@@ -104,7 +104,7 @@ def _unread_texts(
     Raises UserError for a phrase, an anchor or a prompt that says nothing to it.
     """
     from efface.concepts.prompts import TARGET_AXES, load_prompt_set
-    from efface.models.tokenizer import check_texts
+    from efface.models.text.tokenizer import check_texts
 
     if not base.prompts or concepts != base.concepts:
         return check_texts(base, concept_set)

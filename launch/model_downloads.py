@@ -68,7 +68,7 @@ def missing_sources(names: Sequence[str]) -> list[str]:
 
 
 def _is_cached(model: RequiredModel) -> bool:
-    from efface.models.model_files import NotCached, locate
+    from efface.models.files.model_files import NotCached, locate
 
     try:
         locate(model.source, model.files, fetch=False)
@@ -90,9 +90,9 @@ def _is_campaign(name: str) -> bool:
 def _models_of_base(base: "BaseSpec", judges: Sequence[str]) -> Iterator[RequiredModel]:
     from efface.eval.judge_spec import read_judge
     from efface.models.base import RANDOM
-    from efface.models.folder_identity import FILES as JUDGE_FILES
+    from efface.models.files.folder_identity import FILES as JUDGE_FILES
+    from efface.models.files.model_files import DIFFUSERS_FILES
     from efface.models.image_encoders import FILES as ENCODER_FILES
-    from efface.models.model_files import DIFFUSERS_FILES
 
     if not base.source.startswith(RANDOM):
         yield RequiredModel("base", base.source, DIFFUSERS_FILES)
@@ -127,7 +127,7 @@ def fetch(model: RequiredModel, sleep: Callable[[float], None] = time.sleep) -> 
 def _download(model: RequiredModel, sleep: Callable[[float], None]) -> None:
     from huggingface_hub import snapshot_download
 
-    from efface.models.model_files import abbreviated, missing_files
+    from efface.models.files.model_files import abbreviated, missing_files
 
     logger.info("%s: being fetched", model.source)
     for delay in (*RETRY_DELAYS, None):

@@ -31,7 +31,7 @@ LicenceOption = Annotated[
     typer.Option(help="What is declared of the models' licence: a word of the hub's, such as apache-2.0, or a text."),
 ]
 DELTA: dict[str, Any] = {"metavar": "DELTA"}
-"""Of an argument that is a delta: a file, or the hub's `owner/name`, as `models.hub.find_delta` takes them."""
+"""Of an argument that is a delta: a file, or the hub's `owner/name`, as `models.files.hub.find_delta` takes them."""
 
 CampaignArgument = Annotated[str, typer.Argument(help="A campaign YAML, or the name of a shipped one.")]
 RunFolderArgument = Annotated[str, typer.Argument(help="A run folder: a path, or a URL such as s3://bucket/folder.")]

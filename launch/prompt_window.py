@@ -24,7 +24,7 @@ def find_window(base: str, concept_set: str) -> "TextWindow | None":
     """
     from efface.config_files import list_configs
     from efface.models.base import read_base
-    from efface.models.tokenizer import text_window
+    from efface.models.text.tokenizer import text_window
 
     if base:
         return text_window(read_base(base))

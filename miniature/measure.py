@@ -20,7 +20,7 @@ from efface.miniature.vocabulary import CONCEPTS, NAMES, Words
 from efface.miniature.world import draw_scene, empty_scene, render
 from efface.models.base import Base, load_base
 from efface.models.recipe import Recipe, load_recipe
-from efface.models.sampler import ImageRequest, sample
+from efface.models.sampling.sampler import ImageRequest, sample
 
 FRESH_SEED = 99
 BARS = {

@@ -21,8 +21,8 @@ from efface.errors import UserError
 from efface.files import local_path, open_to_readers, write_json
 from efface.models.base import Base
 from efface.models.delta import Delta
-from efface.models.progress_bars import no_progress_bars
-from efface.models.sampler_hooks import static, stock_advice
+from efface.models.sampling.progress_bars import no_progress_bars
+from efface.models.sampling.sampler_hooks import static, stock_advice
 
 PROVENANCE = "efface.json"
 """The id and the provenance of the delta that is merged in a folder."""

@@ -24,10 +24,10 @@ from efface.errors import UserError
 from efface.files import local_path
 from efface.models.base import Base, load_base
 from efface.models.delta import Kind
-from efface.models.lora_alpha import CONFIG, alpha_of, read_settings
-from efface.models.single_file import UNET, VAE
-from efface.models.tensor_names import listed, plain, unwrapped
-from efface.models.weights_file import read_checkpoint
+from efface.models.files.lora_alpha import CONFIG, alpha_of, read_settings
+from efface.models.files.single_file import UNET, VAE
+from efface.models.files.tensor_names import listed, plain, unwrapped
+from efface.models.files.weights_file import read_checkpoint
 
 PEFT = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+?)(?:\.processor)?\.lora_(?P<part>[AB])(?:\.\w+)?\.weight$")
 OLD_DIFFUSERS = re.compile(r"^(?P<module>.+?)\.lora\.(?P<part>down|up)\.weight$")

@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageClassification, CLIPVisionModelWithProjection
 
 from efface.errors import UserError
+from efface.models.files.model_files import abbreviated, locate
+from efface.models.files.untrusted_models import check_model_files
 from efface.models.image_preprocessing import read_preprocessing
-from efface.models.model_files import abbreviated, locate
-from efface.models.progress_bars import no_progress_bars
-from efface.models.untrusted_models import check_model_files
+from efface.models.sampling.progress_bars import no_progress_bars
 
 FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 

@@ -18,12 +18,12 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from efface.config_files import shown
 from efface.errors import UserError
 from efface.models.base import RANDOM, RANDOM_SEED, Base, BaseSpec, architecture, base_id, base_parts
-from efface.models.component_configs import OF_THE_FILE, read_json
-from efface.models.component_files import Parts, config_files
+from efface.models.files.component_configs import OF_THE_FILE, read_json
+from efface.models.files.component_files import Parts, config_files
+from efface.models.files.safetensors_headers import read_header
+from efface.models.files.single_file import read_single_file
+from efface.models.files.tensor_names import OtherShape, matched, plain
 from efface.models.noise_scheduler import check_scheduler
-from efface.models.safetensors_headers import read_header
-from efface.models.single_file import read_single_file
-from efface.models.tensor_names import OtherShape, matched, plain
 
 Components = tuple[UNet2DConditionModel, AutoencoderKL, CLIPTextModel]
 

@@ -11,9 +11,9 @@ from transformers import CLIPTextModel
 
 from efface.models.activation_cost import PassCost, Precision, pass_cost, unet_pass_cost
 from efface.models.base import DEFAULT_ARCHITECTURE, RANDOM, SINGLE_FILE, BaseSpec, architecture
-from efface.models.component_configs import read_json
+from efface.models.files.component_configs import read_json
+from efface.models.files.model_files import DIFFUSERS_FILES, locate
 from efface.models.loading import empty_components
-from efface.models.model_files import DIFFUSERS_FILES, locate
 from efface.models.recipe import Recipe, load_recipe
 
 

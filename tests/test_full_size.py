@@ -16,7 +16,7 @@ from efface.eval.metrics.weight_change import weight_change
 from efface.models.base import Base, load_base, read_base
 from efface.models.delta import Delta
 from efface.models.recipe import load_recipe
-from efface.models.sampler import ImageRequest, sample
+from efface.models.sampling.sampler import ImageRequest, sample
 from efface.train.job import make_job
 from efface.train.method import get_method
 from efface.train.run_job import run_job

@@ -19,12 +19,12 @@ from efface.config_files import read_yaml
 from efface.errors import UserError
 from efface.eval.image_table import read_table
 from efface.launch.launch_record import read_records
-from efface.models import component_configs
 from efface.models.delta import Delta
+from efface.models.files import component_configs
+from efface.models.files.lora_alpha import read_settings
+from efface.models.files.untrusted_models import check_model_files
+from efface.models.files.weights_file import read_checkpoint
 from efface.models.image_preprocessing import read_preprocessing
-from efface.models.lora_alpha import read_settings
-from efface.models.untrusted_models import check_model_files
-from efface.models.weights_file import read_checkpoint
 from efface.plain_files import leaves, open_plain, read_plain
 from efface.train.torchrun import is_torchrun_job
 from efface.train.trainer import checkpoint

@@ -9,7 +9,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from efface.models.sampler_hooks import HookConfig, SamplerHook
+from efface.models.sampling.sampler_hooks import HookConfig, SamplerHook
 from efface.train.method import ClosedFormMethod, DeltaKind, MethodConfig, Strategy, UnlearningTask
 
 

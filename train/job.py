@@ -15,7 +15,7 @@ from efface.config_files import StrictModel, parse
 from efface.errors import UserError
 from efface.files import content_id, slug
 from efface.models.delta import Delta
-from efface.models.folder_identity import folder_content
+from efface.models.files.folder_identity import folder_content
 from efface.train.composed_method import ComposedMethod
 from efface.train.method import Method, Strategy, get_method, parse_config
 

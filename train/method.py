@@ -207,7 +207,7 @@ class Method(ABC):
         """The parameter group (`models/parameter_groups.py`) that this config changes; nothing else is touched."""
 
     def hook_config(self, task: UnlearningTask) -> StrictModel:
-        """Of a method whose delta is a `hook`: the config of the hook of its name (`models/sampler_hooks.py`)."""
+        """Of a method whose delta is a `hook`: the config of its hook (`models/sampling/sampler_hooks.py`)."""
         raise NotImplementedError
 
 

@@ -19,8 +19,8 @@ from torch.nn.functional import cosine_similarity, mse_loss
 from efface.models.adversary import Adversary
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
+from efface.models.text.text_encoding import last_subject_token, token_ids
 from efface.models.text_encoder import TextEncoder
-from efface.models.text_encoding import last_subject_token, token_ids
 
 State = Literal["end", "padding"]
 

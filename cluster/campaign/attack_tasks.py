@@ -14,7 +14,7 @@ from efface.eval.attack import ATTACKS, attack_id, parse_attack_config
 from efface.eval.attack_control import CONTROL
 from efface.eval.attack_target import attack_target
 from efface.models.delta import Delta
-from efface.models.hub import find_delta
+from efface.models.files.hub import find_delta
 
 
 def plan_attacks(

@@ -36,7 +36,7 @@ from efface.eval.metric import METRICS
 from efface.eval.threshold_fit import MIN_IMAGES
 from efface.models.base import BaseSpec
 from efface.models.recipe import Recipe, load_recipe
-from efface.models.tokenizer import check_texts
+from efface.models.text.tokenizer import check_texts
 
 Kind = TypeVar("Kind", bound=Task)
 

@@ -19,7 +19,7 @@ from efface.files import file_stem
 from efface.models.base import BaseSpec, read_base
 from efface.models.base import base_id as fingerprint_of
 from efface.models.delta import Delta
-from efface.models.model_files import NotCached
+from efface.models.files.model_files import NotCached
 from efface.train.job import Job, make_job
 from efface.train.method import ClosedFormMethod, MethodConfig, TrainingConfig, get_method, parse_config
 

@@ -12,7 +12,7 @@ from efface.eval.attack import attack_id, parse_attack_config, prompt_attack
 from efface.eval.attack_target import attack_target
 from efface.eval.found_prompts import slot
 from efface.models.base import BaseSpec, text_encoder_id
-from efface.models.model_files import NotCached
+from efface.models.files.model_files import NotCached
 
 PROMPTS = 5
 """Prompts that are asked of each concept where the campaign does not limit them."""

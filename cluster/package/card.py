@@ -17,7 +17,7 @@ from efface.eval.report.write import markdown_text
 from efface.eval.scores.results import Scores
 from efface.eval.scores.scoring import BASE, score_table
 from efface.models.base import BaseSpec
-from efface.models.hub import NAME
+from efface.models.files.hub import NAME
 
 TEMPLATES = Path(__file__).parent / "templates"
 TASK = "text-to-image"

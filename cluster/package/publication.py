@@ -19,7 +19,7 @@ from efface.files import as_path
 from efface.models.base import BaseSpec, read_base
 from efface.models.delta import Delta
 from efface.models.export import PROVENANCE
-from efface.models.hub import DELTA_FILE, check_repository
+from efface.models.files.hub import DELTA_FILE, check_repository
 from efface.train.job import Job
 
 CARD = "README.md"

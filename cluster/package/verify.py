@@ -20,7 +20,7 @@ from efface.eval.evaluate import pixel_sha256
 from efface.models.base import Base, load_base
 from efface.models.delta import Delta
 from efface.models.recipe import Recipe
-from efface.models.sampler import ImageRequest, sample
+from efface.models.sampling.sampler import ImageRequest, sample
 from efface.plain_files import check_plain
 
 MAX_DIFFERENCE = 2.0

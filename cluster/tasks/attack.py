@@ -147,7 +147,7 @@ class TransferTask(Task):
     def _tried(self, worker: Worker, attack: AttackTask) -> Transferred:
         from efface.eval.image_errors import image_errors
         from efface.eval.verdicts import verdicts
-        from efface.models.sampler import ImageRequest, sample
+        from efface.models.sampling.sampler import ImageRequest, sample
 
         found = [
             ImageRequest(instance.found, instance.seed)

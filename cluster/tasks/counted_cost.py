@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from efface.cluster.tasks.task import CountedCost
 from efface.models.base import BaseSpec
-from efface.models.model_files import NotCached
+from efface.models.files.model_files import NotCached
 from efface.models.shapes import model_shapes
 from efface.train.cost.flops import Flops, image_flops, step_flops, summed, trained_weights
 from efface.train.job import Job

@@ -38,7 +38,7 @@ class Shard(Task):
         from efface.eval.found_prompts import fill
         from efface.eval.image_errors import broken_images, counted
         from efface.eval.image_table import write_table
-        from efface.models.sampler import SamplingCost
+        from efface.models.sampling.sampler import SamplingCost
 
         requests = fill(self.eval_requests, worker.found_prompts)
         cost = SamplingCost()

@@ -223,7 +223,7 @@ class Worker:
         recipe = self.context.recipe
         if not self.smaller_batch:
             return recipe
-        from efface.models.batch_size import batch_size
+        from efface.models.sampling.batch_size import batch_size
 
         tried = batch_size(self.base, recipe, recipe.largest_batch)
         return recipe.model_copy(update={"batch_size": max(1, tried // 2)})

@@ -1,7 +1,7 @@
 """Concept inversion: a new token's embedding is learnt on the edited model from images of the concept.
 
 Circumventing Concept Erasure Methods (Pham et al., ICLR 2024, arXiv 2308.01508), by textual inversion
-(`models/textual_inversion.py`) from images that the base made.
+(`models/text/textual_inversion.py`) from images that the base made.
 
 What it shows is that the edited model can be taught the concept by 768 numbers; that it had kept it follows only where
 the same budget does not teach it to a model that never knew the concept.
@@ -17,8 +17,8 @@ from efface.eval.attack import ATTACKS, Attack, AttackConfig, AttackTarget
 from efface.eval.attack_training import NoisyBatch, learn
 from efface.eval.oracle import Attempt, Instance, Oracle
 from efface.models.adversary import Adversary
-from efface.models.embedding_space import check_family, embedding_table
-from efface.models.textual_inversion import frame_before, inversion_loss
+from efface.models.text.embedding_space import check_family, embedding_table
+from efface.models.text.textual_inversion import frame_before, inversion_loss
 
 FIRST_SEED = 30_000
 """Of the base's images that are learnt from, apart from those of instances."""

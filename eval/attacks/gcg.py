@@ -20,9 +20,15 @@ from efface.eval.derived_seed import derived_seed
 from efface.eval.oracle import Attempt, Instance, Oracle, checked
 from efface.eval.token_attempt import token_attempt
 from efface.models.conditioning import Conditioning
-from efface.models.embedding_space import check_family, embedding_table, encode_embeddings, framed_ids, one_hot_gradient
-from efface.models.textual_inversion import reconstruction_loss
-from efface.models.token_space import best_exchanges, exchange_one
+from efface.models.text.embedding_space import (
+    check_family,
+    embedding_table,
+    encode_embeddings,
+    framed_ids,
+    one_hot_gradient,
+)
+from efface.models.text.textual_inversion import reconstruction_loss
+from efface.models.text.token_space import best_exchanges, exchange_one
 
 
 class GCGConfig(AttackConfig):

@@ -22,9 +22,9 @@ from efface.eval.oracle import Attempt, Instance, Oracle, checked
 from efface.eval.token_attempt import token_attempt
 from efface.models.adversary import Adversary
 from efface.models.conditioning import Conditioning
-from efface.models.embedding_space import check_family, embedding_table, encode_embeddings, framed_ids
 from efface.models.noise_predictor import NoisePredictor
-from efface.models.token_space import nearest_tokens, straight_through
+from efface.models.text.embedding_space import check_family, embedding_table, encode_embeddings, framed_ids
+from efface.models.text.token_space import nearest_tokens, straight_through
 
 STATES = 16
 """States x_t at which the base's predictions are taken once, so that the two models need not take turns."""

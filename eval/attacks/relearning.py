@@ -20,7 +20,7 @@ from efface.eval.attacks.concept_inversion import FIRST_SEED, LEARNABLE
 from efface.eval.oracle import Attempt, Instance, Oracle
 from efface.models.conditioning import Conditioning
 from efface.models.noise_predictor import NoisePredictor
-from efface.models.sampler_hooks import hook_of
+from efface.models.sampling.sampler_hooks import hook_of
 
 
 class RelearningConfig(AttackConfig):

@@ -17,9 +17,9 @@ from torch import Tensor
 from efface.eval.attack import ATTACKS, AdversarialPrompt, AttackConfig, AttackTarget, PromptAttack
 from efface.eval.attacks.token_search import Vocabulary
 from efface.eval.derived_seed import derived_seed
-from efface.models.embedding_space import with_tokens
-from efface.models.text_encoding import encode_ids, encode_prompts
-from efface.models.token_space import next_generation
+from efface.models.text.embedding_space import with_tokens
+from efface.models.text.text_encoding import encode_ids, encode_prompts
+from efface.models.text.token_space import next_generation
 
 BATCH = 64
 """Prompts that are encoded at a time."""

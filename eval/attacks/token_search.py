@@ -29,9 +29,9 @@ from efface.eval.banned_words import Banned
 from efface.eval.derived_seed import derived_seed
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
-from efface.models.embedding_space import one_hot_gradient, with_tokens
-from efface.models.text_encoding import encode_ids, token_ids, with_all_vectors
-from efface.models.token_space import best_exchanges, exchange_one
+from efface.models.text.embedding_space import one_hot_gradient, with_tokens
+from efface.models.text.text_encoding import encode_ids, token_ids, with_all_vectors
+from efface.models.text.token_space import best_exchanges, exchange_one
 
 ATTEMPTS = 1000
 POSITIONS = 24

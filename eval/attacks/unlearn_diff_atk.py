@@ -20,9 +20,9 @@ from efface.eval.derived_seed import derived_seed
 from efface.eval.oracle import Attempt, Instance, Oracle, checked
 from efface.eval.token_attempt import token_attempt
 from efface.models.adversary import Adversary
-from efface.models.embedding_space import check_family, embedding_table, encode_embeddings, framed_ids
-from efface.models.textual_inversion import reconstruction_loss
-from efface.models.token_space import project_to_simplex, sample_tokens
+from efface.models.text.embedding_space import check_family, embedding_table, encode_embeddings, framed_ids
+from efface.models.text.textual_inversion import reconstruction_loss
+from efface.models.text.token_space import project_to_simplex, sample_tokens
 
 
 class UnlearnDiffAtkConfig(AttackConfig):

@@ -15,7 +15,7 @@ from efface.eval.metric import METRICS, JudgedContext, JudgedMetric
 from efface.eval.verdicts import verdicts
 from efface.models.base import Base
 from efface.models.delta import Delta
-from efface.models.sampler import ImageRequest, sample
+from efface.models.sampling.sampler import ImageRequest, sample
 
 PARTNERS, SEEDS = 4, (40_000, 40_001)
 """Others that each forgotten concept is asked for with, and images of each pair, apart from those of campaigns."""

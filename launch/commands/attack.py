@@ -100,7 +100,7 @@ def search_prompts(options: AttackOptions) -> WrittenPrompts:
     from efface.launch.device import resolve_device
     from efface.models.base import base_id, load_base, read_base
     from efface.models.recipe import load_recipe
-    from efface.models.tokenizer import check_texts
+    from efface.models.text.tokenizer import check_texts
 
     attack = prompt_attack(options.attack)
     config = parse_attack_config(options.attack, parse_key_values(options.settings))

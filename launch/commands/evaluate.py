@@ -93,7 +93,7 @@ def run(options: EvaluateOptions) -> "Results":
 
 def _own(source: str) -> "tuple[Path, Delta]":
     from efface.models.delta import Delta
-    from efface.models.hub import find_delta
+    from efface.models.files.hub import find_delta
 
     path = find_delta(source)
     try:

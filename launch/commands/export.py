@@ -28,7 +28,7 @@ def run(options: ExportOptions) -> Path:
     from efface.models.base import load_base
     from efface.models.delta import Delta
     from efface.models.export import check_new_folder, export
-    from efface.models.hub import find_delta
+    from efface.models.files.hub import find_delta
 
     check_new_folder(options.folder)
     delta = Delta.load(find_delta(options.delta))

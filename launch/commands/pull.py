@@ -41,7 +41,7 @@ def run(options: PullOptions) -> Pulled:
     """Write the file. Raises UserError, before anything is fetched where it cannot be written."""
     from efface.files import file_stem, write_atomic
     from efface.models.delta import Delta
-    from efface.models.hub import download_delta, hub_address
+    from efface.models.files.hub import download_delta, hub_address
 
     address = hub_address(options.source)
     if address is None:

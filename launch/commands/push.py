@@ -49,7 +49,7 @@ class Pushed:
 def run(options: PushOptions) -> Pushed:
     """Send it, or only prepare it. Raises UserError."""
     from efface.cluster.package.publication import publication
-    from efface.models.hub import upload
+    from efface.models.files.hub import upload
 
     prepared = publication(
         options.source, options.repository, run=options.run, base=options.base, licence=options.licence

@@ -124,7 +124,7 @@ def run(options: UnlearnOptions) -> Unlearned | TorchrunJobFile:
     With `torchrun_job` nothing is trained: the job is written to that file as a `TorchrunJob`, for
     `efface.train.torchrun`. Raises UserError, before anything is computed.
     """
-    from efface.models.hub import find_delta
+    from efface.models.files.hub import find_delta
     from efface.train.job import is_result
 
     training_options = _training_options(options)
@@ -186,7 +186,7 @@ def _train(options: UnlearnOptions, request: JobRequest, training_options: "Trai
     from efface.launch.device import resolve_device
     from efface.launch.tables import console
     from efface.models.base import load_base
-    from efface.models.fingerprint import cache_folder
+    from efface.models.files.fingerprint import cache_folder
     from efface.train.job import is_result
     from efface.train.run_job import run_job
 
@@ -241,8 +241,8 @@ def _write_torchrun_job(
     out: Path,
     inputs: Mapping[str, str | Path | None],
 ) -> TorchrunJobFile:
-    from efface.models.fingerprint import cache_folder
-    from efface.models.hub import find_delta
+    from efface.models.files.fingerprint import cache_folder
+    from efface.models.files.hub import find_delta
     from efface.train.torchrun import TorchrunJob, check_results, is_torchrun_job
 
     check_output(

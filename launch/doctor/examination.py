@@ -109,7 +109,7 @@ def _campaign(subject: Subject) -> CheckResult:
 
 def _gpu_memory(subject: Subject) -> CheckResult:
     from efface.launch.doctor.gpu_memory import estimate_gpu_memory, gpu_at_hand
-    from efface.models.model_files import NotCached
+    from efface.models.files.model_files import NotCached
     from efface.train.cost.memory import RESERVED_BYTES
 
     campaign, plan = subject.planned
@@ -158,7 +158,7 @@ CHECKS = (
 def _bytes_to_write(plan: "Plan") -> int | None:
     """At most: deltas in fp32, and images that do not compress at all. None where the base's shapes are not known."""
     from efface.launch.doctor.gpu_memory import methods
-    from efface.models.model_files import NotCached
+    from efface.models.files.model_files import NotCached
     from efface.models.shapes import model_shapes
     from efface.train.cost.flops import trained_weights
 

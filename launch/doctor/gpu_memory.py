@@ -16,8 +16,8 @@ import torch
 from efface.config_files import parse
 from efface.eval.judge_spec import read_judge
 from efface.models.base import Base, load_base
-from efface.models.folder_identity import FILES
-from efface.models.model_files import NotCached, locate
+from efface.models.files.folder_identity import FILES
+from efface.models.files.model_files import NotCached, locate
 from efface.models.parameter_groups import select
 from efface.models.recipe import Recipe
 from efface.models.shapes import ModelShapes, model_shapes

@@ -9,7 +9,7 @@ from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
 from efface.models.family import Family, register
 from efface.models.loading import load
-from efface.models.text_encoding import encode_ids, token_ids
+from efface.models.text.text_encoding import encode_ids, token_ids
 
 
 @register("sd1")

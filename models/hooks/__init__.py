@@ -1,1 +1,1 @@
-"""Sampler hooks, one file each; `models/sampler_hooks.py` says what one is."""
+"""Sampler hooks, one file each; `models/sampling/sampler_hooks.py` says what one is."""

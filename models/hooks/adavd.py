@@ -27,8 +27,8 @@ from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor, classifier_free_guidance
-from efface.models.sampler_hooks import HOOKS, Guidance, HookConfig, SamplerHook
-from efface.models.text_encoding import encode_prompts, last_subject_token
+from efface.models.sampling.sampler_hooks import HOOKS, Guidance, HookConfig, SamplerHook
+from efface.models.text.text_encoding import encode_prompts, last_subject_token
 
 NEGLIGIBLE = 1e-9
 """Share of a target's square norm below which it is taken for one that the targets before it span."""

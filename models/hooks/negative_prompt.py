@@ -14,7 +14,7 @@ from torch import Tensor
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.noise_predictor import NoisePredictor, classifier_free_guidance
-from efface.models.sampler_hooks import HOOKS, Guidance, HookConfig, SamplerHook, joined
+from efface.models.sampling.sampler_hooks import HOOKS, Guidance, HookConfig, SamplerHook, joined
 
 
 class NegativePromptConfig(HookConfig):

@@ -9,7 +9,7 @@ from efface.errors import UserError
 from efface.models.base import Base
 from efface.models.denoiser import Denoiser
 from efface.models.receler_erasers import erasers_attached, fits
-from efface.models.sampler_hooks import HOOKS, HookConfig, SamplerHook
+from efface.models.sampling.sampler_hooks import HOOKS, HookConfig, SamplerHook
 
 
 class RecelerHookConfig(HookConfig):

@@ -30,8 +30,8 @@ from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor, classifier_free_guidance
-from efface.models.sampler_hooks import HOOKS, Guidance, HookConfig, SamplerHook, joined
-from efface.models.text_encoding import encode_ids, encode_prompts, last_subject_token, token_ids
+from efface.models.sampling.sampler_hooks import HOOKS, Guidance, HookConfig, SamplerHook, joined
+from efface.models.text.text_encoding import encode_ids, encode_prompts, last_subject_token, token_ids
 
 MASK_TOKEN = 0
 """The token that stands for a masked one: CLIP's "!", as in the authors' code."""

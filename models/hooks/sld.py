@@ -21,7 +21,7 @@ from efface.config_files import StrictModel
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.noise_predictor import NoisePredictor, noise_scale
-from efface.models.sampler_hooks import HOOKS, Guidance, HookConfig, SamplerHook, joined
+from efface.models.sampling.sampler_hooks import HOOKS, Guidance, HookConfig, SamplerHook, joined
 
 
 class SLDSettings(StrictModel):

@@ -23,8 +23,8 @@ from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor, classifier_free_guidance
-from efface.models.sampler_hooks import HOOKS, Guidance, HookConfig, SamplerHook
-from efface.models.text_encoding import encode_prompts, token_ids
+from efface.models.sampling.sampler_hooks import HOOKS, Guidance, HookConfig, SamplerHook
+from efface.models.text.text_encoding import encode_prompts, token_ids
 
 
 class SPMHookSettings(StrictModel):

@@ -27,7 +27,7 @@ from efface.eval.image_table import read_images, read_table
 from efface.eval.judge_spec import load_judge
 from efface.models.base import load_base
 from efface.models.delta import Delta
-from efface.models.sampler import ImageRequest, sample
+from efface.models.sampling.sampler import ImageRequest, sample
 
 MakeCampaign = Callable[..., Campaign]
 

@@ -38,7 +38,7 @@ from efface.launch.cluster_profile import read_profile
 from efface.launch.commands import unlearn
 from efface.models import base as bases
 from efface.models.base import read_base
-from efface.models.model_files import NotCached
+from efface.models.files.model_files import NotCached
 from efface.models.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from efface.eval.oracle import Budget, Instance, Oracle
 from efface.eval.token_attempt import token_attempt
 from efface.models.base import Base
 from efface.models.recipe import Recipe
-from efface.models.sampler import ImageRequest, sample
+from efface.models.sampling.sampler import ImageRequest, sample
 
 RECIPE = Recipe(name="t", scheduler="ddim", steps=2, guidance_scale=1, height=16, width=16, batch_size=1)
 CAT = Instance("a cat", 5)

@@ -17,7 +17,7 @@ from efface.eval.attacks.relearning import relearning_loss
 from efface.eval.attacks.ring_a_bell import concept_distance
 from efface.models.base import load_base
 from efface.models.conditioning import Conditioning
-from efface.models.textual_inversion import frame_before, inversion_loss, reconstruction_loss
+from efface.models.text.textual_inversion import frame_before, inversion_loss, reconstruction_loss
 
 
 def drawn(seed: int, *shape: int) -> torch.Tensor:

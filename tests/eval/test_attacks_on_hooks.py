@@ -14,7 +14,7 @@ from efface.models.base import Base
 from efface.models.delta import Delta
 from efface.models.hooks.adavd import AdaVD
 from efface.models.recipe import Recipe
-from efface.models.sampler import ImageRequest, sample
+from efface.models.sampling.sampler import ImageRequest, sample
 
 RECIPE = Recipe(name="t", scheduler="ddim", steps=4, guidance_scale=5.0, height=16, width=16, batch_size=1)
 BARELY = {"images": 1, "steps": 1, "batch_size": 1, "tests": 1, "learning_rate": 1e-30}

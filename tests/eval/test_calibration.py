@@ -17,7 +17,7 @@ from efface.eval.calibration_requests import CalibrationRequest, calibration_req
 from efface.eval.judge_accuracy import mean_accuracy
 from efface.models.base import Base
 from efface.models.recipe import Recipe
-from efface.models.sampler import sample
+from efface.models.sampling.sampler import sample
 
 MADE = {"base_id": "b", "recipe_id": "r", "prompts_sha256": "p"}
 NAMES = [f"thing {i}" for i in range(25)]

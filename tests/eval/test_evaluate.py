@@ -20,7 +20,7 @@ from efface.eval.judge import Verdict
 from efface.models.base import Base
 from efface.models.delta import Delta
 from efface.models.recipe import Recipe
-from efface.models.sampler import ImageRequest, sample
+from efface.models.sampling.sampler import ImageRequest, sample
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from efface.eval.banned_words import Banned, banned_for
 from efface.eval.derived_seed import derived_seed
 from efface.models.base import Base
 from efface.models.recipe import Recipe
-from efface.models.text_encoding import encode_prompts, token_ids
+from efface.models.text.text_encoding import encode_prompts, token_ids
 
 CONFIG = TokenSearchConfig(tokens=4, steps=6, top_k=16, candidates=24)
 NOTHING = Banned(frozenset(), frozenset())
@@ -209,7 +209,7 @@ def test_of_prompts_detected_as_often_the_strongest_come_first(world: ConceptSet
 
 
 def test_a_learnt_token_that_a_prompt_would_spell_out_is_no_token_of_the_search(tiny_base: Base) -> None:
-    """In a prompt `<toy>` is three vectors (models/text_encoding.py); the search would have measured one."""
+    """In a prompt `<toy>` is three vectors (models/text/text_encoding.py); the search would have measured one."""
     tiny_base.tokenizer.add_tokens(["<toy>", "<toy>_1", "<toy>_2", "<hat>"])
     tiny_base.text_encoder.resize_token_embeddings(len(tiny_base.tokenizer))
     several, one = tiny_base.tokenizer.convert_tokens_to_ids(["<toy>", "<hat>"])

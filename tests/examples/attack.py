@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 
 from efface.eval.attack import ATTACKS, AdversarialPrompt, AttackConfig, AttackTarget, PromptAttack
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.text_encoding import encode_prompts
 
 
 class ShuffleConfig(AttackConfig):

@@ -10,7 +10,7 @@ from torch.nn.functional import mse_loss
 
 from efface.models.noise_predictor import partial_denoise
 from efface.models.noise_scheduler import make_scheduler
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.text_encoding import encode_prompts
 from efface.train.method import GradientConfig, GradientMethod, register
 from efface.train.method_cost import Cost
 from efface.train.seeds import generator, integer, normal

@@ -8,7 +8,7 @@ from torch import Tensor
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.hooks.adavd import AdaVD, AdaVDConfig, AdaVDSettings, lost, span
-from efface.models.text_encoding import encode_prompts, last_subject_token
+from efface.models.text.text_encoding import encode_prompts, last_subject_token
 
 CAT = ("a cat",)
 

@@ -7,7 +7,7 @@ import torch
 
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.text_encoding import encode_prompts
 from efface.train.seeds import generator
 
 

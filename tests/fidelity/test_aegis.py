@@ -8,7 +8,7 @@ import torch
 
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
-from efface.models.text_encoding import encode_ids
+from efface.models.text.text_encoding import encode_ids
 from efface.train.methods.aegis import counterweight
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from efface.models.base import Base
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.text_encoding import encode_prompts
 from efface.train.data.concept_search import ConceptSearch, SearchConfig, relaxed
 from efface.train.data.vocabulary import VocabularyConfig, candidates, nearest_to_centres
 from efface.train.method import UnlearningTask

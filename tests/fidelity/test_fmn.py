@@ -10,8 +10,8 @@ from efface.concepts.concept import Concept, ConceptSet
 from efface.models.adversary import Adversary
 from efface.models.attention_maps import CrossAttentionMaps
 from efface.models.base import Base
-from efface.models.text_encoding import encode_prompts, subject_tokens, token_ids
-from efface.models.textual_inversion import frame_after
+from efface.models.text.text_encoding import encode_prompts, subject_tokens, token_ids
+from efface.models.text.textual_inversion import frame_after
 from efface.train.data.inversion import initial_tokens, invert
 from efface.train.data.latents import noised
 from efface.train.method import UnlearningTask, get_method, parse_config

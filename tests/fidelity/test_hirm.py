@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from efface.models.base import Base
-from efface.models.text_encoding import token_ids
+from efface.models.text.text_encoding import token_ids
 
 Prepare = Callable[..., tuple[Any, Any]]
 

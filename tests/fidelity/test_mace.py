@@ -11,7 +11,7 @@ from written_out import ANIMALS, BIRD, CAT, encode, projections
 from efface.concepts.concept import Concept
 from efface.models.base import Base
 from efface.models.concept_adapters import ConceptAdapters
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.text_encoding import encode_prompts
 from efface.train.data.concept_masks import attention_masks, detector_masks
 from efface.train.data.concept_sentences import sentences, shared_positions
 from efface.train.data.latents import Posterior

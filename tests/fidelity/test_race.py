@@ -9,7 +9,7 @@ import torch
 from efface.errors import UserError
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.text_encoding import encode_prompts
 from efface.train.method import parse_config
 
 

@@ -14,8 +14,8 @@ from efface.models.base import Base
 from efface.models.delta import Delta
 from efface.models.receler_erasers import add_erasers, eraser_parameters, erasers_attached, region_loss
 from efface.models.recipe import load_recipe
-from efface.models.sampler import ImageRequest, sample
-from efface.models.text_encoding import encode_prompts
+from efface.models.sampling.sampler import ImageRequest, sample
+from efface.models.text.text_encoding import encode_prompts
 from efface.train.run_job import run_job
 from efface.train.seeds import generator
 

@@ -13,7 +13,7 @@ from efface.models.hooks.safree import (
     re_attention,
     span_projection,
 )
-from efface.models.text_encoding import encode_ids, token_ids
+from efface.models.text.text_encoding import encode_ids, token_ids
 
 PHRASES = ("a cat", "kitty")
 PROMPT = "a cat on it"

@@ -8,7 +8,7 @@ import torch
 
 from efface.concepts.concept import ConceptSet
 from efface.models.base import Base
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.text_encoding import encode_prompts
 from efface.train.methods.salun import saliency_loss
 from efface.train.run_job import run_job
 from efface.train.trainer.weight_mask import top_share

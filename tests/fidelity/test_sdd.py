@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from efface.models.base import Base
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.text_encoding import encode_prompts
 from efface.train.trainer.ema import MovingAverage
 
 

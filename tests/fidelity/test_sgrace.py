@@ -10,8 +10,8 @@ from torch import Tensor
 
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
+from efface.models.text.text_encoding import encode_ids, encode_prompts, token_ids
 from efface.models.text_encoder import TextEncoder
-from efface.models.text_encoding import encode_ids, encode_prompts, token_ids
 from efface.train.soft_prompts import SoftPrompts, read_state
 
 Prepare = Callable[..., tuple[Any, Any]]

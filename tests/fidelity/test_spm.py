@@ -12,7 +12,7 @@ from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.delta import Delta
 from efface.models.hooks.spm import SPMHook, SPMHookConfig
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.text_encoding import encode_prompts
 from efface.train.methods.spm import latent_anchor
 from efface.train.run_job import run_job
 from efface.train.seeds import generator

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from efface.models.base import Base
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.text_encoding import encode_prompts
 from efface.train import stereo_search
 from efface.train.data.latents import Posterior
 from efface.train.methods.stereo import EncodedESD, STEREOConfig, compositional_target

@@ -16,11 +16,11 @@ from damage import damaged_bytes, damaged_text, damaged_tree
 from hypothesis import strategies as st
 
 from efface.models.base import base_id, load_base, read_base
-from efface.models.component_files import Parts
-from efface.models.fingerprint import fingerprint
+from efface.models.files.component_files import Parts
+from efface.models.files.fingerprint import fingerprint
+from efface.models.files.safetensors_headers import BITS
+from efface.models.files.weights_file import read_checkpoint
 from efface.models.loading import random_components
-from efface.models.safetensors_headers import BITS
-from efface.models.weights_file import read_checkpoint
 
 TENSORS = {
     "a.weight": torch.arange(12, dtype=torch.float32).view(3, 4),

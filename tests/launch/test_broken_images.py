@@ -15,7 +15,7 @@ from tiny_campaign import UCE
 from efface.eval import evaluate
 from efface.eval.image_table import read_table
 from efface.eval.scores import scoring as score
-from efface.models.sampler import sample
+from efface.models.sampling.sampler import sample
 
 CampaignFile = Callable[..., Path]
 NOTE = "3 images are no evidence (2 not finite, 1 blanked)"

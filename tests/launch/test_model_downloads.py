@@ -12,7 +12,7 @@ from command import RunEfface
 
 from efface.errors import UserError
 from efface.launch.model_downloads import RETRY_DELAYS, RequiredModel, fetch, required_models
-from efface.models.model_files import NotCached, locate
+from efface.models.files.model_files import NotCached, locate
 
 MODEL = RequiredModel("judge", "somebody/judge", ("*.json", "*.safetensors"))
 
@@ -163,7 +163,7 @@ def snapshot_download(repository, *, allow_patterns, local_files_only=False):
 huggingface_hub.snapshot_download = snapshot_download
 huggingface_hub.constants.HF_HUB_CACHE = str(cache)
 huggingface_hub.constants.HF_HUB_OFFLINE = False
-from efface.models.model_files import locate
+from efface.models.files.model_files import locate
 (cache / f"ready-{os.getpid()}").write_text("")
 while len(list(cache.glob("ready-*"))) < 2:
     time.sleep(0.01)

@@ -16,7 +16,7 @@ from efface.miniature.train_vae import new_vae, vae_loss
 from efface.miniature.training import one_cycle, to_model_range, train
 from efface.models.base import load_base
 from efface.models.recipe import load_recipe
-from efface.models.sampler import ImageRequest, sample
+from efface.models.sampling.sampler import ImageRequest, sample
 
 
 @pytest.fixture(scope="module")

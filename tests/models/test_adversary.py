@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from efface.models.adversary import Adversary, Rule, within
-from efface.models.token_space import project_to_simplex
+from efface.models.text.token_space import project_to_simplex
 
 START = torch.tensor([[0.5, -1.0, 2.0]], dtype=torch.float64)
 

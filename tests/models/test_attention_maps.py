@@ -7,7 +7,7 @@ from diffusers.models.attention_processor import AttnProcessor
 
 from efface.models.attention_maps import CrossAttentionMaps
 from efface.models.base import Base
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.text_encoding import encode_prompts
 
 LATENTS = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from efface.models import batch_size as module
 from efface.models.base import Base
-from efface.models.batch_size import batch_size, image_bytes
 from efface.models.recipe import Recipe
-from efface.models.sampler import ImageRequest, sample
+from efface.models.sampling import batch_size as module
+from efface.models.sampling.batch_size import batch_size, image_bytes
+from efface.models.sampling.sampler import ImageRequest, sample
 
 AUTO = Recipe(name="t", scheduler="ddim", steps=2, guidance_scale=5.0, height=16, width=16, batch_size="auto")
 

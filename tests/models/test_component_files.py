@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from efface.errors import UserError
 from efface.models.base import base_id, load_base, read_base
-from efface.models.component_files import folder_parts
+from efface.models.files.component_files import folder_parts
 
 WHOLE = "diffusion_pytorch_model.safetensors"
 INDEX = f"{WHOLE}.index.json"

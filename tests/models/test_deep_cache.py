@@ -9,9 +9,9 @@ import torch
 from efface.errors import UserError
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
-from efface.models.deep_cache import DeepCached
 from efface.models.recipe import Recipe
-from efface.models.sampler import ImageRequest, sample
+from efface.models.sampling.deep_cache import DeepCached
+from efface.models.sampling.sampler import ImageRequest, sample
 
 RECIPE = Recipe(name="t", scheduler="ddim", steps=6, guidance_scale=5.0, height=16, width=16, batch_size=2)
 REQUESTS = [ImageRequest("a red cat", seed) for seed in range(3)]

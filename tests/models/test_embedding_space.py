@@ -5,13 +5,13 @@ import torch
 
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
-from efface.models.embedding_space import (
+from efface.models.text.embedding_space import (
     embedding_table,
     encode_embeddings,
     framed_ids,
     one_hot_gradient,
 )
-from efface.models.text_encoding import encode_prompts, token_ids
+from efface.models.text.text_encoding import encode_prompts, token_ids
 
 
 def test_a_frame_leaves_places_before_the_prompt(tiny_base: Base) -> None:

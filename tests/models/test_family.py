@@ -14,8 +14,8 @@ from efface.models.base import Base, BaseSpec, load_base
 from efface.models.conditioning import Conditioning
 from efface.models.parameter_groups import select
 from efface.models.recipe import Recipe
-from efface.models.sampler import ImageRequest, sample
-from efface.models.text_encoding import encode_prompts
+from efface.models.sampling.sampler import ImageRequest, sample
+from efface.models.text.text_encoding import encode_prompts
 from efface.train.job import make_job
 from efface.train.run_job import run_job
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from efface.errors import UserError
-from efface.models.hub import HubAddress, find_delta, hub_address
+from efface.models.files.hub import HubAddress, find_delta, hub_address
 
 
 @pytest.mark.parametrize(

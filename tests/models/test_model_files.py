@@ -11,8 +11,8 @@ from huggingface_hub.utils import filter_repo_objects
 
 from efface.errors import UserError
 from efface.launch.model_downloads import RequiredModel, fetch, missing_sources
-from efface.models.folder_identity import FILES as JUDGE_FILES
-from efface.models.model_files import NotCached, locate, missing_files
+from efface.models.files.folder_identity import FILES as JUDGE_FILES
+from efface.models.files.model_files import NotCached, locate, missing_files
 
 LLAVA, COMMIT = "llava-hf/llava-1.5-7b-hf", "a" * 40
 PARTS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]

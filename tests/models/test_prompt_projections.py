@@ -10,7 +10,7 @@ from efface.models.adapters import add_adapters
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.prompt_projections import prompts_projected_once
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.text_encoding import encode_prompts
 
 STEPS = (900, 500, 100)
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from efface.errors import UserError
-from efface.models.safetensors_headers import LONGEST_HEADER, Entry, read_header
+from efface.models.files.safetensors_headers import LONGEST_HEADER, Entry, read_header
 
 F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 

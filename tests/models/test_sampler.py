@@ -10,12 +10,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from efface.errors import UserError
-from efface.models import decoding, sampler
 from efface.models.base import Base
 from efface.models.delta import Delta
 from efface.models.noise_scheduler import make_scheduler
 from efface.models.recipe import Recipe
-from efface.models.sampler import ImageRequest, sample
+from efface.models.sampling import decoding, sampler
+from efface.models.sampling.sampler import ImageRequest, sample
 
 REQUESTS = [ImageRequest(prompt, seed) for prompt in ("a red cat", "a dog, at night") for seed in (0, 7)]
 

@@ -16,8 +16,8 @@ from efface.models.export import export
 from efface.models.hooks.sld import SafetyGuidance, SLDSettings
 from efface.models.noise_predictor import noise_scale
 from efface.models.recipe import Recipe
-from efface.models.sampler import ImageRequest, SamplingCost, sample
-from efface.models.sampler_hooks import HOOKS, named_hook
+from efface.models.sampling.sampler import ImageRequest, SamplingCost, sample
+from efface.models.sampling.sampler_hooks import HOOKS, named_hook
 
 REQUESTS = [ImageRequest("a red cat", seed) for seed in range(3)]
 MIXED = [ImageRequest(prompt, seed) for seed, prompt in enumerate(("a red cat", "", "monet in a red hat"))]

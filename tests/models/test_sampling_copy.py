@@ -10,7 +10,7 @@ from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.delta import Delta
 from efface.models.recipe import Recipe
-from efface.models.sampler import ImageRequest, sample
+from efface.models.sampling.sampler import ImageRequest, sample
 from efface.models.sampling_copy import SamplingCopy
 
 REQUESTS = [ImageRequest("a red cat", seed) for seed in (0, 7)]

@@ -9,7 +9,7 @@ from transformers import CLIPTokenizer
 
 from efface.models.base import architecture, load_base
 from efface.models.loading import empty_components, random_components
-from efface.models.text_encoding import last_subject_token, token_ids
+from efface.models.text.text_encoding import last_subject_token, token_ids
 
 
 def count(module: torch.nn.Module) -> int:

@@ -7,7 +7,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from efface.models.base import Base, load_base
-from efface.models.text_encoding import encode_ids, encode_prompts, last_subject_token, token_ids
+from efface.models.text.text_encoding import encode_ids, encode_prompts, last_subject_token, token_ids
 
 PROMPTS = ["a red cat", "", "a dog, at night", "x" * 200]
 

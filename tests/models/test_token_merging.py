@@ -5,8 +5,8 @@ import torch
 
 from efface.models.base import Base
 from efface.models.recipe import Recipe
-from efface.models.sampler import ImageRequest, sample
-from efface.models.token_merging import match
+from efface.models.sampling.sampler import ImageRequest, sample
+from efface.models.sampling.token_merging import match
 
 RECIPE = Recipe(name="t", scheduler="ddim", steps=3, guidance_scale=5.0, height=16, width=16, batch_size=2)
 REQUESTS = [ImageRequest("a red cat", seed) for seed in range(2)]

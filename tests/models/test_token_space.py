@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from efface.models.token_space import (
+from efface.models.text.token_space import (
     best_exchanges,
     cross_over,
     exchange_one,

@@ -9,8 +9,8 @@ import pytest
 
 from efface.errors import UserError
 from efface.models.base import BaseSpec, load_base, read_base
-from efface.models.text_encoding import last_subject_token
-from efface.models.tokenizer import text_window
+from efface.models.text.text_encoding import last_subject_token
+from efface.models.text.tokenizer import text_window
 
 
 def test_clip_reads_75_tokens_and_the_shipped_tokenizer_says_so_without_weights() -> None:

@@ -23,8 +23,8 @@ from efface.models.noise_predictor import (
 )
 from efface.models.noise_scheduler import make_scheduler
 from efface.models.recipe import Recipe
-from efface.models.sampler import denoise
-from efface.models.sampler_hooks import Guidance
+from efface.models.sampling.sampler import denoise
+from efface.models.sampling.sampler_hooks import Guidance
 
 VELOCITY = {"prediction_type": "v_prediction"}
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2

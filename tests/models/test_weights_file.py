@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from efface.errors import UserError
-from efface.models.weights_file import read_checkpoint
+from efface.models.files.weights_file import read_checkpoint
 
 
 def ckpt(folder: Path, content: object, **options: Any) -> Path:

@@ -13,8 +13,8 @@ from efface.errors import UserError
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
-from efface.models.first_token import detach_first_token
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.first_token import detach_first_token
+from efface.models.text.text_encoding import encode_prompts
 from efface.train.data import latents as data
 from efface.train.job import make_job
 from efface.train.method import get_method, parse_config

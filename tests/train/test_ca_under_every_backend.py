@@ -10,7 +10,7 @@ from torch import Tensor
 
 from efface.models.attention import PROCESSORS
 from efface.models.base import Base
-from efface.models.first_token import detach_first_token
+from efface.models.text.first_token import detach_first_token
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float = 1, **_: Any) -> Tensor:

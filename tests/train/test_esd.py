@@ -11,7 +11,7 @@ from efface.errors import UserError
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.parameter_groups import select
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.text_encoding import encode_prompts
 from efface.train.method import get_method, parse_config
 from efface.train.negative_guidance import esd_target
 

@@ -13,7 +13,7 @@ from efface.models.base import Base
 from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import denoise_past, partial_denoise
 from efface.models.noise_scheduler import make_scheduler
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.text_encoding import encode_prompts
 from efface.train.data import neighbours, rollouts
 from efface.train.data.conditions import without_article
 from efface.train.fade_losses import code_adjacent_loss, code_erase_loss, paper_adjacent_loss, paper_erase_loss

@@ -10,7 +10,7 @@ from efface.concepts.concept import ConceptSet
 from efface.errors import UserError
 from efface.models.base import Base
 from efface.models.delta import Delta
-from efface.models.text_encoding import encode_prompts, token_ids
+from efface.models.text.text_encoding import encode_prompts, token_ids
 from efface.train.run_job import run_job
 from efface.train.trainer.loop import learning_rate_factor
 from efface.train.trainer.options import TrainingOptions

@@ -9,7 +9,7 @@ import torch
 from efface.concepts.concept import Concept, ConceptSet
 from efface.errors import UserError
 from efface.models.base import Base
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.text_encoding import encode_prompts
 from efface.train.data import score_distance
 from efface.train.data.latents import noised
 from efface.train.data.score_distance import score_distances, with_nearest_anchors

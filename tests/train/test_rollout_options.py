@@ -9,7 +9,7 @@ import torch
 from efface.concepts.concept import Concept, ConceptSet
 from efface.errors import UserError
 from efface.models.base import Base
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.text_encoding import encode_prompts
 from efface.train.data import timesteps
 from efface.train.data.concept_keys import EditConfig, edits
 from efface.train.data.conditions import ConditionConfig, Conditions, asked_for, prompts_of, renamed

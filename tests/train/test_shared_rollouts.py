@@ -10,7 +10,7 @@ from quick_methods import QUICK
 from efface.errors import Stopped
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.text_encoding import encode_prompts
 from efface.train.data import rollout_store
 from efface.train.data.rollout_store import FrozenRollouts, RolloutStore
 from efface.train.data.rollouts import Rollouts

@@ -14,8 +14,8 @@ from efface.models.base import Base, load_base
 from efface.models.delta import Delta
 from efface.models.export import export
 from efface.models.recipe import Recipe
-from efface.models.sampler import ImageRequest, sample
-from efface.models.text_encoding import encode_prompts
+from efface.models.sampling.sampler import ImageRequest, sample
+from efface.models.text.text_encoding import encode_prompts
 from efface.train.job import Job, make_job
 from efface.train.method import GradientMethod, get_method, method_names
 from efface.train.run_job import run_job

@@ -8,7 +8,7 @@ import pytest
 from efface.concepts.concept import ConceptSet
 from efface.models.base import Base
 from efface.models.recipe import Recipe
-from efface.models.sampler import ImageRequest, sample
+from efface.models.sampling.sampler import ImageRequest, sample
 from efface.train.run_job import run_job
 
 TRAINED: dict[str, dict[str, Any]] = {

@@ -16,9 +16,9 @@ from efface.errors import UserError
 from efface.files import content_id, write_json
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
-from efface.models.fingerprint import cache_folder
+from efface.models.files.fingerprint import cache_folder
 from efface.models.shapes import ModelShapes
-from efface.models.text_encoding import encode_prompts, token_ids
+from efface.models.text.text_encoding import encode_prompts, token_ids
 from efface.train.method import GradientMethod
 from efface.train.trainer.engine import isolated_accelerate_state
 from efface.train.trainer.make_engine import make_accelerator, make_engine

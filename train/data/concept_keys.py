@@ -24,7 +24,7 @@ from efface.concepts.concept import Concept, Kind
 from efface.errors import StorageError
 from efface.files import content_id, write_atomic
 from efface.models.base import Base
-from efface.models.text_encoding import encode_prompts, last_subject_token
+from efface.models.text.text_encoding import encode_prompts, last_subject_token
 from efface.train.data.captions import has_one_place
 from efface.train.method import MethodConfig, UnlearningTask
 

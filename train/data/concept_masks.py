@@ -20,7 +20,7 @@ from efface.errors import UserError
 from efface.models.attention_maps import CrossAttentionMaps
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
-from efface.models.decoding import decode
+from efface.models.sampling.decoding import decode
 from efface.train.data.concept_sentences import Sentences
 from efface.train.data.conditions import without_article
 from efface.train.data.latents import Posterior

@@ -11,7 +11,7 @@ from efface.concepts.concept import Concept, ConceptSet, Kind
 from efface.errors import UserError
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
-from efface.models.text_encoding import encode_prompts, last_subject_token, subject_tokens, token_ids
+from efface.models.text.text_encoding import encode_prompts, last_subject_token, subject_tokens, token_ids
 from efface.train.closed_form import Statistics, key_statistics
 from efface.train.data.captions import captions
 from efface.train.data.conditions import without_article

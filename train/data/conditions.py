@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from efface.concepts.concept import Concept
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.text_encoding import encode_prompts
 from efface.train.method import MethodConfig
 from efface.train.seeds import choice
 

@@ -22,7 +22,7 @@ from efface.config_files import StrictModel
 from efface.errors import UserError
 from efface.models.base import Base
 from efface.models.recipe import Recipe
-from efface.models.sampler import ImageRequest, sample
+from efface.models.sampling.sampler import ImageRequest, sample
 from efface.train.data.concept_keys import Encoded, Tokens
 
 Classify = Callable[[np.ndarray, Sequence[str]], Sequence[int]]

@@ -1,4 +1,4 @@
-"""Textual inversion (`models/textual_inversion.py`) on images that the base made of a concept.
+"""Textual inversion (`models/text/textual_inversion.py`) on images that the base made of a concept.
 
 As the authors of Forget-Me-Not train tokens: several, which begin as the words of the concept's name and then as noise;
 AdamW; and after every step each token's norm is drawn a tenth of the way to what the base's own tokens have on average
@@ -14,10 +14,10 @@ from torch import Tensor
 
 from efface.models.adversary import Adversary
 from efface.models.base import Base
-from efface.models.embedding_space import check_family, embedding_table
 from efface.models.noise_predictor import NoisePredictor
-from efface.models.text_encoding import last_subject_token, token_ids
-from efface.models.textual_inversion import Frame, inversion_loss
+from efface.models.text.embedding_space import check_family, embedding_table
+from efface.models.text.text_encoding import last_subject_token, token_ids
+from efface.models.text.textual_inversion import Frame, inversion_loss
 from efface.train.data.latents import Posterior, noised
 from efface.train.method import MethodConfig
 from efface.train.seeds import choice, generator, normal, shuffled

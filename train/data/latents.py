@@ -22,7 +22,7 @@ from efface.files import content_id, write_atomic
 from efface.models.base import Base
 from efface.models.noise_predictor import truth
 from efface.models.recipe import Dtype, Recipe
-from efface.models.sampler import ImageRequest, sample
+from efface.models.sampling.sampler import ImageRequest, sample
 from efface.train.collectives import all_gather, distributed_map
 from efface.train.data.views import View
 from efface.train.method import MethodConfig

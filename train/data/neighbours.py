@@ -24,7 +24,7 @@ from efface.files import content_id, write_atomic
 from efface.models.base import Base
 from efface.models.image_encoders import load_image_encoder
 from efface.models.recipe import load_recipe
-from efface.models.sampler import ImageRequest, sample
+from efface.models.sampling.sampler import ImageRequest, sample
 from efface.models.shapes import ModelShapes
 from efface.train.collectives import all_gather, distributed_map
 from efface.train.method import MethodConfig, UnlearningTask

@@ -16,7 +16,7 @@ from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.noise_predictor import NoisePredictor, denoise_past, partial_denoise
 from efface.models.noise_scheduler import make_scheduler
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.text_encoding import encode_prompts
 from efface.train.data.shared_rollouts import SharedRolloutConfig, SharedRollouts, States, rollouts_share
 from efface.train.data.timesteps import TimestepConfig
 from efface.train.method import GradientConfig

@@ -17,7 +17,7 @@ from torch import Tensor
 from efface.concepts.concept import Concept
 from efface.errors import UserError
 from efface.models.recipe import Recipe
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.text_encoding import encode_prompts
 from efface.train.data.latents import image_posterior, noised
 from efface.train.method import MethodConfig, UnlearningTask
 from efface.train.seeds import generator

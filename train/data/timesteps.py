@@ -22,7 +22,7 @@ from efface.errors import UserError
 from efface.models.noise_predictor import truth
 from efface.models.noise_scheduler import make_scheduler
 from efface.models.shapes import ModelShapes
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.text_encoding import encode_prompts
 from efface.train.data.latents import ImageConfig, image_posterior
 from efface.train.method import UnlearningTask
 from efface.train.method_cost import BaseImages

@@ -15,7 +15,7 @@ from torch import Tensor
 from efface.concepts.concept import Concept
 from efface.errors import UserError
 from efface.models.conditioning import Conditioning
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.text_encoding import encode_prompts
 from efface.train.method import MethodConfig, UnlearningTask
 
 FREQUENT_WORDS = 3000

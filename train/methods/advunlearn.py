@@ -25,11 +25,11 @@ from torch.nn.functional import mse_loss
 from efface.errors import UserError
 from efface.models.adversary import Adversary
 from efface.models.conditioning import Conditioning
-from efface.models.embedding_space import check_family, embedding_table
 from efface.models.shapes import ModelShapes
+from efface.models.text.embedding_space import check_family, embedding_table
+from efface.models.text.text_encoding import encode_prompts, token_ids
+from efface.models.text.textual_inversion import frame_before
 from efface.models.text_encoder import TextEncoder
-from efface.models.text_encoding import encode_prompts, token_ids
-from efface.models.textual_inversion import frame_before
 from efface.train.data.rollouts import RolloutConfig, Rollouts, Start, State, predictions, rollout_rows
 from efface.train.data.timesteps import selected_stops
 from efface.train.method import GradientMethod, Policy, Strategy, UnlearningTask, register

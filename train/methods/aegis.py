@@ -28,10 +28,10 @@ from torch.nn.functional import mse_loss
 from efface.models.adversary import Adversary, restore_all, states_of
 from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
-from efface.models.embedding_space import check_family, embedding_table
 from efface.models.noise_predictor import NoisePredictor
 from efface.models.shapes import ModelShapes
-from efface.models.textual_inversion import frame_before
+from efface.models.text.embedding_space import check_family, embedding_table
+from efface.models.text.textual_inversion import frame_before
 from efface.train.data.rollouts import State
 from efface.train.method import UnlearningTask, register
 from efface.train.method_cost import Cost

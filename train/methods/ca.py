@@ -34,10 +34,10 @@ from torch.nn.functional import mse_loss
 
 from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
-from efface.models.first_token import detach_first_token
 from efface.models.noise_predictor import NoisePredictor, truth
 from efface.models.shapes import ModelShapes
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.first_token import detach_first_token
+from efface.models.text.text_encoding import encode_prompts
 from efface.train.data.anchor_images import AnchorConfig, AnchorImages, Draw
 from efface.train.method import GradientMethod, Policy, Strategy, TrainingConfig, UnlearningTask, register
 from efface.train.method_cost import BaseImages, Cost

@@ -28,7 +28,7 @@ from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor
 from efface.models.shapes import ModelShapes
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.text_encoding import encode_prompts
 from efface.train.data.captions import has_one_place
 from efface.train.data.conditions import ConditionConfig, asked_for
 from efface.train.data.rollout_store import FrozenRollouts

@@ -33,7 +33,7 @@ from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor
 from efface.models.shapes import ModelShapes
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.text_encoding import encode_prompts
 from efface.train.adapter_method import AdapterConfig, AdapterMethod
 from efface.train.data.captions import has_phrase_once
 from efface.train.data.conditions import without_article

@@ -31,8 +31,8 @@ from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor
 from efface.models.shapes import ModelShapes
-from efface.models.text_encoding import encode_prompts, subject_tokens
-from efface.models.textual_inversion import frame_after
+from efface.models.text.text_encoding import encode_prompts, subject_tokens
+from efface.models.text.textual_inversion import frame_after
 from efface.train.data.conditions import without_article
 from efface.train.data.inversion import NORM_SHARE, InversionConfig, initial_tokens, invert
 from efface.train.data.latents import ImageConfig, Noised, Posterior, add_noise, image_posterior, noised

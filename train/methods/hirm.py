@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from efface.models.shapes import ModelShapes
+from efface.models.text.text_encoding import token_ids
 from efface.models.text_encoder import TextEncoder, recorded
-from efface.models.text_encoding import token_ids
 from efface.train.data.captions import has_phrase_once
 from efface.train.method import GradientConfig, GradientMethod, Strategy, UnlearningTask, register
 from efface.train.method_cost import Cost

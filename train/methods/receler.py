@@ -38,7 +38,7 @@ from efface.models.hooks.receler import RecelerHookConfig
 from efface.models.noise_predictor import NoisePredictor
 from efface.models.receler_erasers import add_erasers, eraser_parameters, region_loss
 from efface.models.shapes import ModelShapes
-from efface.models.text_encoding import encode_prompts, last_subject_token
+from efface.models.text.text_encoding import encode_prompts, last_subject_token
 from efface.train.data.rollouts import RolloutConfig, Rollouts, State, predictions, rollout_rows
 from efface.train.data.timesteps import selected_stops
 from efface.train.method import GradientMethod, UnlearningTask, register

@@ -30,7 +30,7 @@ from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor
 from efface.models.shapes import ModelShapes
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.text_encoding import encode_prompts
 from efface.train.data.captions import has_phrase_once
 from efface.train.data.latents import ImageConfig, Noised, Posterior, image_posterior, noised
 from efface.train.data.score_distance import AnchoredConfig

@@ -25,7 +25,7 @@ from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor
 from efface.models.shapes import ModelShapes
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.text_encoding import encode_prompts
 from efface.train.data.conditions import ConditionConfig, Conditions
 from efface.train.data.rollouts import RolloutConfig, Rollouts, State, rollout_rows
 from efface.train.data.timesteps import selected_stops

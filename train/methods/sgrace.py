@@ -23,8 +23,8 @@ from efface.models.noise_predictor import partial_denoise
 from efface.models.noise_scheduler import make_scheduler
 from efface.models.parameter_groups import select
 from efface.models.shapes import ModelShapes
+from efface.models.text.text_encoding import encode_prompts, token_ids
 from efface.models.text_encoder import TextEncoder
-from efface.models.text_encoding import encode_prompts, token_ids
 from efface.train.method import GradientConfig, GradientMethod, Strategy, UnlearningTask, register
 from efface.train.method_cost import Cost
 from efface.train.seeds import generator, integer, normal, shuffled

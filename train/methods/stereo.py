@@ -28,10 +28,10 @@ from torch.nn.functional import mse_loss
 
 from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
-from efface.models.embedding_space import check_family
 from efface.models.noise_predictor import NoisePredictor
 from efface.models.shapes import ModelShapes
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.embedding_space import check_family
+from efface.models.text.text_encoding import encode_prompts
 from efface.train.data.captions import captions, has_phrase_once
 from efface.train.data.rollouts import RolloutConfig, Rollouts, State, predictions, rollout_rows
 from efface.train.data.timesteps import selected_stops

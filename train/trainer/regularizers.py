@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from efface.errors import UserError
 from efface.models.adapters import Adapters
 from efface.models.network import Network
-from efface.models.text_encoding import encode_prompts, last_subject_token
+from efface.models.text.text_encoding import encode_prompts, last_subject_token
 from efface.train.adapter_method import AdapterMethod
 from efface.train.method import GradientMethod, TrainingConfig, UnlearningTask
 from efface.train.trainer.options import TrainingOptions

@@ -15,7 +15,7 @@ from torch.nn.functional import mse_loss
 
 from efface.errors import UserError
 from efface.models.noise_predictor import NoisePredictor
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.text_encoding import encode_prompts
 from efface.train.data.latents import image_posterior, noised
 from efface.train.data.score_distance import drawing_recipe, score_distances
 from efface.train.method import TrainingConfig, UnlearningTask

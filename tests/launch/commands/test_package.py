@@ -28,7 +28,7 @@ from efface.cluster.package.environment import requirements, source_of
 from efface.models.base import load_base
 from efface.models.delta import Delta
 from efface.models.recipe import Recipe
-from efface.models.sampler import ImageRequest, sample
+from efface.models.sampling.sampler import ImageRequest, sample
 
 
 @pytest.fixture(scope="module")

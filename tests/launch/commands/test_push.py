@@ -141,7 +141,7 @@ def test_a_token_is_the_users_own_and_is_shown_nowhere(
     refused = efface("push", delta, "me/cat", "--send")
     assert "hf auth login" in refused.error_message and hub.repositories == {}
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr("efface.models.hub.check_repository", _failing)
+    monkeypatch.setattr("efface.models.files.hub.check_repository", _failing)
     assert "hf_" not in refused.err + efface("push", delta, "me/cat", "--send").err
 
 

@@ -14,9 +14,9 @@ from torch.nn.functional import mse_loss
 
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
-from efface.models.embedding_space import encode_embeddings, framed_ids
 from efface.models.noise_predictor import NoisePredictor
-from efface.models.text_encoding import last_subject_token, token_ids
+from efface.models.text.embedding_space import encode_embeddings, framed_ids
+from efface.models.text.text_encoding import last_subject_token, token_ids
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from torch import nn
 
 from efface.models.activation_cost import Precision, pass_cost
 from efface.models.base import Base
-from efface.models.decoding import overlapping
 from efface.models.recipe import Recipe
-from efface.models.text_encoding import encode_prompts
+from efface.models.sampling.decoding import overlapping
+from efface.models.text.text_encoding import encode_prompts
 
 USABLE = 0.7
 """Share of the free memory; the rest is for what kernels need beside the activations that are counted."""

@@ -16,9 +16,9 @@ from typing import Any
 
 from efface.errors import UserError
 from efface.files import content_id, local_path, sha256_file, write_json
-from efface.models.component_configs import canonical, read_json
-from efface.models.component_files import Parts
-from efface.models.safetensors_headers import read_header
+from efface.models.files.component_configs import canonical, read_json
+from efface.models.files.component_files import Parts
+from efface.models.files.safetensors_headers import read_header
 
 UNSETTLED = 2.0
 """Seconds. A file changed so shortly before it was read can be changed again without any of its times telling."""

@@ -23,7 +23,7 @@ from efface.models.conditioning import Conditioning
 from efface.models.delta import Delta
 from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor, classifier_free_guidance
-from efface.models.text_encoding import encode_prompts
+from efface.models.text.text_encoding import encode_prompts
 from efface.registry import Registry
 
 

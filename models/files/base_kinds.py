@@ -10,8 +10,8 @@ from typing import Any
 
 from efface.config_files import shown
 from efface.errors import UserError
-from efface.models.component_configs import read_json
-from efface.models.tensor_names import is_of_adapter, unwrapped
+from efface.models.files.component_configs import read_json
+from efface.models.files.tensor_names import is_of_adapter, unwrapped
 
 WANTED = "efface edits models that make images from text alone with one CLIP text encoder, Stable Diffusion 1.x or 2.x"
 MERGE = (

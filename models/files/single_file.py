@@ -12,9 +12,9 @@ from diffusers.loaders.single_file_utils import (
 from torch import Tensor
 
 from efface.errors import UserError
-from efface.models.base_kinds import check_tensors
-from efface.models.tensor_names import TITLES, OtherShape, listed, unwrapped
-from efface.models.weights_file import read_checkpoint
+from efface.models.files.base_kinds import check_tensors
+from efface.models.files.tensor_names import TITLES, OtherShape, listed, unwrapped
+from efface.models.files.weights_file import read_checkpoint
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from efface.errors import UserError
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
-from efface.models.text_encoding import encode_ids, token_ids
+from efface.models.text.text_encoding import encode_ids, token_ids
 
 
 def check_family(base: Base) -> None:

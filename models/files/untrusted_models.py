@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from efface.errors import UserError
-from efface.models.safetensors_headers import read_header
-from efface.models.untrusted_configs import config_error, entries
+from efface.models.files.safetensors_headers import read_header
+from efface.models.files.untrusted_configs import config_error, entries
 from efface.plain_files import open_plain, read_plain
 
 CONFIG_BYTES = 8 * 2**20

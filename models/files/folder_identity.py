@@ -4,8 +4,8 @@ import re
 
 from efface.errors import UserError
 from efface.files import local_path, sha256_file
-from efface.models.model_files import PACKAGE, NotCached, locate
-from efface.models.untrusted_models import check_model_files, check_whole_model
+from efface.models.files.model_files import PACKAGE, NotCached, locate
+from efface.models.files.untrusted_models import check_model_files, check_whole_model
 
 FILES = ("*.json", "*.safetensors")
 """What such a folder holds of its model."""

@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 
 from efface.models.base import Base
-from efface.models.batch_size import batch_size
 from efface.models.conditioning import Conditioning
-from efface.models.decoding import Decoding, overlapping
-from efface.models.deep_cache import DeepCached
 from efface.models.noise_predictor import NoisePredictor
 from efface.models.noise_scheduler import make_scheduler
 from efface.models.prompt_projections import prompts_projected_once
 from efface.models.recipe import Recipe
-from efface.models.sampler_hooks import Guidance, SamplerHook, hook_of
-from efface.models.text_encoding import encode_prompts
-from efface.models.token_merging import tokens_merged
+from efface.models.sampling.batch_size import batch_size
+from efface.models.sampling.decoding import Decoding, overlapping
+from efface.models.sampling.deep_cache import DeepCached
+from efface.models.sampling.sampler_hooks import Guidance, SamplerHook, hook_of
+from efface.models.sampling.token_merging import tokens_merged
+from efface.models.text.text_encoding import encode_prompts
 
 
 @dataclass(frozen=True)

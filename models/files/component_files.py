@@ -5,10 +5,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from efface.errors import UserError
-from efface.models.base_kinds import EXPORTED, FLAX, MERGE, check_configs, check_folder, check_tensors, check_tricks
-from efface.models.component_configs import CONFIGS, read_json
-from efface.models.model_files import INDEX, SHARD, abbreviated
-from efface.models.safetensors_headers import read_header
+from efface.models.files.base_kinds import (
+    EXPORTED,
+    FLAX,
+    MERGE,
+    check_configs,
+    check_folder,
+    check_tensors,
+    check_tricks,
+)
+from efface.models.files.component_configs import CONFIGS, read_json
+from efface.models.files.model_files import INDEX, SHARD, abbreviated
+from efface.models.files.safetensors_headers import read_header
 
 SINGLE_FILE = (".safetensors", ".ckpt")
 WEIGHTS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}

@@ -12,7 +12,7 @@ from efface.concepts.prompts import PromptSet
 from efface.concepts.text_window import Reading, TextWindow, check_concepts, check_prompts
 from efface.errors import UserError
 from efface.models.base import DEFAULT_ARCHITECTURE, RANDOM, BaseSpec, architecture
-from efface.models.model_files import NotCached, locate
+from efface.models.files.model_files import NotCached, locate
 from efface.plain_files import read_plain
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from efface.config_files import shown
 from efface.errors import UserError
-from efface.models.model_files import abbreviated
+from efface.models.files.model_files import abbreviated
 
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What data-parallel training, `torch.compile` and gradient checkpointing put into a name, wherever they wrap."""

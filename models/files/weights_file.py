@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from efface.errors import UserError
-from efface.models.safetensors_headers import read_header
+from efface.models.files.safetensors_headers import read_header
 from efface.plain_files import check_plain
 
 
