@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fake_worker import FakeWorker
 from rich.console import Console
 from tiny_search import UCE, MakeSearch
@@ -29,6 +30,7 @@ from efface.errors import Stopped, StorageError, UserError
 from efface.eval.image_table import read_table
 from efface.files import as_path, create_exclusive, local_copy, write_atomic
 from efface.launch.cli import main
+from efface.train.data.rollout_store import RolloutStore
 
 s3fs = pytest.importorskip("s3fs")
 moto = pytest.importorskip("moto.server")
@@ -203,6 +205,21 @@ def test_a_lease_in_a_store_goes_over_when_its_driver_elsewhere_beats_no_more(fr
     write_atomic(root / "leases" / "00000001.json", json.dumps(lease).encode())
     with Lease(root, heartbeat=0.1, heartbeat_timeout=0.5):
         assert {path.name for path in (root / "leases").iterdir()} == {"00000002.json"}
+
+
+# caches
+
+
+def test_rollouts_in_a_store_are_found_again_and_stay_within_their_bytes(fresh: str) -> None:
+    held = RolloutStore(as_path(f"{fresh}/rollouts"), most_bytes=2500)
+    held.close()
+    for number in range(4):
+        held.put(str(number), {"x": torch.full((256,), float(number))})
+        found = held.get(str(number))
+        assert found is not None and found["x"].tolist() == 256 * [float(number)]
+    held.close()
+    assert held.get("unknown") is None
+    assert sum(path.stat().st_size for path in as_path(f"{fresh}/rollouts").iterdir()) <= 2500
 
 
 # campaigns

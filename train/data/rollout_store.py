@@ -14,6 +14,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from operator import itemgetter
 from pathlib import Path
 
 import safetensors.torch
@@ -22,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from efface.errors import StorageError
-from efface.files import content_id, write_atomic
+from efface.files import content_id, is_remote, write_atomic
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.noise_predictor import NoisePredictor
@@ -47,7 +48,8 @@ class RolloutStore:
         try:
             check_plain(path)
             found = safetensors.torch.load(path.read_bytes())
-            os.utime(path)
+            if not is_remote(path):  # in a bucket nothing says when it was used: what is oldest goes first
+                os.utime(path)
         except (OSError, SafetensorError):
             return None
         return found
@@ -63,31 +65,31 @@ class RolloutStore:
 
     def close(self) -> None:
         """Leave no more than the store may hold."""
-        with suppress(OSError):
+        with suppress(StorageError, OSError):
             self.shrink()
 
     def shrink(self) -> None:
         """Remove what was used least lately, down to the bytes that it may hold."""
-        held = sorted(filter(None, (_held(entry) for entry in os.scandir(self.folder))))
+        held = sorted(filter(None, map(_held, self.folder.iterdir())), key=itemgetter(0, 1))
         self._unchecked = 0
         excess = sum(size for _, size, _ in held) - self.most_bytes
         for _, size, path in held:
             if excess <= 0:
                 return
-            Path(path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             excess -= size
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
 
 
-def _held(entry: os.DirEntry[str]) -> tuple[float, int, str] | None:
+def _held(path: Path) -> tuple[float, int, Path] | None:
     """When it was used last, its bytes and its path; None where another job has just removed it."""
     try:
-        status = entry.stat()
+        status = path.stat()
     except FileNotFoundError:
         return None
-    return status.st_mtime, status.st_size, entry.path
+    return status.st_mtime, status.st_size, path
 
 
 @dataclass(frozen=True)
