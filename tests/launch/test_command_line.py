@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[list[str], set[str]]] = {
         | BASE
         | DEVICE,
     ),
-    "export": (["delta", "folder"], BASE),
+    "export": (["delta", "folder"], BASE | {"--static"}),
     "evaluate": (
         ["deltas"],
         {"--concepts", "--prompts", "--recipe", "--judge", "--images-per-prompt", "--out", "-o", "--workers"}
