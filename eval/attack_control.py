@@ -11,7 +11,9 @@ A control that draws nothing cannot be taught anything either, so one that does 
 direct prompts tells nothing. The interval is Newcombe's for two independent shares (1998, method 10).
 """
 
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import Field
@@ -25,10 +27,11 @@ from efface.eval.image_errors import image_errors
 from efface.eval.judge import Judge
 from efface.eval.scores.statistics import Z, difference_interval, wilson_interval
 from efface.eval.verdicts import verdicts
-from efface.models.base import Base
-from efface.models.delta import Delta
-from efface.models.recipe import Recipe
-from efface.models.sampling.sampler import ImageRequest, sample
+
+if TYPE_CHECKING:
+    from efface.models.base import Base
+    from efface.models.delta import Delta
+    from efface.models.recipe import Recipe
 
 CONTROL = "control"
 """What the model that never knew the concept is called in tables."""
@@ -129,6 +132,8 @@ def shown_others(
 
     The unedited base is in place afterwards. Raises UserError where the control does not fit it.
     """
+    from efface.models.sampling.sampler import ImageRequest, sample
+
     others = [other for other in concepts.concepts if other.name != concept.name][:OTHERS]
     requests = [ImageRequest(own_prompts(prompts, concepts, other)[0], SEED) for other in others]
     not_finite: set[int] = set()

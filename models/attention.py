@@ -13,7 +13,7 @@ are replaced, the stock ones only: a processor that a method hung on the UNet st
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -23,10 +23,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from efface.config_files import StrictModel
+from efface.models.attention_backend import AttentionInUse, Backend
 from efface.models.attention_timing import milliseconds
-
-Backend = Literal["auto", "sdpa", "xformers", "cudnn", "flash"]
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """softmax(q k^T / sqrt(d)) v; all of them (B, heads, tokens, d)."""
@@ -55,17 +53,6 @@ PROCESSORS: dict[str, type] = {
     "xformers": XFormersAttnProcessor,
 }
 DEFAULT_PROCESSORS = (AttnProcessor, *PROCESSORS.values())
-
-
-class AttentionInUse(StrictModel):
-    """The kernel that was asked for, and what computes the attention."""
-
-    requested: Backend
-    used: Backend
-    processors: dict[str, int]
-    """How many there are, by the name of the class."""
-    milliseconds: dict[str, float] | None
-    """Of a pass, by backend; None where none was timed."""
 
 
 def set_attention(unet: UNet2DConditionModel, backend: Backend, dtype: torch.dtype | None = None) -> AttentionInUse:

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from efface.errors import StorageError, UserError
-from efface.models.attention import AttentionInUse
+from efface.models.attention_backend import AttentionInUse
 from efface.models.delta import Delta, Kind, stack
 from efface.train.collectives import all_gather
 from efface.train.composed_method import ComposedMethod, as_delta

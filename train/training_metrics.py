@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel
 
-from efface.models.attention import AttentionInUse
+from efface.models.attention_backend import AttentionInUse
 
 
 class TrainingMetrics(BaseModel):

@@ -1,6 +1,9 @@
 """The attacks of a campaign: each on every model, for every concept that it forgot, and their prompts on all models."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from efface.cluster.campaign.spec import AttackChoice
 from efface.cluster.tasks.attack import AttackTask, TransferTask
@@ -13,8 +16,10 @@ from efface.errors import UserError
 from efface.eval.attack import ATTACKS, attack_id, parse_attack_config
 from efface.eval.attack_control import CONTROL
 from efface.eval.attack_target import attack_target
-from efface.models.delta import Delta
 from efface.models.files.hub import find_delta
+
+if TYPE_CHECKING:
+    from efface.models.delta import Delta
 
 
 def plan_attacks(
@@ -67,6 +72,8 @@ def plan_attacks(
 
 def read_control(name: str, models: Sequence[Model]) -> Delta:
     """A campaign's control. Raises UserError where it is no delta, of another base, or where a method is called so."""
+    from efface.models.delta import Delta
+
     path, base_id = find_delta(name), models[0].base_id
     try:
         delta = Delta.load(path)

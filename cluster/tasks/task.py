@@ -28,12 +28,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from efface.cluster.tasks.model import Model
-from efface.models.activation_cost import Precision
 
 if TYPE_CHECKING:
     from efface.cluster.campaign.plan import Plan
     from efface.cluster.campaign.spec import Limits
     from efface.cluster.workers.worker import Worker
+    from efface.models.activation_cost import Precision
 
 
 class Priority(IntEnum):

@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -273,3 +275,13 @@ def test_a_phrase_longer_than_the_window_is_refused(plan: MakePlan, tiny_base_fo
         UserError, match=r"concept set tiny: concept 'tram', phrase: a prompt with it has \d+ tokens, and "
     ):
         plan(base=str(tmp_path / "base.yaml"))
+
+
+def test_what_a_driver_and_its_queue_know_of_tasks_loads_no_torch() -> None:
+    """Dozens of processes of a cluster import it, which would have hundreds of megabytes each for nothing."""
+    kinds = "attack, calibration, control, judging, metric, prompt_search, training"
+    code = (
+        f"import sys; from efface.cluster.tasks import {kinds}; from efface.cluster.campaign import plan;"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

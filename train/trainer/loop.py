@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from efface.errors import JobFailure, Stopped
-from efface.models.attention import AttentionInUse
+from efface.models.attention_backend import AttentionInUse
 from efface.models.network import Network
 from efface.train.method import GradientMethod, TrainingConfig, UnlearningTask
 from efface.train.trainer.checkpoint import Checkpoint, read, run_key, write

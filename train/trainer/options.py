@@ -12,7 +12,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from efface.config_files import LocalPath, StrictModel
-from efface.models.attention import AttentionInUse, Backend, set_attention
+from efface.models.attention import set_attention
+from efface.models.attention_backend import AttentionInUse, Backend
 from efface.models.denoiser import Denoiser
 from efface.models.network import Network
 

@@ -22,7 +22,7 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from efface.models.attention import AttentionInUse
+from efface.models.attention_backend import AttentionInUse
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.network import sharing_copy
