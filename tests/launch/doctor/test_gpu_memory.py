@@ -49,7 +49,7 @@ def judge(folder: Path, kind: str, files: dict[str, int], **more: Any) -> str:
     folder.mkdir()
     for name, numbers in files.items():
         save_file({"a": torch.zeros(numbers - 10, dtype=torch.half), "b": torch.zeros(2, 5).half()}, folder / name)
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text('{"model_type": "clip"}')
     file = folder.with_suffix(".yaml")
     file.write_text(yaml.safe_dump({"kind": kind, "source": str(folder), **more}))
     return str(file)
