@@ -51,7 +51,7 @@ def test_the_trajectory_is_the_averages_under_all_concepts_together(
     index = next(index for index in range(100) if int(sdd.batch(index).state.timestep) == 1)
     started = [start := sdd.rollouts.start]
     caught = []
-    sdd.rollouts.start = lambda rng: caught.append(start(rng)) or caught[-1]
+    sdd.rollouts.start = lambda *of: caught.append(start(*of)) or caught[-1]
     batch = sdd.batch(index)
     assert started and all(torch.equal(value, shaken_values[name]) for name, value in sdd.trained(student).items())
     for name, value in sdd.trained(student).items():  # by hand: nine tenths of what was, one of what is
