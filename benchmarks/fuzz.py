@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, seed, settings
 
 from benchmarks.record import write_result
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fuzz"))
 
 from readers import FUZZ_TARGETS, FuzzTarget

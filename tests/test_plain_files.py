@@ -1,14 +1,13 @@
 """A pipe, a device or a file without end in a stranger's folder is refused at once by everything that reads there."""
 
 import os
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from time_limit import time_limit
 
 from efface.cluster.search.study import RunFolderJournal
 from efface.cluster.storage.journal import read_journal
@@ -28,20 +27,6 @@ from efface.models.image_preprocessing import read_preprocessing
 from efface.plain_files import leaves, open_plain, read_plain
 from efface.train.torchrun import is_torchrun_job
 from efface.train.trainer import checkpoint
-
-
-@contextmanager
-def at_once(seconds: int = 10) -> Iterator[None]:
-    def give_up(number: int, frame: object) -> None:
-        raise TimeoutError(f"took more than {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def run_folder(root: Path) -> Any:
@@ -77,7 +62,7 @@ def test_what_never_ends_is_nothing_or_a_sentence(tmp_path: Path, reader: str, m
     name, read = READERS[reader]
     (tmp_path / name).parent.mkdir(exist_ok=True)
     make(tmp_path / name)
-    with at_once():
+    with time_limit(10):
         try:
             assert not read(tmp_path)
         except UserError as error:
@@ -95,7 +80,7 @@ def test_a_file_is_read_to_its_limit_and_not_further(tmp_path: Path) -> None:
         read_plain(tmp_path / "y")
     os.mkfifo(tmp_path / "pipe")
     for endless in (tmp_path / "pipe", Path("/dev/zero")):
-        with at_once(), pytest.raises(OSError, match="is a pipe or a device"):
+        with time_limit(10), pytest.raises(OSError, match="is a pipe or a device"):
             read_plain(endless)
 
 

@@ -4,10 +4,8 @@ A check reads a generated file and says whether it was accepted. It fails where 
 of one line, where it does not come back, or where it accepts what was changed.
 """
 
-import signal
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import fuzz_run_folder as run_folder
 import fuzz_tables as tables
 import fuzz_texts as texts
 from hypothesis import strategies as st
+from time_limit import time_limit
 
 from efface.errors import UserError
 
@@ -37,7 +36,7 @@ class FuzzTarget:
 
     def __call__(self, drawn: Any) -> bool:
         """Whether the file was accepted."""
-        with tempfile.TemporaryDirectory(prefix="fuzz-") as folder, _time_limit(TIMEOUT_SECONDS):
+        with tempfile.TemporaryDirectory(prefix="fuzz-") as folder, time_limit(TIMEOUT_SECONDS, FuzzTimeout):
             try:
                 return self.check(drawn, Path(folder))
             except UserError as error:
@@ -48,20 +47,6 @@ class FuzzTarget:
 
 class FuzzTimeout(Exception):
     """A reader did not come back in time."""
-
-
-@contextmanager
-def _time_limit(seconds: int) -> Iterator[None]:
-    def give_up(number: int, frame: object) -> None:
-        raise FuzzTimeout(f"more than {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 FUZZ_TARGETS = (
