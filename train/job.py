@@ -129,6 +129,8 @@ def model_ids(method: Method) -> dict[str, str]:
 
 def _check_held_out(method: str, config: Mapping[str, Any], concept_set: ConceptSet, targets: Sequence[str]) -> None:
     """Raises UserError where a config lets the method see a concept that is only to be judged."""
+    if not concept_set.held_out_in("\n".join(_texts(config)), targets):
+        return
     for key, value in config.items():
         for text in _texts(value):
             named = concept_set.held_out_in(text, targets)
@@ -143,10 +145,8 @@ def _texts(value: Any) -> Iterator[str]:
     """The strings in JSON values, keys of objects aside."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, Mapping):
-        yield from _texts(list(value.values()))
-    elif isinstance(value, Sequence):
-        for each in value:
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
             yield from _texts(each)
 
 

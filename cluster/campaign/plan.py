@@ -228,7 +228,8 @@ def make_plan(
         *plan_attacks(attacks, everything, concept_set, prompts, judged_by),
     )
     shards = [task for task in tasks if isinstance(task, Shard)]
-    asked = {request.prompt for shard in shards for request in shard.eval_requests}
+    parts = {id(shard.eval_requests): shard.eval_requests for shard in shards}
+    asked = {request.prompt for part in parts.values() for request in part}
     texts = {text for text in asked if read_slot(text) is None}
     warnings = (
         *_to_be_found(to_find, prompts, targets),
