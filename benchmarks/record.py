@@ -32,10 +32,11 @@ def conditions() -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """The commit's hash, with a + where files differ from it."""
+    """The commit's hash, with a + where files other than results differ from it."""
     git = ["git", "-C", str(Path(__file__).parent)]
     commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
+    elsewhere = [*git, "status", "--porcelain", "-uno", "--", ":/", ":!results"]
+    changed = subprocess.run(elsewhere, capture_output=True, text=True).stdout.strip()
     return (commit or "unknown") + ("+" if changed else "")
 
 
