@@ -130,7 +130,7 @@ OUTPUT_MUTANTS = (
         OPENING,
         '    if sign.get("format") != FORMAT:\n',
         "    if False:\n",
-        "tests/cluster/test_run_folder.py",
+        "tests/cluster/test_repair.py",
     ),
     Mutant(
         "an export replaces a folder",
