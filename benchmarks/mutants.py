@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,8 @@ from benchmarks.stranger_mutants import STRANGER_MUTANTS
 from benchmarks.work_mutants import WORK_MUTANTS
 
 ROOT = Path(__file__).parents[1]
+TESTED_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+"""Tests send them to themselves, which ends a process that does not handle them."""
 TIMEOUT = 1800.0
 """Seconds that the tests of one mutant may take."""
 
@@ -92,6 +95,8 @@ def failed_tests(folder: Path, tests: str) -> list[str]:
     if process.is_alive():
         process.kill()
         return [f"none ended within {TIMEOUT / 60:g} minutes"]
+    if (number := -(process.exitcode or 0)) in TESTED_SIGNALS:
+        return [f"{tests}: ended by {signal.Signals(number).name}"]
     said = log.read_text(errors="replace")
     failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", said, re.MULTILINE)
     if process.exitcode not in (0, 1) or (process.exitcode == 1) != bool(failed):

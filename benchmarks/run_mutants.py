@@ -123,7 +123,7 @@ RUN_MUTANTS = (
         "cluster/storage/records.py",
         "if found is None or found.size != written.bytes:",
         "if found is None:",
-        "tests/cluster/test_run_folder.py",
+        "tests/cluster/test_repair.py",
         "Damage",
     ),
     Mutant(
