@@ -39,9 +39,7 @@ def show_results(results: "Results") -> None:
     for failure in results.failures:
         terminal.print(Text.assemble(("failed", "red"), f": {shown(failure)}"), soft_wrap=True)
     if results.failures:
-        of_campaign = results.folder.campaign.is_file()
-        retry = f"`efface retry {shlex.quote(str(results.folder.root))}`" if of_campaign else "the same command"
-        print_line(f"{retry} tries them again")
+        print_line(f"`efface retry {shlex.quote(str(results.folder.root))}` tries them again")
 
 
 def failure_code(results: "Results") -> int:

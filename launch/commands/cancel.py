@@ -40,10 +40,10 @@ class CancelledJob:
 
 def run(options: CancelOptions) -> CancelledRun | CancelledJob:
     """Write the stop request, or the job's failure, into the run folder. Raises UserError."""
-    from efface.cluster.run import reopen_judged
+    from efface.cluster.run import reopen_run
     from efface.cluster.storage.lease import active_driver
 
-    opened = reopen_judged(as_path(options.folder))
+    opened = reopen_run(as_path(options.folder))
     if options.job is None:
         opened.folder.request_stop()
         return CancelledRun(active_driver(opened.folder.root))

@@ -30,10 +30,10 @@ class LogsOptions:
 
 def run(options: LogsOptions) -> list[str]:
     """The lines, each harmless to a terminal. Raises UserError where the folder holds no run, or no such job."""
-    from efface.cluster.run import reopen_judged
+    from efface.cluster.run import reopen_run
     from efface.cluster.storage.journal import read_journal
 
-    opened = reopen_judged(as_path(options.folder))
+    opened = reopen_run(as_path(options.folder))
     if options.job is None:
         return [format_event(event) for event in read_journal(opened.folder)]
     model = find_job(opened.plan, options.job)

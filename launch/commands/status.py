@@ -58,7 +58,7 @@ class StatusReport:
 
 def run(options: StatusOptions) -> StatusReport:
     """Read the run folder, and ask the launchers about its jobs. Raises UserError where there is no run."""
-    from efface.cluster.run import reopen_judged
+    from efface.cluster.run import reopen_run
     from efface.cluster.run_summary import summarize
     from efface.cluster.storage.lease import active_driver
     from efface.launch.cluster_profile import read_profile
@@ -66,7 +66,7 @@ def run(options: StatusOptions) -> StatusReport:
     from efface.launch.launch_record import launch_states
 
     profile = read_profile(options.cluster) if options.cluster else None
-    opened = reopen_judged(as_path(options.folder))
+    opened = reopen_run(as_path(options.folder))
     driver = active_driver(opened.folder.root)
     return StatusReport(
         folder=options.folder,
