@@ -1,5 +1,6 @@
 """`efface judges`: the judges that decide whether a concept is in an image, and their kinds."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -24,7 +25,7 @@ class JudgeListing:
     judges: list[dict[str, Any]]
     kinds: Listing
 
-    def as_json(self) -> list[dict[str, Any]]:
+    def as_json(self) -> Sequence[Mapping[str, object]]:
         return self.kinds.entries if self.kinds.detailed else self.judges
 
 

@@ -12,6 +12,7 @@ from efface.launch.command import Command
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from efface.eval.scores.corrected import CorrectedScores
     from efface.eval.scores.results import Difference, Scores
 
 
@@ -43,7 +44,7 @@ class TableScores:
     methods: dict[str, "Scores"]
     differences: dict[str, "Difference"] = field(default_factory=dict)
     requested: str | None = None
-    corrected: dict[str, dict[str, Any]] = field(default_factory=dict)
+    corrected: "dict[str, CorrectedScores]" = field(default_factory=dict)
     """By label, corrected for the judge's errors, where its calibration was given."""
     curves: dict[str, dict[str, dict[float, float]]] = field(default_factory=dict)
     """By label, see `threshold_curve`, where that was asked for."""
@@ -102,7 +103,7 @@ def _chosen(options: ScoreOptions, rows: "pa.Table", label: str) -> "pa.Table":
     return rows
 
 
-def _corrected(options: ScoreOptions, rows: "pa.Table", label: str) -> dict[str, Any]:
+def _corrected(options: ScoreOptions, rows: "pa.Table", label: str) -> "CorrectedScores":
     """Of one method, by the judge of the calibration. Raises UserError where it is of another one."""
     from efface.eval.calibration import read_calibration
     from efface.eval.scores.corrected import corrected_scores
@@ -156,7 +157,7 @@ def as_json(scores: TableScores) -> dict[str, Any]:
     if label in scores.differences:
         found["difference"] = scores.differences[label].as_json()
     if label in scores.corrected:
-        found["corrected"] = scores.corrected[label]
+        found["corrected"] = scores.corrected[label].as_json()
     if label in scores.curves:
         found["curve"] = scores.curves[label]
     return found

@@ -57,9 +57,9 @@ def test_a_calibration_adds_corrected_scores_which_are_the_plain_ones_of_a_judge
     assert CORRECTED in printed
     for label in METHODS:
         for axis in AXES:
-            estimate = found.corrected[label]["axes"][axis]
-            assert estimate["score"] == pytest.approx(found.methods[label].axes[axis], abs=1e-4)
-            low, high = estimate["interval"]
-            assert f"{estimate['score']:.3f} ({low:.3f} to" in " ".join(printed.split()) and low < high
+            estimate = found.corrected[label].axes[axis]
+            assert estimate and estimate.score == pytest.approx(found.methods[label].axes[axis], abs=1e-4)
+            low, high = estimate.interval
+            assert f"{estimate.score:.3f} ({low:.3f} to" in " ".join(printed.split()) and low < high
     show(run(ScoreOptions(table=table)))
     assert "Rogan" not in capsys.readouterr().out
