@@ -86,10 +86,10 @@ def attack_models(options: "AttackOptions") -> AttackResults:
     prompt_set = load_prompt_set(str(named["--prompts"]), concept_set)
     paths = [find_delta(model) for model in options.models]
     deltas = {path: Delta.load(path) for path in paths}
-    asked = {path: options.concept or _forgotten(path, delta) for path, delta in deltas.items()}
+    forgotten = {path: options.concept or _forgotten(path, delta) for path, delta in deltas.items()}
     targets = {
         name: attack_target(concept_set.find(name), concept_set, prompt_set)
-        for names in asked.values()
+        for names in forgotten.values()
         for name in names
     }
     device = resolve_device(options.device)
@@ -118,7 +118,7 @@ def attack_models(options: "AttackOptions") -> AttackResults:
         for name, target in targets.items():
             shows[name] = shown_others(base, delta, recipe, judge, target.concept, concept_set, prompt_set)
             controls[name] = attacked(delta, name, CONTROL)
-    results = [attacked(delta, name, path.stem) for path, delta in deltas.items() for name in asked[path]]
+    results = [attacked(delta, name, path.stem) for path, delta in deltas.items() for name in forgotten[path]]
     static = ATTACKS.get(options.attack).kind == "static"
     of_base = [attacked(None, name, "base") for name in targets] if static else []
     base.swap(None)

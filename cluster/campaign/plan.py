@@ -229,8 +229,8 @@ def make_plan(
     )
     shards = [task for task in tasks if isinstance(task, Shard)]
     parts = {id(shard.eval_requests): shard.eval_requests for shard in shards}
-    asked = {request.prompt for part in parts.values() for request in part}
-    texts = {text for text in asked if read_slot(text) is None}
+    prompted = {request.prompt for part in parts.values() for request in part}
+    texts = {text for text in prompted if read_slot(text) is None}
     warnings = (
         *_to_be_found(to_find, prompts, targets),
         *check_texts(base, concept_set, prompts, texts),

@@ -212,7 +212,7 @@ def _write_results(plan: Plan, folder: RunFolder, content: RunContent, label: st
 
 
 def _requested(folder: RunFolder) -> Path:
-    """What was asked for: a campaign, or deltas to be judged."""
+    """What was requested: a campaign, or deltas to be judged."""
     return folder.campaign if folder.campaign.is_file() else folder.evaluation
 
 
@@ -221,8 +221,8 @@ def _command(folder: RunFolder, root: Path) -> str:
     requested = _requested(folder)
     if requested == folder.campaign:
         return shlex.join(["efface", "run", requested.name, "--out", "runs/again"])
-    asked = read_config(DeltaEvaluation, root / requested.name)
-    return evaluate_command(asked, "deltas/*.safetensors", "runs/again", until_of(folder))
+    evaluation = read_config(DeltaEvaluation, root / requested.name)
+    return evaluate_command(evaluation, "deltas/*.safetensors", "runs/again", until_of(folder))
 
 
 def _with_own_files(requested: dict[str, Any], root: Path) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def run(options: CalibrateOptions) -> Calibrated:
 def _judge(options: CalibrateOptions, recipe: str, out: Path) -> "Results":
     from efface.launch.commands import evaluate
 
-    asked = evaluate.EvaluateOptions(
+    requested = evaluate.EvaluateOptions(
         deltas=[str(delta) for delta in options.deltas],
         base=options.base,
         concepts=options.concepts,
@@ -93,7 +93,7 @@ def _judge(options: CalibrateOptions, recipe: str, out: Path) -> "Results":
         workers=options.workers,
         device=options.device,
     )
-    results = evaluate.run(asked)
+    results = evaluate.run(requested)
     if results.failures:
         raise JobFailure(f"with recipe '{recipe}': {results.failures[0]}")
     return results

@@ -100,20 +100,20 @@ def images_of(done: Run, position: int) -> tuple[list[tuple[str, int]], list[str
         read_images(done.folder.output(shard, IMAGES)) for shard in done.plan.shards[done.plan.models[position].id]
     ]
     table = pa.concat_tables(parts)
-    asked = list(zip(table["prompt"].to_pylist(), table["seed"].to_pylist(), strict=True))
-    return asked, table["image_sha256"].to_pylist()
+    requests = list(zip(table["prompt"].to_pylist(), table["seed"].to_pylist(), strict=True))
+    return requests, table["image_sha256"].to_pylist()
 
 
 @pytest.mark.parametrize("position", [0, 1, 2], ids=["base", "uce", "esd"])
 def test_the_images_are_those_of_the_base_with_the_models_delta(position: int, done: Run) -> None:
     from efface.eval.evaluate import pixel_sha256
 
-    asked, hashes = images_of(done, position)
+    requests, hashes = images_of(done, position)
     base = load_base(done.plan.base)
     if position:
         base.swap(Delta.load(done.folder.delta(done.plan.models[position])))
-    images = sample(base, done.plan.recipe, [ImageRequest(prompt, seed) for prompt, seed in asked])
-    assert len(asked) == PROMPTS * IMAGES_PER_PROMPT
+    images = sample(base, done.plan.recipe, [ImageRequest(prompt, seed) for prompt, seed in requests])
+    assert len(requests) == PROMPTS * IMAGES_PER_PROMPT
     assert [pixel_sha256(image) for image in images] == hashes
 
 

@@ -97,9 +97,9 @@ PLANS: dict[str, Plan] = {}
 
 
 def plan(params: dict[str, Any]) -> None:
-    asked = str([params["campaign"], params.get("overrides")])
-    if asked not in PLANS:
-        PLANS[asked] = planner.plan_campaign(read_campaign(params["campaign"], params.get("overrides")), fetch=False)
+    key = str([params["campaign"], params.get("overrides")])
+    if key not in PLANS:
+        PLANS[key] = planner.plan_campaign(read_campaign(params["campaign"], params.get("overrides")), fetch=False)
     if params.get("rates"):
         read_rates(params["rates"])
 
