@@ -31,10 +31,10 @@ from benchmarks.on_device import (
     use_of_device,
 )
 from efface.concepts.concept import Concept, ConceptSet, load_concept_set
-from efface.eval.eval_requests import Ask, EvalRequest
-from efface.eval.evaluate import evaluate, png
 from efface.eval.judge import Judge, Verdict
-from efface.eval.judge_spec import load_judge
+from efface.eval.judging.eval_requests import Ask, EvalRequest
+from efface.eval.judging.evaluate import evaluate, png
+from efface.eval.judging.judge_spec import load_judge
 from efface.models.base import Base
 from efface.models.recipe import Recipe
 from efface.models.sampling.sampler import SamplingCost, sample

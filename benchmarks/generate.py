@@ -27,7 +27,7 @@ from benchmarks.on_device import (
     use_line,
     use_of_device,
 )
-from efface.eval.eval_requests import EvalRequest
+from efface.eval.judging.eval_requests import EvalRequest
 from efface.models.base import Base
 from efface.models.noise_scheduler import make_scheduler
 from efface.models.recipe import Recipe

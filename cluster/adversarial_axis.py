@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.tasks.model import BASE
 from efface.concepts.prompts import prompt_set_names
-from efface.eval.found_prompts import FoundPrompts
+from efface.eval.attacking.found_prompts import FoundPrompts
 
 
 @dataclass(frozen=True)

@@ -33,16 +33,16 @@ from efface.cluster.tasks.prompt_search import FOUND
 from efface.cluster.tasks.task import Task
 from efface.cluster.tasks.training import TrainingResult
 from efface.config_files import read_config
-from efface.eval.attack_result import AttackResult
-from efface.eval.attack_table import attack_rows, write_attack_csv
-from efface.eval.attack_transfer import Transferred, Transfers
-from efface.eval.calibration import read_calibration
-from efface.eval.contact_sheet import write_sheets
-from efface.eval.found_prompts import FoundPrompts
-from efface.eval.image_errors import ImageError, broken_images
-from efface.eval.image_table import read_images, read_table, write_table
-from efface.eval.judge_accuracy import mean_accuracy, together
-from efface.eval.judge_spec import judge_name
+from efface.eval.attacking.attack_result import AttackResult
+from efface.eval.attacking.attack_table import attack_rows, write_attack_csv
+from efface.eval.attacking.attack_transfer import Transferred, Transfers
+from efface.eval.attacking.found_prompts import FoundPrompts
+from efface.eval.calibration.calibration import read_calibration
+from efface.eval.calibration.judge_accuracy import mean_accuracy, together
+from efface.eval.judging.image_errors import ImageError, broken_images
+from efface.eval.judging.image_table import read_images, read_table, write_table
+from efface.eval.judging.judge_spec import judge_name
+from efface.eval.report.contact_sheet import write_sheets
 from efface.eval.scores.comparison import differences
 from efface.eval.scores.continual import write_csv as write_stages
 from efface.eval.scores.corrected import corrected_by_method

@@ -20,8 +20,8 @@ from efface.cluster.run_provenance import until_of
 from efface.cluster.stored_plan import SEQUENTIAL, is_campaign, stored_deltas
 from efface.concepts.prompts import AXES, Axis
 from efface.config_files import read_config
-from efface.eval.image_table import read_table
-from efface.eval.judge_spec import judge_name
+from efface.eval.judging.image_table import read_table
+from efface.eval.judging.judge_spec import judge_name
 from efface.eval.scores.sequential import LookAnswer, Question, answers, look_level, look_sizes, read_question, settled
 from efface.files import write_json
 from efface.models.delta import Delta

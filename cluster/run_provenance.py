@@ -13,7 +13,7 @@ from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.stored_plan import SEQUENTIAL
 from efface.config_files import read_config
 from efface.errors import StorageError, UserError
-from efface.eval.calibration import Calibration
+from efface.eval.calibration.calibration import Calibration
 from efface.plain_files import leaves, read_plain
 
 AGAIN = "again"

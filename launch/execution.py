@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from efface.errors import UserError
-from efface.launch.output_streams import results_are_in_files
-from efface.launch.tables import console, print_line, print_warnings
+from efface.launch.terminal.output_streams import results_are_in_files
+from efface.launch.terminal.tables import console, print_line, print_warnings
 from efface.text import shown
 
 if TYPE_CHECKING:

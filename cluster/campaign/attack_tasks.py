@@ -14,8 +14,8 @@ from efface.concepts.concept import ConceptSet
 from efface.concepts.prompts import PromptSet
 from efface.errors import UserError
 from efface.eval.attack import ATTACKS, attack_id, parse_attack_config
-from efface.eval.attack_control import CONTROL
 from efface.eval.attack_target import attack_target
+from efface.eval.attacking.attack_control import CONTROL
 from efface.models.files.hub import find_delta
 
 if TYPE_CHECKING:

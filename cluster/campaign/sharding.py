@@ -9,8 +9,8 @@ from efface.cluster.tasks.model import Model
 from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import Axis, PromptSet
 from efface.errors import UserError
-from efface.eval.eval_requests import EvalRequest, eval_requests
-from efface.eval.found_prompts import checks_of
+from efface.eval.attacking.found_prompts import checks_of
+from efface.eval.judging.eval_requests import EvalRequest, eval_requests
 from efface.files import content_id
 
 Parts = tuple[tuple[tuple[EvalRequest, ...], str], ...]

@@ -34,7 +34,7 @@ from efface.cluster.tasks.training import TrainingResult
 from efface.concepts.shipped import data_names
 from efface.config_files import list_configs, read_config, read_yaml, to_yaml
 from efface.errors import UserError
-from efface.eval.image_table import write_table
+from efface.eval.judging.image_table import write_table
 from efface.eval.report.reported_run import RunContent
 from efface.eval.report.write import scores_csv, scores_markdown, write_report
 from efface.files import file_stem, local_path, open_to_readers, sha256_file, write_json

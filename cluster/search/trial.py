@@ -22,7 +22,7 @@ from efface.cluster.tasks.task import Task
 from efface.cluster.tasks.training import TrainingResult
 from efface.concepts.prompts import AXES
 from efface.errors import StorageError, UserError
-from efface.eval.image_table import read_table
+from efface.eval.judging.image_table import read_table
 from efface.eval.scores.results import Scores as MethodScores
 from efface.eval.scores.scoring import score_table
 from efface.eval.weight_norms import mean_weight_change

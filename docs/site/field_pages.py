@@ -12,7 +12,7 @@ from efface.concepts.concept import ConceptSet
 from efface.config_fields import FieldEntry, describe_fields
 from efface.eval.attack import ATTACKS
 from efface.eval.judge import JUDGES
-from efface.launch.cluster_profile import ClusterProfile
+from efface.launch.clusters.cluster_profile import ClusterProfile
 from efface.launch.launcher import LAUNCHERS, get_launcher
 from efface.models.base import BaseSpec
 from efface.models.recipe import Recipe

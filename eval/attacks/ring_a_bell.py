@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import Tensor
 
 from efface.eval.attack import ATTACKS, AdversarialPrompt, AttackConfig, AttackTarget, PromptAttack
+from efface.eval.attacking.derived_seed import derived_seed
 from efface.eval.attacks.token_search import Vocabulary
-from efface.eval.derived_seed import derived_seed
 from efface.models.text.embedding_space import with_tokens
 from efface.models.text.text_encoding import encode_ids, encode_prompts
 from efface.models.text.token_space import next_generation

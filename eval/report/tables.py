@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 
 from efface.csv_tables import csv_table
-from efface.eval.attack_table import AttackRow, attack_rows
-from efface.eval.judge_accuracy import Accuracy, together
+from efface.eval.attacking.attack_table import AttackRow, attack_rows
+from efface.eval.calibration.judge_accuracy import Accuracy, together
 from efface.eval.report.figure import Cell
 from efface.eval.report.figures import figures
 from efface.eval.report.queries import disagreements

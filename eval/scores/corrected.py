@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from efface.concepts.prompts import AXES, TARGET_AXES, Axis
-from efface.eval.judge_accuracy import Accuracy, Z, rogan_gladen, together
+from efface.eval.calibration.judge_accuracy import Accuracy, Z, rogan_gladen, together
+from efface.eval.calibration.threshold_fit import MIN_IMAGES
 from efface.eval.scores.held_out import split_shown
 from efface.eval.scores.scoring import BASE
-from efface.eval.threshold_fit import MIN_IMAGES
 
 POOLED = "all concepts"
 CORRECTED = (

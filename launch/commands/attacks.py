@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from efface.launch.command import Command
-from efface.launch.listing import Listing
+from efface.launch.terminal.listing import Listing
 
 if TYPE_CHECKING:
     from efface.eval.attack import AttackEntry
@@ -23,7 +23,7 @@ def run(options: AttacksOptions) -> Listing:
     """All attacks, or the one called `name`. Raises UserError where there is none."""
     from efface.config_fields import describe
     from efface.eval.attack import ATTACKS, PromptAttack
-    from efface.eval.encoder_budget import BUDGETED, SEARCH_BUDGETED
+    from efface.eval.attacking.encoder_budget import BUDGETED, SEARCH_BUDGETED
 
     found: list[AttackEntry] = []
     for name in ATTACKS.names():

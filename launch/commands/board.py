@@ -16,7 +16,7 @@ import typer
 from efface.errors import UserError
 from efface.files import as_path
 from efface.launch.command import Command
-from efface.launch.tables import print_line
+from efface.launch.terminal.tables import print_line
 from efface.text import shown_in
 
 if TYPE_CHECKING:

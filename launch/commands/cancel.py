@@ -8,10 +8,10 @@ import typer
 
 from efface.errors import UserError
 from efface.files import as_path
+from efface.launch.arguments.find_job import find_job
+from efface.launch.arguments.options import RunFolderArgument
 from efface.launch.command import Command
-from efface.launch.find_job import find_job
-from efface.launch.options import RunFolderArgument
-from efface.launch.tables import print_line
+from efface.launch.terminal.tables import print_line
 
 
 @dataclass(frozen=True, kw_only=True)

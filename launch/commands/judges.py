@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from efface.launch.command import Command
-from efface.launch.listing import Listing
-from efface.launch.tables import print_line, print_table
+from efface.launch.terminal.listing import Listing
+from efface.launch.terminal.tables import print_line, print_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ def run(options: JudgesOptions) -> JudgeListing:
     """The judges, or one of their kinds. Raises UserError for an unknown kind."""
     from efface.config_fields import describe
     from efface.eval.judge import JUDGES
-    from efface.eval.judge_spec import judge_names, read_judge
+    from efface.eval.judging.judge_spec import judge_names, read_judge
 
     judges = [{"name": name, **read_judge(name).as_json()} for name in judge_names()]
     kinds = Listing([describe(name, JUDGES.get(name)) for name in JUDGES.names()])

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from efface.files import as_path, storage_error
+from efface.launch.arguments.find_job import find_job
+from efface.launch.arguments.options import RunFolderArgument
 from efface.launch.command import Command
-from efface.launch.event_text import format_event
-from efface.launch.find_job import find_job
-from efface.launch.options import RunFolderArgument
+from efface.launch.terminal.event_text import format_event
 from efface.plain_files import leaves, read_plain
 from efface.text import shown
 

@@ -8,9 +8,9 @@ import typer
 
 from efface.errors import UserError
 from efface.files import as_path
+from efface.launch.arguments.options import LOCAL, LicenceOption, RunFolderArgument
 from efface.launch.command import Command
-from efface.launch.options import LOCAL, LicenceOption, RunFolderArgument
-from efface.launch.tables import print_line
+from efface.launch.terminal.tables import print_line
 
 if TYPE_CHECKING:
     from efface.cluster.package.description import Description

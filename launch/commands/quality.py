@@ -8,9 +8,9 @@ import typer
 
 from efface.errors import UserError
 from efface.files import as_path
+from efface.launch.arguments.options import DeviceOption
 from efface.launch.command import Command
-from efface.launch.options import DeviceOption
-from efface.launch.tables import print_line, print_table
+from efface.launch.terminal.tables import print_line, print_table
 
 if TYPE_CHECKING:
     from efface.eval.report.reported_run import RunContent
@@ -62,7 +62,7 @@ def run(options: QualityOptions) -> Quality:
     from efface.cluster.run_content import read_run
     from efface.eval.image_quality import ClipScore, frechet_distance, kernel_distance
     from efface.eval.scores.scoring import BASE
-    from efface.launch.device import resolve_device
+    from efface.launch.arguments.device import resolve_device
     from efface.models.image_encoders import load_image_encoder
 
     content = read_run(as_path(options.run))

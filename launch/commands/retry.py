@@ -8,10 +8,10 @@ import typer
 
 from efface.errors import UserError
 from efface.files import as_path
+from efface.launch.arguments.find_job import find_job
+from efface.launch.arguments.options import AddressOption, RunFolderArgument, WorkersOption
 from efface.launch.command import Command
 from efface.launch.execution import execute_run, failure_code, show_results
-from efface.launch.find_job import find_job
-from efface.launch.options import AddressOption, RunFolderArgument, WorkersOption
 
 if TYPE_CHECKING:
     from efface.cluster.results import Results

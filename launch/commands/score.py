@@ -65,7 +65,7 @@ class TableScores:
 
 def run(options: ScoreOptions) -> TableScores:
     """Score each method of the table, or the one requested; a run folder means its table. Raises UserError."""
-    from efface.eval.image_table import read_table
+    from efface.eval.judging.image_table import read_table
     from efface.eval.scores.comparison import differences
     from efface.eval.scores.scoring import BASE, score_table
     from efface.eval.scores.threshold_curve import threshold_curve
@@ -105,7 +105,7 @@ def _chosen(options: ScoreOptions, rows: "pa.Table", label: str) -> "pa.Table":
 
 def _corrected(options: ScoreOptions, rows: "pa.Table", label: str) -> "CorrectedScores":
     """Of one method, by the judge of the calibration. Raises UserError where it is of another one."""
-    from efface.eval.calibration import read_calibration
+    from efface.eval.calibration.calibration import read_calibration
     from efface.eval.scores.corrected import corrected_scores
     from efface.eval.scores.held_out import split_shown
 
@@ -127,7 +127,7 @@ def show(scores: TableScores) -> None:
     from efface.concepts.prompts import AXES
     from efface.eval.scores.corrected import CORRECTED, axes_of
     from efface.eval.scores.leaderboard import differences_table, leaderboard, notes, rich_table
-    from efface.launch.tables import console, print_line, print_table
+    from efface.launch.terminal.tables import console, print_line, print_table
 
     terminal = console()
     rows = leaderboard(scores.methods, compared=scores.differences)

@@ -25,8 +25,8 @@ from efface.cluster.tasks.task import Task
 from efface.cluster.workers.worker import Worker
 from efface.errors import UserError
 from efface.eval.attack import ATTACKS
-from efface.eval.attack_table import attack_rows
-from efface.eval.attack_transfer import Transferred
+from efface.eval.attacking.attack_table import attack_rows
+from efface.eval.attacking.attack_transfer import Transferred
 from efface.models.base import load_base, read_base
 from efface.models.delta import Delta
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from efface.eval.judge_accuracy import Accuracy, rogan_gladen, together, wilson
+from efface.eval.calibration.judge_accuracy import Accuracy, rogan_gladen, together, wilson
 from efface.eval.scores.corrected import corrected_scores
 from efface.eval.scores.scoring import score_table
 

@@ -7,9 +7,9 @@ import pytest
 from report_runs import CONCEPTS, JUDGE, METHODS, rows
 
 from efface.concepts.prompts import AXES
-from efface.eval.calibration import Calibration
-from efface.eval.image_table import SCHEMA, write_table
-from efface.eval.judge_accuracy import Accuracy
+from efface.eval.calibration.calibration import Calibration
+from efface.eval.calibration.judge_accuracy import Accuracy
+from efface.eval.judging.image_table import SCHEMA, write_table
 from efface.eval.scores.corrected import CORRECTED
 from efface.launch.commands.score import ScoreOptions, as_json, run, show
 

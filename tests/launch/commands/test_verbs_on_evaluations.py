@@ -14,7 +14,7 @@ from efface.cluster.results import Results
 from efface.cluster.run import Run, reopen_run
 from efface.cluster.storage.gc import PARTIAL_FILE_AGE
 from efface.cluster.storage.journal import TaskStarted
-from efface.eval.image_table import read_table
+from efface.eval.judging.image_table import read_table
 from efface.launch.execution import execute_run
 
 

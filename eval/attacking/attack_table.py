@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Column, Table
 
 from efface.csv_tables import csv_table
-from efface.eval.attack_result import ENDS, AttackResult, prompt_rate, recovery_curve, success_rates
+from efface.eval.attacking.attack_result import ENDS, AttackResult, prompt_rate, recovery_curve, success_rates
 from efface.files import write_atomic
 from efface.text_tables import text_table
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from efface.launch.tables import print_line, print_table
+from efface.launch.terminal.tables import print_line, print_table
 from efface.registry import Registry
 
 if TYPE_CHECKING:
