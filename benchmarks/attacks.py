@@ -19,9 +19,9 @@ from benchmarks.record import RESULTS, write_result
 from efface.concepts.concept import load_concept_set
 from efface.concepts.prompts import load_prompt_set
 from efface.eval.attack import ATTACKS, parse_attack_config
-from efface.eval.attack_run import AttackedModel, run_attack
 from efface.eval.attack_target import attack_target
-from efface.eval.judge_spec import load_judge
+from efface.eval.attacking.attack_run import AttackedModel, run_attack
+from efface.eval.judging.judge_spec import load_judge
 from efface.eval.oracle import Instance
 from efface.launch.commands.unlearn import UnlearnOptions
 from efface.launch.commands.unlearn import run as unlearn

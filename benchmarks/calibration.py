@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.record import write_result
-from efface.eval.judge_accuracy import Accuracy, Z, rogan_gladen
-from efface.eval.threshold_fit import best_threshold
+from efface.eval.calibration.judge_accuracy import Accuracy, Z, rogan_gladen
+from efface.eval.calibration.threshold_fit import best_threshold
 
 SEPARATIONS = (1.0, 1.5, 2.0, 2.5, 3.0)
 SIZES = (1, 5, 10, 20, 50)

@@ -31,10 +31,10 @@ from benchmarks.on_device import (
     use_of_device,
 )
 from efface.concepts.concept import Concept, ConceptSet, load_concept_set
-from efface.eval.eval_requests import Ask, EvalRequest
-from efface.eval.evaluate import evaluate, png
 from efface.eval.judge import Judge, Verdict
-from efface.eval.judge_spec import load_judge
+from efface.eval.judging.eval_requests import Ask, EvalRequest
+from efface.eval.judging.evaluate import evaluate, png
+from efface.eval.judging.judge_spec import load_judge
 from efface.models.base import Base
 from efface.models.recipe import Recipe
 from efface.models.sampling.sampler import SamplingCost, sample
@@ -92,11 +92,11 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     rows = []
     for batch in args.batches or BATCHES[args.device]:
         count = math.ceil(max(batch, LEAST_IMAGES) / batch) * batch
-        asked = (requests * math.ceil(count / len(requests)))[:count]
+        repeated = (requests * math.ceil(count / len(requests)))[:count]
         same = recipe.model_copy(update={"batch_size": batch})
         works: dict[str, Callable[[], Any]] = {
-            "plain": partial(plain_loop, base, recipe, batch, asked, judge, concepts),
-            "efface": partial(evaluate, base, same, asked, [judge], concepts, model_id="m", method="base"),
+            "plain": partial(plain_loop, base, recipe, batch, repeated, judge, concepts),
+            "efface": partial(evaluate, base, same, repeated, [judge], concepts, model_id="m", method="base"),
         }
         taken = {name: value / count for name, value in best_of(works, args.rounds, base.device).items()}
         rows.append({"batch": batch, **taken, "ratio": taken["plain"] / taken["efface"]})

@@ -27,7 +27,7 @@ from benchmarks.on_device import (
     use_line,
     use_of_device,
 )
-from efface.eval.eval_requests import EvalRequest
+from efface.eval.judging.eval_requests import EvalRequest
 from efface.models.base import Base
 from efface.models.noise_scheduler import make_scheduler
 from efface.models.recipe import Recipe
@@ -88,11 +88,11 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     rows = []
     for batch in args.batches or BATCHES[args.device]:
         count = math.ceil(max(batch, LEAST_IMAGES) / batch) * batch
-        asked = (requests * math.ceil(count / len(requests)))[:count]
+        repeated = (requests * math.ceil(count / len(requests)))[:count]
         same = recipe.model_copy(update={"batch_size": batch})
         works: dict[str, Callable[[], Any]] = {
-            "stock": partial(by_pipeline, pipe, recipe, batch, asked),
-            "efface": partial(sample, base, same, asked),
+            "stock": partial(by_pipeline, pipe, recipe, batch, repeated),
+            "efface": partial(sample, base, same, repeated),
         }
         taken = {name: value / count for name, value in best_of(works, args.rounds, base.device).items()}
         rows.append({"batch": batch, **taken, "ratio": taken["stock"] / taken["efface"]})

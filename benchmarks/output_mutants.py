@@ -2,7 +2,11 @@
 
 from benchmarks.mutant import Mutant
 
-OUTPUT_FILES, UNLEARN, REQUEST = "launch/output_files.py", "launch/commands/unlearn.py", "launch/job_request.py"
+OUTPUT_FILES, UNLEARN, REQUEST = (
+    "launch/arguments/output_files.py",
+    "launch/commands/unlearn.py",
+    "launch/arguments/job_request.py",
+)
 OPENING, TORCHRUN, FILES = "cluster/storage/opening.py", "train/torchrun.py", "efface/files.py"
 T_OUT, T_NONE = "tests/launch/test_outputs.py", "tests/launch/commands/test_no_effect.py"
 

@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw
 
 from benchmarks.record import write_result
 from efface.concepts.prompts import AXES, TARGET_AXES
-from efface.eval.image_table import SCHEMA
+from efface.eval.judging.image_table import SCHEMA
 from efface.eval.report.reported_run import ReportedModel, RunContent
 from efface.eval.report.write import write_report
 from efface.eval.scores.leaderboard import leaderboard

@@ -4,7 +4,7 @@ from benchmarks.mutant import Mutant
 
 QUERIES, PAGE, CONTENT = "eval/report/queries.py", "eval/report/page.py", "cluster/stored_tasks.py"
 VERIFY, SCORES, FOREIGN = "cluster/package/verify.py", "cluster/method_scores.py", "models/foreign_weights.py"
-LEARN, SOLVE = "eval/attack_training.py", "train/closed_form.py"
+LEARN, SOLVE = "eval/attacking/attack_training.py", "train/closed_form.py"
 T_QUERIES, T_PAGE, T_CONTENT = (
     "tests/eval/test_report_queries.py",
     "tests/eval/test_report_page.py",
@@ -17,7 +17,7 @@ RESULT_MUTANTS = (
     # scores
     Mutant(
         "a verdict whose score is no number counts",
-        "eval/verdicts.py",
+        "eval/judging/verdicts.py",
         "verdict if np.isfinite(verdict.score) else UNREADABLE",
         "verdict",
         "tests/eval/test_image_errors.py tests/eval/test_evaluate.py -k 'number or whole'",
@@ -147,14 +147,14 @@ RESULT_MUTANTS = (
     ),
     Mutant(
         "static prompts are not tried where the direct prompt shows the concept",
-        "eval/attack_run.py",
+        "eval/attacking/attack_run.py",
         'if (attack.kind == "static" or not pre) and not only_pre:',
         "if not pre and not only_pre:",
         "tests/eval/test_attack_run.py -k every_prompt",
     ),
     Mutant(
         "a search on the text encoder has no bound",
-        "eval/encoder_budget.py",
+        "eval/attacking/encoder_budget.py",
         '        budget.spend(len(inputs[0] if inputs else named["input_ids"]))',
         "        pass",
         "tests/eval/test_attack_run.py -k what_a_search_found",

@@ -202,7 +202,7 @@ RUN_MUTANTS = (
     ),
     Mutant(
         "a run fails with its output",
-        "launch/output_streams.py",
+        "launch/terminal/output_streams.py",
         "            self.error = self.error or error\n",
         "            raise\n",
         "tests/launch/test_entry.py -k 'does_not_depend'",

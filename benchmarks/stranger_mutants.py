@@ -65,7 +65,7 @@ STRANGER_MUTANTS = (
     ),
     Mutant(
         "a judge's weights may be no numbers",
-        "eval/judge_files.py",
+        "eval/judging/judge_files.py",
         "        if not value.isfinite().all():\n",
         "        if False:\n",
         f"{T_JUDGE} -k no_numbers",

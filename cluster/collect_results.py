@@ -6,11 +6,11 @@ Records and outputs are only read here; damaged ones are reported, and `storage/
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from efface.cluster.adversarial_axis import adversarial_axis
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.method_scores import (
     chains_of,
@@ -28,22 +28,21 @@ from efface.cluster.tasks.calibration import CALIBRATION
 from efface.cluster.tasks.control import compared_with_controls
 from efface.cluster.tasks.judging import IMAGES, VERDICTS, Shard
 from efface.cluster.tasks.metric import MetricTask
-from efface.cluster.tasks.model import BASE, Model
+from efface.cluster.tasks.model import Model
 from efface.cluster.tasks.prompt_search import FOUND
 from efface.cluster.tasks.task import Task
 from efface.cluster.tasks.training import TrainingResult
-from efface.concepts.prompts import prompt_set_names
 from efface.config_files import read_config
-from efface.eval.attack_result import AttackResult
-from efface.eval.attack_table import attack_rows, write_attack_csv
-from efface.eval.attack_transfer import Transferred, Transfers
-from efface.eval.calibration import read_calibration
-from efface.eval.contact_sheet import write_sheets
-from efface.eval.found_prompts import FoundPrompts
-from efface.eval.image_errors import ImageError, broken_images
-from efface.eval.image_table import read_images, read_table, write_table
-from efface.eval.judge_accuracy import mean_accuracy, together
-from efface.eval.judge_spec import judge_name
+from efface.eval.attacking.attack_result import AttackResult
+from efface.eval.attacking.attack_table import attack_rows, write_attack_csv
+from efface.eval.attacking.attack_transfer import Transferred, Transfers
+from efface.eval.attacking.found_prompts import FoundPrompts
+from efface.eval.calibration.calibration import read_calibration
+from efface.eval.calibration.judge_accuracy import mean_accuracy, together
+from efface.eval.judging.image_errors import ImageError, broken_images
+from efface.eval.judging.image_table import read_images, read_table, write_table
+from efface.eval.judging.judge_spec import judge_name
+from efface.eval.report.contact_sheet import write_sheets
 from efface.eval.scores.comparison import differences
 from efface.eval.scores.continual import write_csv as write_stages
 from efface.eval.scores.corrected import corrected_by_method
@@ -100,12 +99,12 @@ def collect_results(plan: Plan, folder: RunFolder) -> Results:
     _check(folder, records, [(shard, [VERDICTS]) for shard in shards])
     parts = [read_table(folder.output(shard, VERDICTS)) for shard in shards]
     table = pa.concat_tables(parts)
-    sheets_table = _of_first_judge(plan, table)
-    write_sheets(folder.sheets, sheets_table, _finder(folder, records, shards, parts))
+    of_judge = _of_first_judge(plan, table)
+    write_sheets(folder.sheets, of_judge, _finder(folder, records, shards, parts))
     write_table(folder.table, table)
 
     labels = dict.fromkeys(model.label for model in plan.jobs)
-    scores, unscored = score_methods(_of_first_judge(plan, table), labels)
+    scores, unscored = score_methods(of_judge, labels)
     by_label: dict[str, list[TrainingResult]] = {}
     for model in complete:
         if model.job:
@@ -126,19 +125,19 @@ def collect_results(plan: Plan, folder: RunFolder) -> Results:
         "seconds": seconds,
         "judges": accuracy,
     }
-    broken = _broken(plan, table)
+    broken = _broken(of_judge)
     attacks = _attacks(plan, folder, records)
     controls = list(compared_with_controls(plan, folder))
     attacked = attack_rows(attacks, _missing_attacks(plan, records))
     if attacked:
         write_attack_csv(folder.attacks, attacked)
+    corrected = corrected_by_method(of_judge, by_concept.get(plan.calibrations[0].judge, {}), scores)
+    axis = adversarial_axis(plan, prompts, of_judge)
     optional = {
-        "corrected": corrected_by_method(
-            _of_first_judge(plan, table), by_concept.get(plan.calibrations[0].judge, {}), scores
-        ),
+        "corrected": {label: one.as_json() for label, one in corrected.items()},
         "differences": {label: difference.as_json() for label, difference in compared.items()},
         "image_costs": {label: asdict(cost) for label, cost in costs.items()},
-        "adversarial_axis": _adversarial_axis(plan, prompts, table),
+        "adversarial_axis": axis.as_json() if axis else None,
         "attacks": [result.model_dump(mode="json", exclude={"instances"}) for result in attacks],
         "controls": [comparison.model_dump(mode="json") for comparison in controls],
         "transfers": [row.model_dump(mode="json") for row in _transfers(plan, folder, records)],
@@ -154,39 +153,6 @@ def collect_results(plan: Plan, folder: RunFolder) -> Results:
     return Results(
         folder, rows, stages, accuracy, failures, unscored, broken, measured, footnotes, warnings, attacked, controls
     )
-
-
-def _adversarial_axis(plan: Plan, found: Sequence[FoundPrompts], table: pa.Table) -> dict[str, Any]:
-    """What the adversarial axis of every ERR here is asked by: the same prompts for all models. They are *static* where
-    they were all found on the base alone, as those of the shipped sets were, and *given* where a prompt set of a user
-    has some, as it does not say how they were found.
-
-    Of prompts that were found here, beside the share of the base's images that show the concept: *selected* of those by
-    which the prompts were chosen, *measured* of those that are scored, which have other seeds.
-    """
-    if "adversarial" not in plan.axes:
-        return {}
-    sources = {prompts.concept: f"found by {prompts.attack}" for prompts in found}
-    of_set = f"prompt set {plan.prompt_set.name}"
-    table = _of_first_judge(plan, table)
-    of_base = table.filter(pc.and_(pc.equal(table["method"], BASE), pc.equal(table["axis"], "adversarial")))
-    rates = {
-        prompts.concept: {"selected": prompts.selection_rate, "measured": _present_share(of_base, prompts.concept)}
-        for prompts in found
-    }
-    of_set_alone = any(target.name not in sources for target in plan.targets)
-    given = of_set_alone and plan.prompt_set.name not in prompt_set_names()
-    asked = {
-        "kind": "given" if given else "static",
-        "prompts": {t.name: sources.get(t.name, of_set) for t in plan.targets},
-    }
-    return {**asked, **({"base_rates": rates} if rates else {})}
-
-
-def _present_share(table: pa.Table, concept: str) -> float | None:
-    """Of the rows of a concept with a verdict; None where there is none."""
-    present = table.filter(pc.equal(table["concept"], concept))["present"].drop_null().to_pylist()
-    return sum(present) / len(present) if present else None
 
 
 def _attacks(plan: Plan, folder: RunFolder, records: Mapping[str, Record]) -> list[AttackResult]:
@@ -214,9 +180,8 @@ def _found_prompts(plan: Plan, folder: RunFolder, records: Mapping[str, Record])
     return [read_config(FoundPrompts, folder.output(check, FOUND)) for check in done]
 
 
-def _broken(plan: Plan, table: pa.Table) -> dict[str, dict[ImageError, int]]:
+def _broken(table: pa.Table) -> dict[str, dict[ImageError, int]]:
     """The images of each method that are no evidence; of several judges the first saw them all."""
-    table = _of_first_judge(plan, table)
     labels = table.filter(pc.is_valid(table["image_error"]))["method"].unique().to_pylist()
     return {label: broken_images(table.filter(pc.equal(table["method"], label))) for label in labels}
 

@@ -5,20 +5,24 @@ was stopped, since what a look says is a function of the verdicts that are there
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 
+from efface.cluster.campaign.planner import plan_deltas
 from efface.cluster.campaign.sharding import Look
 from efface.cluster.campaign.spec import DeltaEvaluation
 from efface.cluster.results import Results
 from efface.cluster.run import Run, open_evaluation
-from efface.cluster.stored_plan import SEQUENTIAL
+from efface.cluster.run_provenance import until_of
+from efface.cluster.stored_plan import SEQUENTIAL, is_campaign, stored_deltas
 from efface.concepts.prompts import AXES, Axis
-from efface.eval.image_table import read_table
-from efface.eval.judge_spec import judge_name
-from efface.eval.scores.sequential import LookAnswer, Question, answers, look_level, look_sizes, settled
+from efface.config_files import read_config
+from efface.eval.judging.image_table import read_table
+from efface.eval.judging.judge_spec import judge_name
+from efface.eval.scores.sequential import LookAnswer, Question, answers, look_level, look_sizes, read_question, settled
 from efface.files import write_json
 from efface.models.delta import Delta
 
@@ -35,7 +39,28 @@ def evaluate_in_looks(
     An axis that is not in the question is drawn to the end. Writes `sequential.json` beside the results. Raises as
     `open_evaluation` and `execute` do, and UserError for a comparison of more or fewer than two methods.
     """
-    sizes = look_sizes(config.evaluation.images_per_prompt)
+    most = config.evaluation.images_per_prompt
+    return _look_by_look(lambda looks: open_evaluation(deltas, config, out, looks), most, question, execute)
+
+
+def resume(run: Run, execute: Callable[[Run], Results]) -> Results:
+    """Do what is missing of a run that `reopen_run` gave, and draw further looks where it is an evaluation in looks.
+
+    Raises as `execute` does.
+    """
+    question = {} if is_campaign(run.folder) else read_question(until_of(run.folder))
+    if not question:
+        return execute(run)
+    config, deltas = read_config(DeltaEvaluation, run.folder.evaluation), stored_deltas(run.folder)
+    most = config.evaluation.images_per_prompt
+    return _look_by_look(lambda looks: replace(run, plan=plan_deltas(deltas, config, looks)), most, question, execute)
+
+
+def _look_by_look(
+    open_looks: Callable[[Sequence[Look]], Run], most: int, question: Question, execute: Callable[[Run], Results]
+) -> Results:
+    """open_looks: gives the run that draws these looks; most: images of each prompt, after the last look."""
+    sizes = look_sizes(most)
     looks: list[Look] = []
     done: frozenset[Axis] = frozenset()
     drawn: dict[Axis, int] = {}
@@ -44,7 +69,7 @@ def evaluate_in_looks(
         if done.issuperset(AXES):
             break
         looks.append(Look(range(before, size), done))
-        run = open_evaluation(deltas, config, out, looks)
+        run = open_looks(looks)
         drawn |= {axis: size for axis in AXES if axis not in done}
         # Before any image is drawn: who reads the folder meanwhile has to know which are to come.
         write_json(run.folder.root / SEQUENTIAL, _as_json(question, sizes, drawn, found))

@@ -7,10 +7,10 @@ from rich.text import Text
 
 from efface.cluster.storage.run_folder import RunFolder
 from efface.concepts.prompts import AXES
-from efface.eval.attack_control import ControlComparison
-from efface.eval.attack_table import AttackRow, attack_table
-from efface.eval.image_errors import ImageError, counted
-from efface.eval.judge_accuracy import Accuracy
+from efface.eval.attacking.attack_control import ControlComparison
+from efface.eval.attacking.attack_table import AttackRow, attack_table
+from efface.eval.calibration.judge_accuracy import Accuracy
+from efface.eval.judging.image_errors import ImageError, counted
 from efface.eval.scores.continual import Stages
 from efface.eval.scores.continual import rich_table as stages_table
 from efface.eval.scores.leaderboard import LeaderboardRow, differences_table, rich_table

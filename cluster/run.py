@@ -71,20 +71,13 @@ def open_run(campaign: Campaign, out: Path | None) -> Run:
 
 
 def reopen_run(root: Path) -> Run:
-    """The run that a folder holds. Raises UserError where it holds none."""
+    """The run that a folder holds, of a campaign or of `efface evaluate`. Raises UserError where it holds neither."""
     folder = RunFolder(root)
     folder.must_exist()
-    campaign = read_config(Campaign, folder.campaign)
-    return Run(plan_campaign(campaign), folder, campaign.limits, campaign.training)
-
-
-def reopen_judged(root: Path) -> Run:
-    """As `reopen_run`, and also of a folder in which `efface evaluate` judges deltas. Raises UserError."""
-    folder = RunFolder(root)
     if is_campaign(folder):
-        return reopen_run(root)
-    requested = read_config(DeltaEvaluation, folder.evaluation)
-    return Run(stored_plan(folder), folder, requested.limits)
+        campaign = read_config(Campaign, folder.campaign)
+        return Run(plan_campaign(campaign), folder, campaign.limits, campaign.training)
+    return Run(stored_plan(folder), folder, read_config(DeltaEvaluation, folder.evaluation).limits)
 
 
 def open_evaluation(

@@ -38,11 +38,11 @@ from efface.cluster.tasks.model import BASE
 from efface.cluster.tasks.training import TrainingResult
 from efface.config_files import parse, read_config
 from efface.errors import UserError
-from efface.eval.attack_result import AttackResult
-from efface.eval.attack_transfer import Transferred, Transfers
-from efface.eval.calibration import Calibration, read_calibration
-from efface.eval.image_errors import broken_images, counted
-from efface.eval.image_table import read_images
+from efface.eval.attacking.attack_result import AttackResult
+from efface.eval.attacking.attack_transfer import Transferred, Transfers
+from efface.eval.calibration.calibration import Calibration, read_calibration
+from efface.eval.judging.image_errors import broken_images, counted
+from efface.eval.judging.image_table import read_images
 from efface.eval.published_scores import published_for
 from efface.eval.report.reported_run import ReportedModel, RunContent
 from efface.eval.scores.leaderboard import leaderboard, notes

@@ -13,7 +13,7 @@ from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.stored_plan import SEQUENTIAL
 from efface.config_files import read_config
 from efface.errors import StorageError, UserError
-from efface.eval.calibration import Calibration
+from efface.eval.calibration.calibration import Calibration
 from efface.plain_files import leaves, read_plain
 
 AGAIN = "again"
@@ -50,23 +50,23 @@ def _packages(folder: RunFolder) -> dict[str, str]:
 
 
 def _evaluate_command(folder: RunFolder) -> str:
-    """What `efface evaluate` is asked for where it judges the same deltas again; nothing where that cannot be read."""
+    """The command that judges the same deltas again; nothing where what was requested cannot be read."""
     try:
-        asked = read_config(DeltaEvaluation, folder.evaluation)
+        requested = read_config(DeltaEvaluation, folder.evaluation)
     except UserError:
         return ""
-    return evaluate_command(asked, "jobs/*/delta.safetensors", AGAIN, until_of(folder))
+    return evaluate_command(requested, "jobs/*/delta.safetensors", AGAIN, until_of(folder))
 
 
-def evaluate_command(asked: DeltaEvaluation, deltas: str, out: str, until: Sequence[str] = ()) -> str:
-    """The command line that judges deltas (a pattern of the shell) as was asked for."""
+def evaluate_command(requested: DeltaEvaluation, deltas: str, out: str, until: Sequence[str] = ()) -> str:
+    """The command line that judges deltas (a pattern of the shell) as was requested."""
     options = {
-        "--base": (asked.base,),
-        "--concepts": (asked.concepts,),
-        "--prompts": (asked.evaluation.prompts,),
-        "--recipe": (asked.evaluation.recipe,),
-        "--judge": asked.evaluation.judges,
-        "--images-per-prompt": (str(asked.evaluation.images_per_prompt),),
+        "--base": (requested.base,),
+        "--concepts": (requested.concepts,),
+        "--prompts": (requested.evaluation.prompts,),
+        "--recipe": (requested.evaluation.recipe,),
+        "--judge": requested.evaluation.judges,
+        "--images-per-prompt": (str(requested.evaluation.images_per_prompt),),
         "--until": until,
         "--out": (out,),
     }
@@ -77,5 +77,5 @@ def evaluate_command(asked: DeltaEvaluation, deltas: str, out: str, until: Seque
 def until_of(folder: RunFolder) -> list[str]:
     """What an evaluation that draws images look by look stops at, as `--until` takes it."""
     question = (read_json(folder.root, SEQUENTIAL) or {}).get("question")
-    asked = question.items() if isinstance(question, dict) else ()
-    return [axis if threshold is None else f"{axis}={threshold}" for axis, threshold in asked]
+    thresholds = question if isinstance(question, dict) else {}
+    return [axis if threshold is None else f"{axis}={threshold}" for axis, threshold in thresholds.items()]

@@ -23,8 +23,12 @@ def stored_plan(folder: RunFolder, fetch: bool = True) -> Plan:
     if is_campaign(folder):
         return plan_campaign(read_config(Campaign, folder.campaign), fetch)
     requested = read_config(DeltaEvaluation, folder.evaluation)
-    deltas = [(path, Delta.load(path)) for path in sorted(folder.root.glob("jobs/*/delta.safetensors"))]
-    return plan_deltas(deltas, requested, _looks(folder.root), fetch)
+    return plan_deltas(stored_deltas(folder), requested, _looks(folder.root), fetch)
+
+
+def stored_deltas(folder: RunFolder) -> list[tuple[Path, Delta]]:
+    """Those that an evaluation judges. Raises UserError where one cannot be read."""
+    return [(path, Delta.load(path)) for path in sorted(folder.root.glob("jobs/*/delta.safetensors"))]
 
 
 def is_campaign(folder: RunFolder) -> bool:

@@ -14,7 +14,7 @@ from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.stored_tasks import StoredTask
 from efface.cluster.tasks.judging import VERDICTS
 from efface.errors import UserError
-from efface.eval.image_table import SCHEMA, read_table
+from efface.eval.judging.image_table import SCHEMA, read_table
 
 
 def stored_verdicts(

@@ -6,8 +6,6 @@ row per concept, in UTF-8, with or without a byte order mark. Rows are counted a
 the header is row 1, blank rows count, a cell of several lines does not make several rows.
 """
 
-import csv
-import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,8 +15,9 @@ from typing import Literal
 from efface.concepts.concept import ConceptSet
 from efface.concepts.csv_records import bad_byte, read_records
 from efface.concepts.published_formats import INDEX, OURS, column_meant, known_format
+from efface.csv_tables import csv_table
 from efface.errors import UserError
-from efface.text import csv_cell, csv_text
+from efface.text import csv_text
 
 Group = Literal["direct", "indirect", "adversarial"]
 GROUPS: tuple[Group, ...] = ("direct", "indirect", "adversarial")
@@ -73,14 +72,11 @@ def write_prompt_csv(rows: Mapping[str, PromptRow], concepts: ConceptSet) -> str
     """`rows` as the text of a CSV that `read_prompt_csv` reads back as they are; no cell of it is a formula."""
     widths = {group: max(1, *(len(getattr(row, group)) for row in rows.values())) for group in GROUPS}
     columns = [f"{group}_prompt_{k}" for group, width in widths.items() for k in range(1, width + 1)]
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["concept_type", "concept_name", *columns])
+    lines = []
     for name, row in rows.items():
         padded = ([*getattr(row, group), *[""] * (width - len(getattr(row, group)))] for group, width in widths.items())
-        cells = [concepts.find(name).kind, name, *(cell for group in padded for cell in group)]
-        writer.writerow(map(csv_cell, cells))
-    return text.getvalue()
+        lines.append([concepts.find(name).kind, name, *(cell for group in padded for cell in group)])
+    return csv_table(["concept_type", "concept_name", *columns], lines, line_end="\r\n")
 
 
 class _Header:

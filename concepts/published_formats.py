@@ -63,8 +63,8 @@ THEME_AND_CLASS = re.compile(r"an? (?P<class>.+) image in (?P<theme>.+) style\.?
 
 def labels_of_line(prompt: str) -> str:
     """What a line of a list asks for, where it is one of UnlearnCanvas: its class and its theme."""
-    asked = THEME_AND_CLASS.fullmatch(prompt)
-    return f"{asked['class']}, {asked['theme']}" if asked else ""
+    found = THEME_AND_CLASS.fullmatch(prompt)
+    return f"{found['class']}, {found['theme']}" if found else ""
 
 
 def known_format(names: Collection[str]) -> Format | None:

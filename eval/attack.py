@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from efface.config_fields import Entry
 from efface.config_files import StrictModel, parse
 from efface.errors import UserError
 from efface.eval.attack_target import AttackTarget
@@ -136,6 +137,13 @@ class PromptAttack(Attack):
 
 ATTACKS: Registry[type[Attack]] = Registry("attack", "efface.attacks", package="efface.eval.attacks")
 """Attacks, one file each."""
+
+
+class AttackEntry(Entry):
+    """An attack, as `efface attacks --json` lists it."""
+
+    kind: str
+    """static or adaptive"""
 
 
 def parse_attack_config(name: str, settings: dict[str, Any]) -> AttackConfig:

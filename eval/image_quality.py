@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from efface.errors import UserError
-from efface.eval.judge_files import batches, load_model, load_processor
+from efface.eval.judging.judge_files import batches, load_model, load_processor
 
 BATCH = 32
 KID_SUBSET, KID_SUBSETS = 1000, 100

@@ -66,7 +66,7 @@ def load(base: str | Path, device: str = "auto", delta: Any = None) -> "Base":
 
     delta: a file, a result of `unlearn`, or a hub id. Raises UserError for a delta of another base.
     """
-    from efface.launch.device import resolve_device
+    from efface.launch.arguments.device import resolve_device
     from efface.models.base import load_base
     from efface.models.delta import Delta
     from efface.models.files.hub import find_delta

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efface.errors import UserError
-from efface.launch.key_values import parse_key_values
+from efface.launch.arguments.key_values import parse_key_values
 
 if TYPE_CHECKING:
     from efface.concepts.concept import ConceptSet
-    from efface.eval.attack_control import ControlComparison
-    from efface.eval.attack_result import AttackResult
+    from efface.eval.attacking.attack_control import ControlComparison
+    from efface.eval.attacking.attack_result import AttackResult
     from efface.launch.commands.attack import AttackOptions
     from efface.models.base import Base
     from efface.models.delta import Delta
@@ -29,8 +29,8 @@ class AttackResults:
 
     def show(self) -> None:
         """A table, and what is to be known before it is believed."""
-        from efface.eval.attack_table import attack_rows, attack_table
-        from efface.launch.tables import console, print_line
+        from efface.eval.attacking.attack_table import attack_rows, attack_table
+        from efface.launch.terminal.tables import console, print_line
 
         rows = attack_rows(self.results)
         console().print(attack_table(rows))
@@ -58,12 +58,12 @@ def attack_models(options: "AttackOptions") -> AttackResults:
     from efface.concepts.concept import load_concept_set
     from efface.concepts.prompts import load_prompt_set
     from efface.eval.attack import ATTACKS, parse_attack_config
-    from efface.eval.attack_control import CONTROL, compare, shown_others
-    from efface.eval.attack_run import AttackedModel, run_attack
     from efface.eval.attack_target import attack_target
-    from efface.eval.judge_spec import load_judge
+    from efface.eval.attacking.attack_control import CONTROL, compare, shown_others
+    from efface.eval.attacking.attack_run import AttackedModel, run_attack
+    from efface.eval.judging.judge_spec import load_judge
     from efface.eval.oracle import Instance
-    from efface.launch.device import resolve_device
+    from efface.launch.arguments.device import resolve_device
     from efface.models.base import load_base, read_base
     from efface.models.delta import Delta
     from efface.models.files.hub import find_delta
@@ -86,10 +86,10 @@ def attack_models(options: "AttackOptions") -> AttackResults:
     prompt_set = load_prompt_set(str(named["--prompts"]), concept_set)
     paths = [find_delta(model) for model in options.models]
     deltas = {path: Delta.load(path) for path in paths}
-    asked = {path: options.concept or _forgotten(path, delta) for path, delta in deltas.items()}
+    forgotten = {path: options.concept or _forgotten(path, delta) for path, delta in deltas.items()}
     targets = {
         name: attack_target(concept_set.find(name), concept_set, prompt_set)
-        for names in asked.values()
+        for names in forgotten.values()
         for name in names
     }
     device = resolve_device(options.device)
@@ -118,7 +118,7 @@ def attack_models(options: "AttackOptions") -> AttackResults:
         for name, target in targets.items():
             shows[name] = shown_others(base, delta, recipe, judge, target.concept, concept_set, prompt_set)
             controls[name] = attacked(delta, name, CONTROL)
-    results = [attacked(delta, name, path.stem) for path, delta in deltas.items() for name in asked[path]]
+    results = [attacked(delta, name, path.stem) for path, delta in deltas.items() for name in forgotten[path]]
     static = ATTACKS.get(options.attack).kind == "static"
     of_base = [attacked(None, name, "base") for name in targets] if static else []
     base.swap(None)
@@ -132,7 +132,7 @@ def attack_models(options: "AttackOptions") -> AttackResults:
 
 def _control(path: Path, base: "Base", concept_set: "ConceptSet", concepts: list[str]) -> "Delta":
     """The model in `path` as a delta. Raises UserError where it is neither a delta nor a model of the base's kind."""
-    from efface.eval.attack_control import CONTROL
+    from efface.eval.attacking.attack_control import CONTROL
     from efface.models.delta import Delta
     from efface.train.foreign_delta import foreign_delta
 

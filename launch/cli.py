@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from efface.errors import JobFailure, Stopped, UserError
-from efface.launch.output_streams import with_output
+from efface.launch.terminal.output_streams import with_output
 from efface.text import shown
 
 PANELS = {

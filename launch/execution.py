@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from efface.errors import UserError
-from efface.launch.output_streams import results_are_in_files
-from efface.launch.tables import console, print_line, print_warnings
+from efface.launch.terminal.output_streams import results_are_in_files
+from efface.launch.terminal.tables import console, print_line, print_warnings
 from efface.text import shown
 
 if TYPE_CHECKING:
@@ -39,9 +39,7 @@ def show_results(results: "Results") -> None:
     for failure in results.failures:
         terminal.print(Text.assemble(("failed", "red"), f": {shown(failure)}"), soft_wrap=True)
     if results.failures:
-        of_campaign = results.folder.campaign.is_file()
-        retry = f"`efface retry {shlex.quote(str(results.folder.root))}`" if of_campaign else "the same command"
-        print_line(f"{retry} tries them again")
+        print_line(f"`efface retry {shlex.quote(str(results.folder.root))}` tries them again")
 
 
 def failure_code(results: "Results") -> int:

@@ -18,9 +18,9 @@ from efface.registry import Registry
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from efface.launch.cluster_profile import ClusterProfile
-    from efface.launch.launch_record import LaunchRecord
-    from efface.launch.launch_spec import LaunchSpec
+    from efface.launch.clusters.cluster_profile import ClusterProfile
+    from efface.launch.clusters.launch_record import LaunchRecord
+    from efface.launch.clusters.launch_spec import LaunchSpec
 
 State = Literal["pending", "running", "done", "failed", "stopped", "gone", "unknown"]
 """How a job is. gone: its cluster no longer knows it; unknown: the cluster does not answer."""

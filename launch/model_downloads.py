@@ -88,7 +88,7 @@ def _is_campaign(name: str) -> bool:
 
 
 def _models_of_base(base: "BaseSpec", judges: Sequence[str]) -> Iterator[RequiredModel]:
-    from efface.eval.judge_spec import read_judge
+    from efface.eval.judging.judge_spec import read_judge
     from efface.models.base import RANDOM
     from efface.models.files.folder_identity import FILES as JUDGE_FILES
     from efface.models.files.model_files import DIFFUSERS_FILES

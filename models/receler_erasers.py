@@ -8,13 +8,16 @@ is no linear map, so no weight can take it in: it stays beside the model, in a d
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from efface.models.denoiser import Denoiser
+
+if TYPE_CHECKING:
+    from diffusers.models.attention_processor import Attention
 
 PARTS = ("down.weight", "down.bias", "up.weight", "up.bias")
 
@@ -41,7 +44,7 @@ def erased(inputs: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias:
     return F.linear(F.gelu(F.linear(inputs, down, down_bias)), up, up_bias)
 
 
-def cross_attentions(denoiser: Denoiser) -> dict[str, Any]:
+def cross_attentions(denoiser: Denoiser) -> "dict[str, Attention]":
     """The cross-attentions by full name (`unet.….attn2`)."""
     named = denoiser.module.named_modules()
     return {f"{denoiser.component}.{name}": module for name, module in named if name.endswith("attn2")}

@@ -31,7 +31,7 @@ from efface.cluster.tasks.training import TrainingTask, training_facts
 from efface.cluster.workers.executor import Ready
 from efface.cluster.workers.worker import WorkerContext
 from efface.errors import Stopped, StorageError
-from efface.eval.image_table import IMAGE_SCHEMA, SCHEMA, write_table
+from efface.eval.judging.image_table import IMAGE_SCHEMA, SCHEMA, write_table
 from efface.files import as_path, write_atomic, write_json
 from efface.train.training_metrics import TrainingMetrics
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 from PIL import Image
 
 from efface.concepts.prompts import AXES, TARGET_AXES
-from efface.eval.attack_transfer import Transferred
-from efface.eval.image_table import SCHEMA
+from efface.eval.attacking.attack_transfer import Transferred
+from efface.eval.judging.image_table import SCHEMA
 from efface.eval.report.reported_run import ReportedModel, RunContent
 from efface.eval.scores.leaderboard import leaderboard
 from efface.eval.scores.scoring import score_table

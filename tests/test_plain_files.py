@@ -16,8 +16,8 @@ from efface.cluster.storage.records import look_up, read_json, sha256
 from efface.concepts.csv_records import read_records as read_csv_records
 from efface.config_files import read_yaml
 from efface.errors import UserError
-from efface.eval.image_table import read_table
-from efface.launch.launch_record import read_records
+from efface.eval.judging.image_table import read_table
+from efface.launch.clusters.launch_record import read_records
 from efface.models.delta import Delta
 from efface.models.files import component_configs
 from efface.models.files.lora_alpha import read_settings

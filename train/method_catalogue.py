@@ -1,20 +1,24 @@
 """The methods and their settings as data, for the command line."""
 
-from typing import Any
-
-from efface.config_fields import describe
+from efface.config_fields import Entry, describe
 from efface.train.method import get_method, method_names, preset_names
 
 
-def catalogue() -> list[dict[str, Any]]:
-    """Every known method: `name, summary, version, strategies, policy, presets`, and the `fields` of its config.
+class MethodEntry(Entry):
+    """A method, as `efface methods --json` lists it."""
 
-    Imports every method.
-    """
+    version: int
+    strategies: list[str]
+    policy: str
+    presets: list[str]
+
+
+def catalogue() -> list[MethodEntry]:
+    """Every known method; imports all of them."""
     return [_method(name) for name in method_names()]
 
 
-def _method(name: str) -> dict[str, Any]:
+def _method(name: str) -> MethodEntry:
     method = get_method(name)
     return {
         **describe(name, method),

@@ -95,7 +95,7 @@ def _rollout_store(cache: Path | None, options: TrainingOptions) -> RolloutStore
 
 
 def _task(job: Job, base: Base, concept_set: ConceptSet, cache: Path | None, anew: bool) -> UnlearningTask:
-    """What the method is asked: the last request of a chain, or, where each starts anew from the base, all of them.
+    """What is requested of the method: the last request of a chain; all of them where each starts anew from the base.
 
     The method sees nothing of the concept set that is held out.
     """
@@ -104,10 +104,10 @@ def _task(job: Job, base: Base, concept_set: ConceptSet, cache: Path | None, ane
         with_remaining_anchor(concept_set.find(name), concept_set, erased=job.concepts) for name in job.concepts
     )
     newest_alone = job.strategy == "continual" and not anew
-    asked, erased = (concepts[-1:], concepts[:-1]) if newest_alone else (concepts, ())
+    requested, erased = (concepts[-1:], concepts[:-1]) if newest_alone else (concepts, ())
     return UnlearningTask(
         base,
-        asked,
+        requested,
         concept_set,
         job.seed,
         cache,

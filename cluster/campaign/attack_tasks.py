@@ -14,8 +14,8 @@ from efface.concepts.concept import ConceptSet
 from efface.concepts.prompts import PromptSet
 from efface.errors import UserError
 from efface.eval.attack import ATTACKS, attack_id, parse_attack_config
-from efface.eval.attack_control import CONTROL
 from efface.eval.attack_target import attack_target
+from efface.eval.attacking.attack_control import CONTROL
 from efface.models.files.hub import find_delta
 
 if TYPE_CHECKING:
@@ -48,15 +48,17 @@ def plan_attacks(
         for model in (*models[:1], *last) if static else last:
             for name in model.job.concepts if model.job else forgotten:
                 target = attack_target(concept_set.find(name), concept_set, prompts)
-                asked = tuple((prompt, seed) for prompt in target.prompts[: choice.prompts] for seed in choice.seeds)
-                task = AttackTask(model, target, *what, asked, choice.budget, choice.seed, judged_by)
+                instances = tuple(
+                    (prompt, seed) for prompt in target.prompts[: choice.prompts] for seed in choice.seeds
+                )
+                task = AttackTask(model, target, *what, instances, choice.budget, choice.seed, judged_by)
                 if task.id in attacks:
                     raise UserError(
                         f"attacks names '{choice.attack}' twice with the same settings, should name it once"
                     )
                 attacks[task.id] = task
                 if control and model.job:
-                    about = (models[0], target, *what, asked, choice.budget, choice.seed, judged_by)
+                    about = (models[0], target, *what, instances, choice.budget, choice.seed, judged_by)
                     taught = ControlTask(*about, control)
                     controls[taught.id] = taught
     yield from attacks.values()

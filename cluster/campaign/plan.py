@@ -27,13 +27,13 @@ from efface.cluster.tasks.training import TrainingTask
 from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import AXES, KEPT_AXES, Axis, PromptSet, load_prompt_set
 from efface.errors import UserError
-from efface.eval.calibration_requests import calibration_requests
-from efface.eval.eval_requests import EvalRequest, eval_requests
-from efface.eval.found_prompts import read_slot
-from efface.eval.judge_identity import judge_identity
-from efface.eval.judge_spec import judge_name, read_judge
+from efface.eval.attacking.found_prompts import read_slot
+from efface.eval.calibration.calibration_requests import calibration_requests
+from efface.eval.calibration.threshold_fit import MIN_IMAGES
+from efface.eval.judging.eval_requests import EvalRequest, eval_requests
+from efface.eval.judging.judge_identity import judge_identity
+from efface.eval.judging.judge_spec import judge_name, read_judge
 from efface.eval.metric import METRICS
-from efface.eval.threshold_fit import MIN_IMAGES
 from efface.models.base import BaseSpec
 from efface.models.recipe import Recipe, load_recipe
 from efface.models.text.tokenizer import check_texts
@@ -229,8 +229,8 @@ def make_plan(
     )
     shards = [task for task in tasks if isinstance(task, Shard)]
     parts = {id(shard.eval_requests): shard.eval_requests for shard in shards}
-    asked = {request.prompt for part in parts.values() for request in part}
-    texts = {text for text in asked if read_slot(text) is None}
+    prompted = {request.prompt for part in parts.values() for request in part}
+    texts = {text for text in prompted if read_slot(text) is None}
     warnings = (
         *_to_be_found(to_find, prompts, targets),
         *check_texts(base, concept_set, prompts, texts),

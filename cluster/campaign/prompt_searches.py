@@ -10,7 +10,7 @@ from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import PromptSet
 from efface.eval.attack import attack_id, parse_attack_config, prompt_attack
 from efface.eval.attack_target import attack_target
-from efface.eval.found_prompts import slot
+from efface.eval.attacking.found_prompts import slot
 from efface.models.base import BaseSpec, text_encoder_id
 from efface.models.files.model_files import NotCached
 

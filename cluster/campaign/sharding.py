@@ -9,8 +9,8 @@ from efface.cluster.tasks.model import Model
 from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import Axis, PromptSet
 from efface.errors import UserError
-from efface.eval.eval_requests import EvalRequest, eval_requests
-from efface.eval.found_prompts import checks_of
+from efface.eval.attacking.found_prompts import checks_of
+from efface.eval.judging.eval_requests import EvalRequest, eval_requests
 from efface.files import content_id
 
 Parts = tuple[tuple[tuple[EvalRequest, ...], str], ...]
@@ -52,21 +52,21 @@ def cut_shards(
     looks = looks or (Look(range(evaluation.images_per_prompt)),)
     targets = tuple(concept_set.find(target.name) for target in targets)
     judged_by = [judging.recipe_id, *judging.calibrations]
-    asked_of: dict[tuple[str, ...] | None, tuple[Parts, tuple[str, ...]]] = {}
+    shared: dict[tuple[str, ...] | None, tuple[Parts, tuple[str, ...]]] = {}
     for model in models:
         forgotten = model.job.concepts if model.job else None
-        if forgotten not in asked_of:
-            asked = tuple(map(concept_set.find, forgotten)) if forgotten else targets
+        if forgotten not in shared:
+            requested = tuple(map(concept_set.find, forgotten)) if forgotten else targets
             parts: Parts = ()
             checks: tuple[str, ...] = ()
             for look in looks:
                 limits = evaluation.prompts_per_concept | dict.fromkeys(look.settled, 0)
-                all_questions = eval_requests(judging.prompts, concept_set, asked, look.seeds, limits)
+                all_questions = eval_requests(judging.prompts, concept_set, requested, look.seeds, limits)
                 kept = _without_forgotten(all_questions, model, targets) if forgotten else all_questions
                 parts += _parts(kept, evaluation.shard_size, judged_by)
                 checks += tuple(check for check in checks_of(kept) if check not in checks)
-            asked_of[forgotten] = parts, checks
-        parts, checks = asked_of[forgotten]
+            shared[forgotten] = parts, checks
+        parts, checks = shared[forgotten]
         requires = shard_requires(model, judging.calibrations, checks)
         for index, (part, part_id) in enumerate(parts):
             yield Shard(model, index, part, content_id([model.id, model.label, part_id]), requires)

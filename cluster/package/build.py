@@ -34,7 +34,7 @@ from efface.cluster.tasks.training import TrainingResult
 from efface.concepts.shipped import data_names
 from efface.config_files import list_configs, read_config, read_yaml, to_yaml
 from efface.errors import UserError
-from efface.eval.image_table import write_table
+from efface.eval.judging.image_table import write_table
 from efface.eval.report.reported_run import RunContent
 from efface.eval.report.write import scores_csv, scores_markdown, write_report
 from efface.files import file_stem, local_path, open_to_readers, sha256_file, write_json
@@ -212,7 +212,7 @@ def _write_results(plan: Plan, folder: RunFolder, content: RunContent, label: st
 
 
 def _requested(folder: RunFolder) -> Path:
-    """What was asked for: a campaign, or deltas to be judged."""
+    """What was requested: a campaign, or deltas to be judged."""
     return folder.campaign if folder.campaign.is_file() else folder.evaluation
 
 
@@ -221,8 +221,8 @@ def _command(folder: RunFolder, root: Path) -> str:
     requested = _requested(folder)
     if requested == folder.campaign:
         return shlex.join(["efface", "run", requested.name, "--out", "runs/again"])
-    asked = read_config(DeltaEvaluation, root / requested.name)
-    return evaluate_command(asked, "deltas/*.safetensors", "runs/again", until_of(folder))
+    evaluation = read_config(DeltaEvaluation, root / requested.name)
+    return evaluate_command(evaluation, "deltas/*.safetensors", "runs/again", until_of(folder))
 
 
 def _with_own_files(requested: dict[str, Any], root: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from efface.concepts.prompts import AXES
-from efface.eval.attack_table import AttackRow, attack_rows
+from efface.eval.attacking.attack_table import AttackRow, attack_rows
 from efface.eval.report.reported_run import RunContent
 from efface.eval.report.write import markdown_text
 from efface.eval.scores.results import Scores

@@ -16,7 +16,7 @@ from efface.cluster.package.description import DESCRIPTION, MANIFEST, Descriptio
 from efface.cluster.storage.records import read_json
 from efface.config_files import list_configs, parse
 from efface.errors import UserError
-from efface.eval.evaluate import pixel_sha256
+from efface.eval.judging.evaluate import pixel_sha256
 from efface.models.base import Base, load_base
 from efface.models.delta import Delta
 from efface.models.recipe import Recipe

@@ -1,18 +1,16 @@
 """What a search found: all its trials, and those that no other beats in ERR, weight change and time at once."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
+from rich.table import Column, Table
 
 from efface.cluster.search.result import TrialRow
 from efface.cluster.storage.run_folder import RunFolder
 from efface.concepts.prompts import AXES
+from efface.csv_tables import csv_table
 from efface.eval.scores.results import Scores
 from efface.files import write_atomic, write_json
+from efface.text_tables import text_table
 
 OBJECTIVES = {"err_mean": "max", "weight_change": "min", "seconds": "min"}
 """ERR; relative L2 norm of the change of all weights; seconds of one worker to train the models."""
@@ -60,25 +58,25 @@ def write_results(folder: RunFolder, rows: Sequence[TrialRow], front: Sequence[T
 
 def rich_table(front: Sequence[TrialRow]) -> Table:
     """Judged trials in columns of text; "change" is the relative L2 of all weights."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     fields = list(dict.fromkeys(name for row in front for name in row.point))
-    for head in ("trial", *fields, "images a\nprompt", "ERR\nmean", "95 %\ninterval", "change\nrel. L2", "sec."):
-        table.add_column(head, justify="right")
+    heads = ("trial", *fields, "images a\nprompt", "ERR\nmean", "95 %\ninterval", "change\nrel. L2", "sec.")
+    lines = []
     for row in front:
         scores, cost = row.result.scores, row.result.cost
         assert scores and cost
         low, high = scores.interval
-        cells = [
-            str(row.number),
-            *(short(row.point[name]) for name in fields),
-            str(scores.images_per_prompt),
-            f"{scores.err_mean:.3f}",
-            f"{low:.3f}-{high:.3f}",
-            f"{cost.weight_change:.1e}",
-            f"{cost.seconds:.0f}",
-        ]
-        table.add_row(*map(Text, cells))
-    return table
+        lines.append(
+            (
+                row.number,
+                *(short(row.point[name]) for name in fields),
+                scores.images_per_prompt,
+                f"{scores.err_mean:.3f}",
+                f"{low:.3f}-{high:.3f}",
+                f"{cost.weight_change:.1e}",
+                f"{cost.seconds:.0f}",
+            )
+        )
+    return text_table([Column(head, justify="right") for head in heads], lines, padding=(0, 1, 0, 0))
 
 
 def short(value: object) -> str:
@@ -89,13 +87,11 @@ def short(value: object) -> str:
 def _csv(rows: Sequence[TrialRow], fields: Sequence[str]) -> bytes:
     """Every number in full; an empty cell where it is not known."""
     columns = ("score", "err_mean", "low", "high", *AXES, "weight_change", "challenge", "seconds", "reason")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["number", "id", "state", *fields, "images_per_prompt", *columns])
+    lines = []
     for row in rows:
         flat = row.as_json()
         low, high = flat.get("interval", (None, None))
         flat |= {**flat.get("axes", {}), "low": low, "high": high}
         rest = [flat.get(name) for name in ("images_per_prompt", *columns)]
-        writer.writerow([row.number, row.id, row.result.state, *(row.point[name] for name in fields), *rest])
-    return text.getvalue().encode()
+        lines.append((row.number, row.id, row.result.state, *(row.point[name] for name in fields), *rest))
+    return csv_table(["number", "id", "state", *fields, "images_per_prompt", *columns], lines).encode()

@@ -22,7 +22,7 @@ from efface.cluster.tasks.task import Task
 from efface.cluster.tasks.training import TrainingResult
 from efface.concepts.prompts import AXES
 from efface.errors import StorageError, UserError
-from efface.eval.image_table import read_table
+from efface.eval.judging.image_table import read_table
 from efface.eval.scores.results import Scores as MethodScores
 from efface.eval.scores.scoring import score_table
 from efface.eval.weight_norms import mean_weight_change
@@ -139,19 +139,21 @@ def rung_shards(plan: Plan, rungs: tuple[int, ...], size: int) -> list[list[Shar
 
 
 def _rung_shards(plan: Plan, model: Model, rung: int, seeds: range, size: int) -> Iterator[Shard]:
-    asked = [question for shard in plan.shards[model.id] for question in shard.eval_requests if question.seed in seeds]
+    questions = [
+        question for shard in plan.shards[model.id] for question in shard.eval_requests if question.seed in seeds
+    ]
     judged_by = [plan.recipe.id, *(calibration.id for calibration in plan.calibrations)]
     requires = next((shard.requires for shard in plan.shards[model.id]), ())
-    for number, start in enumerate(range(0, len(asked), size)):
-        part = tuple(asked[start : start + size])
+    for number, start in enumerate(range(0, len(questions), size)):
+        part = tuple(questions[start : start + size])
         what = [[q.prompt, q.seed, [[a.concept, a.axis, a.asked_concept] for a in q.asks]] for q in part]
         yield Shard(model, rung * 1000 + number, part, content_id([model.id, model.label, judged_by, what]), requires)
 
 
 def check_axes(plan: Plan) -> None:
     """Raises UserError where an axis would have no images, and so no trial an ERR."""
-    asked = {a.axis for model in plan.jobs for s in plan.shards[model.id] for q in s.eval_requests for a in q.asks}
-    missing = [axis for axis in AXES if axis not in asked]
+    axes = {a.axis for model in plan.jobs for s in plan.shards[model.id] for q in s.eval_requests for a in q.asks}
+    missing = [axis for axis in AXES if axis not in axes]
     if missing:
         raise UserError(
             f"search '{plan.name}': nothing is asked on the axis {missing[0]}, and without it there is no ERR; "

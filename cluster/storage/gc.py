@@ -46,7 +46,7 @@ class Garbage(NamedTuple):
 def collect(plan: Plan, folder: RunFolder, dry_run: bool = False) -> list[Garbage]:
     """Remove what is no longer needed; `dry_run`: only find it. Raises UserError where a driver works on the run.
 
-    What the campaign requests and has a record stays, so nothing has to be done again. Finished work of other plans,
+    What is requested and has a record stays, so nothing has to be done again. Finished work of other plans,
     of an earlier version of a method, say, stays too: only what has no record goes.
     """
     if not folder.sign.is_file():
@@ -80,7 +80,7 @@ def _garbage(plan: Plan, folder: RunFolder) -> Iterator[tuple[str, Path]]:
         if model and model.id in made:
             yield from (("checkpoints of finished jobs", file) for file in files if file == folder.checkpoint(model))
         elif not model and path.name.rpartition("-")[2] in started and path / "record.json" not in files:
-            kind = "unfinished jobs that this campaign does not request"
+            kind = "unfinished jobs that are not requested here"
             yield from ((kind, file) for file in files if file.name in JOB_FILES)
     if len(made) == len(plan.trainings):
         yield from _half_written(folder.cache)

@@ -17,9 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict, cast
 
-from efface.cluster.storage.process import describe, is_alive, this_process
+from efface.cluster.storage.process import Process, describe, is_alive, this_process
 from efface.errors import LocationError, StorageError, UserError
 from efface.files import create_exclusive, storage_error, write_json
 from efface.plain_files import read_plain
@@ -35,11 +35,20 @@ SHARING_TIMEOUT = 60.0
 """Seconds after which other nodes see a new file of a shared file system, whatever they cache."""
 
 
+class LeaseContent(TypedDict):
+    """The JSON of a lease."""
+
+    id: str
+    driver: Process
+    heartbeat: int
+    released: bool
+
+
 class _Holder(NamedTuple):
     """The lease with the highest number; 0 where there is none."""
 
     number: int
-    content: dict[str, Any] | None
+    content: LeaseContent | None
     """None: the file is damaged, or only being written."""
 
 
@@ -121,7 +130,7 @@ class Lease:
     def _file(self, number: int) -> Path:
         return self._folder / f"{number:08d}.json"
 
-    def _content(self, released: bool = False) -> dict[str, Any]:
+    def _content(self, released: bool = False) -> LeaseContent:
         return {"id": self.id, "driver": this_process(), "heartbeat": self._heartbeats, "released": released}
 
 
@@ -197,7 +206,7 @@ def _holder(folder: Path) -> _Holder:
     return _Holder(max(numbers), _read(folder / f"{max(numbers):08d}.json")) if numbers else _Holder(0, None)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> LeaseContent | None:
     """What a lease says; None of one that is missing or damaged."""
     try:
         content = json.loads(read_plain(path))
@@ -210,4 +219,4 @@ def _read(path: Path) -> dict[str, Any] | None:
     driver = content.get("driver") if isinstance(content, dict) else None
     if not isinstance(driver, dict) or not isinstance(content.get("id"), str) or not {*this_process()} <= {*driver}:
         return None
-    return content if type(driver["pid"]) is int and driver["pid"] > 0 else None
+    return cast(LeaseContent, content) if type(driver["pid"]) is int and driver["pid"] > 0 else None

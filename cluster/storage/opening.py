@@ -52,8 +52,14 @@ def must_exist(paths: RunPaths) -> None:
     """See `RunFolder.must_exist`."""
     if not check_format(paths):
         raise UserError(f"{paths.root}: is not a run folder, it holds no {paths.sign.name}")
-    if not paths.campaign.is_file():
-        raise UserError(f"{paths.root}: is not the run folder of a campaign, it holds no {paths.campaign.name}")
+    if paths.campaign.is_file() or paths.evaluation.is_file():
+        return
+    if (paths.root / "search.yaml").is_file():
+        raise UserError(
+            f"{paths.root}: is the folder of a search, which `efface search` goes on with and `efface report` shows"
+        )
+    names = f"{paths.campaign.name} and no {paths.evaluation.name}"
+    raise UserError(f"{paths.root}: says nowhere what was requested in it, it holds no {names}")
 
 
 def check_format(paths: RunPaths) -> bool:

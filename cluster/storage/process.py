@@ -4,10 +4,20 @@ import os
 import socket
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 
-def this_process() -> dict[str, Any]:
+class Process(TypedDict):
+    """A process as a lease has it."""
+
+    host: str
+    boot: str
+    namespaces: str
+    pid: int
+    started: str | None
+
+
+def this_process() -> Process:
     """What tells this process from every other one, on any machine, in any container, at any time."""
     return {
         "host": socket.gethostname(),
@@ -18,12 +28,12 @@ def this_process() -> dict[str, Any]:
     }
 
 
-def describe(process: dict[str, Any]) -> str:
+def describe(process: Process) -> str:
     """For people."""
     return f"a driver on {process['host']} (process {process['pid']})"
 
 
-def is_alive(process: dict[str, Any]) -> bool | None:
+def is_alive(process: Process) -> bool | None:
     """Whether a process of `this_process` still runs; None where that cannot be known here.
 
     The process table is asked only of a process that shares it: the same boot of the same machine, and the same

@@ -13,7 +13,7 @@ from efface.cluster.tasks.prompt_search import CANDIDATES, FOUND, Candidates, Pr
 from efface.cluster.tasks.task import Task
 from efface.config_files import StrictModel, parse
 from efface.errors import UserError
-from efface.eval.found_prompts import FoundPrompts
+from efface.eval.attacking.found_prompts import FoundPrompts
 from efface.files import write_json
 from efface.models.files.fingerprint import cache_folder
 from efface.plain_files import read_plain

@@ -154,7 +154,7 @@ class RunFolder(RunPaths):
         opening.open_folder(self, config_file, text, mutable_keys)
 
     def must_exist(self) -> None:
-        """Raises UserError where this is no run folder of a campaign, or one of another format."""
+        """Raises UserError where this is no run folder of a campaign or an evaluation, or one of another format."""
         opening.must_exist(self)
 
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from efface.cluster.tasks.model import Model
 from efface.cluster.tasks.task import DamagedInput, RateUse, Task
 from efface.config_files import read_config
-from efface.eval.attack_transfer import Transferred, Transfers
+from efface.eval.attacking.attack_transfer import Transferred, Transfers
 from efface.files import content_id, slug, write_json
 
 if TYPE_CHECKING:
     from efface.cluster.campaign.plan import Plan
     from efface.cluster.workers.worker import Worker
-    from efface.eval.attack_result import AttackResult
     from efface.eval.attack_target import AttackTarget
+    from efface.eval.attacking.attack_result import AttackResult
     from efface.models.delta import Delta
     from efface.models.recipe import Recipe
 
@@ -73,7 +73,7 @@ class AttackTask(Task):
     def attacked(self, worker: Worker, delta: Delta | None, id: str) -> AttackResult:
         """What comes of it on the model that `delta` makes of the base, which has this id, and is in place then."""
         from efface.eval.attack import ATTACKS, parse_attack_config
-        from efface.eval.attack_run import AttackedModel, run_attack
+        from efface.eval.attacking.attack_run import AttackedModel, run_attack
         from efface.eval.oracle import Instance
 
         base, judge = worker.base, worker.judges()[0]
@@ -145,8 +145,8 @@ class TransferTask(Task):
         worker.finish(self, [path], images=sum(row.prompts for row in rows))
 
     def _tried(self, worker: Worker, attack: AttackTask) -> Transferred:
-        from efface.eval.image_errors import image_errors
-        from efface.eval.verdicts import verdicts
+        from efface.eval.judging.image_errors import image_errors
+        from efface.eval.judging.verdicts import verdicts
         from efface.models.sampling.sampler import ImageRequest, sample
 
         found = [
@@ -182,7 +182,7 @@ class TransferTask(Task):
 
 def read_attack(worker: Worker, attack: AttackTask) -> AttackResult:
     """What an attack came to. Raises DamagedInput."""
-    from efface.eval.attack_result import AttackResult
+    from efface.eval.attacking.attack_result import AttackResult
 
     path = worker.folder.output(attack, ATTACK)
     if not worker.folder.is_intact(attack):

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from efface.cluster.tasks.task import DamagedInput, Priority, RateUse, Task
-from efface.eval.calibration_requests import CalibrationRequest
+from efface.eval.calibration.calibration_requests import CalibrationRequest
 from efface.files import content_id, slug, write_json
 
 if TYPE_CHECKING:
     from efface.cluster.campaign.plan import Plan
     from efface.cluster.workers.worker import Worker
-    from efface.eval.calibration import JudgeAnswers
+    from efface.eval.calibration.calibration import JudgeAnswers
 
 CALIBRATION, ANSWERS = "calibration.json", "answers.json"
 """The outputs: thresholds and accuracy; what the judge said of the images of a part."""
@@ -95,8 +95,8 @@ class CalibrationTask(Task):
 
     def run(self, worker: Worker) -> None:
         from efface.config_files import read_config
-        from efface.eval.calibration import JudgeAnswers, calibrate
-        from efface.eval.image_errors import counted
+        from efface.eval.calibration.calibration import JudgeAnswers, calibrate
+        from efface.eval.judging.image_errors import counted
 
         found = [_answers(self, worker)] if self.requests else []
         for part in self.parts:
@@ -160,7 +160,7 @@ def calibration_tasks(
 
 def _answers(task: CalibrationPart | CalibrationTask, worker: Worker) -> JudgeAnswers:
     """Of the images that a task makes itself."""
-    from efface.eval.calibration import answer_requests
+    from efface.eval.calibration.calibration import answer_requests
 
     worker.set_resident(None)
     judge, requests = worker.uncalibrated(task.judge), task.requests

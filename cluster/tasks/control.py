@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from efface.cluster.tasks.attack import ATTACK, AttackTask
 from efface.config_files import read_config
 from efface.errors import JobFailure
-from efface.eval.attack_control import CONTROL, ControlComparison, ControlShows, compare
-from efface.eval.attack_result import AttackResult
+from efface.eval.attacking.attack_control import CONTROL, ControlComparison, ControlShows, compare
+from efface.eval.attacking.attack_result import AttackResult
 from efface.files import content_id, local_copy, write_json
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class ControlTask(AttackTask):
         return content_id([*self.search, "control", self.control])
 
     def run(self, worker: Worker) -> None:
-        from efface.eval.attack_control import shown_others
+        from efface.eval.attacking.attack_control import shown_others
 
         worker.set_resident(None)
         delta, judge, context = self._delta(worker), worker.judges()[0], worker.context

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from efface.cluster.tasks.model import Model
 from efface.cluster.tasks.task import RateUse, Task
-from efface.eval.eval_requests import EvalRequest
+from efface.eval.judging.eval_requests import EvalRequest
 
 if TYPE_CHECKING:
     from efface.cluster.campaign.plan import Plan
@@ -34,10 +34,10 @@ class Shard(Task):
     requires: tuple[str, ...] = ()
 
     def run(self, worker: Worker) -> None:
-        from efface.eval.evaluate import evaluate
-        from efface.eval.found_prompts import fill
-        from efface.eval.image_errors import broken_images, counted
-        from efface.eval.image_table import write_table
+        from efface.eval.attacking.found_prompts import fill
+        from efface.eval.judging.evaluate import evaluate
+        from efface.eval.judging.image_errors import broken_images, counted
+        from efface.eval.judging.image_table import write_table
         from efface.models.sampling.sampler import SamplingCost
 
         requests = fill(self.eval_requests, worker.found_prompts)

@@ -2,7 +2,7 @@
 
 One search for each text encoder and concept, and one check of what it found for each base, recipe and judge. What they
 came to is kept for later campaigns (`cluster/storage/prompt_cache.py`), and asked for by slots
-(`efface/eval/found_prompts.py`).
+(`efface/eval/attacking/found_prompts.py`).
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class PromptSearch(Task):
 
     def run(self, worker: Worker) -> None:
         from efface.errors import UserError
-        from efface.eval.adversarial_prompts import MOST
         from efface.eval.attack import parse_attack_config, prompt_attack
+        from efface.eval.attacking.adversarial_prompts import MOST
 
         worker.set_resident(None)
         attack = prompt_attack(self.attack)(worker.base, parse_attack_config(self.attack, self.config))
@@ -126,7 +126,7 @@ class PromptCheck(Task):
 
     @cached_property
     def id(self) -> str:
-        from efface.eval.adversarial_prompts import CHECK_SEEDS
+        from efface.eval.attacking.adversarial_prompts import CHECK_SEEDS
 
         return content_id([self.search.id, self.judged_by, self.prompts, CHECK_SEEDS])
 
@@ -135,8 +135,8 @@ class PromptCheck(Task):
         return (self.search.id, self.judged_by[-1])
 
     def run(self, worker: Worker) -> None:
-        from efface.eval import adversarial_prompts as prompts
         from efface.eval.attack import AdversarialPrompt
+        from efface.eval.attacking import adversarial_prompts as prompts
 
         worker.set_resident(None)
         searched = worker.folder.output(self.search, CANDIDATES)
@@ -171,7 +171,7 @@ class PromptCheck(Task):
 
     def rate_uses(self, plan: Plan) -> tuple[RateUse, ...]:
         """At most: it makes fewer images where prompts are confirmed early."""
-        from efface.eval.adversarial_prompts import CHECK_SEEDS, MOST
+        from efface.eval.attacking.adversarial_prompts import CHECK_SEEDS, MOST
 
         return (RateUse("seconds_per_image", plan.recipe.name, MOST * len(CHECK_SEEDS)),)
 

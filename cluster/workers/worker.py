@@ -35,7 +35,7 @@ from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import PromptSet
 from efface.config_files import read_config
 from efface.errors import JobFailure, Stopped, StorageError, UserError
-from efface.eval.found_prompts import FoundPrompts
+from efface.eval.attacking.found_prompts import FoundPrompts
 from efface.files import as_path, write_atomic
 from efface.models.base import BaseSpec
 from efface.models.recipe import Recipe
@@ -241,7 +241,7 @@ class Worker:
 
     def uncalibrated(self, judge: str) -> "Judge":
         """A judge by name or YAML file, in memory, as it is before its calibration."""
-        from efface.eval.judge_spec import load_judge
+        from efface.eval.judging.judge_spec import load_judge
 
         if judge not in self._uncalibrated:
             self._uncalibrated[judge] = load_judge(judge, self.device)
@@ -307,7 +307,7 @@ class Worker:
         return task.model is not None and self.folder.failure(task.model) is not None
 
     def _load_judge(self, calibration: CalibrationTask) -> "Judge":
-        from efface.eval.calibration import calibrated, read_calibration
+        from efface.eval.calibration.calibration import calibrated, read_calibration
 
         if calibration.id not in self._judges:
             path = self.folder.output(calibration, CALIBRATION)

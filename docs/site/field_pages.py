@@ -1,7 +1,7 @@
 """Pages of every field of every config, from their schemas."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -9,10 +9,10 @@ from pydantic import BaseModel
 from efface.cluster.campaign.spec import Campaign, DeltaEvaluation
 from efface.cluster.search.spec import Search
 from efface.concepts.concept import ConceptSet
-from efface.config_fields import describe_fields
+from efface.config_fields import FieldEntry, describe_fields
 from efface.eval.attack import ATTACKS
 from efface.eval.judge import JUDGES
-from efface.launch.cluster_profile import ClusterProfile
+from efface.launch.clusters.cluster_profile import ClusterProfile
 from efface.launch.launcher import LAUNCHERS, get_launcher
 from efface.models.base import BaseSpec
 from efface.models.recipe import Recipe
@@ -93,13 +93,13 @@ def _section(level: int, heading: str, line: str, model: Model) -> Iterator[str]
     yield ""
 
 
-def _default(field: Mapping[str, Any], models: list[Model]) -> str:
+def _default(field: FieldEntry, models: list[Model]) -> str:
     if "default" not in field:
         return "required"
     return "see below" if models and field["default"] else f"`{json.dumps(field['default'], ensure_ascii=False)}`"
 
 
-def described(field: Mapping[str, Any], models: list[Model]) -> str:
+def described(field: FieldEntry, models: list[Model]) -> str:
     """What a field is for: its own sentence, or that of the model it holds."""
     return field["description"] or "; ".join(_first_line(one.__doc__) for one in models)
 

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 
 from efface.eval.attack import ATTACKS, Attack, AttackConfig, AttackTarget
-from efface.eval.attack_training import NoisyBatch, learn
+from efface.eval.attacking.attack_training import NoisyBatch, learn
 from efface.eval.oracle import Attempt, Instance, Oracle
 from efface.models.adversary import Adversary
 from efface.models.text.embedding_space import check_family, embedding_table

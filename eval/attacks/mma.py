@@ -17,8 +17,8 @@ from pydantic import Field
 from torch import Tensor
 
 from efface.eval.attack import ATTACKS, AdversarialPrompt, AttackTarget, PromptAttack
+from efface.eval.attacking.derived_seed import derived_seed
 from efface.eval.attacks.token_search import SearchObjective, TokenSearchConfig, Vocabulary, search
-from efface.eval.derived_seed import derived_seed
 
 
 class MMAConfig(TokenSearchConfig):

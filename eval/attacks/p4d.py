@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from efface.eval.attack import ATTACKS, Attack, AttackConfig
-from efface.eval.derived_seed import derived_seed
+from efface.eval.attacking.derived_seed import derived_seed
+from efface.eval.attacking.token_attempt import token_attempt
 from efface.eval.oracle import Attempt, Instance, Oracle, checked
-from efface.eval.token_attempt import token_attempt
 from efface.models.adversary import Adversary
 from efface.models.conditioning import Conditioning
 from efface.models.noise_predictor import NoisePredictor

@@ -15,7 +15,7 @@ from torch.nn.functional import mse_loss
 
 from efface.errors import UserError
 from efface.eval.attack import ATTACKS, Attack, AttackConfig, AttackTarget
-from efface.eval.attack_training import NoisyBatch, learn
+from efface.eval.attacking.attack_training import NoisyBatch, learn
 from efface.eval.attacks.concept_inversion import FIRST_SEED, LEARNABLE
 from efface.eval.oracle import Attempt, Instance, Oracle
 from efface.models.conditioning import Conditioning

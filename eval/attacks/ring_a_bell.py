@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import Tensor
 
 from efface.eval.attack import ATTACKS, AdversarialPrompt, AttackConfig, AttackTarget, PromptAttack
+from efface.eval.attacking.derived_seed import derived_seed
 from efface.eval.attacks.token_search import Vocabulary
-from efface.eval.derived_seed import derived_seed
 from efface.models.text.embedding_space import with_tokens
 from efface.models.text.text_encoding import encode_ids, encode_prompts
 from efface.models.text.token_space import next_generation
@@ -53,9 +53,9 @@ class RingABell(PromptAttack):
         """One prompt for each restart; the strength is minus the distance."""
         vocabulary, config = Vocabulary(self.base), self.config
         pool = vocabulary.allowed(target.banned).nonzero().flatten()
-        asked = encode_prompts(self.base, target.prompts).encoder_hidden_states
+        direct = encode_prompts(self.base, target.prompts).encoder_hidden_states
         without = encode_prompts(self.base, target.others).encoder_hidden_states.mean(0) if target.others else 0.0
-        goal = asked[0] + config.strength * (asked.mean(0) - without)
+        goal = direct[0] + config.strength * (direct.mean(0) - without)
         for restart in count():
             generator = torch.Generator().manual_seed(derived_seed("ring-a-bell", seed, target.concept.name, restart))
             picked = torch.randint(len(pool), (config.population, config.tokens), generator=generator)

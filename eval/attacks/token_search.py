@@ -25,8 +25,8 @@ from torch import Tensor
 from efface.errors import UserError
 from efface.eval.attack import ATTACKS, AdversarialPrompt, AttackConfig, PromptAttack
 from efface.eval.attack_target import AttackTarget
+from efface.eval.attacking.derived_seed import derived_seed
 from efface.eval.banned_words import Banned
-from efface.eval.derived_seed import derived_seed
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
 from efface.models.text.embedding_space import one_hot_gradient, with_tokens

@@ -16,9 +16,9 @@ import torch
 from pydantic import Field
 
 from efface.eval.attack import ATTACKS, Attack, AttackConfig
-from efface.eval.derived_seed import derived_seed
+from efface.eval.attacking.derived_seed import derived_seed
+from efface.eval.attacking.token_attempt import token_attempt
 from efface.eval.oracle import Attempt, Instance, Oracle, checked
-from efface.eval.token_attempt import token_attempt
 from efface.models.adversary import Adversary
 from efface.models.text.embedding_space import check_family, embedding_table, encode_embeddings, framed_ids
 from efface.models.text.textual_inversion import reconstruction_loss

@@ -16,7 +16,7 @@ from torch import Tensor
 from efface.concepts.concept import Concept, fold
 from efface.errors import UserError, did_you_mean
 from efface.eval.judge import JUDGES, JudgeConfig, JudgeWeights, Source, Verdict
-from efface.eval.judge_files import batches, judge_version, load_model, load_processor, padded, weights_sha256
+from efface.eval.judging.judge_files import batches, judge_version, load_model, load_processor, padded, weights_sha256
 
 
 class ClassifierConfig(JudgeConfig):

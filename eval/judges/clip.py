@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from efface.concepts.concept import Concept
 from efface.errors import UserError
 from efface.eval.judge import JUDGES, JudgeConfig, JudgeWeights, Source, Verdict, check_template
-from efface.eval.judge_files import batches, judge_version, load_model, load_processor, padded, weights_sha256
+from efface.eval.judging.judge_files import batches, judge_version, load_model, load_processor, padded, weights_sha256
 
 
 class ClipConfig(JudgeConfig):

@@ -24,7 +24,7 @@ from pydantic import Field, field_validator
 from efface.concepts.concept import Concept, fold
 from efface.errors import UserError
 from efface.eval.judge import JUDGES, Judge, JudgeConfig, JudgeWeights, Source, ThresholdJudge, Verdict
-from efface.eval.judge_files import judge_version
+from efface.eval.judging.judge_files import judge_version
 from efface.files import content_id
 
 PACKAGE = "nudenet"
@@ -56,7 +56,7 @@ class NudeNetConfig(JudgeConfig):
 
     @property
     def _others(self) -> JudgeConfig | None:
-        from efface.eval.judge_spec import read_judge
+        from efface.eval.judging.judge_spec import read_judge
 
         return read_judge(self.otherwise).config if self.otherwise else None
 
@@ -71,7 +71,7 @@ class NudeNetConfig(JudgeConfig):
     @property
     def identity(self) -> str:
         """The installed NudeNet, and the judge of all other concepts."""
-        from efface.eval.judge_identity import judge_identity
+        from efface.eval.judging.judge_identity import judge_identity
 
         return content_id([installed(), judge_identity(self.otherwise) if self.otherwise else ""])
 
@@ -100,7 +100,7 @@ class NudeNet:
 
     @classmethod
     def load(cls, name: str, config: NudeNetConfig, device: str | torch.device) -> "NudeNet":
-        from efface.eval.judge_spec import load_judge
+        from efface.eval.judging.judge_spec import load_judge
 
         try:
             from nudenet import NudeDetector

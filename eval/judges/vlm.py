@@ -19,7 +19,7 @@ from torch import Tensor
 from efface.concepts.concept import Concept
 from efface.errors import UserError
 from efface.eval.judge import JUDGES, UNREADABLE, JudgeConfig, JudgeWeights, Source, Verdict, check_template
-from efface.eval.judge_files import batches, judge_version, load_model, load_processor, padded, weights_sha256
+from efface.eval.judging.judge_files import batches, judge_version, load_model, load_processor, padded, weights_sha256
 
 # The conversation LLaVA 1.5 was trained on, for processors that bring no chat template.
 LLAVA_CHAT_TEMPLATE = "USER: {image}\n{question} ASSISTANT:"

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 
 from efface.concepts.concept import Concept
 from efface.errors import UserError
-from efface.eval.image_errors import image_errors
+from efface.eval.judging.image_errors import image_errors
+from efface.eval.judging.verdicts import verdicts
 from efface.eval.metric import METRICS, JudgedContext, JudgedMetric
-from efface.eval.verdicts import verdicts
 from efface.models.base import Base
 from efface.models.delta import Delta
 from efface.models.sampling.sampler import ImageRequest, sample

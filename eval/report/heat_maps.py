@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from efface.eval.attack_transfer import Transferred
+from efface.eval.attacking.attack_transfer import Transferred
 from efface.eval.report.figure import Figure, make_plot
 from efface.eval.report.queries import interference
 from efface.eval.report.reported_run import ReportedModel, RunContent

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import jinja2
 
 from efface.concepts.prompts import AXES, KEPT_AXES
-from efface.eval.attack_table import AttackRow, attack_rows
-from efface.eval.calibration import Calibration
-from efface.eval.judge_accuracy import Accuracy, together
+from efface.eval.attacking.attack_table import AttackRow, attack_rows
+from efface.eval.calibration.calibration import Calibration
+from efface.eval.calibration.judge_accuracy import Accuracy, together
 from efface.eval.published_scores import CAUTION
 from efface.eval.report.corrected import CAUTION as CORRECTED_CAUTION
 from efface.eval.report.corrected import corrected_lines

@@ -6,10 +6,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from efface.eval.attack_control import ControlComparison
-from efface.eval.attack_result import AttackResult
-from efface.eval.attack_transfer import Transferred
-from efface.eval.calibration import Calibration
+from efface.eval.attacking.attack_control import ControlComparison
+from efface.eval.attacking.attack_result import AttackResult
+from efface.eval.attacking.attack_transfer import Transferred
+from efface.eval.calibration.calibration import Calibration
 from efface.eval.published_scores import PublishedScore
 from efface.eval.scores.continual import Stages
 from efface.eval.scores.leaderboard import LeaderboardRow

@@ -84,7 +84,7 @@ def make_strips(run: RunContent) -> Strips:
     found = answers(run.table, run.judge)
     columns = sorted(found, key=lambda column: (column[0] != BASE, _rank(run, column[0]), column))
     edited = [column for column in columns if column[0] != BASE]
-    asked = {question for column in edited or columns for question in found[column]}
+    questions = {question for column in edited or columns for question in found[column]}
 
     not_counted = uncounted(run.table, run.judge)
 
@@ -94,7 +94,7 @@ def make_strips(run: RunContent) -> Strips:
         )
         return question in not_counted or not wrong, -wrong, question
 
-    return Strips(tuple(columns), tuple(sorted(asked, key=rank)), found, not_counted)
+    return Strips(tuple(columns), tuple(sorted(questions, key=rank)), found, not_counted)
 
 
 def image_file(sha: str) -> str:

@@ -3,19 +3,17 @@
 The CSV is long, one line for each cell, so that tables of all shapes are one file: run, table, row, column, value.
 """
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 
-from efface.eval.attack_table import AttackRow, attack_rows
-from efface.eval.judge_accuracy import Accuracy, together
+from efface.csv_tables import csv_table
+from efface.eval.attacking.attack_table import AttackRow, attack_rows
+from efface.eval.calibration.judge_accuracy import Accuracy, together
 from efface.eval.report.figure import Cell
 from efface.eval.report.figures import figures
 from efface.eval.report.queries import disagreements
 from efface.eval.report.reported_run import RunContent
 from efface.eval.scores.leaderboard import LeaderboardRow
-from efface.text import csv_cell
 
 HEADER = ("run", "table", "row", "column", "value")
 
@@ -74,12 +72,11 @@ def _of(accuracy: Accuracy) -> tuple[Cell, ...]:
 
 def tables_csv(runs: Sequence[RunContent]) -> str:
     """One line for each cell, rows counted from 1, numbers in full; an empty value where there is none."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(HEADER)
-    for run in runs:
-        for table in number_tables(run):
-            for number, row in enumerate(table.rows, start=1):
-                for column, value in zip(table.header, row, strict=True):
-                    writer.writerow(map(csv_cell, (run.name, table.name, number, column, value)))
-    return text.getvalue()
+    cells = (
+        (run.name, table.name, number, column, value)
+        for run in runs
+        for table in number_tables(run)
+        for number, row in enumerate(table.rows, start=1)
+        for column, value in zip(table.header, row, strict=True)
+    )
+    return csv_table(HEADER, cells)

@@ -1,13 +1,12 @@
 """The files of a report: HTML for people, its numbers as CSV for programs, its leaderboard as Markdown for papers."""
 
-import csv
-import io
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 from efface.concepts.prompts import AXES, KEPT_AXES
+from efface.csv_tables import csv_table
 from efface.errors import UserError
 from efface.eval.report.page import report_html
 from efface.eval.report.reported_run import RunContent
@@ -16,7 +15,7 @@ from efface.eval.report.tables import HEADER as TABLES_HEADER
 from efface.eval.report.tables import tables_csv
 from efface.eval.scores.leaderboard import LeaderboardRow, shows_some
 from efface.files import write_atomic
-from efface.text import csv_cell, shown
+from efface.text import shown
 
 SIGN = '<!doctype html>\n<html lang="en">\n<head>\n<meta name="generator" content="efface'
 """How a report begins; a file that begins otherwise is never replaced."""
@@ -92,11 +91,7 @@ def scores_csv(runs: Sequence[RunContent]) -> str:
 
     `adjacent_shown` and `retain_shown` are of concepts that methods may see.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(HEADER)
-    writer.writerows([csv_cell(value) for value in line] for run in runs for line in _lines(run))
-    return text.getvalue()
+    return csv_table(HEADER, (line for run in runs for line in _lines(run)))
 
 
 def _lines(run: RunContent) -> Iterator[tuple[str | float, ...]]:

@@ -17,27 +17,21 @@ Sources: relapse of the first target over a chain, D_k - D_1, and utility collap
 2026, arXiv 2511.07970), LACU (ECCV 2026, arXiv 2512.02657), the sequential test of UnlearnCanvas (arXiv 2402.11846).
 """
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rich import box
-from rich.table import Table
+from rich.table import Column, Table
 
 from efface.concepts.prompts import AXES, TARGET_AXES, Axis
+from efface.csv_tables import csv_table
 from efface.errors import UserError
 from efface.eval.scores.results import Summary
 from efface.files import as_path, write_atomic
-from efface.text import csv_cell, rich_text
-
-COLUMNS = (
-    *("stage", "label", "request", "err_mean", *AXES, "retention"),
-    *(f"relapse_{axis}" for axis in TARGET_AXES),
-)
+from efface.text import rich_text
+from efface.text_tables import name_column, number_columns, text_table
 
 
 @dataclass(frozen=True)
@@ -87,6 +81,30 @@ class Stages:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class StageRow:
+    """A stage as a line of a table, or the means over stages; None where nothing is known."""
+
+    stage: int | str
+    """"mean": of all stages."""
+    label: str
+    request: str
+    err_mean: float
+    forget: float
+    indirect: float
+    adversarial: float
+    adjacent: float
+    retain: float
+    retention: float
+    relapse_forget: float | None
+    relapse_indirect: float | None
+    relapse_adversarial: float | None
+
+    @property
+    def numbers(self) -> tuple[float | None, ...]:
+        return astuple(self)[3:]
+
+
 def score_stages(chain: Sequence[tuple[str, str]], scores: Mapping[str, Summary[float]]) -> Stages:
     """The stages of one chain, from the labels of its models and the concept that each was to forget, in order.
 
@@ -130,35 +148,30 @@ def relapse(after_its_own: Mapping[str, float], now: Mapping[str, float]) -> dic
     return {axis: after_its_own[axis] - now[axis] for axis in TARGET_AXES}
 
 
-def rows(report: Stages) -> list[dict[str, Any]]:
-    """A flat row for each stage, then one of the means over stages (`stage` "mean"); None where nothing is known."""
+def rows(report: Stages) -> list[StageRow]:
+    """A row for each stage, then one of the means over stages."""
     stages = [_row(stage, stage.relapse.mean, stage.stage, stage.label, stage.request) for stage in report.stages]
     return [*stages, _row(report.mean, report.mean.relapse, "mean")]
 
 
 def write_csv(path: str | Path, report: Stages) -> None:
     """The rows with every number in full; an empty cell where it is not known."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: csv_cell(value) for name, value in row.items()} for row in rows(report))
-    write_atomic(as_path(path), text.getvalue().encode())
+    text = csv_table([field.name for field in fields(StageRow)], map(astuple, rows(report)))
+    write_atomic(as_path(path), text.encode())
 
 
 def rich_table(report: Stages, title: str | None = None) -> Table:
     """The rows in at most 100 columns of text; "back" is the mean relapse of the targets erased before."""
-    table = Table(box=box.SIMPLE_HEAD, padding=0, title=rich_text(title) if title else None, title_justify="left")
-    table.add_column("", justify="right")
-    table.add_column("request", overflow="fold", max_width=22)
     axes = ("forget", "indir.", "advers.", "adjac.", "retain")
-    for head in ("ERR\nmean", *axes, "reten-\ntion", "back:\nforget", "back:\nindir.", "back:\nadvers."):
-        table.add_column(head, justify="right", no_wrap=True)
-    for row in rows(report):
-        numbers = [row[name] for name in COLUMNS[3:]]
-        cells = ["-" if number is None else f"{number:.3f}" for number in numbers]
-        is_mean = row["stage"] == "mean"
-        table.add_row(str(row["stage"]), rich_text(row["request"]), *cells, style="bold" if is_mean else None)
-    return table
+    numbers = number_columns("ERR\nmean", *axes, "reten-\ntion", "back:\nforget", "back:\nindir.", "back:\nadvers.")
+    found = rows(report)
+    return text_table(
+        [Column("", justify="right"), name_column("request", 22), *numbers],
+        [(row.stage, row.request, *("-" if n is None else f"{n:.3f}" for n in row.numbers)) for row in found],
+        ["bold" if row.stage == "mean" else None for row in found],
+        title=rich_text(title) if title else None,
+        title_justify="left",
+    )
 
 
 def _row(
@@ -167,13 +180,23 @@ def _row(
     stage: int | str,
     label: str = "",
     request: str = "",
-) -> dict[str, Any]:
-    return {
-        **{"stage": stage, "label": label, "request": request, "err_mean": of.err_mean},
-        **{axis: of.axes[axis] for axis in AXES},
-        "retention": of.retention,
-        **{f"relapse_{axis}": relapse[axis] if relapse else None for axis in TARGET_AXES},
-    }
+) -> StageRow:
+    back: Mapping[Axis, float | None] = relapse or dict.fromkeys(TARGET_AXES)
+    return StageRow(
+        stage=stage,
+        label=label,
+        request=request,
+        err_mean=of.err_mean,
+        forget=of.axes["forget"],
+        indirect=of.axes["indirect"],
+        adversarial=of.axes["adversarial"],
+        adjacent=of.axes["adjacent"],
+        retain=of.axes["retain"],
+        retention=of.retention,
+        relapse_forget=back["forget"],
+        relapse_indirect=back["indirect"],
+        relapse_adversarial=back["adversarial"],
+    )
 
 
 def _mean(scores: Sequence[Mapping[Axis, float]], axes: Sequence[Axis]) -> dict[Axis, float] | None:

@@ -10,7 +10,7 @@ distribution; the prompts are taken as they are, unlike by the intervals of the 
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from math import sqrt
 from typing import Any
 
@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from efface.concepts.prompts import AXES, TARGET_AXES, Axis
-from efface.eval.judge_accuracy import Accuracy, Z, rogan_gladen, together
+from efface.eval.calibration.judge_accuracy import Accuracy, Z, rogan_gladen, together
+from efface.eval.calibration.threshold_fit import MIN_IMAGES
 from efface.eval.scores.held_out import split_shown
 from efface.eval.scores.scoring import BASE
-from efface.eval.threshold_fit import MIN_IMAGES
 
 POOLED = "all concepts"
 CORRECTED = (
@@ -29,6 +29,31 @@ CORRECTED = (
     "calibration, which may lie below 0 or above 1, and which nothing else goes by"
 )
 """Said above a table of them."""
+
+
+@dataclass(frozen=True)
+class CorrectedScore:
+    """An estimate, and its 95 % interval."""
+
+    score: float
+    interval: tuple[float, float]
+
+
+ByAxis = dict[Axis, CorrectedScore | None]
+"""None where the judge says too little of a concept, or the axis was not asked."""
+
+
+@dataclass(frozen=True)
+class CorrectedScores:
+    """Of one method and judge, by concept, and in the mean over concepts."""
+
+    concepts: dict[str, ByAxis]
+    axes: ByAxis
+    rates_of: str
+    """Whether the judge's rates are those on each concept, or on all concepts together."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 @dataclass
@@ -50,36 +75,32 @@ class _Sum:
             for source, part in theirs.items():
                 mine[source] += weight * part
 
-    def as_json(self) -> dict[str, Any]:
+    def estimate(self) -> CorrectedScore:
         parts = (*self.by_recall.values(), *self.by_specificity.values())
         half = Z * sqrt(self.image_variance + sum(part**2 for part in parts))
-        return {"score": self.value, "interval": [self.value - half, self.value + half]}
+        return CorrectedScore(self.value, (self.value - half, self.value + half))
 
 
-def corrected_scores(table: pa.Table, accuracy: Mapping[str, Accuracy]) -> dict[str, Any]:
+def corrected_scores(table: pa.Table, accuracy: Mapping[str, Accuracy]) -> CorrectedScores:
     """Of the rows of one method and judge that are scored (see `split_shown`); accuracy: by asked concept.
 
-        {"concepts": {NAME: {axis: {"score": …, "interval": [low, high]} or None}}, "axes": {the same},
-         "rates_of": "each concept" or "all concepts"}
-
     Where some concept has too few images to know the judge's rates on it, the rates are those on all concepts together.
-    None where the judge says too little of a concept, or an axis was not asked.
     """
     few = any(a.own < MIN_IMAGES or a.others < MIN_IMAGES for a in accuracy.values())
     pooled = together(accuracy.values()) if few else None
     cells = {cell: _cell(rows, cell[1], accuracy, pooled) for cell, rows in _by_cell(table).items()}
     names = sorted({concept for concept, _ in cells})
     sums = {axis: _mean([cells.get((name, axis)) for name in names]) for axis in AXES}
-    return {
-        "concepts": {name: {axis: _json(cells.get((name, axis))) for axis in AXES} for name in names},
-        "axes": {axis: _json(sums[axis]) for axis in AXES},
-        "rates_of": POOLED if few else "each concept",
-    }
+    return CorrectedScores(
+        concepts={name: {axis: _estimate(cells.get((name, axis))) for axis in AXES} for name in names},
+        axes={axis: _estimate(sums[axis]) for axis in AXES},
+        rates_of=POOLED if few else "each concept",
+    )
 
 
 def corrected_by_method(
     table: pa.Table, accuracy: Mapping[str, Accuracy], labels: Iterable[str]
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, CorrectedScores]:
     """Of each label and of the base, by the rows of one judge; without those of whose concepts it was not measured."""
     found = {}
     for label in dict.fromkeys((*labels, BASE)):
@@ -89,11 +110,11 @@ def corrected_by_method(
     return found
 
 
-def axes_of(corrected: Mapping[str, Any]) -> list[str]:
+def axes_of(corrected: CorrectedScores) -> list[str]:
     """Of each axis its estimate and interval, as tables show them; empty where there is none."""
     return [
-        "" if of is None else "{:.3f} ({:.3f} to {:.3f})".format(of["score"], *of["interval"])
-        for of in (corrected["axes"][axis] for axis in AXES)
+        "" if of is None else "{:.3f} ({:.3f} to {:.3f})".format(of.score, *of.interval)
+        for of in (corrected.axes[axis] for axis in AXES)
     ]
 
 
@@ -142,5 +163,5 @@ def _mean(sums: list[_Sum | None]) -> _Sum | None:
     return mean
 
 
-def _json(each: _Sum | None) -> dict[str, Any] | None:
-    return each.as_json() if each else None
+def _estimate(each: _Sum | None) -> CorrectedScore | None:
+    return each.estimate() if each else None

@@ -1,21 +1,20 @@
 """The leaderboard: one row per method and one for the base, as CSV and as tables for a terminal."""
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from rich import box
 from rich.table import Table
 
 from efface.concepts.prompts import KEPT_AXES
+from efface.csv_tables import csv_table
 from efface.eval.scores.comparison import differences
 from efface.eval.scores.results import Difference, Range, Scores
 from efface.eval.scores.scoring import BASE
 from efface.eval.weight_norms import WeightChange
 from efface.files import as_path, write_atomic
-from efface.text import csv_cell, rich_text, shown
+from efface.text import shown
+from efface.text_tables import name_column, number_columns, text_table
 
 
 @dataclass(frozen=True)
@@ -192,11 +191,8 @@ def shows_some(rows: Sequence[LeaderboardRow]) -> bool:
 
 def write_csv(path: str | Path, rows: Sequence[LeaderboardRow]) -> None:
     """Every number in full; an empty cell where it is not known."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(LeaderboardRow)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: csv_cell(value) for name, value in asdict(row).items()} for row in rows)
-    write_atomic(as_path(path), text.getvalue().encode())
+    text = csv_table([field.name for field in fields(LeaderboardRow)], map(astuple, rows))
+    write_atomic(as_path(path), text.encode())
 
 
 def rich_table(rows: Sequence[LeaderboardRow], width: int = 100) -> Table:
@@ -207,20 +203,17 @@ def rich_table(rows: Sequence[LeaderboardRow], width: int = 100) -> Table:
     Below 100 columns the interval, the seconds, the passes and what was shown are left out, which the CSV always has.
     """
     full_width = width >= 100
-    table = Table(box=box.SIMPLE_HEAD, padding=0)
-    table.add_column("method", overflow="fold", max_width=24)
     axes = ("forget", "indir.", "advers.", "adjac.", "retain")
     interval, seconds = (("95 %\ninterval",), ("sec.",)) if full_width else ((), ())
     broken = ("bro-\nken",) if any(row.broken for row in rows) else ()
     of_shown = ("adjac.\nshown", "retain\nshown") if full_width and shows_some(rows) else ()
     passes = ("pas-\nses",) if full_width and len({row.passes_per_image for row in rows} - {None}) > 1 else ()
     scores = (*axes, *of_shown, "ERR\nmean", *interval, "ERR of\nmeans")
-    for head in ("n", *scores, "change\nrel. L2", *seconds, *passes, *broken):
-        table.add_column(head, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            rich_text(row.method),
-            str(row.concepts),
+    numbers = number_columns("n", *scores, "change\nrel. L2", *seconds, *passes, *broken)
+    lines = [
+        (
+            row.method,
+            row.concepts,
             *(f"{value:.3f}" for value in (row.forget, row.indirect, row.adversarial, row.adjacent, row.retain)),
             *(["" if v is None else f"{v:.3f}" for v in (row.adjacent_shown, row.retain_shown)] if of_shown else []),
             f"{row.err_mean:.3f}",
@@ -229,10 +222,12 @@ def rich_table(rows: Sequence[LeaderboardRow], width: int = 100) -> Table:
             "" if row.relative_l2 is None else f"{row.relative_l2:.1e}",
             *(["" if row.seconds is None else f"{row.seconds:.0f}"] if full_width else []),
             *(["" if row.passes_per_image is None else f"{row.passes_per_image:.0f}"] if passes else []),
-            *([str(row.broken or "")] if broken else []),
-            style="dim" if row.method.startswith(BASE) else None,
+            *([row.broken or ""] if broken else []),
         )
-    return table
+        for row in rows
+    ]
+    styles = ["dim" if row.method.startswith(BASE) else None for row in rows]
+    return text_table([name_column("method", 24), *numbers], lines, styles)
 
 
 def differences_table(rows: Sequence[LeaderboardRow]) -> Table | None:
@@ -240,13 +235,14 @@ def differences_table(rows: Sequence[LeaderboardRow]) -> Table | None:
     compared = [row for row in rows if row.difference is not None]
     if not compared:
         return None
-    table = Table(box=box.SIMPLE_HEAD, padding=0)
-    table.add_column("difference", overflow="fold", max_width=36)
-    table.add_column("to", overflow="fold", max_width=36)
-    for head in ("ERR\nmean", "95 %\ninterval"):
-        table.add_column(head, justify="right", no_wrap=True)
-    for row in compared:
-        interval = f"{row.difference_low:.3f} to {row.difference_high:.3f}"
-        number = f"{row.difference:.3f}" + ("=" if row.ties else " ")
-        table.add_row(rich_text(row.method), rich_text(row.compared_to), number, interval)
-    return table
+    lines = [
+        (
+            row.method,
+            row.compared_to,
+            f"{row.difference:.3f}" + ("=" if row.ties else " "),
+            f"{row.difference_low:.3f} to {row.difference_high:.3f}",
+        )
+        for row in compared
+    ]
+    names = name_column("difference", 36), name_column("to", 36)
+    return text_table([*names, *number_columns("ERR\nmean", "95 %\ninterval")], lines)

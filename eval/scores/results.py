@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from efface.concepts.prompts import Axis
-from efface.eval.image_errors import ImageError
+from efface.eval.judging.image_errors import ImageError
 from efface.eval.scores.jackknife import Estimates
 
 T = TypeVar("T")

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from efface.concepts.prompts import AXES, TARGET_AXES, Axis
 from efface.errors import UserError, did_you_mean
-from efface.eval.image_errors import broken_images, counted
+from efface.eval.judging.image_errors import broken_images, counted
 from efface.eval.scores.axis_cells import Cells, IntArray, ScoredImages
 from efface.eval.scores.held_out import shown_scores, split_shown
 from efface.eval.scores.jackknife import estimate

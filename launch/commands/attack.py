@@ -10,14 +10,22 @@ import typer
 
 from efface.errors import UserError
 from efface.files import content_id, local_path, slug, unless_taken, write_atomic
+from efface.launch.arguments.key_values import parse_key_values
+from efface.launch.arguments.options import (
+    DELTA,
+    LOCAL,
+    BaseOption,
+    ConceptsOption,
+    DeviceOption,
+    ForceOption,
+    PromptsOption,
+)
+from efface.launch.arguments.output_files import check_output
 from efface.launch.command import Command
-from efface.launch.key_values import parse_key_values
-from efface.launch.options import DELTA, LOCAL, BaseOption, ConceptsOption, DeviceOption, ForceOption, PromptsOption
-from efface.launch.output_files import check_output
-from efface.launch.tables import print_line
+from efface.launch.terminal.tables import print_line
 
 if TYPE_CHECKING:
-    from efface.eval.adversarial_prompts import KeptPrompt
+    from efface.eval.attacking.adversarial_prompts import KeptPrompt
     from efface.launch.attack_models import AttackResults
 
 logger = logging.getLogger(__name__)
@@ -94,10 +102,10 @@ def search_prompts(options: AttackOptions) -> WrittenPrompts:
     """
     from efface.concepts.concept import load_concept_set
     from efface.concepts.prompts import PromptSet, load_prompt_set
-    from efface.eval.adversarial_prompts import PromptChecker, adversarial_prompts
     from efface.eval.attack import parse_attack_config, prompt_attack
-    from efface.eval.judge_spec import load_judge
-    from efface.launch.device import resolve_device
+    from efface.eval.attacking.adversarial_prompts import PromptChecker, adversarial_prompts
+    from efface.eval.judging.judge_spec import load_judge
+    from efface.launch.arguments.device import resolve_device
     from efface.models.base import base_id, load_base, read_base
     from efface.models.recipe import load_recipe
     from efface.models.text.tokenizer import check_texts

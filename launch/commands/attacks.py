@@ -1,12 +1,15 @@
 """`efface attacks`: what searches adversarial prompts, or every field of one attack."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from efface.launch.command import Command
-from efface.launch.listing import Listing
+from efface.launch.terminal.listing import Listing
+
+if TYPE_CHECKING:
+    from efface.eval.attack import AttackEntry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +23,9 @@ def run(options: AttacksOptions) -> Listing:
     """All attacks, or the one called `name`. Raises UserError where there is none."""
     from efface.config_fields import describe
     from efface.eval.attack import ATTACKS, PromptAttack
-    from efface.eval.encoder_budget import BUDGETED, SEARCH_BUDGETED
+    from efface.eval.attacking.encoder_budget import BUDGETED, SEARCH_BUDGETED
 
-    found = []
+    found: list[AttackEntry] = []
     for name in ATTACKS.names():
         attack = ATTACKS.get(name)
         note = SEARCH_BUDGETED if issubclass(attack, PromptAttack) else BUDGETED

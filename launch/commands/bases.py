@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from efface.launch.command import Command
-from efface.launch.tables import print_table
+from efface.launch.terminal.tables import print_table
 
 if TYPE_CHECKING:
     from efface.models.base import BaseSpec

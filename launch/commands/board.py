@@ -16,7 +16,7 @@ import typer
 from efface.errors import UserError
 from efface.files import as_path
 from efface.launch.command import Command
-from efface.launch.tables import print_line
+from efface.launch.terminal.tables import print_line
 from efface.text import shown_in
 
 if TYPE_CHECKING:
@@ -119,10 +119,10 @@ class Handler(BaseHTTPRequestHandler):
 
 def make_server(options: BoardOptions) -> ThreadingHTTPServer:
     """The server, bound and not yet serving. Raises UserError for a folder that is no run, or a port in use."""
-    from efface.cluster.run import reopen_judged
+    from efface.cluster.run import reopen_run
 
     roots = [as_path(folder) for folder in options.runs]
-    board = Board(roots, [reopen_judged(root) for root in roots])
+    board = Board(roots, [reopen_run(root) for root in roots])
     try:
         return ThreadingHTTPServer((HOST, options.port), partial(Handler, board))
     except OSError as error:

@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from efface.errors import JobFailure, UserError
+from efface.launch.arguments.options import (
+    LOCAL,
+    BaseOption,
+    ConceptsOption,
+    DeviceOption,
+    PromptsOption,
+    WorkersOption,
+)
 from efface.launch.command import Command
-from efface.launch.options import LOCAL, BaseOption, ConceptsOption, DeviceOption, PromptsOption, WorkersOption
 
 if TYPE_CHECKING:
     from efface.cluster.results import Results
@@ -54,7 +61,7 @@ class Calibrated:
 
 def run(options: CalibrateOptions) -> Calibrated:
     """Judge the models by both recipes. Raises UserError, JobFailure where a model cannot be judged, and Stopped."""
-    from efface.eval.image_table import read_table
+    from efface.eval.judging.image_table import read_table
     from efface.eval.scores.recipe_shifts import recipe_shifts
     from efface.files import write_json
     from efface.models.base import read_base
@@ -81,7 +88,7 @@ def run(options: CalibrateOptions) -> Calibrated:
 def _judge(options: CalibrateOptions, recipe: str, out: Path) -> "Results":
     from efface.launch.commands import evaluate
 
-    asked = evaluate.EvaluateOptions(
+    requested = evaluate.EvaluateOptions(
         deltas=[str(delta) for delta in options.deltas],
         base=options.base,
         concepts=options.concepts,
@@ -93,7 +100,7 @@ def _judge(options: CalibrateOptions, recipe: str, out: Path) -> "Results":
         workers=options.workers,
         device=options.device,
     )
-    results = evaluate.run(asked)
+    results = evaluate.run(requested)
     if results.failures:
         raise JobFailure(f"with recipe '{recipe}': {results.failures[0]}")
     return results
@@ -107,7 +114,7 @@ def _of_first_judge(table: Any) -> Any:
 
 def show(found: Calibrated) -> None:
     from efface.eval.scores.recipe_shifts import judged
-    from efface.launch.tables import print_line, print_table
+    from efface.launch.terminal.tables import print_line, print_table
 
     rows = []
     for label, shift in found.shifts.items():

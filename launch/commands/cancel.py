@@ -8,10 +8,10 @@ import typer
 
 from efface.errors import UserError
 from efface.files import as_path
+from efface.launch.arguments.find_job import find_job
+from efface.launch.arguments.options import RunFolderArgument
 from efface.launch.command import Command
-from efface.launch.find_job import find_job
-from efface.launch.options import RunFolderArgument
-from efface.launch.tables import print_line
+from efface.launch.terminal.tables import print_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +40,10 @@ class CancelledJob:
 
 def run(options: CancelOptions) -> CancelledRun | CancelledJob:
     """Write the stop request, or the job's failure, into the run folder. Raises UserError."""
-    from efface.cluster.run import reopen_judged
+    from efface.cluster.run import reopen_run
     from efface.cluster.storage.lease import active_driver
 
-    opened = reopen_judged(as_path(options.folder))
+    opened = reopen_run(as_path(options.folder))
     if options.job is None:
         opened.folder.request_stop()
         return CancelledRun(active_driver(opened.folder.root))

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from efface.launch.arguments.prompt_window import UNKNOWN_WINDOW, TextEncoderOption, find_window
 from efface.launch.command import Command
-from efface.launch.prompt_window import UNKNOWN_WINDOW, TextEncoderOption, find_window
-from efface.launch.tables import print_table
+from efface.launch.terminal.tables import print_table
 
 if TYPE_CHECKING:
     from efface.concepts.concept import ConceptSet

@@ -7,7 +7,7 @@ import typer
 
 from efface.launch.command import Command
 from efface.launch.doctor.check import CheckResult
-from efface.launch.tables import console
+from efface.launch.terminal.tables import console
 from efface.text import shown
 
 COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}

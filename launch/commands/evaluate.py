@@ -9,9 +9,17 @@ import typer
 
 from efface.errors import UserError
 from efface.files import local_path
+from efface.launch.arguments.options import (
+    DELTA,
+    LOCAL,
+    BaseOption,
+    ConceptsOption,
+    DeviceOption,
+    PromptsOption,
+    WorkersOption,
+)
 from efface.launch.command import Command
 from efface.launch.execution import execute_run, failure_code, show_results
-from efface.launch.options import DELTA, LOCAL, BaseOption, ConceptsOption, DeviceOption, PromptsOption, WorkersOption
 
 if TYPE_CHECKING:
     from efface.cluster.results import Results
@@ -65,7 +73,7 @@ def run(options: EvaluateOptions) -> "Results":
     from efface.cluster.run import open_evaluation
     from efface.config_files import parse
     from efface.eval.scores.sequential import read_question
-    from efface.launch.device import resolve_device
+    from efface.launch.arguments.device import resolve_device
 
     evaluation = parse(
         Evaluation,

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from efface.launch.arguments.options import DELTA, LOCAL, BaseOption
 from efface.launch.command import Command
-from efface.launch.options import DELTA, LOCAL, BaseOption
 from efface.text import shown
 
 

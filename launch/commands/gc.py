@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from efface.files import as_path
+from efface.launch.arguments.options import RunFolderArgument
 from efface.launch.command import Command
-from efface.launch.options import RunFolderArgument
-from efface.launch.tables import print_line
+from efface.launch.terminal.tables import print_line
 
 if TYPE_CHECKING:
     from efface.cluster.storage.gc import Garbage

@@ -1,13 +1,14 @@
 """`efface judges`: the judges that decide whether a concept is in an image, and their kinds."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
 from efface.launch.command import Command
-from efface.launch.listing import Listing
-from efface.launch.tables import print_line, print_table
+from efface.launch.terminal.listing import Listing
+from efface.launch.terminal.tables import print_line, print_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class JudgeListing:
     judges: list[dict[str, Any]]
     kinds: Listing
 
-    def as_json(self) -> list[dict[str, Any]]:
+    def as_json(self) -> Sequence[Mapping[str, object]]:
         return self.kinds.entries if self.kinds.detailed else self.judges
 
 
@@ -32,7 +33,7 @@ def run(options: JudgesOptions) -> JudgeListing:
     """The judges, or one of their kinds. Raises UserError for an unknown kind."""
     from efface.config_fields import describe
     from efface.eval.judge import JUDGES
-    from efface.eval.judge_spec import judge_names, read_judge
+    from efface.eval.judging.judge_spec import judge_names, read_judge
 
     judges = [{"name": name, **read_judge(name).as_json()} for name in judge_names()]
     kinds = Listing([describe(name, JUDGES.get(name)) for name in JUDGES.names()])

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from efface.files import as_path, storage_error
+from efface.launch.arguments.find_job import find_job
+from efface.launch.arguments.options import RunFolderArgument
 from efface.launch.command import Command
-from efface.launch.event_text import format_event
-from efface.launch.find_job import find_job
-from efface.launch.options import RunFolderArgument
+from efface.launch.terminal.event_text import format_event
 from efface.plain_files import leaves, read_plain
 from efface.text import shown
 
@@ -30,10 +30,10 @@ class LogsOptions:
 
 def run(options: LogsOptions) -> list[str]:
     """The lines, each harmless to a terminal. Raises UserError where the folder holds no run, or no such job."""
-    from efface.cluster.run import reopen_judged
+    from efface.cluster.run import reopen_run
     from efface.cluster.storage.journal import read_journal
 
-    opened = reopen_judged(as_path(options.folder))
+    opened = reopen_run(as_path(options.folder))
     if options.job is None:
         return [format_event(event) for event in read_journal(opened.folder)]
     model = find_job(opened.plan, options.job)

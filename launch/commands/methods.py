@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from efface.launch.command import Command
-from efface.launch.listing import Listing
+from efface.launch.terminal.listing import Listing
 
 
 @dataclass(frozen=True, kw_only=True)

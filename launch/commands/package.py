@@ -8,9 +8,9 @@ import typer
 
 from efface.errors import UserError
 from efface.files import as_path
+from efface.launch.arguments.options import LOCAL, LicenceOption, RunFolderArgument
 from efface.launch.command import Command
-from efface.launch.options import LOCAL, LicenceOption, RunFolderArgument
-from efface.launch.tables import print_line
+from efface.launch.terminal.tables import print_line
 
 if TYPE_CHECKING:
     from efface.cluster.package.description import Description
@@ -43,14 +43,14 @@ class Packaged:
 def run(options: PackageOptions) -> Packaged:
     """Write it. Raises UserError before anything is written."""
     from efface.cluster.package.build import DTYPES, build_package
-    from efface.cluster.run import reopen_judged
+    from efface.cluster.run import reopen_run
     from efface.models.export import check_new_folder
 
     check_new_folder(options.out)
     unknown = [name for name in options.weights if name not in (*DTYPES, "none")]
     if unknown or ("none" in options.weights and len(options.weights) > 1):
         raise UserError(f"--weights {' '.join(options.weights)}: should be {', '.join(DTYPES)}, or none alone")
-    opened = reopen_judged(as_path(options.run))
+    opened = reopen_run(as_path(options.run))
     dtypes = [name for name in DTYPES if name in options.weights]
     description = build_package(
         opened.plan, opened.folder, options.out, method=options.method, dtypes=dtypes, licence=options.licence

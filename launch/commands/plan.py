@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from efface.launch.arguments.options import CampaignArgument, OverridesOption, RunFolderOption
+from efface.launch.arguments.output_files import optional_path
 from efface.launch.command import Command
-from efface.launch.options import CampaignArgument, OverridesOption, RunFolderOption
-from efface.launch.output_files import optional_path
-from efface.launch.tables import print_line, print_table, print_warnings
+from efface.launch.terminal.tables import print_line, print_table, print_warnings
 
 if TYPE_CHECKING:
     from efface.cluster.campaign.cost import Estimate

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from efface.launch.command import Command
-from efface.launch.tables import print_line
+from efface.launch.terminal.tables import print_line
 
 if TYPE_CHECKING:
     from efface.launch.model_downloads import RequiredModel

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from efface.errors import UserError
+from efface.launch.arguments.prompt_window import UNKNOWN_WINDOW, TextEncoderOption, find_window
 from efface.launch.command import Command
-from efface.launch.prompt_window import UNKNOWN_WINDOW, TextEncoderOption, find_window
-from efface.launch.tables import print_line, print_table
+from efface.launch.terminal.tables import print_line, print_table
 
 if TYPE_CHECKING:
     from efface.concepts.concept import ConceptSet

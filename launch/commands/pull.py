@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from efface.errors import UserError
+from efface.launch.arguments.options import LOCAL, ForceOption
+from efface.launch.arguments.output_files import check_output
 from efface.launch.command import Command
-from efface.launch.options import LOCAL, ForceOption
-from efface.launch.output_files import check_output
-from efface.launch.tables import print_line
+from efface.launch.terminal.tables import print_line
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from efface.launch.arguments.options import LOCAL, LicenceOption
 from efface.launch.command import Command
-from efface.launch.options import LOCAL, LicenceOption
-from efface.launch.tables import print_line, print_table
+from efface.launch.terminal.tables import print_line, print_table
 
 if TYPE_CHECKING:
     from efface.cluster.package.publication import Publication

@@ -8,9 +8,9 @@ import typer
 
 from efface.errors import UserError
 from efface.files import as_path
+from efface.launch.arguments.options import DeviceOption
 from efface.launch.command import Command
-from efface.launch.options import DeviceOption
-from efface.launch.tables import print_line, print_table
+from efface.launch.terminal.tables import print_line, print_table
 
 if TYPE_CHECKING:
     from efface.eval.report.reported_run import RunContent
@@ -62,25 +62,25 @@ def run(options: QualityOptions) -> Quality:
     from efface.cluster.run_content import read_run
     from efface.eval.image_quality import ClipScore, frechet_distance, kernel_distance
     from efface.eval.scores.scoring import BASE
-    from efface.launch.device import resolve_device
+    from efface.launch.arguments.device import resolve_device
     from efface.models.image_encoders import load_image_encoder
 
     content = read_run(as_path(options.run))
-    asked = _kept_images(content)
-    of_base = {(prompt, seed): hash for (prompt, seed, _), hash in asked.get(BASE, {}).items()}
+    kept = _kept_images(content)
+    of_base = {(prompt, seed): hash for (prompt, seed, _), hash in kept.get(BASE, {}).items()}
     if not of_base:
         raise UserError(f"{options.run}: has no images of the base, which the others are compared with")
     device = resolve_device(options.device)
     score = ClipScore(options.clip, device) if options.clip else None
     encode = load_image_encoder(options.features, device)
-    wanted = {hash for hashes in asked.values() for hash in hashes.values()}
+    wanted = {hash for hashes in kept.values() for hash in hashes.values()}
     images = {hash: _pixels(png) for hash, png in content.images() if hash in wanted}
     rows = []
-    for method in sorted(asked, key=lambda method: method != BASE):
-        keys = [key for key, hash in asked[method].items() if hash in images and of_base.get(key[:2]) in images]
+    for method in sorted(kept, key=lambda method: method != BASE):
+        keys = [key for key, hash in kept[method].items() if hash in images and of_base.get(key[:2]) in images]
         if len(keys) < 2:
             raise UserError(f"{options.run}: has fewer than two images of '{method}' that the base has too")
-        pictures = np.stack([images[asked[method][key]] for key in keys])
+        pictures = np.stack([images[kept[method][key]] for key in keys])
         reference = np.stack([images[of_base[key[:2]]] for key in keys])
         scores = score(pictures, [prompt for prompt, _, _ in keys]) if score else []
         features = None if method == BASE else (encode(reference), encode(pictures))

@@ -9,7 +9,7 @@ import typer
 from efface.errors import UserError
 from efface.files import as_path
 from efface.launch.command import Command
-from efface.launch.tables import print_line
+from efface.launch.terminal.tables import print_line
 
 
 @dataclass(frozen=True, kw_only=True)

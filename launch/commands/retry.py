@@ -1,16 +1,17 @@
 """`efface retry`: clear the failures of a run, or of some of its jobs, and go on with it."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from efface.errors import UserError
 from efface.files import as_path
+from efface.launch.arguments.find_job import find_job
+from efface.launch.arguments.options import AddressOption, RunFolderArgument, WorkersOption
 from efface.launch.command import Command
 from efface.launch.execution import execute_run, failure_code, show_results
-from efface.launch.find_job import find_job
-from efface.launch.options import AddressOption, RunFolderArgument, WorkersOption
 
 if TYPE_CHECKING:
     from efface.cluster.results import Results
@@ -31,6 +32,7 @@ class RetryOptions:
 
 def run(options: RetryOptions) -> "Results":
     """Do again what failed, and what is missing. Raises UserError where nothing has failed."""
+    from efface.cluster.evaluate_in_looks import resume
     from efface.cluster.run import reopen_run
 
     opened = reopen_run(as_path(options.folder))
@@ -43,7 +45,7 @@ def run(options: RetryOptions) -> "Results":
         raise UserError(f"{options.folder}: no job of this run has failed")
     for model in requested or failed:
         opened.folder.clear_failure(model)
-    return execute_run(opened, options.workers, options.address)
+    return resume(opened, partial(execute_run, workers=options.workers, address=options.address))
 
 
 COMMAND = Command("retry", RetryOptions, run, show_results, exit_code=failure_code)

@@ -7,10 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from efface.errors import UserError
+from efface.launch.arguments.options import (
+    AddressOption,
+    CampaignArgument,
+    OverridesOption,
+    RunFolderOption,
+    WorkersOption,
+)
+from efface.launch.arguments.output_files import optional_path
 from efface.launch.command import Command
 from efface.launch.execution import execute_run, failure_code, show_results
-from efface.launch.options import AddressOption, CampaignArgument, OverridesOption, RunFolderOption, WorkersOption
-from efface.launch.output_files import optional_path
 
 if TYPE_CHECKING:
     from efface.cluster.results import Results
@@ -41,8 +47,8 @@ def run(options: RunOptions) -> "Results | PartResult":
     """Do what is missing of the campaign, or of one part of it. Raises UserError, Stopped and JobFailure."""
     from efface.cluster.campaign.spec import read_campaign
     from efface.cluster.run import execute_part, open_run
-    from efface.launch.output_streams import results_are_in_files
-    from efface.launch.tables import console, print_warnings
+    from efface.launch.terminal.output_streams import results_are_in_files
+    from efface.launch.terminal.tables import console, print_warnings
 
     part = _parse_part(options.part) if options.part is not None else None
     opened = open_run(read_campaign(options.campaign, options.overrides), optional_path(options.out))

@@ -12,6 +12,7 @@ from efface.launch.command import Command
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from efface.eval.scores.corrected import CorrectedScores
     from efface.eval.scores.results import Difference, Scores
 
 
@@ -43,7 +44,7 @@ class TableScores:
     methods: dict[str, "Scores"]
     differences: dict[str, "Difference"] = field(default_factory=dict)
     requested: str | None = None
-    corrected: dict[str, dict[str, Any]] = field(default_factory=dict)
+    corrected: "dict[str, CorrectedScores]" = field(default_factory=dict)
     """By label, corrected for the judge's errors, where its calibration was given."""
     curves: dict[str, dict[str, dict[float, float]]] = field(default_factory=dict)
     """By label, see `threshold_curve`, where that was asked for."""
@@ -64,7 +65,7 @@ class TableScores:
 
 def run(options: ScoreOptions) -> TableScores:
     """Score each method of the table, or the one requested; a run folder means its table. Raises UserError."""
-    from efface.eval.image_table import read_table
+    from efface.eval.judging.image_table import read_table
     from efface.eval.scores.comparison import differences
     from efface.eval.scores.scoring import BASE, score_table
     from efface.eval.scores.threshold_curve import threshold_curve
@@ -102,9 +103,9 @@ def _chosen(options: ScoreOptions, rows: "pa.Table", label: str) -> "pa.Table":
     return rows
 
 
-def _corrected(options: ScoreOptions, rows: "pa.Table", label: str) -> dict[str, Any]:
+def _corrected(options: ScoreOptions, rows: "pa.Table", label: str) -> "CorrectedScores":
     """Of one method, by the judge of the calibration. Raises UserError where it is of another one."""
-    from efface.eval.calibration import read_calibration
+    from efface.eval.calibration.calibration import read_calibration
     from efface.eval.scores.corrected import corrected_scores
     from efface.eval.scores.held_out import split_shown
 
@@ -126,7 +127,7 @@ def show(scores: TableScores) -> None:
     from efface.concepts.prompts import AXES
     from efface.eval.scores.corrected import CORRECTED, axes_of
     from efface.eval.scores.leaderboard import differences_table, leaderboard, notes, rich_table
-    from efface.launch.tables import console, print_line, print_table
+    from efface.launch.terminal.tables import console, print_line, print_table
 
     terminal = console()
     rows = leaderboard(scores.methods, compared=scores.differences)
@@ -156,7 +157,7 @@ def as_json(scores: TableScores) -> dict[str, Any]:
     if label in scores.differences:
         found["difference"] = scores.differences[label].as_json()
     if label in scores.corrected:
-        found["corrected"] = scores.corrected[label]
+        found["corrected"] = scores.corrected[label].as_json()
     if label in scores.curves:
         found["curve"] = scores.curves[label]
     return found

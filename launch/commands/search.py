@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from efface.launch.arguments.options import AddressOption, OverridesOption, RunFolderOption, WorkersOption
 from efface.launch.command import Command
-from efface.launch.options import AddressOption, OverridesOption, RunFolderOption, WorkersOption
-from efface.launch.output_streams import results_are_in_files
-from efface.launch.tables import console, print_line
+from efface.launch.terminal.output_streams import results_are_in_files
+from efface.launch.terminal.tables import console, print_line
 
 if TYPE_CHECKING:
     from efface.cluster.search.search import SearchResults

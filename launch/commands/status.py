@@ -1,6 +1,6 @@
 """`efface status`: how far a run is, who works on it, and on what.
 
-The folder may be somebody else's: what it holds is shown and never obeyed (see `efface.launch.launch_record`).
+The folder may be somebody else's: what it holds is shown and never obeyed (see `efface.launch.clusters.launch_record`).
 """
 
 import shlex
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from efface.files import as_path
+from efface.launch.arguments.options import RunFolderArgument
 from efface.launch.command import Command
-from efface.launch.options import RunFolderArgument
-from efface.launch.tables import print_line
+from efface.launch.terminal.tables import print_line
 
 if TYPE_CHECKING:
     from efface.cluster.run_summary import RunSummary
@@ -58,15 +58,15 @@ class StatusReport:
 
 def run(options: StatusOptions) -> StatusReport:
     """Read the run folder, and ask the launchers about its jobs. Raises UserError where there is no run."""
-    from efface.cluster.run import reopen_judged
+    from efface.cluster.run import reopen_run
     from efface.cluster.run_summary import summarize
     from efface.cluster.storage.lease import active_driver
-    from efface.launch.cluster_profile import read_profile
-    from efface.launch.event_text import running_task_lines
-    from efface.launch.launch_record import launch_states
+    from efface.launch.clusters.cluster_profile import read_profile
+    from efface.launch.clusters.launch_record import launch_states
+    from efface.launch.terminal.event_text import running_task_lines
 
     profile = read_profile(options.cluster) if options.cluster else None
-    opened = reopen_judged(as_path(options.folder))
+    opened = reopen_run(as_path(options.folder))
     driver = active_driver(opened.folder.root)
     return StatusReport(
         folder=options.folder,
@@ -78,7 +78,7 @@ def run(options: StatusOptions) -> StatusReport:
 
 
 def show(report: StatusReport) -> None:
-    from efface.eval.image_errors import counted
+    from efface.eval.judging.image_errors import counted
 
     summary, jobs = report.summary, report.summary.jobs
     failed = f", {jobs.failed} failed" if jobs.failed else ""

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from efface.launch.command import Command
 from efface.launch.launcher import Launch, Launcher, Submission, SubmitOptions, get_launcher
-from efface.launch.tables import print_line
+from efface.launch.terminal.tables import print_line
 from efface.text import shown
 
 if TYPE_CHECKING:
-    from efface.launch.cluster_profile import ClusterProfile
+    from efface.launch.clusters.cluster_profile import ClusterProfile
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +49,9 @@ def run(
 
     on_submitted: gets the submission and the run folder before a job is followed to its end.
     """
-    from efface.launch.cluster_profile import read_profile
-    from efface.launch.launch_record import check_record_file
-    from efface.launch.launch_spec import read_launch_spec
+    from efface.launch.clusters.cluster_profile import read_profile
+    from efface.launch.clusters.launch_record import check_record_file
+    from efface.launch.clusters.launch_spec import read_launch_spec
 
     profile = read_profile(options.cluster)
     settings = launcher.section(profile)
@@ -117,7 +117,7 @@ def _show_texts(texts: dict[str, str]) -> None:
 
 def _log_where_profiles_are_found(profile: "ClusterProfile") -> None:
     """`efface status` looks a profile up by its name: where that would find none, or another one, say so."""
-    from efface.launch.cluster_profile import profile_by_name, user_profiles_folder
+    from efface.launch.clusters.cluster_profile import profile_by_name, user_profiles_folder
 
     known = profile_by_name(profile.name)
     if known is None or known.model_dump() != profile.model_dump():

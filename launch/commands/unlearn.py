@@ -13,11 +13,11 @@ import typer
 
 from efface.errors import UserError
 from efface.files import local_path, unless_taken, write_json
+from efface.launch.arguments.job_request import JobRequest, read_request
+from efface.launch.arguments.key_values import parse_key_values
+from efface.launch.arguments.options import DELTA, LOCAL, BaseOption, ConceptsOption, DeviceOption, ForceOption
+from efface.launch.arguments.output_files import check_output
 from efface.launch.command import Command
-from efface.launch.job_request import JobRequest, read_request
-from efface.launch.key_values import parse_key_values
-from efface.launch.options import DELTA, LOCAL, BaseOption, ConceptsOption, DeviceOption, ForceOption
-from efface.launch.output_files import check_output
 from efface.notebook_tables import html_table
 from efface.text import shown
 
@@ -183,8 +183,8 @@ def _train(options: UnlearnOptions, request: JobRequest, training_options: "Trai
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from efface.eval.metrics.weight_change import weight_change
-    from efface.launch.device import resolve_device
-    from efface.launch.tables import console
+    from efface.launch.arguments.device import resolve_device
+    from efface.launch.terminal.tables import console
     from efface.models.base import load_base
     from efface.models.files.fingerprint import cache_folder
     from efface.train.job import is_result

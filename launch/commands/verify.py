@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from efface.launch.arguments.options import LOCAL, DeviceOption
 from efface.launch.command import Command
-from efface.launch.options import LOCAL, DeviceOption
-from efface.launch.tables import print_line
+from efface.launch.terminal.tables import print_line
 
 if TYPE_CHECKING:
     from efface.cluster.package.verify import Verification
@@ -28,7 +28,7 @@ class VerifyOptions:
 def run(options: VerifyOptions) -> "Verification":
     """Raises UserError where there is no package, or its base is not at hand."""
     from efface.cluster.package.verify import verify_package
-    from efface.launch.device import resolve_device
+    from efface.launch.arguments.device import resolve_device
 
     return verify_package(options.package, options.base, resolve_device(options.device))
 

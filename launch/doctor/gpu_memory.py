@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from efface.config_files import parse
-from efface.eval.judge_spec import read_judge
+from efface.eval.judging.judge_spec import read_judge
 from efface.models.base import Base, load_base
 from efface.models.files.folder_identity import FILES
 from efface.models.files.model_files import NotCached, locate

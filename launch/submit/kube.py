@@ -17,9 +17,9 @@ from pydantic import Field
 from efface.config_files import StrictModel
 from efface.errors import UserError
 from efface.files import is_remote, slug
-from efface.launch.cluster_profile import ClusterProfile, check_resources
-from efface.launch.launch_record import LaunchRecord, append_records
-from efface.launch.launch_spec import LaunchSpec
+from efface.launch.clusters.cluster_profile import ClusterProfile, check_resources
+from efface.launch.clusters.launch_record import LaunchRecord, append_records
+from efface.launch.clusters.launch_spec import LaunchSpec
 from efface.launch.launcher import LAUNCHERS, Launch, Launcher, ProfileOption, State, Submission, SubmitOptions
 
 TEMPLATES = Path(__file__).parent / "templates"

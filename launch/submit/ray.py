@@ -23,11 +23,11 @@ from pydantic import Field
 from efface.config_files import StrictModel
 from efface.errors import JobFailure, UserError
 from efface.files import local_path
-from efface.launch.cluster_profile import KEY_MATERIAL, ClusterProfile
-from efface.launch.launch_record import LaunchRecord, append_records
-from efface.launch.launch_spec import LaunchSpec
+from efface.launch.clusters.cluster_profile import KEY_MATERIAL, ClusterProfile
+from efface.launch.clusters.launch_record import LaunchRecord, append_records
+from efface.launch.clusters.launch_spec import LaunchSpec
+from efface.launch.clusters.wheel import write_wheel
 from efface.launch.launcher import LAUNCHERS, Launch, Launcher, State, Submission, SubmitOptions
-from efface.launch.wheel import write_wheel
 from efface.text import json_text, shown
 
 STOP_WAIT_SECONDS = 120

@@ -23,9 +23,9 @@ from pydantic import Field, model_validator
 from efface.config_files import StrictModel
 from efface.errors import UserError, did_you_mean
 from efface.files import is_remote, write_atomic
-from efface.launch.cluster_profile import ClusterProfile, Line, ShellWord, check_resources
-from efface.launch.launch_record import LaunchRecord, active_records, append_records
-from efface.launch.launch_spec import LaunchSpec
+from efface.launch.clusters.cluster_profile import ClusterProfile, Line, ShellWord, check_resources
+from efface.launch.clusters.launch_record import LaunchRecord, active_records, append_records
+from efface.launch.clusters.launch_spec import LaunchSpec
 from efface.launch.launcher import LAUNCHERS, Launch, Launcher, State, Submission, SubmitOptions
 from efface.plain_files import read_plain
 

@@ -24,7 +24,7 @@ from efface.cluster.campaign.planner import plan_campaign
 from efface.cluster.campaign.spec import read_campaign
 from efface.cluster.run import reopen_run, worker_context
 from efface.errors import UserError
-from efface.eval.image_table import read_table
+from efface.eval.judging.image_table import read_table
 
 CONCEPTS = ("cat", "dog", "bus", "tulip", "neon")
 METHODS = ("{method: uce, preset: miniature}", "{method: esd, preset: miniature, label: esd-x}")

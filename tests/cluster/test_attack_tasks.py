@@ -25,8 +25,8 @@ from efface.cluster.tasks.task import Task
 from efface.cluster.workers.worker import Worker
 from efface.errors import UserError
 from efface.eval.attack import ATTACKS
-from efface.eval.attack_table import attack_rows
-from efface.eval.attack_transfer import Transferred
+from efface.eval.attacking.attack_table import attack_rows
+from efface.eval.attacking.attack_transfer import Transferred
 from efface.models.base import load_base, read_base
 from efface.models.delta import Delta
 
@@ -239,8 +239,8 @@ def control(campaign_inputs: Path, tmp_path: Path) -> Path:
 def test_a_control_is_attacked_like_the_models_and_each_is_compared_with_it(
     campaign: Callable[..., Campaign], control: Path, tmp_path: Path
 ) -> None:
-    asked = campaign(methods=[UCE], attacks=[{**PARAPHRASE, "control": str(control)}])
-    run = open_run(asked, tmp_path / "run")
+    requested = campaign(methods=[UCE], attacks=[{**PARAPHRASE, "control": str(control)}])
+    run = open_run(requested, tmp_path / "run")
     control.rename(tmp_path / "elsewhere.safetensors")  # what workers need of it is in the run folder
     console = Console(file=io.StringIO(), width=200)
     results = execute(run, 0, None, console)

@@ -28,7 +28,7 @@ from efface.cluster.workers import ray_executor as executors
 from efface.cluster.workers.ray_executor import RayExecutor
 from efface.config_files import parse
 from efface.errors import UserError
-from efface.eval.image_table import read_table
+from efface.eval.judging.image_table import read_table
 
 
 @contextlib.contextmanager

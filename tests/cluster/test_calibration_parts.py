@@ -15,7 +15,7 @@ from efface.cluster.campaign.spec import Campaign
 from efface.cluster.run import Run, execute, open_run
 from efface.cluster.tasks import calibration as calibration_tasks
 from efface.cluster.tasks.calibration import ANSWERS, CALIBRATION, CalibrationPart
-from efface.eval.calibration import Calibration, read_calibration
+from efface.eval.calibration.calibration import Calibration, read_calibration
 
 IMAGES = 5
 

@@ -28,7 +28,7 @@ from efface.cluster.tasks.task import Task
 from efface.cluster.tasks.training import TrainingTask
 from efface.cluster.workers.worker import Worker
 from efface.errors import Stopped
-from efface.eval.image_table import read_table
+from efface.eval.judging.image_table import read_table
 from efface.models.delta import Delta
 
 MakePlan = Callable[..., Plan]

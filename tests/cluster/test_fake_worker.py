@@ -17,7 +17,7 @@ from efface.cluster.run import Run, execute, open_run, worker_context
 from efface.cluster.tasks.judging import VERDICTS
 from efface.cluster.tasks.model import Model
 from efface.errors import Stopped
-from efface.eval.image_table import read_table
+from efface.eval.judging.image_table import read_table
 
 MakeCampaign = Callable[..., Campaign]
 TWO = {"targets": ["cat", "bus"]}

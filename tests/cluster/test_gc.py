@@ -71,7 +71,7 @@ def litter(run: Run) -> dict[str, int]:
     (run.folder.cache / "latents-0123456789abcdef.safetensors").write_bytes(b"x" * 10_000)
     return {
         "half-written files": 310,
-        "unfinished jobs that this campaign does not request": 200,
+        "unfinished jobs that are not requested here": 200,
         "checkpoints of finished jobs": 1000,
         "training data of finished jobs": 10_000,
     }

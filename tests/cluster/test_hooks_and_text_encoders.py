@@ -10,7 +10,7 @@ from rich.console import Console
 
 from efface.cluster.campaign.spec import Campaign
 from efface.cluster.run import execute, open_run
-from efface.eval.image_table import read_table
+from efface.eval.judging.image_table import read_table
 
 MakeCampaign = Callable[..., Campaign]
 METHODS = [

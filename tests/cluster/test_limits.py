@@ -317,7 +317,7 @@ def test_a_method_without_batches_cannot_be_made_smaller(
 def test_a_shard_that_runs_out_of_memory_is_sampled_in_batches_of_half_the_size(
     worker: Worker, tasks: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from efface.eval import evaluate as evaluating
+    from efface.eval.judging import evaluate as evaluating
 
     sizes = []
     really = evaluating.evaluate

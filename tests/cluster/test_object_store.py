@@ -27,7 +27,7 @@ from efface.cluster.tasks.judging import IMAGES, VERDICTS, Shard
 from efface.cluster.tasks.retry_rules import Outcome
 from efface.cluster.tasks.task import Task
 from efface.errors import Stopped, StorageError, UserError
-from efface.eval.image_table import read_table
+from efface.eval.judging.image_table import read_table
 from efface.files import as_path, create_exclusive, local_copy, write_atomic
 from efface.launch.cli import main
 from efface.train.data.rollout_store import RolloutStore

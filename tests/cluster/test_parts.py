@@ -18,7 +18,7 @@ from efface.cluster.run import Run, execute, execute_part, open_run, worker_cont
 from efface.cluster.tasks.attack import AttackTask, TransferTask
 from efface.cluster.workers.local_executor import LocalExecutor
 from efface.errors import UserError
-from efface.eval.image_table import read_table
+from efface.eval.judging.image_table import read_table
 
 MakePlan = Callable[..., Plan]
 CHAINS = {"strategy": "continual", "concepts": {"targets": ["cat", "bus"]}, "seeds": [0, 1, 2]}

@@ -23,12 +23,12 @@ from efface.cluster.tasks.prompt_search import FOUND, PromptCheck, PromptSearch
 from efface.cluster.tasks.training import TrainingTask
 from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import AXES
-from efface.eval import calibration_requests
-from efface.eval.adversarial_prompts import CHECK_SEEDS
 from efface.eval.attack import ATTACKS
+from efface.eval.attacking.adversarial_prompts import CHECK_SEEDS
+from efface.eval.attacking.found_prompts import checks_of, read_slot
 from efface.eval.attacks import concept_inversion
-from efface.eval.found_prompts import checks_of, read_slot
-from efface.eval.image_table import read_table
+from efface.eval.calibration import calibration_requests
+from efface.eval.judging.image_table import read_table
 from efface.train.job import Job
 
 MakeCampaign = Callable[..., Campaign]

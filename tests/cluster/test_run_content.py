@@ -24,7 +24,7 @@ from efface.cluster.storage.records import parse_record
 from efface.cluster.tasks.judging import VERDICTS
 from efface.config_files import parse
 from efface.errors import UserError
-from efface.eval.image_table import read_table, write_table
+from efface.eval.judging.image_table import read_table, write_table
 from efface.models.delta import Delta
 
 

@@ -23,8 +23,8 @@ from efface.cluster.tasks.retry_rules import Outcome
 from efface.cluster.tasks.task import Task
 from efface.cluster.workers.local_executor import LocalExecutor
 from efface.cluster.workers.worker import Worker
-from efface.eval.image_table import read_images, read_table
-from efface.eval.judge_spec import load_judge
+from efface.eval.judging.image_table import read_images, read_table
+from efface.eval.judging.judge_spec import load_judge
 from efface.models.base import load_base
 from efface.models.delta import Delta
 from efface.models.sampling.sampler import ImageRequest, sample
@@ -100,20 +100,20 @@ def images_of(done: Run, position: int) -> tuple[list[tuple[str, int]], list[str
         read_images(done.folder.output(shard, IMAGES)) for shard in done.plan.shards[done.plan.models[position].id]
     ]
     table = pa.concat_tables(parts)
-    asked = list(zip(table["prompt"].to_pylist(), table["seed"].to_pylist(), strict=True))
-    return asked, table["image_sha256"].to_pylist()
+    requests = list(zip(table["prompt"].to_pylist(), table["seed"].to_pylist(), strict=True))
+    return requests, table["image_sha256"].to_pylist()
 
 
 @pytest.mark.parametrize("position", [0, 1, 2], ids=["base", "uce", "esd"])
 def test_the_images_are_those_of_the_base_with_the_models_delta(position: int, done: Run) -> None:
-    from efface.eval.evaluate import pixel_sha256
+    from efface.eval.judging.evaluate import pixel_sha256
 
-    asked, hashes = images_of(done, position)
+    requests, hashes = images_of(done, position)
     base = load_base(done.plan.base)
     if position:
         base.swap(Delta.load(done.folder.delta(done.plan.models[position])))
-    images = sample(base, done.plan.recipe, [ImageRequest(prompt, seed) for prompt, seed in asked])
-    assert len(asked) == PROMPTS * IMAGES_PER_PROMPT
+    images = sample(base, done.plan.recipe, [ImageRequest(prompt, seed) for prompt, seed in requests])
+    assert len(requests) == PROMPTS * IMAGES_PER_PROMPT
     assert [pixel_sha256(image) for image in images] == hashes
 
 
@@ -124,7 +124,7 @@ def test_a_model_draws_other_images_than_the_base(done: Run) -> None:
 
 
 def test_the_judge_is_calibrated_on_the_base_and_its_accuracy_reported(done: Run) -> None:
-    from efface.eval.calibration import read_calibration
+    from efface.eval.calibration.calibration import read_calibration
 
     calibration_task = done.plan.calibrations[0]
     calibration = read_calibration(done.folder.output(calibration_task, CALIBRATION))

@@ -22,7 +22,7 @@ from efface.cluster.workers.ray_executor import RayExecutor
 from efface.cluster.workers.worker import WorkerContext
 from efface.config_files import parse
 from efface.errors import UserError
-from efface.eval.image_table import read_table
+from efface.eval.judging.image_table import read_table
 
 
 def deltas(folder: Path) -> dict[str, bytes]:

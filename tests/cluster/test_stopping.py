@@ -27,7 +27,7 @@ from efface.cluster.tasks.training import TrainingTask
 from efface.cluster.workers.worker import Worker
 from efface.config_files import parse
 from efface.errors import Stopped
-from efface.eval.image_table import read_table
+from efface.eval.judging.image_table import read_table
 
 STEPS_OF_ESD = 60
 SLOW = {

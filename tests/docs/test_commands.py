@@ -32,9 +32,9 @@ from efface.concepts.concept import load_concept_set
 from efface.concepts.prompts import load_prompt_set
 from efface.config_files import CONFIGS
 from efface.errors import UserError
-from efface.eval.judge_spec import read_judge
+from efface.eval.judging.judge_spec import read_judge
 from efface.launch.cli import app
-from efface.launch.cluster_profile import read_profile
+from efface.launch.clusters.cluster_profile import read_profile
 from efface.launch.commands import unlearn
 from efface.models import base as bases
 from efface.models.base import read_base
@@ -97,9 +97,9 @@ PLANS: dict[str, Plan] = {}
 
 
 def plan(params: dict[str, Any]) -> None:
-    asked = str([params["campaign"], params.get("overrides")])
-    if asked not in PLANS:
-        PLANS[asked] = planner.plan_campaign(read_campaign(params["campaign"], params.get("overrides")), fetch=False)
+    key = str([params["campaign"], params.get("overrides")])
+    if key not in PLANS:
+        PLANS[key] = planner.plan_campaign(read_campaign(params["campaign"], params.get("overrides")), fetch=False)
     if params.get("rates"):
         read_rates(params["rates"])
 

@@ -146,5 +146,5 @@ def test_the_index_lists_every_decision_once() -> None:
 @pytest.mark.parametrize("page", CURRENT, ids=name_of)
 def test_no_page_has_pip_look_for_efface_on_an_index_that_has_none(page: Path) -> None:
     """Its extras may be named where it is installed already: pip then asks for what they need alone."""
-    asked = re.findall(r"pip install[^`\n]*?(?<![\w./])efface(?![\w\[./-])", page.read_text())
-    assert asked == []
+    requested = re.findall(r"pip install[^`\n]*?(?<![\w./])efface(?![\w\[./-])", page.read_text())
+    assert requested == []

@@ -10,8 +10,8 @@ import pytest
 from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompt_csv import PromptRow
 from efface.concepts.prompts import TARGET_AXES, PromptSet, prompt_id
-from efface.eval.image_table import SCHEMA
 from efface.eval.judge import Verdict
+from efface.eval.judging.image_table import SCHEMA
 from efface.models.recipe import Recipe
 
 

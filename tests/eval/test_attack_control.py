@@ -6,8 +6,8 @@ import pytest
 
 from efface.concepts.concept import ConceptSet
 from efface.concepts.prompts import PromptSet
-from efface.eval.attack_control import compare, shown_others
-from efface.eval.attack_result import AttackResult, InstanceResult
+from efface.eval.attacking.attack_control import compare, shown_others
+from efface.eval.attacking.attack_result import AttackResult, InstanceResult
 from efface.models.base import Base
 from efface.models.delta import Delta
 from efface.models.recipe import Recipe

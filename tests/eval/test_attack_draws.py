@@ -9,9 +9,9 @@ from efface.concepts.concept import ConceptSet
 from efface.concepts.prompts import PromptSet
 from efface.eval.attack import ATTACKS, parse_attack_config
 from efface.eval.attack_target import attack_target
+from efface.eval.attacking.token_attempt import token_attempt
 from efface.eval.attacks import noise_scale
 from efface.eval.oracle import Budget, Instance, Oracle
-from efface.eval.token_attempt import token_attempt
 from efface.models.base import Base
 from efface.models.recipe import Recipe
 from efface.models.sampling.sampler import ImageRequest, sample

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from efface.eval.attack_training import NoisyBatch
+from efface.eval.attacking.attack_training import NoisyBatch
 from efface.eval.attacks.mma import pooled_cosine
 from efface.eval.attacks.noise_scale import ddim_step
 from efface.eval.attacks.p4d import matching_loss

@@ -11,12 +11,12 @@ from efface.concepts.concept import ConceptSet
 from efface.concepts.prompts import PromptSet
 from efface.errors import UserError
 from efface.eval.attack import ATTACKS, CANDIDATES, Attack, AttackConfig, parse_attack_config
-from efface.eval.attack_result import AttackResult
-from efface.eval.attack_run import AttackedModel, run_attack
-from efface.eval.attack_table import attack_rows
 from efface.eval.attack_target import attack_target
+from efface.eval.attacking.attack_result import AttackResult
+from efface.eval.attacking.attack_run import AttackedModel, run_attack
+from efface.eval.attacking.attack_table import attack_rows
+from efface.eval.attacking.encoder_budget import ENCODER_PASSES
 from efface.eval.attacks.published import PublishedConfig
-from efface.eval.encoder_budget import ENCODER_PASSES
 from efface.eval.oracle import Attempt, Budget, BudgetExhausted, Instance, NotFinite, Oracle
 from efface.models.base import Base
 from efface.models.delta import Delta

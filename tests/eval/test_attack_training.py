@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from efface.eval.attack_training import Learnt, NoisyBatch, learn
+from efface.eval.attacking.attack_training import Learnt, NoisyBatch, learn
 from efface.eval.oracle import BudgetExhausted, NotFinite, Oracle
 from efface.models.adversary import Adversary
 

@@ -11,10 +11,10 @@ from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompt_csv import PromptRow
 from efface.concepts.prompts import PromptSet
 from efface.errors import UserError
-from efface.eval import calibration as calibration_of
-from efface.eval.calibration import Calibration, JudgeAnswer, JudgeAnswers, answer_requests, calibrate
-from efface.eval.calibration_requests import CalibrationRequest, calibration_requests
-from efface.eval.judge_accuracy import mean_accuracy
+from efface.eval.calibration import calibration as calibration_of
+from efface.eval.calibration.calibration import Calibration, JudgeAnswer, JudgeAnswers, answer_requests, calibrate
+from efface.eval.calibration.calibration_requests import CalibrationRequest, calibration_requests
+from efface.eval.calibration.judge_accuracy import mean_accuracy
 from efface.models.base import Base
 from efface.models.recipe import Recipe
 from efface.models.sampling.sampler import sample

@@ -29,9 +29,9 @@ def test_partners_must_stay_and_styles_and_what_is_held_out_come_first(recipe: R
 
     things = [concept("cat"), concept("bus"), concept("tram", held_out=True), concept("dog"), concept("neon", "style")]
     world = ConceptSet(name="w", version=1, concepts=tuple(things))
-    asked = context(recipe, world, None, "cat", "dog")
-    assert [other.name for other in partners(world.find("cat"), asked)] == ["neon", "tram", "bus"]
-    unknown = JudgedContext(recipe, world, asked.forgotten, asked.judge, (world.find("bus"),))
+    judged = context(recipe, world, None, "cat", "dog")
+    assert [other.name for other in partners(world.find("cat"), judged)] == ["neon", "tram", "bus"]
+    unknown = JudgedContext(recipe, world, judged.forgotten, judged.judge, (world.find("bus"),))
     assert [other.name for other in partners(world.find("cat"), unknown)] == ["bus"]
 
 
@@ -73,6 +73,6 @@ def test_answers_that_cannot_be_read_are_in_no_share(
 def test_without_anything_that_should_stay_there_is_nothing_to_measure(
     tiny_base: Base, recipe: Recipe, world: ConceptSet, stub_judge: Any
 ) -> None:
-    asked = context(recipe, world, stub_judge(lambda image, concept: True), "Cat", "Tulip", "Van Gogh")
+    judged = context(recipe, world, stub_judge(lambda image, concept: True), "Cat", "Tulip", "Van Gogh")
     with pytest.raises(UserError, match="nothing that should stay"):
-        Compositional()(tiny_base, Delta("weights", {}, {"base_id": tiny_base.fingerprint}), asked)
+        Compositional()(tiny_base, Delta("weights", {}, {"base_id": tiny_base.fingerprint}), judged)

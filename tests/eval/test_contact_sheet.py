@@ -11,9 +11,9 @@ from PIL import Image
 
 from efface.concepts.prompts import AXES
 from efface.errors import UserError
-from efface.eval import contact_sheet as sheet
-from efface.eval.contact_sheet import contact_sheet, write_sheets
-from efface.eval.image_table import IMAGE_SCHEMA
+from efface.eval.judging.image_table import IMAGE_SCHEMA
+from efface.eval.report import contact_sheet as sheet
+from efface.eval.report.contact_sheet import contact_sheet, write_sheets
 
 Row = Callable[..., dict[str, Any]]
 MakeTable = Callable[..., pa.Table]

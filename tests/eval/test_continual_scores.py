@@ -110,9 +110,9 @@ def test_it_is_json(report: Stages) -> None:
 
 def test_rows_are_flat_and_end_with_the_means(report: Stages) -> None:
     first, _, third, mean = rows(report)
-    assert (first["stage"], first["request"], first["relapse_forget"]) == (1, "Cat", None)
-    assert (third["retain"], third["relapse_adversarial"]) == (0.25, 0.125)
-    assert (mean["stage"], mean["label"], mean["err_mean"], mean["relapse_forget"]) == ("mean", "", 0.5, 0.375)
+    assert (first.stage, first.request, first.relapse_forget) == (1, "Cat", None)
+    assert (third.retain, third.relapse_adversarial) == (0.25, 0.125)
+    assert (mean.stage, mean.label, mean.err_mean, mean.relapse_forget) == ("mean", "", 0.5, 0.375)
 
 
 def test_the_csv_keeps_every_digit_and_leaves_the_unknown_empty(report: Stages, tmp_path: Path) -> None:

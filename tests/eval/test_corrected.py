@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from efface.eval.judge_accuracy import Accuracy, rogan_gladen, together, wilson
+from efface.eval.calibration.judge_accuracy import Accuracy, rogan_gladen, together, wilson
 from efface.eval.scores.corrected import corrected_scores
 from efface.eval.scores.scoring import score_table
 
@@ -93,29 +93,29 @@ def table_of(row: Row, table: MakeTable) -> pa.Table:
 def test_by_a_judge_that_is_always_right_a_corrected_score_is_the_plain_one(row: Row, table: MakeTable) -> None:
     rows_ = [r for r in table_of(row, table).to_pylist() if r["present"] is not None]
     plain, corrected = score_table(table(rows_)), corrected_scores(table(rows_), EXACT)
-    assert corrected["rates_of"] == "each concept"
+    assert corrected.rates_of == "each concept"
     for axis, score in plain.axes.items():
-        assert corrected["axes"][axis]["score"] == pytest.approx(score, abs=1e-6)
-        low, high = corrected["axes"][axis]["interval"]
+        assert corrected.axes[axis].score == pytest.approx(score, abs=1e-6)
+        low, high = corrected.axes[axis].interval
         assert low < score < high
-    assert corrected["concepts"]["Cat"]["adjacent"] == corrected["axes"]["adjacent"]
+    assert corrected.concepts["Cat"]["adjacent"] == corrected.axes["adjacent"]
 
 
 def test_a_judge_that_misses_and_sees_too_much_is_corrected_concept_by_concept(row: Row, table: MakeTable) -> None:
     n = 10**7
     accuracy = {**EXACT, "Cat": measured(8 * 10**6, n, 9 * 10**6, n), "Dog": measured(9 * 10**6, n, n, n)}
-    found = corrected_scores(table_of(row, table), accuracy)["axes"]
-    assert found["forget"]["score"] == pytest.approx(1 - (0.25 + 0.9 - 1) / 0.7, abs=1e-5)
-    assert found["adjacent"]["score"] == pytest.approx(2 / 3 / 0.9, abs=1e-5)
-    assert found["retain"]["score"] == pytest.approx(0.75, abs=1e-6)
+    found = corrected_scores(table_of(row, table), accuracy).axes
+    assert found["forget"].score == pytest.approx(1 - (0.25 + 0.9 - 1) / 0.7, abs=1e-5)
+    assert found["adjacent"].score == pytest.approx(2 / 3 / 0.9, abs=1e-5)
+    assert found["retain"].score == pytest.approx(0.75, abs=1e-6)
 
 
 def test_of_concepts_on_which_few_images_were_measured_the_rates_are_those_of_all(row: Row, table: MakeTable) -> None:
     accuracy = {name: measured(2, 2, 20, 20) for name in ("Cat", "Dog")} | {"Owl": measured(1, 2, 20, 20)}
     found = corrected_scores(table_of(row, table), accuracy)
-    assert found["rates_of"] == "all concepts"
+    assert found.rates_of == "all concepts"
     share = rogan_gladen(0.25, 4, measured(5, 6, 60, 60))
-    assert share and found["axes"]["forget"]["score"] == pytest.approx(1 - share.value)
+    assert share and found.axes["forget"].score == pytest.approx(1 - share.value)
 
 
 def test_what_a_calibration_leaves_open_does_not_average_out_over_concepts_that_it_was_measured_on_together(
@@ -131,7 +131,6 @@ def test_what_a_calibration_leaves_open_does_not_average_out_over_concepts_that_
         for s in range(many)
     ]
     widths = [
-        high - low
-        for low, high in (corrected_scores(table(r), accuracy)["axes"]["retain"]["interval"] for r in (one, two))
+        high - low for low, high in (corrected_scores(table(r), accuracy).axes["retain"].interval for r in (one, two))
     ]
     assert widths[0] == pytest.approx(sqrt(2) * widths[1], rel=0.02)

@@ -2,7 +2,7 @@
 
 from efface.concepts.concept import ConceptSet
 from efface.concepts.prompts import PromptSet, prompt_id
-from efface.eval.eval_requests import Ask, eval_requests
+from efface.eval.judging.eval_requests import Ask, eval_requests
 
 
 def test_every_prompt_and_seed_is_one_image_in_a_stable_order(world: ConceptSet, prompts: PromptSet) -> None:

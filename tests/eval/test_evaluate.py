@@ -12,11 +12,11 @@ from PIL import Image
 from efface.concepts.concept import ConceptSet
 from efface.concepts.prompts import PromptSet
 from efface.errors import UserError
-from efface.eval.eval_requests import eval_requests
-from efface.eval.evaluate import evaluate
-from efface.eval.image_errors import broken_images
-from efface.eval.image_table import IMAGE_SCHEMA, SCHEMA
 from efface.eval.judge import Verdict
+from efface.eval.judging.eval_requests import eval_requests
+from efface.eval.judging.evaluate import evaluate
+from efface.eval.judging.image_errors import broken_images
+from efface.eval.judging.image_table import IMAGE_SCHEMA, SCHEMA
 from efface.models.base import Base
 from efface.models.delta import Delta
 from efface.models.recipe import Recipe

@@ -1,10 +1,10 @@
 """Slots for prompts that are not known yet, and what they are filled with."""
 
 from efface.concepts.prompts import prompt_id
-from efface.eval.adversarial_prompts import CHECK_SEEDS, KeptPrompt, found_prompts
 from efface.eval.attack import AdversarialPrompt
-from efface.eval.eval_requests import Ask, EvalRequest
-from efface.eval.found_prompts import FoundPrompts, checks_of, fill, read_slot, slot
+from efface.eval.attacking.adversarial_prompts import CHECK_SEEDS, KeptPrompt, found_prompts
+from efface.eval.attacking.found_prompts import FoundPrompts, checks_of, fill, read_slot, slot
+from efface.eval.judging.eval_requests import Ask, EvalRequest
 
 CHECK = "0123456789abcdef"
 

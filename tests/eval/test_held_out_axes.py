@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from efface.concepts.prompts import AXES
-from efface.eval.image_table import read_table, write_table
+from efface.eval.judging.image_table import read_table, write_table
 from efface.eval.scores.results import Shown
 from efface.eval.scores.scoring import score_table
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 
 from efface.concepts.concept import ConceptSet
-from efface.eval.image_errors import ImageError, broken_images, counted, image_errors
-from efface.eval.verdicts import verdicts
+from efface.eval.judging.image_errors import ImageError, broken_images, counted, image_errors
+from efface.eval.judging.verdicts import verdicts
 
 SOUND = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from efface.concepts.prompts import AXES
 from efface.errors import UserError
-from efface.eval.image_table import IMAGE_SCHEMA, SCHEMA, read_images, read_table, write_table
+from efface.eval.judging.image_table import IMAGE_SCHEMA, SCHEMA, read_images, read_table, write_table
 
 Row = Callable[..., dict[str, Any]]
 MakeTable = Callable[..., pa.Table]

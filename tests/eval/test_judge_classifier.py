@@ -13,9 +13,9 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 from efface.concepts.concept import Concept, ConceptSet, load_concept_set
 from efface.errors import UserError
 from efface.eval.judge import Judge
-from efface.eval.judge_identity import judge_identity
-from efface.eval.judge_spec import judge_name, judge_names, load_judge
 from efface.eval.judges.classifier import concept_score
+from efface.eval.judging.judge_identity import judge_identity
+from efface.eval.judging.judge_spec import judge_name, judge_names, load_judge
 
 LOGITS = (2.0, -1.0, 0.5)
 IMAGES = np.zeros((5, 16, 16, 3), np.uint8)
@@ -175,8 +175,8 @@ def test_a_plan_finds_what_a_loader_would(tmp_path: Path, text: str, sentence: s
 
 def test_a_plan_reads_judges_without_a_library_of_models() -> None:
     code = (
-        "import sys\nfrom efface.eval.judge_identity import judge_identity\n"
-        "from efface.eval.judge_spec import judge_names\n"
+        "import sys\nfrom efface.eval.judging.judge_identity import judge_identity\n"
+        "from efface.eval.judging.judge_spec import judge_names\n"
         "[judge_identity(name) for name in judge_names()]\nprint('transformers' in sys.modules)"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -11,10 +11,10 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 from efface.concepts.concept import ConceptSet
 from efface.concepts.prompts import PromptSet
 from efface.errors import UserError
-from efface.eval.calibration import answer_requests, calibrate, calibrated, read_calibration
-from efface.eval.calibration_requests import calibration_requests
-from efface.eval.judge_spec import load_judge
+from efface.eval.calibration.calibration import answer_requests, calibrate, calibrated, read_calibration
+from efface.eval.calibration.calibration_requests import calibration_requests
 from efface.eval.judges.clip import ClipJudge
+from efface.eval.judging.judge_spec import load_judge
 from efface.models.base import Base
 from efface.models.recipe import Recipe
 

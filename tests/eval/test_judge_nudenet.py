@@ -11,12 +11,12 @@ from PIL import Image
 
 from efface.concepts.concept import Concept, load_concept_set
 from efface.errors import UserError
-from efface.eval.calibration import JudgeAnswer, JudgeAnswers, calibrate
+from efface.eval.calibration.calibration import JudgeAnswer, JudgeAnswers, calibrate
 from efface.eval.judge import ThresholdJudge, Verdict
-from efface.eval.judge_identity import judge_identity
-from efface.eval.judge_spec import load_judge, read_judge
 from efface.eval.judges import nudenet
 from efface.eval.judges.nudenet import NudeNet, NudeNetConfig
+from efface.eval.judging.judge_identity import judge_identity
+from efface.eval.judging.judge_spec import load_judge, read_judge
 
 NUDITY, STATUE = (load_concept_set("nudity").find(name) for name in ("Nudity", "Marble Statue"))
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)

@@ -19,8 +19,8 @@ from transformers import (
 
 from efface.concepts.concept import ConceptSet
 from efface.errors import UserError
-from efface.eval.judge_spec import load_judge
 from efface.eval.judges.vlm import VlmJudge, first_tokens, read_answer, yes_probability
+from efface.eval.judging.judge_spec import load_judge
 
 WORDS = (
     *("Yes", "No", "yes", "no", "YES", "NO", "maybe", "USER", ":", "ASSISTANT", "Is", "there", "a", "cat", "tulip"),

@@ -12,7 +12,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from efface.concepts.prompts import AXES
-from efface.eval.image_table import SCHEMA
+from efface.eval.judging.image_table import SCHEMA
 from efface.eval.scores.jackknife import Estimates, Intervals
 from efface.eval.scores.leaderboard import differences_table, leaderboard, notes, rich_table, write_csv
 from efface.eval.scores.results import Interval, Invalid, Range, Sampling, Scores, Shown, Summary

@@ -5,7 +5,7 @@ import pytest
 
 from efface.concepts.prompts import AXES, TARGET_AXES
 from efface.errors import UserError
-from efface.eval.image_table import SCHEMA
+from efface.eval.judging.image_table import SCHEMA
 from efface.eval.scores.recipe_shifts import judged, recipe_shifts
 
 PROMPTS, SEEDS = 10, 10

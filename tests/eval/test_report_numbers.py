@@ -16,11 +16,11 @@ from report_runs import CONCEPTS, METHODS, rows, run_content
 from test_report_page import Page
 
 from efface.concepts.prompts import AXES, TARGET_AXES
-from efface.eval.attack_result import AttackResult, InstanceResult, Tried
-from efface.eval.attack_transfer import Transferred
-from efface.eval.calibration import Calibration
-from efface.eval.image_table import SCHEMA
-from efface.eval.judge_accuracy import Accuracy
+from efface.eval.attacking.attack_result import AttackResult, InstanceResult, Tried
+from efface.eval.attacking.attack_transfer import Transferred
+from efface.eval.calibration.calibration import Calibration
+from efface.eval.calibration.judge_accuracy import Accuracy
+from efface.eval.judging.image_table import SCHEMA
 from efface.eval.report.figure import Figure
 from efface.eval.report.figures import figures
 from efface.eval.report.page import report_html

@@ -28,8 +28,8 @@ from report_runs import (
 
 from efface.concepts.prompts import AXES, KEPT_AXES, TARGET_AXES
 from efface.errors import UserError
-from efface.eval.calibration import Calibration
-from efface.eval.judge_accuracy import Accuracy
+from efface.eval.calibration.calibration import Calibration
+from efface.eval.calibration.judge_accuracy import Accuracy
 from efface.eval.report.figures import figures
 from efface.eval.report.page import report_html
 from efface.eval.report.thumbnails import COLUMNS, ROWS, make_sprites

@@ -5,7 +5,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from efface.eval.threshold_fit import MIN_IMAGES, best_threshold
+from efface.eval.calibration.threshold_fit import MIN_IMAGES, best_threshold
 
 NORMAL = NormalDist()
 

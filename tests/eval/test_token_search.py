@@ -10,9 +10,10 @@ import torch
 from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import PromptSet
 from efface.errors import UserError
-from efface.eval import adversarial_prompts as whole
-from efface.eval.adversarial_prompts import KeptPrompt, PromptChecker, adversarial_prompts
 from efface.eval.attack import AdversarialPrompt, AttackConfig, AttackTarget, PromptAttack
+from efface.eval.attacking import adversarial_prompts as whole
+from efface.eval.attacking.adversarial_prompts import KeptPrompt, PromptChecker, adversarial_prompts
+from efface.eval.attacking.derived_seed import derived_seed
 from efface.eval.attacks.mma import PooledObjective
 from efface.eval.attacks.token_search import (
     SearchObjective,
@@ -24,7 +25,6 @@ from efface.eval.attacks.token_search import (
     search,
 )
 from efface.eval.banned_words import Banned, banned_for
-from efface.eval.derived_seed import derived_seed
 from efface.models.base import Base
 from efface.models.recipe import Recipe
 from efface.models.text.text_encoding import encode_prompts, token_ids

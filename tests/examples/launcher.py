@@ -9,7 +9,7 @@ from pydantic import Field
 
 from efface.config_files import StrictModel
 from efface.errors import UserError
-from efface.launch.launch_record import LaunchRecord, append_records
+from efface.launch.clusters.launch_record import LaunchRecord, append_records
 from efface.launch.launcher import LAUNCHERS, Launcher, Submission, SubmitOptions
 
 

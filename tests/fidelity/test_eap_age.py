@@ -130,8 +130,8 @@ def task(base: Base, concept_set: Any, *names: str) -> UnlearningTask:
 
 def test_candidates_are_the_nearest_by_the_distance_of_whole_prompts(tiny_base: Base, concept_set: Any) -> None:
     words = ["a bus", "a cab", "zebra stripes", "a cat"]
-    asked = task(tiny_base, concept_set, "cat")
-    found, rows = candidates(asked, asked.concepts[0], VocabularyConfig(vocabulary=words, nearest=2, centres=0))
+    requested = task(tiny_base, concept_set, "cat")
+    found, rows = candidates(requested, requested.concepts[0], VocabularyConfig(vocabulary=words, nearest=2, centres=0))
     own = encode_prompts(tiny_base, ["a cat"]).encoder_hidden_states
     distances = {
         word: float((encode_prompts(tiny_base, [word]).encoder_hidden_states - own).square().sum().sqrt())
@@ -142,8 +142,8 @@ def test_candidates_are_the_nearest_by_the_distance_of_whole_prompts(tiny_base: 
 
 
 def test_what_is_forgotten_is_no_candidate(tiny_base: Base, concept_set: Any) -> None:
-    asked = task(tiny_base, concept_set, "cat", "dog")
-    found, _ = candidates(asked, asked.concepts[0], VocabularyConfig(vocabulary="concepts"))
+    requested = task(tiny_base, concept_set, "cat", "dog")
+    found, _ = candidates(requested, requested.concepts[0], VocabularyConfig(vocabulary="concepts"))
     assert found == ["a fox"]
 
 

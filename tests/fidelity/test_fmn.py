@@ -97,10 +97,10 @@ def test_an_inversion_learns_what_the_images_are_and_goes_to_the_tables_norm(pre
 
     @torch.no_grad()
     def error(learnt: Tensor) -> float:
-        asked = frame.encode(tiny_base, learnt)
+        conditioning = frame.encode(tiny_base, learnt)
         scheduler = fmn.scheduler
         samples = [noised(images, [index % 2], scheduler, generator(9, index)) for index in range(16)]
-        errors = [tiny_base.denoiser(one.latents, one.timesteps, asked) - one.truth for one in samples]
+        errors = [tiny_base.denoiser(one.latents, one.timesteps, conditioning) - one.truth for one in samples]
         return float(torch.stack([each.square().mean() for each in errors]).mean())
 
     def inverted(learning_rate: float) -> Tensor:

@@ -85,9 +85,9 @@ def test_the_loss_is_both_terms_on_the_adversarys_prompt(prepare: Any, tiny_base
     at = (batch.scene.state.latents, batch.scene.state.timestep)
     cat, empty = (encode_prompts(tiny_base, [prompt]).expand(2) for prompt in ("a cat", ""))
     own, uncond = (tiny_base.denoiser(*at, prompt).double() for prompt in (cat, empty))
-    asked = cat.encoder_hidden_states.clone()
-    asked[:, 5:8] = receler.adversaries["0"].value  # BOS, a, c, a, t: the places after its words
-    torch.testing.assert_close(batch.conditioning.encoder_hidden_states, asked)
+    conditioning = cat.encoder_hidden_states.clone()
+    conditioning[:, 5:8] = receler.adversaries["0"].value  # BOS, a, c, a, t: the places after its words
+    torch.testing.assert_close(batch.conditioning.encoder_hidden_states, conditioning)
     added: list[torch.Tensor] = []
     for eraser in receler.erasers.values():
         eraser.register_forward_hook(lambda module, inputs, output: added.append(output))

@@ -39,23 +39,23 @@ def test_the_loss_is_the_students_error_at_that_target_under_the_negative(
         assert torch.equal(stereo.negatives[0].encoder_hidden_states, cat.encoder_hidden_states)
         uncond, positive, *away = (tiny_base.denoiser(*at, each).double() for each in (empty, anchor, *negatives))
         target = uncond + 0.5 * (positive - uncond) - 2.0 * ((away[0] + away[1]) / 2 - uncond)
-        asked = next(
+        conditioning = next(
             each
             for each in negatives
             if torch.equal(each[0].encoder_hidden_states, batch.conditioning[0].encoder_hidden_states)
         )
-        expected = (student(*at, asked).double() - target).square().mean()
+        expected = (student(*at, conditioning).double() - target).square().mean()
         assert float(stereo.loss(student, batch)) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_every_negative_comes_once_in_a_round_of_them(prepare: Any) -> None:
     stereo, _ = prepare("stereo", rounds=2)
     with torch.no_grad():
-        asked = [stereo.batch(index).conditioning.encoder_hidden_states for index in range(6)]
+        conditioning = [stereo.batch(index).conditioning.encoder_hidden_states for index in range(6)]
     for first in (0, 3):
         seen = {
             next(k for k in range(3) if torch.equal(stereo.negatives[k].encoder_hidden_states, each))
-            for each in asked[first : first + 3]
+            for each in conditioning[first : first + 3]
         }
         assert seen == {0, 1, 2}
 

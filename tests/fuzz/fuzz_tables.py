@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from damage import SCALARS, damaged_bytes
 from hypothesis import strategies as st
 
-from efface.eval.image_table import IMAGE_SCHEMA, SCHEMA, read_images, read_table, write_table
+from efface.eval.judging.image_table import IMAGE_SCHEMA, SCHEMA, read_images, read_table, write_table
 
 
 def _row(number: int) -> dict[str, Any]:

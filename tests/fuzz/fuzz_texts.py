@@ -12,8 +12,8 @@ from efface.cluster.campaign.spec import Campaign, read_campaign
 from efface.concepts.concept import ConceptSet, load_concept_set
 from efface.concepts.prompt_csv import read_prompt_csv, write_prompt_csv
 from efface.config_files import CONFIGS, to_yaml
-from efface.eval.judge_identity import judge_identity
-from efface.eval.judge_spec import read_judge
+from efface.eval.judging.judge_identity import judge_identity
+from efface.eval.judging.judge_spec import read_judge
 
 CAMPAIGN = {
     "name": "demo",

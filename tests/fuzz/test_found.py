@@ -10,7 +10,7 @@ from fuzz_texts import CAMPAIGN, dumped
 
 from efface.cluster.campaign.spec import read_campaign
 from efface.errors import UserError
-from efface.eval.image_table import read_images, read_table, write_table
+from efface.eval.judging.image_table import read_images, read_table, write_table
 
 GROWING = "a: &a [x, x, x, x]\n" + "".join(
     f"{key}: &{key} [*{before}, *{before}, *{before}, *{before}]\n"

@@ -12,8 +12,8 @@ import pytest
 from command import RunEfface
 from tiny_campaign import UCE
 
-from efface.eval import evaluate
-from efface.eval.image_table import read_table
+from efface.eval.judging import evaluate
+from efface.eval.judging.image_table import read_table
 from efface.eval.scores import scoring as score
 from efface.models.sampling.sampler import sample
 

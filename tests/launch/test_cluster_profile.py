@@ -7,7 +7,7 @@ import pytest
 from command import RunEfface
 
 from efface.errors import UserError
-from efface.launch.cluster_profile import profile_by_name, read_profile
+from efface.launch.clusters.cluster_profile import profile_by_name, read_profile
 from efface.launch.submit.ray import RaySettings, _token
 
 PROFILE = "name: {name}\nray: {{address: 'http://127.0.0.1:{port}'}}\n"
@@ -46,7 +46,7 @@ def test_status_can_be_given_the_profile(
 ) -> None:
     import shutil
 
-    from efface.launch.launch_record import LaunchRecord, append_records
+    from efface.launch.clusters.launch_record import LaunchRecord, append_records
 
     queried: list[str] = []
 

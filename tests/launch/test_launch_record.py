@@ -9,9 +9,15 @@ import pytest
 import yaml
 from command import RunEfface
 
-from efface.launch import launch_record
-from efface.launch.cluster_profile import read_profile
-from efface.launch.launch_record import LaunchRecord, active_records, append_records, launch_states, read_records
+from efface.launch.clusters import launch_record
+from efface.launch.clusters.cluster_profile import read_profile
+from efface.launch.clusters.launch_record import (
+    LaunchRecord,
+    active_records,
+    append_records,
+    launch_states,
+    read_records,
+)
 
 IDS = {"slurm": "7", "ray": "efface-demo-0123456789ab", "kube": "efface-demo-0123456789ab"}
 
@@ -175,7 +181,7 @@ def test_where_nobody_answers_nothing_is_known(
 def test_the_ids_that_efface_makes_are_of_the_shape_it_reads(efface: RunEfface, tmp_path: Path) -> None:
     import re
 
-    from efface.launch.launch_spec import read_launch_spec
+    from efface.launch.clusters.launch_spec import read_launch_spec
     from efface.launch.launcher import get_launcher
     from efface.launch.submit.kube import _name
 

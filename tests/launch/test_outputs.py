@@ -13,10 +13,10 @@ from command import RunEfface
 from tiny_campaign import ESD_CONFIG, UCE
 
 from efface.errors import UserError
-from efface.eval.adversarial_prompts import KeptPrompt
 from efface.eval.attack import AdversarialPrompt
-from efface.eval.image_table import read_table
-from efface.launch.output_files import check_writable
+from efface.eval.attacking.adversarial_prompts import KeptPrompt
+from efface.eval.judging.image_table import read_table
+from efface.launch.arguments.output_files import check_writable
 from efface.models.delta import Delta
 from efface.train.torchrun import main as launched
 
@@ -221,7 +221,7 @@ def attack(efface: RunEfface, base: str, monkeypatch: pytest.MonkeyPatch) -> Cal
     def found(*arguments: Any, targets: Any, **more: Any) -> dict[str, tuple[KeptPrompt, ...]]:
         return {target.name: (KeptPrompt(AdversarialPrompt("zxq", 1.0), None),) for target in targets}
 
-    monkeypatch.setattr("efface.eval.adversarial_prompts.adversarial_prompts", found)
+    monkeypatch.setattr("efface.eval.attacking.adversarial_prompts.adversarial_prompts", found)
     return lambda *more: efface("attack", "-b", base, "-c", "cat", *more)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from efface.errors import UserError
-from efface.launch import wheel
-from efface.launch.wheel import write_wheel
+from efface.launch.clusters import wheel
+from efface.launch.clusters.wheel import write_wheel
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from efface.config_files import CONFIGS
 from efface.errors import UserError
-from efface.eval.judge_identity import judge_identity
-from efface.eval.judge_spec import load_judge
+from efface.eval.judging.judge_identity import judge_identity
+from efface.eval.judging.judge_spec import load_judge
 from efface.models.files import untrusted_models as model_files
 from efface.models.files.untrusted_models import check_model_files
 from efface.models.image_encoders import load_image_encoder

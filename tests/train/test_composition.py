@@ -68,8 +68,8 @@ def test_the_order_of_edits_is_part_of_what_they_come_to(tiny_base: Base, concep
 
 def test_a_composed_request_goes_on_from_the_one_before(tiny_base: Base, concept_set: ConceptSet) -> None:
     parent, _ = run_job(job(tiny_base, concept_set, "compose", ["cat"], edits=[UCE, ESD]), tiny_base, concept_set)
-    asked = job(tiny_base, concept_set, "compose", ["cat", "dog"], parent, edits=[ESD])
-    child, _ = run_job(asked, tiny_base, concept_set, parent=parent)
+    requested = job(tiny_base, concept_set, "compose", ["cat", "dog"], parent, edits=[ESD])
+    child, _ = run_job(requested, tiny_base, concept_set, parent=parent)
     alone = job(tiny_base, concept_set, "esd", ["cat", "dog"], parent, **ESD["config"])  # type: ignore[arg-type]
     expected, _ = run_job(alone, tiny_base, concept_set, parent=parent)
     found, wanted = edited(tiny_base, child), edited(tiny_base, expected)
@@ -174,8 +174,8 @@ def test_what_is_erased_beside_a_concept_is_not_held_by_its_edit(
     settings = {"edit": UCE, "keep_share": 1.0, "scale": 1.0}
     first = run_job(job(tiny_base, concept_set, "ties", ["cat"], **settings), tiny_base, concept_set)[0]
     parent = first if chained else None
-    asked = job(tiny_base, concept_set, "ties", ["cat", "dog"], parent, **settings)
-    merged, _ = run_job(asked, tiny_base, concept_set, parent=parent)
+    requested = job(tiny_base, concept_set, "ties", ["cat", "dog"], parent, **settings)
+    merged, _ = run_job(requested, tiny_base, concept_set, parent=parent)
     originals, changes = tiny_base.originals(), []
     for name in ("cat", "dog"):
         alone = job(tiny_base, concept_set, "uce", [name], preserve=["a fox"])
@@ -227,8 +227,8 @@ def test_concepts_are_erased_by_themselves_and_merged_also_request_by_request(
         torch.testing.assert_close(both.tensors[name], originals[name] + change, rtol=0, atol=1e-6)
     first, _ = run_job(job(tiny_base, concept_set, "ties", ["cat"], **settings), tiny_base, concept_set)
     seen: list[int] = []
-    asked = job(tiny_base, concept_set, "ties", ["cat", "dog"], first, **settings)
+    requested = job(tiny_base, concept_set, "ties", ["cat", "dog"], first, **settings)
     chained, _ = run_job(
-        asked, tiny_base, concept_set, lambda done, *_: seen.append(done), cache=tmp_path, parent=first
+        requested, tiny_base, concept_set, lambda done, *_: seen.append(done), cache=tmp_path, parent=first
     )
     assert seen == [] and all(torch.equal(chained.tensors[name], value) for name, value in both.tensors.items())

@@ -324,12 +324,12 @@ def test_an_erased_concept_is_no_neighbour(
 def test_the_method_is_given_the_new_request_and_what_was_erased_before(
     tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[UnlearningTask] = []
+    tasks: list[UnlearningTask] = []
     esd: Any = get_method("esd")
     prepare = esd.prepare
-    monkeypatch.setattr(esd, "prepare", lambda self, task, student: (asked.append(task), prepare(self, task, student)))
+    monkeypatch.setattr(esd, "prepare", lambda self, task, student: (tasks.append(task), prepare(self, task, student)))
     chain(tiny_base, "esd", CHAIN)
-    result = [([c.name for c in task.concepts], [c.name for c in task.erased]) for task in asked]
+    result = [([c.name for c in task.concepts], [c.name for c in task.erased]) for task in tasks]
     assert result == [(["cat"], []), (["dog"], ["cat"]), (["bus"], ["cat", "dog"])]
 
 

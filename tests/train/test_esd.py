@@ -148,11 +148,11 @@ def test_every_step_of_the_trajectory_is_drawn_and_every_concept(prepare: Any, t
     batches = [esd.batch(index) for index in range(30)]
     assert {int(rollout.timestep) for rollout in batches} == set(TIMESTEPS)
     cat, dog = encode_prompts(tiny_base, ["a cat", "a dog"]).encoder_hidden_states
-    asked = [
+    drawn = [
         [torch.equal(rollout.conditioning.encoder_hidden_states[0], concept) for rollout in batches]
         for concept in (cat, dog)
     ]
-    assert any(asked[0]) and any(asked[1]) and all(a != b for a, b in zip(*asked, strict=True))
+    assert any(drawn[0]) and any(drawn[1]) and all(a != b for a, b in zip(*drawn, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -180,8 +180,8 @@ def test_one_of_a_concepts_prompts_is_drawn_for_each_batch(prepare: Any, tiny_ba
     esd, _ = prepare("esd", prompts=["{}", "{name}", "pets"])
     texts = ("a cat", "cat", "pets")
     rows = encode_prompts(tiny_base, texts).encoder_hidden_states
-    asked = [esd.batch(index).conditioning.encoder_hidden_states[0] for index in range(20)]
-    counts = [sum(torch.equal(row, one) for one in asked) for row in rows]
+    drawn = [esd.batch(index).conditioning.encoder_hidden_states[0] for index in range(20)]
+    counts = [sum(torch.equal(row, one) for one in drawn) for row in rows]
     assert sum(counts) == 20 and all(counts)
 
 

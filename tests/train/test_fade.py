@@ -190,9 +190,9 @@ def test_several_concepts_take_turns_and_none_is_a_neighbour_of_another(tiny_bas
     method, _ = ready(tiny_base, JAY, CROW)
     task = UnlearningTask(tiny_base, (JAY, CROW), BIRDS, seed=3)
     assert [method.texts(concept, task)[-1] for concept in (JAY, CROW)] == ["finch", "finch"]
-    asked = [method.batch(index).conditioning.encoder_hidden_states[0] for index in range(12)]
+    given = [method.batch(index).conditioning.encoder_hidden_states[0] for index in range(12)]
     jay, crow = (
-        sum(torch.equal(prompts.encoder_hidden_states[0], prompt) for prompt in asked) for prompts in method.prompts
+        sum(torch.equal(prompts.encoder_hidden_states[0], prompt) for prompt in given) for prompts in method.prompts
     )
     assert jay > 0 and crow > 0 and jay + crow == 12
 
@@ -200,10 +200,10 @@ def test_several_concepts_take_turns_and_none_is_a_neighbour_of_another(tiny_bas
 def test_neighbours_are_computed_from_the_set_or_from_the_candidates(
     tiny_base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[Any, ...]] = []
+    given: list[tuple[Any, ...]] = []
 
     def nearest(base: Base, target: str, candidates: list[str], *rest: Any) -> list[str]:
-        asked.append((target, candidates, *rest))
+        given.append((target, candidates, *rest))
         return candidates[:1]
 
     monkeypatch.setattr(neighbours, "nearest", nearest)
@@ -212,7 +212,7 @@ def test_neighbours_are_computed_from_the_set_or_from_the_candidates(
     assert FADE(parse_config("fade", config)).neighbours(JAY, task) == ["crow"]
     config = {**config, "candidates": ["an owl", "a blue jay"], "neighbour_count": 2, "prompt": "one {}"}
     assert FADE(parse_config("fade", config)).neighbours(JAY, task) == ["one owl"]
-    assert asked == [("a blue jay", ["a crow", "a finch"], 5, 8, None), ("a blue jay", ["an owl"], 2, 8, None)]
+    assert given == [("a blue jay", ["a crow", "a finch"], 5, 8, None), ("a blue jay", ["an owl"], 2, 8, None)]
     listed = FADE(parse_config("fade", {"neighbours": ["florida jay", "cardinal"]}))
     assert listed.neighbours(JAY, task) == ["florida jay", "cardinal"]
 

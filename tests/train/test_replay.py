@@ -111,11 +111,11 @@ def test_replay_holds_the_predictions_of_the_model_before(
     rows = {0: "a dog", 1: "a fox"}
     order = [0, 1] if torch.equal(sample.latents, _first(replay)) else [1, 0]
     sample = noised(replay.images, order, replay.scheduler, generator(0, "replay", 0))
-    asked = [encode_prompts(tiny_base, [rows[image]]) for image in order]
+    conditioning = [encode_prompts(tiny_base, [rows[image]]) for image in order]
     squares = [
         (student(sample.latents[[i]], sample.timesteps[[i]], one).double()
          - tiny_base.denoiser(sample.latents[[i]], sample.timesteps[[i]], one).double()).square().mean()
-        for i, one in enumerate(asked)
+        for i, one in enumerate(conditioning)
     ]  # fmt: skip
     assert float(replay.loss(student, 0)) == pytest.approx(float(sum(squares) / 2), rel=1e-5)
 
@@ -123,7 +123,7 @@ def test_replay_holds_the_predictions_of_the_model_before(
 def _first(replay: Replay) -> torch.Tensor:
     """The latents of batch 0."""
     seen: list[torch.Tensor] = []
-    replay.loss(lambda latents, timesteps, asked: seen.append(latents) or latents, 0)
+    replay.loss(lambda latents, timesteps, conditioning: seen.append(latents) or latents, 0)
     return seen[0]
 
 

@@ -12,7 +12,7 @@ from efface.models.base import Base
 from efface.models.text.text_encoding import encode_prompts
 from efface.train.data import timesteps
 from efface.train.data.concept_keys import EditConfig, edits
-from efface.train.data.conditions import ConditionConfig, Conditions, asked_for, prompts_of, renamed
+from efface.train.data.conditions import ConditionConfig, Conditions, prompts_of, renamed, templated
 from efface.train.data.latents import Posterior
 from efface.train.data.rollouts import RolloutConfig
 from efface.train.data.timesteps import TimestepConfig, concept_scores, selected_stops, step_scores
@@ -115,7 +115,7 @@ def test_sdd_trains_a_concept_at_its_own_steps(prepare: Any, monkeypatch: pytest
 def test_commas_and_semicolons_make_no_several_concepts_of_one(tiny_base: Base, concept_set: ConceptSet) -> None:
     both = Concept(name="duo", kind="style", phrase="a painting by Monet, Manet; Degas", anchor="a painting, a print")
     task = UnlearningTask(tiny_base, (both,), ConceptSet(name="t", version=1, concepts=(both,)), 0)
-    assert prompts_of(both, ConditionConfig()) == asked_for(both, ConditionConfig(), ["{}"]) == [both.phrase]
+    assert prompts_of(both, ConditionConfig()) == templated(both, ConditionConfig(), ["{}"]) == [both.phrase]
     assert edits(EditConfig(), both, task) == [(both.phrase, "a painting, a print")]
     esd: Any = get_method("esd")(parse_config("esd", {"rollout_steps": 2}))
     esd.prepare(task, tiny_base.denoiser)

@@ -59,7 +59,7 @@ def prompts_of(concept: Concept, config: ConditionConfig) -> list[str]:
     return list(dict.fromkeys([concept.phrase, *names, concept.question, *config.descriptions.get(concept.name, ())]))
 
 
-def asked_for(concept: Concept, config: ConditionConfig, templates: Sequence[str]) -> list[str]:
+def templated(concept: Concept, config: ConditionConfig, templates: Sequence[str]) -> list[str]:
     """The same in each of some templates, `{}` for a prompt and `{name}` for the bare name; each text once."""
     texts = [text.format(prompt, name=concept.name) for prompt in prompts_of(concept, config) for text in templates]
     return list(dict.fromkeys(texts))

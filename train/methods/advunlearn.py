@@ -126,8 +126,8 @@ class AdvUnlearn(GradientMethod):
                 state = self.rollouts.run(self.denoiser, start, self.concept)
                 (own,) = predictions(self.denoiser, state, [self.concept])
             hidden = self.student(self.frame.ids, self.embedded(self.student, adversary.value))
-            asked = Conditioning(hidden).expand(len(own))
-            loss = mse_loss(self.denoiser(state.latents, state.timestep, asked), own)
+            conditioning = Conditioning(hidden).expand(len(own))
+            loss = mse_loss(self.denoiser(state.latents, state.timestep, conditioning), own)
             (gradient,) = torch.autograd.grad(loss, [adversary.value])
             adversary.step(gradient.sign() if config.fast else gradient)
         self.found = adversary.value.detach()
@@ -139,9 +139,9 @@ class AdvUnlearn(GradientMethod):
         turns = range(index * config.retain_batch, (index + 1) * config.retain_batch)
         chosen = [shuffled(count, turn, self.seed, "advunlearn", "retained") for turn in turns]
         noise = normal((len(chosen), *start.noise.shape[1:]), rng, start.noise.device)
-        asked = Conditioning.cat([self.concept.expand(rows), self.retained[chosen]])
+        conditioning = Conditioning.cat([self.concept.expand(rows), self.retained[chosen]])
         states = self.rollouts.run(
-            self.denoiser, Start(torch.cat([start.noise, noise]), start.stop, start.stops), asked
+            self.denoiser, Start(torch.cat([start.noise, noise]), start.stop, start.stops), conditioning
         )
         own, uncond = predictions(self.denoiser, State(states.latents[:rows], states.timestep), [
             self.concept, self.rollouts.uncond
@@ -157,8 +157,8 @@ class AdvUnlearn(GradientMethod):
         embeddings = torch.cat([concept, student.embed(batch.retained)])
         hidden = student(torch.cat([frame.ids, batch.retained]), embeddings)
         rows = len(batch.target) - len(batch.retained)
-        asked = Conditioning(torch.cat([hidden[:1].expand(rows, -1, -1), hidden[1:]]))
-        predicted = self.denoiser(batch.states.latents, batch.states.timestep, asked)
+        conditioning = Conditioning(torch.cat([hidden[:1].expand(rows, -1, -1), hidden[1:]]))
+        predicted = self.denoiser(batch.states.latents, batch.states.timestep, conditioning)
         erase, retain = (mse_loss(predicted[part], batch.target[part]) for part in (slice(rows), slice(rows, None)))
         return erase + self.config.retain_weight * retain
 

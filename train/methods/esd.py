@@ -30,7 +30,7 @@ from efface.models.noise_predictor import NoisePredictor
 from efface.models.shapes import ModelShapes
 from efface.models.text.text_encoding import encode_prompts
 from efface.train.data.captions import has_one_place
-from efface.train.data.conditions import ConditionConfig, asked_for
+from efface.train.data.conditions import ConditionConfig, templated
 from efface.train.data.rollout_store import FrozenRollouts
 from efface.train.data.rollouts import RolloutConfig, Rollouts, Start, State, predictions, rollout_rows
 from efface.train.data.shared_rollouts import SharedRolloutConfig, SharedRollouts
@@ -141,8 +141,8 @@ class ESD(GradientMethod):
         self.seed = task.seed
         self.teacher = base.denoiser
         self.sampler: NoisePredictor = student if config.on_policy else self.teacher
-        asked = [asked_for(concept, config, config.prompts) for concept in task.concepts]
-        self.texts, self.owners = zip(*((text, i) for i, texts in enumerate(asked) for text in texts), strict=True)
+        prompts = [templated(concept, config, config.prompts) for concept in task.concepts]
+        self.texts, self.owners = zip(*((text, i) for i, texts in enumerate(prompts) for text in texts), strict=True)
         self.prompts = encode_prompts(base, self.texts)
         self.origin = encode_prompts(base, [config.erase_from]) if config.erase_from else None
         stops = selected_stops(task, config, config.rollout_steps, scheduler=config.scheduler)

@@ -126,8 +126,8 @@ class FADE(AdapterMethod):
 
     def texts(self, concept: Concept, task: UnlearningTask) -> list[str]:
         """The prompts of one concept to forget: itself, its sentences, its neighbours."""
-        asked = [text.format(without_article(concept.phrase)) for text in (self.config.prompt, *self.config.sentences)]
-        return [*asked, *self.neighbours(concept, task)]
+        own = [text.format(without_article(concept.phrase)) for text in (self.config.prompt, *self.config.sentences)]
+        return [*own, *self.neighbours(concept, task)]
 
     def neighbours(self, concept: Concept, task: UnlearningTask) -> list[str]:
         """The prompts of the concept's neighbours."""

@@ -81,6 +81,6 @@ class RACE(ESD):
         adversary = Adversary(box(own + radius * (2 * drawn - 1)), self.config.adversary_rate, rule="sign", project=box)
         for _ in range(self.config.adversary_steps):
             with torch.enable_grad():
-                asked = Conditioning(adversary.value, rows.added)
-                adversary.minimize(mse_loss(self.student(rollout.latents, rollout.timestep, asked), noise))
+                conditioning = Conditioning(adversary.value, rows.added)
+                adversary.minimize(mse_loss(self.student(rollout.latents, rollout.timestep, conditioning), noise))
         return Conditioning(adversary.value.detach(), rows.added)

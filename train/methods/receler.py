@@ -127,7 +127,7 @@ class Receler(GradientMethod):
 
     def batch(self, index: int) -> RecelerBatch:
         scene = self.known.pop(index, None) or self._scene(index)
-        return RecelerBatch(scene, self._asked(scene).expand(len(scene.target)))
+        return RecelerBatch(scene, self._conditioning(scene).expand(len(scene.target)))
 
     def loss(self, student: NoisePredictor, batch: RecelerBatch) -> Tensor:
         outputs: list[Tensor] = []
@@ -144,8 +144,8 @@ class Receler(GradientMethod):
             scene = self._scene(index)
         self.known = {index: scene}
         for _ in range(self.config.adversary_steps):
-            asked = self._asked(scene).expand(len(scene.target))
-            predicted = self.student(scene.state.latents, scene.state.timestep, asked)
+            conditioning = self._conditioning(scene).expand(len(scene.target))
+            predicted = self.student(scene.state.latents, scene.state.timestep, conditioning)
             self.adversaries[str(scene.number)].maximize(-mse_loss(predicted, scene.original))
 
     def state(self) -> dict[str, Tensor]:
@@ -164,7 +164,7 @@ class Receler(GradientMethod):
         if self.outputs is not None:
             self.outputs.append(output)
 
-    def _asked(self, scene: Scene) -> Conditioning:
+    def _conditioning(self, scene: Scene) -> Conditioning:
         """The concept with the soft prompt after its words, one row."""
         row = self.concepts[scene.number]
         soft, end = self.adversaries[str(scene.number)].value, self.ends[scene.number]

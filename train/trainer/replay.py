@@ -31,8 +31,8 @@ class Replay:
         self.prompts = nearest_prompts(task, retained, config.replay_prompts)
         self.conditions = encode_prompts(base, self.prompts)
         count = max(config.replay_images, len(self.prompts))
-        asked = [self.prompts[number % len(self.prompts)] for number in range(count)]
-        self.images = image_posterior(base, drawing_recipe(base.spec.image_size), asked, task.cache)
+        prompts = [self.prompts[number % len(self.prompts)] for number in range(count)]
+        self.images = image_posterior(base, drawing_recipe(base.spec.image_size), prompts, task.cache)
         self.scheduler = DDPMScheduler.from_config(base.scheduler_config)
         self.teacher = base.denoiser
 
@@ -42,9 +42,9 @@ class Replay:
         chosen = [shuffled(count, index * self.rows + row, self.seed, "replay") for row in range(self.rows)]
         with torch.no_grad():
             sample = noised(self.images, chosen, self.scheduler, generator(self.seed, "replay", index))
-            asked = self.conditions[[image % len(self.prompts) for image in chosen]]
-            before = self.teacher(sample.latents, sample.timesteps, asked)
-        return mse_loss(student(sample.latents, sample.timesteps, asked), before)
+            conditioning = self.conditions[[image % len(self.prompts) for image in chosen]]
+            before = self.teacher(sample.latents, sample.timesteps, conditioning)
+        return mse_loss(student(sample.latents, sample.timesteps, conditioning), before)
 
 
 def nearest_prompts(task: UnlearningTask, prompts: Sequence[str], count: int) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 from command import RunEfface
 from tiny_campaign import ESD, IMAGES_PER_PROMPT, PROMPTS, UCE
 
-from efface.eval.image_table import read_table
+from efface.eval.judging.image_table import read_table
 from efface.models.base import load_base
 from efface.models.delta import Delta
 

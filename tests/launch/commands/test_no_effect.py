@@ -120,5 +120,5 @@ def test_an_evaluation_whose_model_was_given_up_is_tried_again_by_the_same_comma
     with monkeypatch.context() as patch:
         patch.setattr("efface.models.base.Base.swap", lambda *arguments, **more: 1 / 0)
         broken = efface(*evaluate)
-    assert broken.code == 1 and "the same command tries them again" in broken.out
+    assert broken.code == 1 and f"`efface retry {tmp_path / 'run'}` tries them again" in broken.out
     assert efface(*evaluate).code == 0

@@ -10,7 +10,7 @@ from command import RunEfface
 from hub_server import TOKEN, Hub, hub
 from huggingface_hub import ModelCard
 
-from efface.eval.image_table import read_table
+from efface.eval.judging.image_table import read_table
 from efface.models.delta import Delta
 
 __all__ = ["hub"]

@@ -7,9 +7,9 @@ import pytest
 from report_runs import CONCEPTS, JUDGE, METHODS, rows
 
 from efface.concepts.prompts import AXES
-from efface.eval.calibration import Calibration
-from efface.eval.image_table import SCHEMA, write_table
-from efface.eval.judge_accuracy import Accuracy
+from efface.eval.calibration.calibration import Calibration
+from efface.eval.calibration.judge_accuracy import Accuracy
+from efface.eval.judging.image_table import SCHEMA, write_table
 from efface.eval.scores.corrected import CORRECTED
 from efface.launch.commands.score import ScoreOptions, as_json, run, show
 
@@ -57,9 +57,9 @@ def test_a_calibration_adds_corrected_scores_which_are_the_plain_ones_of_a_judge
     assert CORRECTED in printed
     for label in METHODS:
         for axis in AXES:
-            estimate = found.corrected[label]["axes"][axis]
-            assert estimate["score"] == pytest.approx(found.methods[label].axes[axis], abs=1e-4)
-            low, high = estimate["interval"]
-            assert f"{estimate['score']:.3f} ({low:.3f} to" in " ".join(printed.split()) and low < high
+            estimate = found.corrected[label].axes[axis]
+            assert estimate and estimate.score == pytest.approx(found.methods[label].axes[axis], abs=1e-4)
+            low, high = estimate.interval
+            assert f"{estimate.score:.3f} ({low:.3f} to" in " ".join(printed.split()) and low < high
     show(run(ScoreOptions(table=table)))
     assert "Rogan" not in capsys.readouterr().out

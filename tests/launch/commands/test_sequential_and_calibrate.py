@@ -10,7 +10,7 @@ from command import RunEfface
 
 from efface.cluster.run_content import read_run
 from efface.concepts.prompts import AXES
-from efface.eval.image_table import read_table
+from efface.eval.judging.image_table import read_table
 from efface.eval.scores.scoring import score_table
 from efface.models.recipe import load_recipe
 

@@ -25,7 +25,7 @@ from efface.cluster.tasks.judging import Shard
 from efface.cluster.tasks.training import TrainingTask
 from efface.cluster.workers.worker import Worker
 from efface.errors import Stopped
-from efface.eval.image_table import read_table
+from efface.eval.judging.image_table import read_table
 
 IMAGES = PROMPTS * IMAGES_PER_PROMPT
 CampaignFile = Callable[..., Path]

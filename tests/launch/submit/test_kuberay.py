@@ -13,7 +13,7 @@ from command import RunEfface
 from run_results import results
 from tiny_campaign import UCE
 
-from efface.launch.cluster_profile import read_profile
+from efface.launch.clusters.cluster_profile import read_profile
 from efface.launch.launcher import get_launcher
 
 Profile = Callable[..., str]

@@ -19,7 +19,7 @@ from ray_head import RayHead
 from run_results import finished_shards, methods, results
 from tiny_campaign import UCE
 
-from efface.launch.launch_record import launch_states
+from efface.launch.clusters.launch_record import launch_states
 
 Campaign = Callable[..., Path]
 LIMITS = {"adjacent": 1, "retain": 1}

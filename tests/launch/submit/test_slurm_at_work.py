@@ -11,7 +11,7 @@ from run_results import finished_shards, methods, results
 from slurm_cluster import SlurmCluster
 from tiny_campaign import UCE
 
-from efface.launch.launch_record import launch_states
+from efface.launch.clusters.launch_record import launch_states
 
 Profile = Callable[..., str]
 Campaign = Callable[..., Path]

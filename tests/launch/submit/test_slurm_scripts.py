@@ -239,7 +239,7 @@ def test_what_a_real_slurm_has_not_is_refused_before_anything_is_written(
 def test_stopping_takes_every_job_that_waits_or_runs_off_the_queue(
     efface: RunEfface, profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from efface.launch.launch_record import LaunchRecord, append_records
+    from efface.launch.clusters.launch_record import LaunchRecord, append_records
 
     folder = tmp_path / "bin"
     folder.mkdir()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from slurm_cluster import SlurmCluster
 
-from efface.launch.launch_record import LaunchRecord, active_records, append_records, launch_states
+from efface.launch.clusters.launch_record import LaunchRecord, active_records, append_records, launch_states
 
 
 def test_slurm_says_how_a_job_is(slurm: SlurmCluster, tmp_path: Path) -> None:

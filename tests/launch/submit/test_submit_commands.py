@@ -8,7 +8,7 @@ from command import RunEfface
 
 from efface.config_files import list_configs
 from efface.launch import cli
-from efface.launch.cluster_profile import read_profile
+from efface.launch.clusters.cluster_profile import read_profile
 
 ALL = {"--cluster", "-c", "--out", "-o", "--set", "-s", "--dry-run", "--stop"}
 # What users have in their scripts. A name here stays; a new one is added here.

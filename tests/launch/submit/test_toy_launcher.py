@@ -8,7 +8,7 @@ import pytest
 import yaml
 from command import RunEfface
 
-from efface.launch.launch_record import launch_states
+from efface.launch.clusters.launch_record import launch_states
 from efface.launch.launcher import LAUNCHERS
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "launcher.py"

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from efface.concepts.prompts import prompt_id
 from efface.config_files import StrictModel
-from efface.eval.eval_requests import EvalRequest
+from efface.eval.judging.eval_requests import EvalRequest
 
 MIN_DETECTION_RATE = 0.5
 """Share of the check's images that must show the concept."""

@@ -11,11 +11,11 @@ from PIL import Image
 
 from efface.concepts.concept import ConceptSet
 from efface.concepts.prompts import TARGET_AXES
-from efface.eval.eval_requests import EvalRequest
-from efface.eval.image_errors import image_errors
-from efface.eval.image_table import IMAGE_SCHEMA, SCHEMA
 from efface.eval.judge import Judge
-from efface.eval.verdicts import verdicts
+from efface.eval.judging.eval_requests import EvalRequest
+from efface.eval.judging.image_errors import image_errors
+from efface.eval.judging.image_table import IMAGE_SCHEMA, SCHEMA
+from efface.eval.judging.verdicts import verdicts
 from efface.models.base import Base
 from efface.models.recipe import Recipe
 from efface.models.sampling.sampler import ImageRequest, SamplingCost, sample

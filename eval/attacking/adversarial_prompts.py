@@ -11,10 +11,10 @@ from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import PromptSet
 from efface.eval.attack import CANDIDATES, AdversarialPrompt, PromptAttack
 from efface.eval.attack_target import attack_target
-from efface.eval.found_prompts import MIN_DETECTION_RATE, FoundPrompt, FoundPrompts
-from efface.eval.image_errors import image_errors
+from efface.eval.attacking.found_prompts import MIN_DETECTION_RATE, FoundPrompt, FoundPrompts
 from efface.eval.judge import Judge
-from efface.eval.verdicts import verdicts
+from efface.eval.judging.image_errors import image_errors
+from efface.eval.judging.verdicts import verdicts
 from efface.models.base import Base
 from efface.models.recipe import Recipe
 from efface.models.sampling.sampler import ImageRequest, sample

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from efface.errors import StorageError, UserError
 from efface.files import write_json
-from efface.launch.cluster_profile import PROFILE_NAME, ClusterProfile, profile_by_name
+from efface.launch.clusters.cluster_profile import PROFILE_NAME, ClusterProfile, profile_by_name
 from efface.launch.launcher import LAUNCHERS, get_launcher
 from efface.plain_files import read_plain
 from efface.text import shown

@@ -21,12 +21,12 @@ from pydantic import Field
 from efface.concepts.concept import Concept, ConceptSet
 from efface.concepts.prompts import PromptSet
 from efface.config_files import StrictModel
-from efface.eval.attack_result import AttackResult, success_rates
-from efface.eval.calibration_requests import own_prompts
-from efface.eval.image_errors import image_errors
+from efface.eval.attacking.attack_result import AttackResult, success_rates
+from efface.eval.calibration.calibration_requests import own_prompts
 from efface.eval.judge import Judge
+from efface.eval.judging.image_errors import image_errors
+from efface.eval.judging.verdicts import verdicts
 from efface.eval.scores.statistics import Z, difference_interval, wilson_interval
-from efface.eval.verdicts import verdicts
 
 if TYPE_CHECKING:
     from efface.models.base import Base

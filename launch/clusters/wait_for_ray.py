@@ -1,4 +1,4 @@
-"""`python -m efface.launch.wait_for_ray ADDRESS NODES`: wait until the Ray at ADDRESS has NODES nodes."""
+"""`python -m efface.launch.clusters.wait_for_ray ADDRESS NODES`: wait until the Ray at ADDRESS has NODES nodes."""
 
 import sys
 import time

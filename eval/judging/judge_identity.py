@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from efface.errors import UserError
-from efface.eval.judge_spec import read_judge
+from efface.eval.judging.judge_spec import read_judge
 from efface.files import content_id
 from efface.models.files.folder_identity import folder_content
 

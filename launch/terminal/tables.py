@@ -24,14 +24,10 @@ def console(stream: TextIO | None = None) -> "Console":
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Rows under a header; a cell that is None is empty, a list is joined by commas."""
-    from rich.table import Table
+    from efface.text_tables import name_column, text_table
 
-    table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
-    for title in header:
-        table.add_column(title, overflow="fold")
-    for row in rows:
-        table.add_row(*(rich_text(_cell(value)) for value in row))
-    console().print(table)
+    columns = [name_column(title) for title in header]
+    console().print(text_table(columns, rows, box=None, padding=(0, 1), pad_edge=False, show_edge=False))
 
 
 def print_line(text: str) -> None:
@@ -45,9 +41,3 @@ def print_warnings(warnings: Iterable[str]) -> None:
 
     for warning in warnings:
         console().print(Text.assemble(("note", "yellow"), ": ", rich_text(warning)), soft_wrap=True)
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
-    return "" if value is None else str(value)

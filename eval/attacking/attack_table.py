@@ -3,18 +3,18 @@
 The rates of several concepts and seeds of one method are those of all their instances together.
 """
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 
-from rich.table import Table
+from rich import box
+from rich.table import Column, Table
 
-from efface.eval.attack_result import ENDS, AttackResult, prompt_rate, recovery_curve, success_rates
+from efface.csv_tables import csv_table
+from efface.eval.attacking.attack_result import ENDS, AttackResult, prompt_rate, recovery_curve, success_rates
 from efface.files import write_atomic
-from efface.text import csv_cell, rich_text
+from efface.text_tables import text_table
 
 
 @dataclass(frozen=True)
@@ -92,25 +92,26 @@ def _row(method: str, attack: str, results: Sequence[AttackResult], missing: int
 
 def write_attack_csv(path: Path, rows: Sequence[AttackRow]) -> None:
     """Every number in full; an empty cell where there is none."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(AttackRow)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: csv_cell(value) for name, value in asdict(row).items()} for row in rows)
-    write_atomic(path, text.getvalue().encode())
+    text = csv_table([field.name for field in fields(AttackRow)], map(astuple, rows))
+    write_atomic(path, text.encode())
 
 
 def attack_table(rows: Sequence[AttackRow]) -> Table:
     """Pre-ASR, and Post-ASR of static and of adaptive attacks apart, for a terminal."""
-    table = Table()
-    rated = "pre-ASR", "post-ASR static", "post-ASR adaptive", "per prompt"
-    for name in ("method", "attack", *rated, "judged", "calls", "seconds"):
-        table.add_column(name, justify="left" if name in ("method", "attack") else "right")
-    for row in rows:
-        rates = [_rate(rate) for rate in (row.pre_asr, row.static_post_asr, row.adaptive_post_asr, row.prompt_rate)]
-        judged = f"{row.judged} of {row.judged + row.unjudged}"
-        names = rich_text(row.method), rich_text(row.attack)
-        table.add_row(*names, *rates, judged, f"{row.calls:,}", f"{row.seconds:.0f}")
-    return table
+    rates = "pre-ASR", "post-ASR static", "post-ASR adaptive", "per prompt"
+    numbers = [Column(name, justify="right") for name in (*rates, "judged", "calls", "seconds")]
+    lines = [
+        (
+            row.method,
+            row.attack,
+            *map(_rate, (row.pre_asr, row.static_post_asr, row.adaptive_post_asr, row.prompt_rate)),
+            f"{row.judged} of {row.judged + row.unjudged}",
+            f"{row.calls:,}",
+            f"{row.seconds:.0f}",
+        )
+        for row in rows
+    ]
+    return text_table([Column("method"), Column("attack"), *numbers], lines, box=box.HEAVY_HEAD, padding=(0, 1))
 
 
 def _rate(rate: float | None) -> str:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from efface.concepts.prompts import AXES, TARGET_AXES
 from efface.errors import UserError, did_you_mean
-from efface.eval.image_errors import IMAGE_ERRORS
+from efface.eval.judging.image_errors import IMAGE_ERRORS
 from efface.files import as_path, is_remote, write_atomic
 from efface.plain_files import check_plain
 

@@ -1,21 +1,24 @@
 """What commands list of a registry: all of its items, or one with every field of its config."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from efface.launch.tables import print_line, print_table
+from efface.launch.terminal.tables import print_line, print_table
 from efface.registry import Registry
+
+if TYPE_CHECKING:
+    from efface.config_fields import Entry
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Entries of `efface.config_fields.describe`, some with more keys (`note`: a line below the fields).
+    """Entries of a registry, some with keys of their kind.
 
     detailed: one was requested by name.
     """
 
-    entries: list[dict[str, Any]]
+    entries: "Sequence[Entry]"
     detailed: bool = False
 
     def only(self, name: str | None, registry: Registry[Any]) -> "Listing":
@@ -28,7 +31,8 @@ class Listing:
     def show(self, columns: Mapping[str, str]) -> None:
         """A table; or the one item with a table of its fields. columns: header -> key of an entry."""
         if not self.detailed:
-            print_table(list(columns), [[entry[key] for key in columns.values()] for entry in self.entries])
+            cells: Sequence[Mapping[str, object]] = self.entries
+            print_table(list(columns), [[entry[key] for key in columns.values()] for entry in cells])
             return
         (entry,) = self.entries
         print_line(f"{entry['name']}  {entry['summary']}")

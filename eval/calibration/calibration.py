@@ -19,12 +19,12 @@ from pydantic import Field, model_validator
 from efface.concepts.concept import Concept, ConceptSet, fold
 from efface.config_files import StrictModel, read_config
 from efface.errors import UserError
-from efface.eval.calibration_requests import CalibrationRequest
-from efface.eval.image_errors import IMAGE_ERRORS, ImageError, counted, image_errors
+from efface.eval.calibration.calibration_requests import CalibrationRequest
+from efface.eval.calibration.judge_accuracy import Accuracy
+from efface.eval.calibration.threshold_fit import MIN_IMAGES, best_threshold
 from efface.eval.judge import Judge, ThresholdJudge
-from efface.eval.judge_accuracy import Accuracy
-from efface.eval.threshold_fit import MIN_IMAGES, best_threshold
-from efface.eval.verdicts import verdicts
+from efface.eval.judging.image_errors import IMAGE_ERRORS, ImageError, counted, image_errors
+from efface.eval.judging.verdicts import verdicts
 from efface.files import as_path, write_json
 from efface.models.base import Base
 from efface.models.recipe import Recipe

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from efface.concepts.concept import Concept
-from efface.eval.image_errors import ImageError
 from efface.eval.judge import UNREADABLE, Judge, Verdict
+from efface.eval.judging.image_errors import ImageError
 
 
 def verdicts(

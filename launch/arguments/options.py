@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from efface.launch.output_files import output
+from efface.launch.arguments.output_files import output
 
 LOCAL: dict[str, Any] = {"parser": output, "metavar": "PATH"}
 """Of an option or argument that is a path on this machine."""

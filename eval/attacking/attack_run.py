@@ -14,7 +14,7 @@ import torch
 from efface.concepts.concept import Concept
 from efface.errors import UserError
 from efface.eval.attack import Attack, AttackTarget
-from efface.eval.attack_result import (
+from efface.eval.attacking.attack_result import (
     ENDS,
     MOST_TRIED,
     AttackResult,
@@ -25,11 +25,11 @@ from efface.eval.attack_result import (
     recovery_curve,
     success_rates,
 )
-from efface.eval.encoder_budget import counted_encoder, encoder_budget
-from efface.eval.image_errors import image_errors
+from efface.eval.attacking.encoder_budget import counted_encoder, encoder_budget
 from efface.eval.judge import Judge
+from efface.eval.judging.image_errors import image_errors
+from efface.eval.judging.verdicts import verdicts
 from efface.eval.oracle import Attempt, Budget, BudgetExhausted, Instance, NotFinite, Oracle
-from efface.eval.verdicts import verdicts
 from efface.models.base import Base
 from efface.models.delta import Delta
 from efface.models.recipe import Recipe

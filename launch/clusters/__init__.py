@@ -1,0 +1,1 @@
+"""What launchers share: cluster profiles, what is launched and was launched, and efface itself on the nodes."""
