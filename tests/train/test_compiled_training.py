@@ -1,5 +1,6 @@
 """A job whose blocks are compiled gives the delta it gives without, and compiles once for all steps and jobs."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -47,7 +48,9 @@ def compiling(monkeypatch: pytest.MonkeyPatch) -> Iterator[Compiled]:
     torch.compiler.reset()
 
 
-def test_jobs_of_several_kinds_and_seeds_share_compilations_and_give_the_deltas_of_plain_ones(
+@pytest.mark.parametrize("names", [("spm",), pytest.param(("esd", "spm"), marks=pytest.mark.slow)])
+def test_steps_and_jobs_share_compilations_and_give_the_deltas_of_plain_ones(
+    names: tuple[str, ...],
     quick_job: QuickJob,
     tiny_base: Base,
     concept_set: ConceptSet,
@@ -56,17 +59,16 @@ def test_jobs_of_several_kinds_and_seeds_share_compilations_and_give_the_deltas_
 ) -> None:
     """SPM's adapters are hooks within blocks of which ESD's, and its own teacher's, have none."""
     monkeypatch.setattr(compiled_blocks, "COMPILED_BLOCKS", (BasicTransformerBlock,))  # where the adapters are
-    compilations, after = compiling(), list[int]()
-    jobs = [quick_job(name, seed, optimizer="sgd", steps=2 - seed) for seed in (0, 1) for name in ("esd", "spm")]
-    plain = [run_job(job, tiny_base, concept_set)[0] for job in jobs]
-    assert not compilations
-    for job, expected in zip(jobs, plain, strict=True):
-        delta, _ = run_job(
-            job, tiny_base, concept_set, lambda *_: after.append(len(compilations)), training_options=COMPILED
-        )
-        assert difference(delta, expected, tiny_base) < 1e-5
-    of_esd, _, of_both, *later = after
-    assert 0 < of_esd < of_both and set(later) == {of_both}
+    compilations = compiling()
+    for seed, name in itertools.product((0, 1), names):
+        job = quick_job(name, seed, optimizer="sgd", steps=2 - seed)
+        plain, _ = run_job(job, tiny_base, concept_set)
+        counts = [len(compilations)]
+        on_step = lambda *_, counts=counts: counts.append(len(compilations))  # noqa: E731
+        delta, _ = run_job(job, tiny_base, concept_set, on_step, training_options=COMPILED)
+        assert difference(delta, plain, tiny_base) < 1e-5
+        before, *after = counts
+        assert len(set(after)) == 1 and (after[0] > before) == (seed == 0)
     assert not any("_compiled_call_impl" in vars(module) for module in tiny_base.unet.modules())
 
 
