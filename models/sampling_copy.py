@@ -8,15 +8,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
+from efface.models.compiled_blocks import compile_blocks
 from efface.models.denoiser import Denoiser
 from efface.models.prompt_projections import ProjectedOnce, prompts_projected_once
-
-COMPILED_BLOCKS = (BasicTransformerBlock, ResnetBlock2D)
-"""What a UNet repeats: equal blocks share one compilation, for all their weights."""
 
 
 class SamplingCopy:
@@ -49,13 +45,6 @@ class SamplingCopy:
             with prompts_projected_once(self.denoiser) as predict:
                 yield predict
             return
-        # a compiled block does not look for hooks that came after it was compiled
+        # hooks of samplers hold other numbers at each step, and would be compiled anew with them
         with torch.compiler.set_stance("force_eager" if hooked else "default"):
             yield self.denoiser.wrapped(self._compiled)
-
-
-def compile_blocks(module: nn.Module, backend: str = "inductor") -> None:
-    """Compile each block that repeats, in place; it happens when a block is first called with a shape."""
-    for block in module.modules():
-        if isinstance(block, COMPILED_BLOCKS):
-            block.compile(backend=backend, dynamic=False)

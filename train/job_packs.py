@@ -44,6 +44,8 @@ def most_jobs(jobs: Sequence[Job], base: Base, options: TrainingOptions) -> int:
     """How many of these jobs, of one `pack_key`, fit into a pack on the base's device; 1: each is to be run alone."""
     if options.deepspeed is not None or options.gradient_checkpointing:  # which are for jobs that fill a device alone
         return 1
+    if options.compiled:  # a pack exchanges the weights and the code of the layers that it stacks, in each pass
+        return 1
     if base.device.type != "cuda":
         return len(jobs)
     shapes = model_shapes(base.spec)

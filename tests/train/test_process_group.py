@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from two_processes import difference, together
 from efface.concepts.concept import ConceptSet
 from efface.errors import Stopped, UserError
 from efface.models.base import Base
+from efface.models.compiled_blocks import compile_blocks
 from efface.models.delta import Delta
 from efface.train.job import Job
 from efface.train.methods.esd import ESD
 from efface.train.run_job import run_job
 from efface.train.torchrun import TorchrunJob, _device, main, process_group, run_rank
-from efface.train.trainer import loop
+from efface.train.trainer import loop, options
 from efface.train.trainer.options import TrainingOptions
 
 QuickJob = Callable[..., Job]
@@ -101,6 +103,23 @@ def test_a_process_group_that_lost_a_member_ends_bit_for_bit_where_another_does_
     alone, _ = run_job(requested.job, tiny_base, concept_set)
     assert difference(delta, alone, tiny_base) < 1e-3
     assert delta.provenance == alone.provenance
+
+
+def compiled(rank: int, work: TorchrunJob) -> None:
+    options.compile_blocks = partial(compile_blocks, backend="aot_eager")
+    run_rank(work)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deepspeed", [None, "zero2"])
+def test_two_processes_that_compile_their_blocks_agree_with_one_that_does_not(
+    deepspeed: str | None, work: Any, tiny_base: Base, concept_set: ConceptSet
+) -> None:
+    how = TrainingOptions(compiled=True, deepspeed=deepspeed)
+    requested = work(steps=1).model_copy(update={"training_options": how})
+    together(compiled, requested)
+    alone, _ = run_job(requested.job, tiny_base, concept_set)
+    assert difference(Delta.load(requested.out), alone, tiny_base) < 1e-3
 
 
 def stopped_slowly(rank: int, work: TorchrunJob) -> None:

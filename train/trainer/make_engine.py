@@ -57,6 +57,11 @@ def make_engine(
     if options.deepspeed is None:
         return Engine(accelerator, student, trained, config)
     settings = deepspeed_config(options.deepspeed, config, accelerator.num_processes)
+    if options.compiled and settings["zero_optimization"]["stage"] == 3:
+        raise UserError(
+            f"training.compiled: should be false with deepspeed {options.deepspeed}, as ZeRO-3 collects weights in "
+            "hooks around layers inside of what is compiled; or give zero1 or zero2"
+        )
     return ZeroEngine(accelerator, student, trained, config, settings)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from efface.config_files import LocalPath, StrictModel
 from efface.models.attention import set_attention
 from efface.models.attention_backend import AttentionInUse, Backend
+from efface.models.compiled_blocks import check_compiler, compile_blocks, restore_blocks
 from efface.models.denoiser import Denoiser
 from efface.models.network import Network
 
@@ -29,6 +30,11 @@ class TrainingOptions(StrictModel):
     )
     attention: Backend | None = Field(
         None, description="kernel of the attention (`models/attention.py`); null: as it is in the base"
+    )
+    compiled: bool = Field(
+        False,
+        description="the blocks that UNets repeat are compiled, forward and backward, which takes minutes once; "
+        "such jobs are not packed",
     )
     deepspeed: str | None = Field(
         None, description="a name in configs/deepspeed/, or a YAML file like them; null: DistributedDataParallel"
@@ -69,8 +75,15 @@ def apply_training_options(
         report = convert(teacher, training_options, precision, halves=halves)
         if training_options.gradient_checkpointing:
             student.checkpoint_gradients()
-        yield convert(student, training_options, precision, trained, halves) or report
+        report = convert(student, training_options, precision, trained, halves) or report
+        if training_options.compiled:
+            check_compiler(teacher.module.device)
+            for network in (teacher, student):
+                if isinstance(network, Denoiser):
+                    compile_blocks(network.module)
+        yield report
     finally:
+        restore_blocks(teacher.module)
         teacher.module.set_attn_processor(processors)
         for parameter, value in originals.items():
             parameter.data = value
