@@ -10,6 +10,9 @@ MEMORY_KB := $(shell awk '/MemAvailable/ {print $$2}' /proc/meminfo 2>/dev/null 
 demo: venv
 	$(BIN)/efface run configs/campaigns/demo.yaml --out runs/demo
 
+# The tests start Python hundreds of times: bytecode is kept, also where the environment says otherwise.
+test slow: export PYTHONDONTWRITEBYTECODE =
+
 test: venv lint docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from fake_worker import FakeWorker
 from rich.console import Console
-from tiny_search import MakeSearch
+from tiny_search import MakeSearch, search_dict
 
 from efface.cluster.run import Run, worker_context
 from efface.cluster.search.result import TrialRow
@@ -26,6 +26,7 @@ from efface.cluster.tasks.retry_rules import Outcome
 from efface.cluster.tasks.task import Task
 from efface.cluster.tasks.training import TrainingTask
 from efface.cluster.workers.executor import WorkerClass
+from efface.config_files import parse
 from efface.errors import JobFailure, Stopped, UserError
 
 Fate = Callable[[Task, int], Outcome | None]
@@ -49,12 +50,22 @@ def facts(rows: list[TrialRow]) -> list[Any]:
     ]
 
 
-@pytest.fixture
-def wanted(search: MakeSearch, tmp_path: Path) -> Search:
+@pytest.fixture(scope="module")
+def wanted(campaign_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Search:
     """A search with one of three trials over the budget. Optuna's first ten do not depend on what came of others."""
-    costs = [row.result.cost for row in execute(search(trials=3), tmp_path / "no budget")[0]]
+
+    def of_three(**changes: Any) -> Search:
+        return parse(Search, search_dict(campaign_inputs, trials=3, **changes), "search")
+
+    costs = [row.result.cost for row in execute(of_three(), tmp_path_factory.mktemp("no budget"))[0]]
     *_, second, first = sorted(cost.weight_change for cost in costs if cost)
-    return search(trials=3, max_weight_change=(first + second) / 2)
+    return of_three(max_weight_change=(first + second) / 2)
+
+
+@pytest.fixture(scope="module")
+def whole(wanted: Search, tmp_path_factory: pytest.TempPathFactory) -> list[TrialRow]:
+    """What it comes to undisturbed."""
+    return execute(wanted, tmp_path_factory.mktemp("whole"))[0]
 
 
 def with_fate(fate: Fate) -> tuple[WorkerClass, Counter[str]]:
@@ -99,9 +110,8 @@ def spoil(path: Path) -> None:
 
 
 def test_a_search_that_is_killed_around_any_save_comes_to_the_same(
-    wanted: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wanted: Search, whole: list[TrialRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, _ = execute(wanted, tmp_path / "whole")
     assert {row.result.state for row in whole} == {"judged", "over budget"}
     save = RunFolderJournal.save
 
@@ -134,8 +144,9 @@ def test_a_search_that_is_killed_around_any_save_comes_to_the_same(
 
 
 @pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_search_that_is_killed_around_any_task_comes_to_the_same(stride: int, wanted: Search, tmp_path: Path) -> None:
-    whole, _ = execute(wanted, tmp_path / "whole")
+def test_a_search_that_is_killed_around_any_task_comes_to_the_same(
+    stride: int, wanted: Search, whole: list[TrialRow], tmp_path: Path
+) -> None:
     for number, after in itertools.product(range(1, 100, stride), (False, True)):
         out, effects = tmp_path / f"{number} {after}", tmp_path / f"{number} {after}.txt"
         worker = dying(number, after, effects)
@@ -149,8 +160,10 @@ def test_a_search_that_is_killed_around_any_task_comes_to_the_same(stride: int, 
     assert number > 8
 
 
-def test_a_stop_request_stops_a_search_and_the_same_command_goes_on(wanted: Search, tmp_path: Path) -> None:
-    out, whole = tmp_path / "search", execute(wanted, tmp_path / "whole")[0]
+def test_a_stop_request_stops_a_search_and_the_same_command_goes_on(
+    wanted: Search, whole: list[TrialRow], tmp_path: Path
+) -> None:
+    out = tmp_path / "search"
 
     class Stopping(FakeWorker):
         def run(self, task: Task) -> Outcome:
@@ -202,9 +215,8 @@ def test_a_job_that_fails_is_scored_lowest_and_neither_it_nor_the_rest_of_its_tr
 
 @pytest.mark.parametrize("kind", [TrainingTask, Shard])
 def test_a_trial_that_breaks_twice_is_tried_again_by_the_next_start(
-    wanted: Search, tmp_path: Path, kind: type[TrainingTask] | type[Shard]
+    wanted: Search, whole: list[TrialRow], tmp_path: Path, kind: type[TrainingTask] | type[Shard]
 ) -> None:
-    whole, _ = execute(wanted, tmp_path / "whole")
     broken: list[str] = []
 
     def fate(task: Task, count: int) -> Outcome | None:
@@ -227,9 +239,9 @@ def test_a_trial_that_breaks_twice_is_tried_again_by_the_next_start(
     assert f"trial {number} (" in said and len(again) == 3
 
 
-def test_a_task_that_breaks_once_is_tried_again(wanted: Search, tmp_path: Path) -> None:
+def test_a_task_that_breaks_once_is_tried_again(wanted: Search, whole: list[TrialRow], tmp_path: Path) -> None:
     worker, _ = with_fate(lambda task, count: Outcome.error("out of luck") if count == 1 else None)
-    assert facts(execute(wanted, tmp_path / "a", worker)[0]) == facts(execute(wanted, tmp_path / "b")[0])
+    assert facts(execute(wanted, tmp_path, worker)[0]) == facts(whole)
 
 
 def test_a_delta_that_is_damaged_is_made_again(search: MakeSearch, tmp_path: Path) -> None:
@@ -341,7 +353,7 @@ class ManyWorkers:
         pass
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))])
 @pytest.mark.parametrize("workers", [2, 5, 30])
 def test_any_number_of_workers_does_everything_once(
     search: MakeSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, seed: int

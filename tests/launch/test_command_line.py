@@ -160,9 +160,9 @@ def test_an_interruption_ends_with_130_and_a_sentence(efface: RunEfface, monkeyp
 
 
 def test_a_reader_that_has_seen_enough_gets_no_traceback() -> None:
-    command = f"{sys.executable} -m efface plan demo --out /nowhere/run | head -1"
+    command = f"{sys.executable} -m efface bases | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    assert done.stdout.startswith("model") and done.stderr == ""
+    assert done.stdout.startswith("base") and done.stderr == ""
 
 
 @pytest.mark.parametrize("name", ["table", "recipe", "base", "judge"])

@@ -45,19 +45,31 @@ def run(tiny_base: Base, concept_set: ConceptSet, tmp_path: Path) -> Any:
     return go
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-@pytest.mark.parametrize("name", GRADIENT)
+WITH_SGD = ("esd", "fade")
+"""Of weights and of adapters: what an optimiser keeps of them does not depend on the method."""
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer"),
+    [
+        *((name, "adamw") for name in GRADIENT),
+        *((name, "sgd") for name in WITH_SGD),
+        *(pytest.param(name, "sgd", marks=pytest.mark.slow) for name in GRADIENT if name not in WITH_SGD),
+    ],
+)
 def test_taken_up_at_a_step_it_ends_bit_for_bit_where_an_uninterrupted_run_does(
     name: str, optimizer: str, quick_job: QuickJob, run: Any, tiny_base: Base, concept_set: ConceptSet
 ) -> None:
     how = {"schedule": "cosine", "weight_decay": 0.1, "max_grad_norm": 0.5}
     job = quick_job(name, optimizer=optimizer, **how, **SAMPLES.get(name, {"steps": 4}))
+    random_state = torch.get_rng_state()
     alone, metrics = run_job(job, tiny_base, concept_set)
     assert isinstance(run(job, stop_at=2), Stopped)
     delta, taken_up = run(job)
     assert run.seen[0] == 3
     assert taken_up.losses == metrics.losses
     assert all(torch.equal(delta.tensors[key], value) for key, value in alone.tensors.items())
+    assert torch.equal(torch.get_rng_state(), random_state)  # none is used, so none has to be kept
 
 
 def test_it_is_written_every_so_many_steps(quick_job: QuickJob, run: Any, tmp_path: Path) -> None:
@@ -113,15 +125,6 @@ def test_it_holds_trained_values_and_moments_whole_by_name(quick_job: QuickJob, 
         for key in ("exp_avg", "exp_avg_sq"):
             assert tensors[f"moments/{name}/{key}"].shape == tensors[f"trained/{name}"].shape
     assert len(tensors) == 3 * len(names)
-
-
-@pytest.mark.parametrize("name", GRADIENT)
-def test_there_is_no_random_state_to_keep_as_none_is_used(
-    name: str, quick_job: QuickJob, tiny_base: Base, concept_set: ConceptSet
-) -> None:
-    before = torch.get_rng_state()
-    run_job(quick_job(name), tiny_base, concept_set)
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 def steps_in(file: Path) -> int:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,34 @@ def chain(base: Base, method: str, concepts: Sequence[str], folder: Path | None 
     return deltas
 
 
+Made = Callable[..., Delta]
+
+
+@pytest.fixture(scope="module")
+def made(tiny_base_folder: Path) -> Made:
+    """A function (method, *concepts) -> the delta of the last request of that chain, each done once for this module."""
+    base = load_base(tiny_base_folder)
+
+    @cache
+    def make(method: str, *concepts: str) -> Delta:
+        return erase(base, method, concepts, make(method, *concepts[:-1]) if concepts[1:] else None)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_base_folder: Path) -> Callable[[str], Delta]:
+    """A function method -> the delta of a single job that erases the bus, done once for this module."""
+    base = load_base(tiny_base_folder)
+
+    @cache
+    def make(method: str) -> Delta:
+        job = make_job("tiny", base.fingerprint, method, WORLD, ["bus"], config=QUICK.get(method, {}))
+        return run_job(job, base, WORLD)[0]
+
+    return make
+
+
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
@@ -85,19 +114,31 @@ def copies(base: Base) -> dict[str, Tensor]:
 # What a request goes on from, and what it leaves
 
 
-@pytest.mark.parametrize("method", CONTINUAL)
-def test_a_chain_by_way_of_files_is_the_chain(method: str, tiny_base: Base, tmp_path: Path) -> None:
-    deltas, from_files = chain(tiny_base, method, CHAIN), chain(tiny_base, method, CHAIN, tmp_path)
+LONG_CHAINS = ("esd", "fade", "uce")
+"""Of weights, of adapters, and solved together; of the other methods a third request is among the slow tests."""
+
+
+@pytest.mark.parametrize(
+    ("method", "concepts"),
+    [
+        *((name, CHAIN if name in LONG_CHAINS else ("cat", "bus")) for name in CONTINUAL),
+        *(pytest.param(name, CHAIN, marks=pytest.mark.slow) for name in CONTINUAL if name not in LONG_CHAINS),
+    ],
+)
+def test_a_chain_by_way_of_files_is_the_chain(
+    method: str, concepts: tuple[str, ...], made: Made, tiny_base: Base, tmp_path: Path
+) -> None:
+    deltas = [made(method, *concepts[: count + 1]) for count in range(len(concepts))]
+    from_files = chain(tiny_base, method, concepts, tmp_path)
     assert [delta.id for delta in deltas] == [delta.id for delta in from_files]
-    assert len({delta.id for delta in deltas}) == 3
+    assert len({delta.id for delta in deltas}) == len(concepts)
 
 
 @pytest.mark.parametrize("method", [name for name in TRAINED if name != "compose"])  # its closed forms solve for all
 def test_a_request_is_what_a_single_job_does_to_the_model_of_the_request_before(
-    method: str, tiny_base: Base, tiny_base_folder: Path
+    method: str, made: Made, tiny_base: Base, tiny_base_folder: Path
 ) -> None:
-    first = erase(tiny_base, method, ["cat"])
-    second = erase(tiny_base, method, ["cat", "bus"], first)
+    first, second = made(method, "cat"), made(method, "cat", "bus")
     edited = load_base(tiny_base_folder)  # the model before, as if it had always been so
     for name, value in first.edited(tiny_base).items():
         edited.tensors()[name].copy_(value)
@@ -113,18 +154,17 @@ def test_a_request_is_what_a_single_job_does_to_the_model_of_the_request_before(
 
 
 @pytest.mark.parametrize("method", TRAINED)
-def test_a_request_erases_from_another_model_than_a_single_job_does(method: str, tiny_base: Base) -> None:
-    second = chain(tiny_base, method, ["cat", "bus"])[1].edited(tiny_base)
-    alone = make_job("tiny", tiny_base.fingerprint, method, WORLD, ["bus"], config=QUICK[method])
-    single = run_job(alone, tiny_base, WORLD)[0].edited(tiny_base)
+def test_a_request_erases_from_another_model_than_a_single_job_does(
+    method: str, made: Made, alone: Callable[[str], Delta], tiny_base: Base
+) -> None:
+    second, single = made(method, "cat", "bus").edited(tiny_base), alone(method).edited(tiny_base)
     same = [name for name, value in single.items() if torch.equal(second[name], value)]
     assert len(same) < len(single) and (not same or method in MOVE_SOME)
 
 
 @pytest.mark.parametrize("method", CONTINUAL)
-def test_the_first_request_of_a_chain_is_a_single_job(method: str, tiny_base: Base) -> None:
-    alone = make_job("tiny", tiny_base.fingerprint, method, WORLD, ["bus"], config=QUICK.get(method, {}))
-    assert same(erase(tiny_base, method, ["bus"]).tensors, run_job(alone, tiny_base, WORLD)[0].tensors)
+def test_the_first_request_of_a_chain_is_a_single_job(method: str, made: Made, alone: Callable[[str], Delta]) -> None:
+    assert same(made(method, "bus").tensors, alone(method).tensors)
 
 
 @pytest.mark.parametrize("parent", [None, "esd"])
@@ -143,8 +183,10 @@ def test_the_base_is_as_it_was_also_after_an_error(parent: str | None, tiny_base
 
 
 @pytest.mark.parametrize("method", TRAINED)
-def test_a_request_that_was_stopped_is_taken_up_where_it_was(method: str, tiny_base: Base, tmp_path: Path) -> None:
-    first = erase(tiny_base, "esd", ["cat"])
+def test_a_request_that_was_stopped_is_taken_up_where_it_was(
+    method: str, made: Made, tiny_base: Base, tmp_path: Path
+) -> None:
+    first = made("esd", "cat")
     wanted, checkpoint = job(tiny_base, method, ["cat", "bus"], first), tmp_path / "checkpoint.safetensors"
     whole, _ = run_job(wanted, tiny_base, WORLD, parent=first)
     steps: list[int] = []
@@ -213,24 +255,23 @@ def test_weights_after_an_adapter_lie_over_its_merge(tiny_base: Base) -> None:
 
 
 @pytest.mark.parametrize("method", SOLVED)
-def test_a_solved_chain_ends_where_one_joint_solve_does_bit_for_bit(method: str, tiny_base: Base) -> None:
-    deltas = chain(tiny_base, method, CHAIN)
+def test_a_solved_chain_ends_where_one_joint_solve_does_bit_for_bit(method: str, made: Made, tiny_base: Base) -> None:
     for count in (2, 3):
         joint = make_job("tiny", tiny_base.fingerprint, method, WORLD, CHAIN[:count], strategy="multi")
-        assert same(deltas[count - 1].tensors, run_job(joint, tiny_base, WORLD)[0].tensors)
+        assert same(made(method, *CHAIN[:count]).tensors, run_job(joint, tiny_base, WORLD)[0].tensors)
 
 
 @pytest.mark.parametrize("method", SOLVED)
-def test_a_solved_chain_ends_at_one_place_in_whatever_order_it_is_asked(method: str, tiny_base: Base) -> None:
-    ends = [chain(tiny_base, method, order)[-1].tensors for order in itertools.permutations(CHAIN)]
+def test_a_solved_chain_ends_at_one_place_in_whatever_order_it_is_asked(method: str, made: Made) -> None:
+    ends = [made(method, *order).tensors for order in itertools.permutations(CHAIN)]
     for end in ends[1:]:
         assert end.keys() == ends[0].keys()
         for name, value in end.items():  # rounded to fp32 from sums whose terms come in another order
             torch.testing.assert_close(value, ends[0][name], rtol=1e-6, atol=1e-8)
 
 
-def test_a_trained_chain_ends_elsewhere_in_another_order(tiny_base: Base) -> None:
-    one, other = (chain(tiny_base, "esd", order)[-1].tensors for order in (("cat", "bus"), ("bus", "cat")))
+def test_a_trained_chain_ends_elsewhere_in_another_order(made: Made) -> None:
+    one, other = (made("esd", *order).tensors for order in (("cat", "bus"), ("bus", "cat")))
     assert not same(one, other)
 
 

@@ -43,6 +43,10 @@ class Trained:
     """One training of a method, which several tests look at and none changes."""
 
     job: Job
+    base: Base
+    """What it was trained on."""
+    base_before: str
+    """The checksum of that before the training."""
     delta: Delta
     metrics: dict[str, Any]
     steps: list[tuple[int, int, float]]
@@ -58,8 +62,9 @@ def trained(tiny_base_folder: Path, concept_set: ConceptSet) -> Training:
         settings = {**QUICK.get(name, {}), **config}
         job = make_job("tiny", base.fingerprint, name, concept_set, ["cat"], config=settings)
         steps: list[tuple[int, int, float]] = []
+        before = checksum(base)
         delta, metrics = run_job(job, base, concept_set, lambda *step: steps.append(step))
-        return Trained(job, delta, metrics, steps)
+        return Trained(job, base, before, delta, metrics, steps)
 
     return train
 
@@ -114,17 +119,13 @@ def test_another_seed_gives_other_weights_where_anything_is_drawn(
 
 @every_method
 def test_only_the_parameter_group_changes_and_the_teacher_not_at_all(
-    name: str, quick_job: QuickJob, tiny_base: Base, concept_set: ConceptSet
+    name: str, trained: Training, tiny_base: Base
 ) -> None:
-    before, originals = (
-        checksum(tiny_base),
-        {key: value.clone() for key, value in tiny_base.tensors().items()},
-    )
-    job = quick_job(name)
-    delta, _ = run_job(job, tiny_base, concept_set)
-    assert checksum(tiny_base) == before
-    assert not any(module.training for module in (tiny_base.unet, tiny_base.text_encoder, tiny_base.vae))
-    assert not any(parameter.requires_grad for parameter in tiny_base.unet.parameters())
+    job, base, delta = trained(name).job, trained(name).base, trained(name).delta
+    originals = {key: value.clone() for key, value in tiny_base.tensors().items()}
+    assert checksum(base) == trained(name).base_before == checksum(tiny_base)
+    assert not any(module.training for module in (base.unet, base.text_encoder, base.vae))
+    assert not any(parameter.requires_grad for parameter in base.unet.parameters())
     allowed = set(select(tiny_base, get_method(name)(parse_config(name, job.config)).group))
     tiny_base.swap(delta)
     changed = {key for key, value in tiny_base.tensors().items() if not torch.equal(value, originals[key])}

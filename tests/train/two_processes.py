@@ -1,5 +1,6 @@
 """Two processes that know of each other as torchrun's do, on the CPU and on loopback."""
 
+import multiprocessing
 import os
 import socket
 from collections.abc import Callable
@@ -12,18 +13,25 @@ import torch.multiprocessing as mp
 from efface.models.base import Base
 from efface.models.delta import Delta
 
+HEAVY = ["diffusers.models.unets.unet_2d_condition", "efface.models.loading", "efface.train.trainer.loop"]
+"""What each process would import for itself; a server imports it once, and they are forked from that."""
+
 
 def together(function: Callable[..., None], *arguments: Any) -> None:
     """`function(rank, *arguments)` in two new processes. Raises where one of them fails; then both are gone."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_member, (port, function, arguments), nprocs=2)
+    multiprocessing.set_forkserver_preload(HEAVY)
+    given = (port, dict(os.environ), function, arguments)
+    mp.start_processes(_member, given, nprocs=2, start_method="forkserver")
 
 
-def _member(rank: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _member(
+    rank: int, port: int, environment: dict[str, str], function: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    os.environ |= environment | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     function(rank, *arguments)
 
