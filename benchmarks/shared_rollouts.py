@@ -12,14 +12,14 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from efface.eval.eval_requests import eval_requests
-from efface.eval.evaluate import evaluate
-from efface.eval.judge_spec import load_judge
 
 from benchmarks.on_device import show
 from benchmarks.trainings import one_by_one, timed
 from efface.concepts.concept import ConceptSet, load_concept_set
 from efface.concepts.prompts import Axis, load_prompt_set
+from efface.eval.judging.eval_requests import eval_requests
+from efface.eval.judging.evaluate import evaluate
+from efface.eval.judging.judge_spec import load_judge
 from efface.eval.scores.comparison import differences
 from efface.eval.scores.results import Scores
 from efface.eval.scores.scoring import score_table
