@@ -95,9 +95,9 @@ def failed_tests(folder: Path, tests: str) -> list[str]:
     if process.is_alive():
         process.kill()
         return [f"none ended within {TIMEOUT / 60:g} minutes"]
-    if (number := -(process.exitcode or 0)) in TESTED_SIGNALS:
-        return [f"{tests}: ended by {signal.Signals(number).name}"]
     said = log.read_text(errors="replace")
+    if -(process.exitcode or 0) in TESTED_SIGNALS or (process.exitcode == 2 and "KeyboardInterrupt" in said):
+        return [f"{tests}: ended by a signal"]
     failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", said, re.MULTILINE)
     if process.exitcode not in (0, 1) or (process.exitcode == 1) != bool(failed):
         raise RuntimeError(f"pytest {tests}: exit code {process.exitcode}\n{said[-4000:]}")
