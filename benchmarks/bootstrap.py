@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from benchmarks.simulated_answers import Design
 from efface.concepts.prompts import AXES
 from efface.eval.scores.axis_cells import ScoredImages
-from efface.eval.scores.statistics import err_mean, harmonic_mean
+from efface.eval.scores.err import err_mean, harmonic_mean
 
 Array = NDArray[np.float64]
 DRAWS = 1000

@@ -24,8 +24,8 @@ from benchmarks.coverage_table import coverage_tables, put_tables
 from benchmarks.record import RESULTS, write_result
 from benchmarks.simulated_answers import Design, Simulated, simulate
 from efface.concepts.prompts import AXES
+from efface.eval.scores.err import Array, err_mean, err_of_means, harmonic_mean
 from efface.eval.scores.jackknife import Estimates, difference, estimate
-from efface.eval.scores.statistics import Array, err_mean, err_of_means, harmonic_mean
 
 WORLDS = {
     "even": (0.8, 0.7, 0.6, 0.85, 0.9),

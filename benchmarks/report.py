@@ -31,7 +31,7 @@ from efface.eval.report.reported_run import ReportedModel, RunContent
 from efface.eval.report.write import write_report
 from efface.eval.scores.leaderboard import leaderboard
 from efface.eval.scores.scoring import BASE, score_table
-from efface.eval.weight_norms import LayerChange
+from efface.eval.weight_change_values import LayerChange
 
 SHOWN = """(() => {
   const done = () => setTimeout(() => { window.shown = performance.now(); });

@@ -16,9 +16,10 @@ from benchmarks.record import write_result
 from benchmarks.simulated_answers import Design, Simulated, simulate
 from efface.concepts.prompts import AXES
 from efface.eval.scores.axis_cells import ScoredImages
+from efface.eval.scores.err import Array
+from efface.eval.scores.intervals import CONFIDENCE_LEVEL
 from efface.eval.scores.jackknife import Estimates, difference, estimate
 from efface.eval.scores.sequential import look_level, look_sizes, side
-from efface.eval.scores.statistics import CONFIDENCE_LEVEL, Array
 
 REPETITIONS = 100
 RATES = (0.95, 0.9, 0.8, 0.7, 0.9)

@@ -30,7 +30,7 @@ STRANGER_MUTANTS = (
     ),
     Mutant(
         "a link out of a folder is sent",
-        "cluster/package/contents.py",
+        "cluster/package/files_inside.py",
         "        if path.is_symlink() and leaves(path, root):\n",
         "        if False:\n",
         "tests/cluster/test_package_contents.py",

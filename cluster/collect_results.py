@@ -20,7 +20,7 @@ from efface.cluster.method_scores import (
     scored_stages,
     total_seconds,
 )
-from efface.cluster.results import Results
+from efface.cluster.run_results import Results
 from efface.cluster.storage.records import Record, sha256
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.tasks.attack import ATTACK, TRANSFER, AttackTask, TransferTask
@@ -51,7 +51,7 @@ from efface.eval.scores.leaderboard import (
     notes,
     write_csv,
 )
-from efface.eval.weight_norms import mean_weight_change
+from efface.eval.weight_change_values import mean_weight_change
 from efface.files import write_json
 
 

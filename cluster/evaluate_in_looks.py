@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 from efface.cluster.campaign.planner import plan_deltas
 from efface.cluster.campaign.sharding import Look
 from efface.cluster.campaign.spec import DeltaEvaluation
-from efface.cluster.results import Results
 from efface.cluster.run import Run, open_evaluation
 from efface.cluster.run_provenance import until_of
+from efface.cluster.run_results import Results
 from efface.cluster.stored_plan import SEQUENTIAL, is_campaign, stored_deltas
 from efface.concepts.prompts import AXES, Axis
 from efface.config_files import read_config

@@ -17,7 +17,7 @@ from efface.cluster.campaign.sharding import Look
 from efface.cluster.campaign.spec import MUTABLE_KEYS, Campaign, DeltaEvaluation, Limits
 from efface.cluster.collect_results import DamagedOutputs, collect_results
 from efface.cluster.measured_rates import update_measured_rates
-from efface.cluster.results import Results
+from efface.cluster.run_results import Results
 from efface.cluster.scheduler.dispatch import dispatch
 from efface.cluster.scheduler.progress import Display
 from efface.cluster.scheduler.prometheus import PrometheusMetrics
@@ -36,7 +36,7 @@ from efface.cluster.workers.ray_executor import RayExecutor
 from efface.cluster.workers.worker import Worker, WorkerContext
 from efface.config_files import read_config, to_yaml
 from efface.errors import JobFailure, StorageError, UserError
-from efface.eval.weight_norms import WeightChange
+from efface.eval.weight_change_values import WeightChange
 from efface.files import content_id, is_remote
 from efface.models.base import BaseSpec
 from efface.models.delta import Delta

@@ -46,7 +46,7 @@ from efface.eval.judging.image_table import read_images
 from efface.eval.published_scores import published_for
 from efface.eval.report.reported_run import ReportedModel, RunContent
 from efface.eval.scores.leaderboard import leaderboard, notes
-from efface.eval.weight_norms import WeightChange, mean_weight_change
+from efface.eval.weight_change_values import WeightChange, mean_weight_change
 from efface.models.sampling.sampler import SamplingCost
 from efface.train.job import Job
 

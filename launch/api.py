@@ -21,7 +21,7 @@ from efface.files import local_path
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-    from efface.cluster.results import Results
+    from efface.cluster.run_results import Results
     from efface.launch.commands.score import TableScores
     from efface.launch.commands.unlearn import Unlearned
     from efface.models.base import Base

@@ -12,8 +12,8 @@ from efface.launch.terminal.tables import console, print_line, print_warnings
 from efface.text import shown
 
 if TYPE_CHECKING:
-    from efface.cluster.results import Results
     from efface.cluster.run import Run
+    from efface.cluster.run_results import Results
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from efface.models.conditioning import Conditioning
 from efface.models.denoiser import Denoiser
 from efface.models.text.text_encoding import encode_prompts
 from efface.models.text.textual_inversion import frame_after, frame_before
-from efface.train.data.inversion import initial_tokens, invert
 from efface.train.data.latents import ImageConfig, Posterior, image_posterior
+from efface.train.data.learnt_tokens import initial_tokens, invert
 from efface.train.data.tensor_cache import cached
 from efface.train.method import UnlearningTask
 

@@ -22,9 +22,9 @@ from efface import __version__
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.spec import DeltaEvaluation
 from efface.cluster.package.card import TEMPLATES, Judgement, front_matter, judgement, templates
-from efface.cluster.package.contents import files_inside
 from efface.cluster.package.description import DESCRIPTION, MANIFEST, Description, PackagedModel, Sample
 from efface.cluster.package.environment import environment, source_of_efface
+from efface.cluster.package.files_inside import files_inside
 from efface.cluster.run_content import read_run
 from efface.cluster.run_provenance import evaluate_command, until_of
 from efface.cluster.storage.journal import journal_files

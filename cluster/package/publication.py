@@ -8,8 +8,8 @@ from typing import Any
 from efface import __version__
 from efface.cluster.package.build import manifest
 from efface.cluster.package.card import TEMPLATES, Judgement, front_matter, judgement, templates
-from efface.cluster.package.contents import files_inside
 from efface.cluster.package.description import DESCRIPTION, MANIFEST
+from efface.cluster.package.files_inside import files_inside
 from efface.cluster.run_content import read_run
 from efface.cluster.storage.records import read_json
 from efface.config_files import parse

@@ -25,7 +25,7 @@ from efface.errors import StorageError, UserError
 from efface.eval.judging.image_table import read_table
 from efface.eval.scores.results import Scores as MethodScores
 from efface.eval.scores.scoring import score_table
-from efface.eval.weight_norms import mean_weight_change
+from efface.eval.weight_change_values import mean_weight_change
 from efface.files import content_id
 
 FAILED = -1.0

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from efface.cluster.tasks.model import Model
 from efface.cluster.tasks.task import CountedCost, Priority, RateUse, Task
-from efface.eval.weight_norms import WeightChange
+from efface.eval.weight_change_values import WeightChange
 from efface.train.training_metrics import TrainingMetrics
 
 if TYPE_CHECKING:

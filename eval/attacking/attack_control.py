@@ -26,7 +26,7 @@ from efface.eval.calibration.calibration_requests import own_prompts
 from efface.eval.judge import Judge
 from efface.eval.judging.image_errors import image_errors
 from efface.eval.judging.verdicts import verdicts
-from efface.eval.scores.statistics import Z, difference_interval, wilson_interval
+from efface.eval.scores.intervals import Z, difference_interval, wilson_interval
 
 if TYPE_CHECKING:
     from efface.models.base import Base

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from efface.eval.metric import METRICS
-from efface.eval.weight_norms import LayerChange, Norms, WeightChange, layer_of
+from efface.eval.weight_change_values import LayerChange, Norms, WeightChange, layer_of
 from efface.models.base import Base
 from efface.models.delta import Delta
 from efface.models.parameter_groups import group_names, select

@@ -7,7 +7,7 @@ from efface.eval.attacking.attack_transfer import Transferred
 from efface.eval.report.figure import Figure, make_plot
 from efface.eval.report.queries import interference
 from efface.eval.report.reported_run import ReportedModel, RunContent
-from efface.eval.weight_norms import mean_layers
+from efface.eval.weight_change_values import mean_layers
 
 
 def heat_map(run: RunContent, method: str, number: int) -> Figure | None:

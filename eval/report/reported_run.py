@@ -14,7 +14,7 @@ from efface.eval.published_scores import PublishedScore
 from efface.eval.scores.continual import Stages
 from efface.eval.scores.leaderboard import LeaderboardRow
 from efface.eval.scores.results import Scores
-from efface.eval.weight_norms import LayerChange
+from efface.eval.weight_change_values import LayerChange
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efface.concepts.prompts import AXES
-from efface.eval.scores.statistics import Array
+from efface.eval.scores.err import Array
 
 IntArray = NDArray[np.int64]
 K = len(AXES)

@@ -27,17 +27,13 @@ from functools import cached_property
 import numpy as np
 
 from efface.eval.scores.axis_cells import Cells, IntArray, K, ScoredImages, grouped
-from efface.eval.scores.statistics import (
+from efface.eval.scores.err import Array, err_mean, err_of_means, harmonic_mean, harmonic_mean_bias
+from efface.eval.scores.intervals import (
     CONFIDENCE_LEVEL,
-    Array,
     cluster_quantile,
     degrees_of_freedom,
     difference_interval,
-    err_mean,
-    err_of_means,
     estimation_noise,
-    harmonic_mean,
-    harmonic_mean_bias,
     wilson_interval,
 )
 

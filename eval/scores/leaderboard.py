@@ -11,7 +11,7 @@ from efface.csv_tables import csv_table
 from efface.eval.scores.comparison import differences
 from efface.eval.scores.results import Difference, Range, Scores
 from efface.eval.scores.scoring import BASE
-from efface.eval.weight_norms import WeightChange
+from efface.eval.weight_change_values import WeightChange
 from efface.files import as_path, write_atomic
 from efface.text import shown
 from efface.text_tables import name_column, number_columns, text_table
@@ -28,7 +28,7 @@ class LeaderboardRow:
     prompts: of a concept on an axis, fewest and most; single_prompt_axes: those on which some concept has one, so that
     the intervals speak of these prompts only; training_seeds: models of a concept, fewest and most.
     shown_only_axes: those on which some concept is scored on what methods may see, as nothing was held out for it.
-    challenge_all, challenge_unet, global_l2, relative_l2: see `weight_norms.Norms`, over all parts or the UNet alone;
+    challenge_all, challenge_unet, global_l2, relative_l2: see `weight_change_values.Norms`, over all parts or the UNet;
     seconds: of the unlearning itself, all models of the method together. None where not known.
     broken: images that are no evidence (`image_errors.py`); unread: verdicts on whole images that could not be read.
     passes_per_image, seconds_per_image: see `ImageCost`.

@@ -7,8 +7,8 @@ An axis scores the share of images where the concept is absent (forget, indirect
 the score.
 
 Several models of one method for one concept (its training seeds) weigh the same: an axis is the mean over
-models of their means over images, and a concept's ERR is the harmonic mean of the five numbers shown beside
-it.
+models of their means over images, and a concept's ERR is the harmonic mean (`err.py`) of the five numbers shown
+beside it.
 
 The 95 % intervals are over prompts, images and training seeds, as `jackknife.py` says.
 """
@@ -26,10 +26,11 @@ from efface.concepts.prompts import AXES, TARGET_AXES, Axis
 from efface.errors import UserError, did_you_mean
 from efface.eval.judging.image_errors import broken_images, counted
 from efface.eval.scores.axis_cells import Cells, IntArray, ScoredImages
+from efface.eval.scores.err import Array
 from efface.eval.scores.held_out import shown_scores, split_shown
+from efface.eval.scores.intervals import CONFIDENCE_LEVEL
 from efface.eval.scores.jackknife import estimate
 from efface.eval.scores.results import Interval, Invalid, Range, Sampling, Scores, Summary
-from efface.eval.scores.statistics import CONFIDENCE_LEVEL, Array
 
 BASE = "base"
 MAX_INVALID = 0.05

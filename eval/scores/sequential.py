@@ -16,9 +16,9 @@ import pyarrow as pa
 from efface.concepts.prompts import AXES, Axis
 from efface.errors import UserError
 from efface.eval.scores.comparison import differences
+from efface.eval.scores.intervals import CONFIDENCE_LEVEL
 from efface.eval.scores.results import Scores
 from efface.eval.scores.scoring import BASE, score_table
-from efface.eval.scores.statistics import CONFIDENCE_LEVEL
 
 Question = Mapping[Axis, float | None]
 """By axis the threshold that a score is held against, or None: which of two methods scores higher."""

@@ -18,7 +18,7 @@ from efface.launch.arguments.options import (
 from efface.launch.command import Command
 
 if TYPE_CHECKING:
-    from efface.cluster.results import Results
+    from efface.cluster.run_results import Results
     from efface.eval.scores.recipe_shifts import RecipeShift
 
 

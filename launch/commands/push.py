@@ -1,4 +1,7 @@
-"""`efface push`: a delta, an exported folder or a package on the hub, with a model card."""
+"""`efface push`: a delta, an exported folder or a package on the hub, with a model card.
+
+What is sent is prepared by `cluster/package/publication.py`, and sent by `models/files/hub.py`.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -19,7 +19,7 @@ from efface.launch.command import Command
 from efface.launch.execution import execute_run, failure_code, show_results
 
 if TYPE_CHECKING:
-    from efface.cluster.results import Results
+    from efface.cluster.run_results import Results
 
 
 @dataclass(frozen=True, kw_only=True)

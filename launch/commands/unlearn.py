@@ -22,7 +22,7 @@ from efface.notebook_tables import html_table
 from efface.text import shown
 
 if TYPE_CHECKING:
-    from efface.eval.weight_norms import WeightChange
+    from efface.eval.weight_change_values import WeightChange
     from efface.train.trainer.options import TrainingOptions
 
 logger = logging.getLogger(__name__)

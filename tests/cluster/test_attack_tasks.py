@@ -13,9 +13,9 @@ from tiny_campaign import UCE
 
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.spec import Campaign
-from efface.cluster.results import Results
 from efface.cluster.run import Run, execute, open_run
 from efface.cluster.run_content import read_run
+from efface.cluster.run_results import Results
 from efface.cluster.storage.journal import TaskEnded, read_journal
 from efface.cluster.tasks.attack import ATTACK, AttackTask, TransferTask
 from efface.cluster.tasks.control import ControlTask

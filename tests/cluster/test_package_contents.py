@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from efface.cluster.package.contents import files_inside
+from efface.cluster.package.files_inside import files_inside
 from efface.errors import UserError
 
 

@@ -13,8 +13,8 @@ from tiny_campaign import CONCEPTS, IMAGES_PER_PROMPT, LIMITS, UCE
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.sharding import retaining
 from efface.cluster.campaign.spec import Campaign, Evaluation
-from efface.cluster.results import Results
 from efface.cluster.run import Run, execute, open_run
+from efface.cluster.run_results import Results
 from efface.cluster.storage.prompt_cache import cached
 from efface.cluster.storage.remaining import remaining_tasks
 from efface.cluster.tasks.judging import Shard

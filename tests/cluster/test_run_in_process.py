@@ -14,8 +14,8 @@ from tiny_campaign import IMAGES_PER_PROMPT, PROMPTS
 
 from efface.cluster import run as running
 from efface.cluster.campaign.spec import Campaign
-from efface.cluster.results import Results
 from efface.cluster.run import Run, execute, open_run, reopen_run
+from efface.cluster.run_results import Results
 from efface.cluster.run_summary import JobSummary, KindSummary, summarize
 from efface.cluster.tasks.calibration import CALIBRATION
 from efface.cluster.tasks.judging import IMAGES, VERDICTS, Shard

@@ -27,7 +27,7 @@ from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.tasks.training import TrainingTask, training_facts
 from efface.config_files import list_configs
 from efface.errors import UserError
-from efface.eval.weight_norms import Norms, WeightChange
+from efface.eval.weight_change_values import Norms, WeightChange
 from efface.train.training_metrics import TrainingMetrics
 
 

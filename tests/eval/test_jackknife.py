@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 from benchmarks.simulated_answers import Design, simulate
 from efface.concepts.prompts import AXES
 from efface.eval.scores.axis_cells import ScoredImages
+from efface.eval.scores.err import err_mean
+from efface.eval.scores.intervals import degrees_of_freedom, estimation_noise
 from efface.eval.scores.jackknife import Estimates, Intervals, difference, estimate
-from efface.eval.scores.statistics import degrees_of_freedom, err_mean, estimation_noise
 
 Array = NDArray[np.float64]
 FORGET, RETAIN, ERR_MEAN = 0, 4, 5

@@ -17,7 +17,7 @@ from efface.eval.scores.jackknife import Estimates, Intervals
 from efface.eval.scores.leaderboard import differences_table, leaderboard, notes, rich_table, write_csv
 from efface.eval.scores.results import Interval, Invalid, Range, Sampling, Scores, Shown, Summary
 from efface.eval.scores.scoring import score_table
-from efface.eval.weight_norms import Norms, WeightChange
+from efface.eval.weight_change_values import Norms, WeightChange
 
 
 def estimates(err: float) -> Estimates:

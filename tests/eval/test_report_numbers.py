@@ -30,7 +30,7 @@ from efface.eval.report.write import scores_markdown
 from efface.eval.scores.continual import score_stages
 from efface.eval.scores.leaderboard import leaderboard
 from efface.eval.scores.results import Summary
-from efface.eval.weight_norms import LayerChange, Norms, WeightChange
+from efface.eval.weight_change_values import LayerChange, Norms, WeightChange
 
 LOSSES = tuple(float(value) for value in np.random.default_rng(0).random(501) + 0.5)
 LAYERS = {

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from efface.errors import UserError
+from efface.eval.scores.intervals import t_quantile
 from efface.eval.scores.sequential import LookAnswer, look_level, look_sizes, read_question, settled, side
-from efface.eval.scores.statistics import t_quantile
 
 
 @pytest.mark.parametrize(("most", "sizes"), [(1, (1,)), (8, (1, 2, 4, 8)), (20, (1, 2, 3, 5, 10, 20))])

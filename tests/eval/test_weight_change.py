@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from efface.eval.metrics.weight_change import measure, weight_change
-from efface.eval.weight_norms import LayerChange, Norms, WeightChange, layer_of, mean_layers, mean_weight_change
+from efface.eval.weight_change_values import LayerChange, Norms, WeightChange, layer_of, mean_layers, mean_weight_change
 from efface.models.base import Base
 from efface.models.delta import Delta
 

@@ -12,8 +12,8 @@ from efface.models.attention_maps import CrossAttentionMaps
 from efface.models.base import Base
 from efface.models.text.text_encoding import encode_prompts, subject_tokens, token_ids
 from efface.models.text.textual_inversion import frame_after
-from efface.train.data.inversion import initial_tokens, invert
 from efface.train.data.latents import noised
+from efface.train.data.learnt_tokens import initial_tokens, invert
 from efface.train.method import UnlearningTask, get_method, parse_config
 from efface.train.methods.fmn import resteering_loss
 from efface.train.seeds import generator

@@ -9,7 +9,7 @@ meaning of the whole prompt. So the concept's tokens are attended to by nothing,
 The norm is taken over the batch as a whole, as in the authors' code, and is no mean over its samples.
 
 With `inversion_steps` the concept is named by learnt tokens instead of its words: a textual inversion of the images, in
-the unedited model (`train/data/inversion.py`), so that what it looks like is forgotten and not what it is called.
+the unedited model (`train/data/learnt_tokens.py`), so that what it looks like is forgotten and not what it is called.
 
 The images are the base's own where the authors have photographs. The loss does not look at the prediction: weights
 behind the last cross-attention get a gradient of zero, where the authors' optimiser passes them over.
@@ -34,8 +34,8 @@ from efface.models.shapes import ModelShapes
 from efface.models.text.text_encoding import encode_prompts, subject_tokens
 from efface.models.text.textual_inversion import frame_after
 from efface.train.data.conditions import without_article
-from efface.train.data.inversion import NORM_SHARE, InversionConfig, initial_tokens, invert
 from efface.train.data.latents import ImageConfig, Noised, Posterior, add_noise, image_posterior, noised
+from efface.train.data.learnt_tokens import NORM_SHARE, InversionConfig, initial_tokens, invert
 from efface.train.method import GradientConfig, GradientMethod, Policy, Strategy, UnlearningTask, register
 from efface.train.method_cost import BaseImages, Cost
 from efface.train.seeds import generator, shuffled

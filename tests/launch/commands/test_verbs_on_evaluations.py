@@ -10,8 +10,8 @@ import pytest
 from command import CommandResult, RunEfface
 
 from efface.cluster import run as running
-from efface.cluster.results import Results
 from efface.cluster.run import Run, reopen_run
+from efface.cluster.run_results import Results
 from efface.cluster.storage.gc import PARTIAL_FILE_AGE
 from efface.cluster.storage.journal import TaskStarted
 from efface.eval.judging.image_table import read_table

@@ -1,7 +1,6 @@
-"""The arithmetic of scores: harmonic means, and intervals of what lies in [0, 1]. Arrays in, arrays out.
+"""Intervals of what lies in [0, 1], as arithmetic. Arrays in, arrays out.
 
-Sources: the Genmu challenge, ERR = HM(forget, indirect, adversarial, adjacent, retain), each in [0, 1], higher better.
-Intervals of proportions in clustered samples: Wilson's with an effective sample size (Kott and Carr 1997; compared by
+Sources: proportions in clustered samples: Wilson's with an effective sample size (Kott and Carr 1997; compared by
 Franco, Little, Louis and Slud 2019), widened for few clusters as by Korn and Graubard 1998, with degrees of freedom as
 by Welch 1947. Difference of two such estimates: Newcombe 1998 (method 10), in general MOVER (Zou and Donner 2008).
 """
@@ -11,43 +10,12 @@ from math import gamma, pi, sqrt
 from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from efface.eval.scores.err import Array
 
 CONFIDENCE_LEVEL = 0.95
 Z = NormalDist().inv_cdf((1 + CONFIDENCE_LEVEL) / 2)
 """What an interval of that level reaches to, in standard deviations."""
-
-
-def harmonic_mean(values: Array) -> Array:
-    """k / sum(1 / value) over the last axis; 0 where any value is 0. values: (..., k), in [0, 1]."""
-    values = np.asarray(values, dtype=np.float64)
-    with np.errstate(divide="ignore"):
-        return np.asarray(values.shape[-1] / (1.0 / values).sum(axis=-1))
-
-
-def err_mean(axes: Array) -> Array:
-    """Mean over concepts of their ERR. axes: (..., concepts, 5)."""
-    return np.asarray(harmonic_mean(axes).mean(axis=-1))
-
-
-def err_of_means(axes: Array) -> Array:
-    """ERR of the axis means over concepts. axes: (..., concepts, 5)."""
-    return harmonic_mean(np.asarray(axes).mean(axis=-2))
-
-
-def harmonic_mean_bias(values: Array, variances: Array) -> Array:
-    """What the harmonic mean of noisy values is off by on average: half its second derivatives times variances.
-
-        d2 H / dv_i2 = -2 H^2 / (k v_i^3) (1 - H / (k v_i))
-
-    Both (..., k), the values above 0; returns (...).
-    """
-    k = values.shape[-1]
-    mean = harmonic_mean(values)[..., None]
-    curvature = -2 * mean**2 / (k * values**3) * (1 - mean / (k * values))
-    return np.asarray((curvature * variances).sum(axis=-1) / 2)
 
 
 def estimation_noise(variance: Array, df: Array) -> Array:

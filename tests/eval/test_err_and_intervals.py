@@ -5,16 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efface.eval.scores.statistics import (
-    cluster_quantile,
-    difference_interval,
-    err_mean,
-    err_of_means,
-    harmonic_mean,
-    harmonic_mean_bias,
-    t_quantile,
-    wilson_interval,
-)
+from efface.eval.scores.err import err_mean, err_of_means, harmonic_mean, harmonic_mean_bias
+from efface.eval.scores.intervals import cluster_quantile, difference_interval, t_quantile, wilson_interval
 
 Z = np.array(1.959964)
 
