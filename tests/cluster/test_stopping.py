@@ -29,7 +29,7 @@ from efface.config_files import parse
 from efface.errors import Stopped
 from efface.eval.judging.image_table import read_table
 
-STEPS_OF_ESD = 60
+STEPS_OF_ESD = 24
 SLOW = {
     "methods": [{**ESD, "config": {**ESD["config"], "steps": STEPS_OF_ESD}}],  # type: ignore[dict-item]
     "limits": {"checkpoint_steps": 1},
@@ -281,7 +281,7 @@ def test_the_command_stops_and_typed_again_continues_to_the_same_bytes(
     undisturbed: Path,
 ) -> None:
     root = tmp_path / "run"
-    process = driver(0.1)
+    process = driver(0.25)
     wait_for(lambda: steps_saved(root) >= 4, process)
     stop(process, root)
     _, output = process.communicate(timeout=180)

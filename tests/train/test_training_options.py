@@ -2,15 +2,18 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from diffusers.models import attention_processor
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from quick_methods import QUICK
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from transformers.models.clip.modeling_clip import CLIPAttention
@@ -19,13 +22,14 @@ from two_processes import difference
 from efface.concepts.concept import ConceptSet
 from efface.config_files import parse
 from efface.errors import UserError
-from efface.models.base import Base
+from efface.models.base import Base, load_base
 from efface.models.conditioning import Conditioning
+from efface.models.delta import Delta
 from efface.models.denoiser import Denoiser
 from efface.models.noise_predictor import NoisePredictor
 from efface.models.parameter_groups import select
 from efface.models.shapes import ModelShapes
-from efface.train.job import Job
+from efface.train.job import Job, make_job
 from efface.train.method import (
     GradientConfig,
     GradientMethod,
@@ -39,6 +43,7 @@ from efface.train.run_job import run_job
 from efface.train.trainer import options
 from efface.train.trainer.loop import train
 from efface.train.trainer.options import TrainingOptions
+from efface.train.training_metrics import TrainingMetrics
 
 QuickJob = Callable[..., Job]
 GRADIENT = [name for name in method_names() if issubclass(get_method(name), GradientMethod)]
@@ -50,9 +55,9 @@ THROUGH_OTHERS = {"sgrace", "salun", "advunlearn", "aegis", "stereo"}
 or models that are trained before the loop."""
 
 
-@pytest.fixture
-def blocks_run() -> Iterator[Counter[bool]]:
-    """How many times a transformer block was computed, with and without gradient."""
+@contextmanager
+def blocks_counted() -> Iterator[Counter[bool]]:
+    """How many times a transformer block is computed, with and without gradient."""
     count: Counter[bool] = Counter()
 
     def note(module: nn.Module, inputs: Any) -> None:
@@ -60,22 +65,46 @@ def blocks_run() -> Iterator[Counter[bool]]:
             count[torch.is_grad_enabled()] += 1
 
     handle = torch.nn.modules.module.register_module_forward_pre_hook(note)
-    yield count
-    handle.remove()
+    try:
+        yield count
+    finally:
+        handle.remove()
+
+
+class Plain(NamedTuple):
+    """What a method's quick job comes to by SGD, run as it is by default."""
+
+    delta: Delta
+    metrics: TrainingMetrics
+    blocks: Counter[bool]
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_base_folder: Path, concept_set: ConceptSet) -> Callable[[str], Plain]:
+    """A function from a method to its quick job's result, done once for this module."""
+    base = load_base(tiny_base_folder)
+
+    @cache
+    def run(name: str) -> Plain:
+        config = {**QUICK.get(name, {}), "optimizer": "sgd"}
+        job = make_job("tiny", base.fingerprint, name, concept_set, ["cat"], config=config)
+        with blocks_counted() as blocks:
+            return Plain(*run_job(job, base, concept_set), blocks)
+
+    return run
 
 
 @pytest.mark.parametrize("name", GRADIENT)
 def test_gradient_checkpointing_computes_blocks_twice_and_gives_the_same_delta(
-    name: str, quick_job: QuickJob, tiny_base: Base, concept_set: ConceptSet, blocks_run: Counter[bool]
+    name: str, quick_job: QuickJob, plain: Callable[[str], Plain], tiny_base: Base, concept_set: ConceptSet
 ) -> None:
-    job = quick_job(name)
-    plain, _ = run_job(job, tiny_base, concept_set)
-    once = blocks_run.copy()
-    delta, _ = run_job(job, tiny_base, concept_set, training_options=TrainingOptions(gradient_checkpointing=True))
-    again = blocks_run - once
+    job, how = quick_job(name, optimizer="sgd"), TrainingOptions(gradient_checkpointing=True)
+    once = plain(name).blocks
+    with blocks_counted() as again:
+        delta, _ = run_job(job, tiny_base, concept_set, training_options=how)
     assert again[False] == once[False]
     assert again[True] == 2 * once[True] or (name in THROUGH_OTHERS and again[True] > 1.1 * once[True])
-    assert all(torch.equal(delta.tensors[key], value) for key, value in plain.tensors.items())
+    assert all(torch.equal(delta.tensors[key], value) for key, value in plain(name).delta.tensors.items())
 
 
 def test_the_attention_requested_is_used_by_teacher_and_student_and_the_base_gets_its_own_back(
@@ -106,12 +135,16 @@ def test_the_attention_requested_is_used_by_teacher_and_student_and_the_base_get
 
 @pytest.mark.parametrize("name", OF_DENOISER)
 def test_xformers_computes_a_jobs_attention_whatever_its_method_hung_on_the_unet(
-    name: str, quick_job: QuickJob, tiny_base: Base, concept_set: ConceptSet, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    quick_job: QuickJob,
+    plain: Callable[[str], Plain],
+    tiny_base: Base,
+    concept_set: ConceptSet,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """xformers as if it had a CPU kernel: the job gives the delta it gives without."""
     job = quick_job(name, optimizer="sgd")
-    plain, metrics = run_job(job, tiny_base, concept_set)
-    assert metrics.attention is None
+    assert plain(name).metrics.attention is None
     computed: Counter[bool] = Counter()
 
     def attend(q: Tensor, k: Tensor, v: Tensor, attn_bias: None = None, op: None = None, scale: float = 1) -> Tensor:
@@ -125,7 +158,7 @@ def test_xformers_computes_a_jobs_attention_whatever_its_method_hung_on_the_unet
         "XFormersAttnProcessor": len(tiny_base.unet.attn_processors)
     }
     assert computed[True] and (computed[False] or name in WITHOUT_TEACHER)
-    assert difference(delta, plain, tiny_base) < 1e-3
+    assert difference(delta, plain(name).delta, tiny_base) < 1e-3
 
 
 class Recorded(GradientMethod):
@@ -221,14 +254,13 @@ def test_it_gets_them_back_where_memory_runs_out_as_they_are_cast(
 
 @pytest.mark.parametrize("name", GRADIENT)
 def test_every_method_can_be_trained_in_bf16_to_nearly_the_same_delta(
-    name: str, quick_job: QuickJob, tiny_base: Base, concept_set: ConceptSet
+    name: str, quick_job: QuickJob, plain: Callable[[str], Plain], tiny_base: Base, concept_set: ConceptSet
 ) -> None:
     # SGD: Adam's first steps follow the gradient's signs, however small it is.
-    exact, _ = run_job(quick_job(name, optimizer="sgd"), tiny_base, concept_set)
     delta, _ = run_job(quick_job(name, optimizer="sgd", precision="bf16"), tiny_base, concept_set)
     assert all(value.dtype == torch.float32 for value in delta.tensors.values())
     # Some adversaries go by signs in any case, of which rounding turns some.
-    assert 0 < difference(delta, exact, tiny_base) < (0.3 if name in THROUGH_OTHERS else 0.1)
+    assert 0 < difference(delta, plain(name).delta, tiny_base) < (0.3 if name in THROUGH_OTHERS else 0.1)
 
 
 def test_the_precision_is_part_of_a_jobs_id(quick_job: QuickJob) -> None:
