@@ -33,7 +33,7 @@ def requirements(installed: Iterable[Distribution]) -> Iterator[str]:
     for one in installed:
         name, version = one.metadata["Name"], Version(one.version)
         key, origin = canonicalize_name(name or ""), _origin(one)
-        if not name or key == "efface":
+        if not name or key == "efface" or key in lines:  # of two of a name, Python imports the first
             continue
         if origin is not None:
             commit = _commit(origin)

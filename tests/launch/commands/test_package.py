@@ -115,6 +115,12 @@ def test_what_no_index_has_is_left_out_of_what_pip_reads_or_named_by_its_commit(
     ]
 
 
+def test_of_two_of_one_name_the_first_counts_which_python_imports() -> None:
+    """setuptools, once imported, puts copies of its own dependencies at the end of the path."""
+    _, *lines = requirements([Installed("importlib_metadata", "10.2.0"), Installed("importlib-metadata", "8.7.1")])
+    assert lines == ["importlib_metadata==10.2.0"]
+
+
 def test_the_source_is_a_commit_or_a_wheel_and_never_a_path_of_this_machine(tmp_path: Path) -> None:
     folder = tmp_path / "checkout"
     folder.mkdir()
