@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from efface.cluster.storage.under_way import Count, HowFar
-from efface.cluster.tasks.calibration import CalibrationPart
+from efface.cluster.tasks.calibration import CalibrationPart, CalibrationTask
 from efface.cluster.tasks.judging import Shard
 from efface.cluster.tasks.task import Task
 
@@ -16,6 +16,9 @@ Done = tuple[float, float, float]
 
 IMAGE_KINDS = (Shard.kind, CalibrationPart.kind)
 """Kinds whose units are images, which take as long whatever model they are of."""
+
+MAKES_IMAGES = (*IMAGE_KINDS, CalibrationTask.kind)
+"""Kinds whose tasks are mostly the making of images, whatever they are counted in."""
 
 
 class UnderWay(NamedTuple):
@@ -117,10 +120,11 @@ class TimeLeft:
 
 
 def _factor(group: Group, done: Mapping[Group, Done]) -> float:
-    """By how much what is done of a group was off from the rates; of images all models' where none of it is done."""
+    """By how much what is done of a group was off from the rates; where none of it is done and it makes images, by
+    how much all others were that do."""
     took, expected, _ = done.get(group, (0.0, 0.0, 0.0))
-    if not expected and group[0] in IMAGE_KINDS:
-        seen = [of for (kind, _), of in done.items() if kind in IMAGE_KINDS and of[1]]
+    if not expected and group[0] in MAKES_IMAGES:
+        seen = [of for (kind, _), of in done.items() if kind in MAKES_IMAGES and of[1]]
         took, expected = sum(of[0] for of in seen), sum(of[1] for of in seen)
     return took / expected if expected else 1.0
 

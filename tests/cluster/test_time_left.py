@@ -88,9 +88,9 @@ def test_what_images_really_take_corrects_all_that_are_left(made: Plan, tmp_path
     seen, base = display(made, tmp_path), made.models[0]
     first = made.shards[base.id][0]
     seen.started(0, first)
-    clock.now += 30  # 10 by the rates: the base's other 9 images take three times as long too, and the models' 28
+    clock.now += 30  # 10 by the rates: all other images, those of the trial too, take three times as long
     seen.ended(0, first, Outcome.done(), will_retry=False)
-    assert seen.time_left.seconds([]) == WHOLE - 10 + 2 * (9 + 28) * 2
+    assert seen.time_left.seconds([]) == WHOLE - 10 + 2 * (9 + 28 + 8) * 2
 
 
 def test_images_of_one_model_correct_those_of_models_of_which_none_is_done(made: Plan) -> None:
@@ -101,6 +101,14 @@ def test_images_of_one_model_correct_those_of_models_of_which_none_is_done(made:
         left.ended(shard, 6.0 * shard.size)
     assert left.seconds([]) == 84
     assert left.seconds([UnderWay(uce[0], 10.0)]) == 74
+
+
+def test_a_calibration_that_took_longer_corrects_the_images_to_come(made: Plan) -> None:
+    (calibration,), base = made.calibrations, made.shards[made.models[0].id]
+    left = TimeLeft([calibration, *base], {calibration.id: 16.0, **{shard.id: 2.0 * shard.size for shard in base}}, 1)
+    assert left.seconds([]) == 16 + 28
+    left.ended(calibration, 40.0)  # 2.5 times as long
+    assert left.seconds([]) == 70
 
 
 def test_the_task_under_way_counts_as_far_as_it_is_and_no_further_than_it_was_expected(made: Plan) -> None:
@@ -187,7 +195,7 @@ def test_inside_a_shard_images_are_counted_and_the_rest_goes_by_their_rate(
     seen.look()
     assert "judging 3/42 images (0.2/s)" in seen.line()
     assert seen.line().endswith("; judging the base, shard 0, image 3 of 5")
-    assert "about 0:04:07 left" in seen.line()  # WHOLE - 42 * 2 + (42 - 3) * 4
+    assert "about 0:04:23 left" in seen.line()  # WHOLE - (42 + 8) * 2 + (42 - 3 + 8) * 4
     seen.ended(0, shard, Outcome.done(), will_retry=False)
     assert "judging 5/42 images," in seen.line()
 
