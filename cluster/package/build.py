@@ -119,6 +119,12 @@ def _models(plan: Plan, folder: RunFolder, content: RunContent, method: str | No
         raise UserError(
             f"{folder.root}: this efface plans another model of '{label}' than the one that was judged here"
         )
+    recorded = folder.records([task for task in plan.trainings if task.model in models])
+    lost = next((model for model in models if model.id not in recorded), None)
+    if lost:
+        raise UserError(
+            f"{folder.job(lost)}: the record of how it was made is gone or damaged, so it cannot be packaged"
+        )
     return models
 
 

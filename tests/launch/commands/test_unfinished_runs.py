@@ -63,6 +63,13 @@ def test_a_run_folder_is_no_model_and_no_package(efface: RunEfface, finished: Pa
         assert efface(*verb).error_message.startswith(f"{finished}: ")
 
 
+def test_a_model_whose_record_is_gone_is_not_packaged(efface: RunEfface, finished: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    (record,) = run.glob("jobs/*/record.json")
+    record.unlink()
+    assert "is gone or damaged" in efface("package", run, "--out", tmp_path / "package").error_message
+
+
 def test_a_package_of_the_base_alone_is_refused(efface: RunEfface, judged_alone: Path, tmp_path: Path) -> None:
     run = stop(judged_alone, tmp_path / "run", "base judged")
     assert "is not finished" in efface("package", run, "--out", tmp_path / "package", "--method", "base").error_message
