@@ -132,7 +132,7 @@ def execute(
     """
     if run.remaining_tasks.is_empty:
         with contextlib.suppress(DamagedOutputs):  # they are made again, once no other driver can be at work
-            return collect_results(run.plan, run.folder)
+            return _finish(run)
     with Lease(run.folder.root) as lease, stop_signals(console) as signals:
         should_stop = stop_condition(run.folder, lease, signals)
         restore(run.plan.tasks, run.folder)
@@ -143,11 +143,18 @@ def execute(
                 remaining = run.remaining_tasks
             if remaining.is_empty:
                 try:
-                    return collect_results(run.plan, run.folder)
+                    return _finish(run)
                 except DamagedOutputs as damage:
                     withdraw_damaged(run.folder, damage.tasks)
                     remaining = run.remaining_tasks
     raise JobFailure(f"{run.folder.root}: files there change after they are written, so the run cannot be finished")
+
+
+def _finish(run: Run) -> Results:
+    """Score a run of which nothing is missing. Raises DamagedOutputs."""
+    results = collect_results(run.plan, run.folder)
+    run.folder.clear_stop_request()
+    return results
 
 
 def stop_condition(folder: RunFolder, lease: Lease, signals: list[int]) -> Callable[[], bool]:

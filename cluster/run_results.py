@@ -52,6 +52,12 @@ class Results:
     controls: list[ControlComparison] = field(default_factory=list)
     """What the control says of each attack that has one."""
 
+    def __repr__(self) -> str:
+        """Short, since tables and images are for `show` and notebooks."""
+        found = ", ".join(f"{row.method}: {row.err_mean:.3f}" for row in self.rows)
+        failed = f", {len(self.failures)} failed" if self.failures else ""
+        return f"<Results of {self.folder.root}: ERR of {found or 'nothing'}{failed}>"
+
     def _repr_html_(self) -> str:
         """As a notebook shows it: the leaderboard, and images of the base and every method side by side."""
         header = ("method", "concepts", *AXES, "ERR", "95 % interval")

@@ -14,7 +14,11 @@ API = ("unlearn", "evaluate", "score", "load", "pipeline")
 if TYPE_CHECKING:
     from efface.launch.api import evaluate, load, pipeline, score, unlearn
 
-__all__ = ["API", "evaluate", "load", "pipeline", "score", "unlearn"]
+__all__ = ["evaluate", "load", "pipeline", "score", "unlearn"]
+
+
+def __dir__() -> list[str]:
+    return sorted({*API, "__version__"})
 
 
 def __getattr__(name: str) -> Any:

@@ -22,11 +22,15 @@ class UserError(Message):
     exit_code = 2
 
 
-class StorageError(UserError):
-    """A disk or store that cannot be read or written now: it is full, or out of reach. The same command may be run
-    again later, which batch systems do by themselves on this exit code (EX_TEMPFAIL of sysexits.h)."""
+class TryAgain(UserError):
+    """What cannot be done now. The same command may be run again later, which batch systems do by themselves on this
+    exit code (EX_TEMPFAIL of sysexits.h)."""
 
     exit_code = 75
+
+
+class StorageError(TryAgain):
+    """A disk or store that cannot be read or written now: it is full, or out of reach."""
 
 
 class NoSpaceError(StorageError):

@@ -25,6 +25,11 @@ def shown(text: str) -> str:
     return "".join(_written_out(c) if unicodedata.category(c) in UNSEEN else c for c in text)
 
 
+def count_of(count: int, noun: str) -> str:
+    """`1 model`, `2 models`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def shown_in(value: Any) -> Any:
     """`value`, as JSON has it, with every text in it `shown`; keys stay as they are."""
     if isinstance(value, str):

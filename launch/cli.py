@@ -1,7 +1,7 @@
 """The command line `efface`: puts the commands of `launch/commands/` together, and ends with a documented exit code.
 
 Exit codes: 0 done, 1 a job failed or output was lost, 2 a user's mistake, 75 try again later (a disk that is full, a
-store out of reach), 130 interrupted or stopped on request.
+store out of reach, a machine too busy to start Ray), 130 interrupted or stopped on request.
 """
 
 import importlib

@@ -184,7 +184,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 raise UserError(f"{path}: a safetensors file, but not a delta written by efface")
             return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata[HEADER])  # noqa: SIM118
     except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"{path}: no such file; a delta is one .safetensors file") from None
+        hint = "" if path.suffix == ".safetensors" and not path.is_dir() else "; a delta is one .safetensors file"
+        raise UserError(f"{path}: no such file{hint}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (SafetensorError, ValueError, RecursionError):

@@ -53,6 +53,30 @@ TEXT_ENCODER: dict[str, Rule] = {
 }
 
 
+MEANING = {
+    "kv-xattn": "keys and values of the cross-attention",
+    "v-xattn": "values of the cross-attention",
+    "xattn": "cross-attention",
+    "noxattn": "all but cross-attention, time embedding and output head",
+    "esd-u": "matrices outside the cross-attention",
+    "esd-all": "all matrices",
+    "selfattn": "self-attention",
+    "attn": "both attentions",
+    "notime": "all but time embedding and output head",
+    "xlayer": "cross-attention of two blocks",
+    "selflayer": "self-attention of two blocks",
+    "transformer": "matrices of the transformer blocks",
+    "full": "the whole UNet",
+    "te-full": "the text encoder but for its last norm",
+    "te-base": "the text encoder but for its embeddings",
+    "te-attn": "attention of the text encoder",
+    "te-mlp": "MLPs of the text encoder",
+    "te-layer0": "first layer of the text encoder",
+    "te-embedding": "token embeddings of the text encoder",
+}
+"""Of each group that can hold weights, in a few words."""
+
+
 def group_names() -> list[str]:
     """Every group's name: those of the UNet first, then those of the text encoder (`te-…`)."""
     return [*UNET, *TEXT_ENCODER]

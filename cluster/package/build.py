@@ -22,6 +22,7 @@ from efface import __version__
 from efface.cluster.campaign.plan import Plan
 from efface.cluster.campaign.spec import DeltaEvaluation
 from efface.cluster.package.card import TEMPLATES, Judgement, front_matter, judgement, templates
+from efface.cluster.package.commands import unlearn_command
 from efface.cluster.package.description import DESCRIPTION, MANIFEST, Description, PackagedModel, Sample
 from efface.cluster.package.environment import environment, source_of_efface
 from efface.cluster.package.files_inside import files_inside
@@ -29,8 +30,9 @@ from efface.cluster.run_content import read_run
 from efface.cluster.run_provenance import evaluate_command, until_of
 from efface.cluster.storage.journal import journal_files
 from efface.cluster.storage.run_folder import RunFolder
-from efface.cluster.tasks.model import Model
+from efface.cluster.tasks.model import BASE, Model
 from efface.cluster.tasks.training import TrainingResult
+from efface.cluster.unfinished_run import not_finished
 from efface.concepts.shipped import data_names
 from efface.config_files import list_configs, read_config, read_yaml, to_yaml
 from efface.errors import UserError
@@ -41,7 +43,7 @@ from efface.files import file_stem, local_path, open_to_readers, sha256_file, wr
 from efface.models.base import load_base
 from efface.models.delta import Delta
 from efface.models.export import check_new_folder, export
-from efface.text import csv_cell
+from efface.text import count_of, csv_cell
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -81,8 +83,9 @@ def build_package(
             models=tuple(_write_models(plan, folder, content, models, unfinished, dtypes)),
         )
         _write_results(plan, folder, content, label, unfinished)
-        judged = judgement(content, label, [model.id for model in models])
-        _write_readme(plan, folder, description, content, label, judged, dtypes, is_hook, unfinished)
+        ids = [model.id for model in models]
+        judged = judgement(content, label, ids)
+        _write_readme(plan, folder, description, content, label, ids, judged, dtypes, is_hook, unfinished)
         write_json(unfinished / DESCRIPTION, description.model_dump(mode="json"))
         if not is_hook:
             shutil.copyfile(TEMPLATES / "load_delta.py", unfinished / "load_delta.py")
@@ -102,16 +105,27 @@ def manifest(root: Path) -> dict[str, str]:
 
 def _models(plan: Plan, folder: RunFolder, content: RunContent, method: str | None) -> list[Model]:
     """The models of one line of the leaderboard, in the order of the campaign."""
-    labels = list(dict.fromkeys(row.method for row in content.rows if row.method in content.scores))
+    labels = list(dict.fromkeys(row.method for row in content.rows if row.method in content.scores.keys() - {BASE}))
+    if not labels:
+        raise not_finished(folder, plan)
     if method is None and len(labels) > 1:
         raise UserError(f"the run has several methods ({', '.join(labels)}); say which with --method")
     if method is not None and method not in labels:
-        raise UserError(f"--method {method}: is no scored method of the run, which has {', '.join(labels) or 'none'}")
-    if not labels:
-        raise UserError("the run has no method that was judged to the end, so there is nothing to hand in")
+        raise UserError(f"--method {method}: is no scored method of the run, which has {', '.join(labels)}")
     label = method or labels[0]
     judged = set(content.table["model_id"].to_pylist())
-    return [model for model in plan.jobs if model.label == label and model.id in judged]
+    models = [model for model in plan.jobs if model.label == label and model.id in judged]
+    if not models:
+        raise UserError(
+            f"{folder.root}: this efface plans another model of '{label}' than the one that was judged here"
+        )
+    recorded = folder.records([task for task in plan.trainings if task.model in models])
+    lost = next((model for model in models if model.id not in recorded), None)
+    if lost:
+        raise UserError(
+            f"{folder.job(lost)}: the record of how it was made is gone or damaged, so it cannot be packaged"
+        )
+    return models
 
 
 def _write_models(
@@ -216,13 +230,45 @@ def _requested(folder: RunFolder) -> Path:
     return folder.campaign if folder.campaign.is_file() else folder.evaluation
 
 
-def _command(folder: RunFolder, root: Path) -> str:
-    """What makes the run again in the package's folder."""
+def _commands(folder: RunFolder, models: Sequence[PackagedModel], root: Path) -> tuple[list[str], list[str]]:
+    """What makes models and run again in the package's folder, and the models of which that is not known."""
     requested = _requested(folder)
     if requested == folder.campaign:
-        return shlex.join(["efface", "run", requested.name, "--out", "runs/again"])
+        return [shlex.join(["efface", "run", requested.name, "--out", "runs/again"])], []
     evaluation = read_config(DeltaEvaluation, root / requested.name)
-    return evaluate_command(evaluation, "deltas/*.safetensors", "runs/again", until_of(folder))
+    made = {model.name: unlearn_command(model.job, evaluation, model.delta) for model in models}
+    judged = evaluate_command(evaluation, "deltas/*.safetensors", "runs/again", until_of(folder))
+    return [*filter(None, made.values()), judged], [name for name, command in made.items() if command is None]
+
+
+def _hardware(plan: Plan, folder: RunFolder, models: Sequence[PackagedModel], ids: Sequence[str]) -> list[str]:
+    """On what the models were trained and judged, and how long that took. ids: of the models in the plan."""
+    devices = Counter(model.device for model in models)
+    lines = [f"{count_of(count, 'model')} trained on {device}" for device, count in devices.items() if device]
+    known = [model.seconds for model in models if model.seconds is not None]
+    if known:
+        lines.append(f"training: {sum(known):.1f} s in all, {sum(known) / len(known):.1f} s a model")
+    if devices[None]:
+        count = count_of(devices[None], "model")
+        lines.append(f"{count} trained before this run, which was given the delta: neither device nor time is known")
+    shards = [shard for model in plan.models if model.id in ids or not model.job for shard in plan.shards[model.id]]
+    records = folder.records(shards).values()
+    seconds = sum(record.seconds or 0.0 for record in records)
+    where = ", ".join(sorted({record.device for record in records if record.device}))
+    if where:
+        images = count_of(sum(shard.size for shard in shards), "image")
+        lines.append(
+            f"{images} made and judged on {where}, those of the base among them: {seconds:.0f} s of its workers"
+        )
+    return lines
+
+
+def _title(plan: Plan, folder: RunFolder, models: Sequence[PackagedModel], label: str) -> str:
+    """The campaign's name; of deltas that were judged by themselves what they are."""
+    if _requested(folder) == folder.campaign:
+        return plan.name
+    concepts = list(dict.fromkeys(concept for model in models for concept in model.concepts))
+    return f"{label}: {', '.join(concepts) if len(concepts) <= 3 else count_of(len(concepts), 'concept')}"
 
 
 def _with_own_files(requested: dict[str, Any], root: Path) -> dict[str, Any]:
@@ -274,16 +320,14 @@ def _write_readme(
     description: Description,
     content: RunContent,
     label: str,
+    ids: Sequence[str],
     judged: Judgement | None,
     dtypes: Sequence[str],
     is_hook: bool,
     root: Path,
 ) -> None:
-    devices = Counter(model.device or "unknown device" for model in description.models)
-    known = [model.seconds for model in description.models if model.seconds is not None]
-    hardware = [f"{count} model{'s' if count > 1 else ''} on {device}" for device, count in devices.items()]
-    if known:
-        hardware.append(f"training: {sum(known):.1f} s in all, {sum(known) / len(known):.1f} s a model")
+    title = _title(plan, folder, description.models, label)
+    again, unknown = _commands(folder, description.models, root)
     only = _only(content, label)
     leaderboard = scores_markdown([only]).partition("\n| ")[2]
     text = (
@@ -291,17 +335,17 @@ def _write_readme(
         .get_template("README.md.j2")
         .render(
             **description.model_dump(),
-            front_matter=front_matter(
-                description.campaign, plan.base, label, judged, licence=description.licence, is_whole=False
-            ),
+            title=title,
+            front_matter=front_matter(title, plan.base, label, judged, licence=description.licence, is_whole=False),
             judged=judged,
             change=next((row for row in content.rows if row.method == label and row.challenge_all is not None), None),
             leaderboard=f"| {leaderboard}",
             requested=_requested(folder).name,
-            again=_command(folder, root),
+            again=again,
+            made_elsewhere=unknown,
             dtypes=dtypes,
             is_hook=is_hook,
-            hardware=hardware,
+            hardware=_hardware(plan, folder, description.models, ids),
         )
     )
     (root / "README.md").write_text(text, encoding="utf-8")

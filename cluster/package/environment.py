@@ -10,10 +10,11 @@ from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+import efface
 
 PYTORCH_INDEX = "https://download.pytorch.org/whl"
 OF_PYTORCH = ("torch", "torchvision", "torchaudio")
@@ -53,19 +54,27 @@ def environment() -> list[str]:
 
 
 def source_of_efface() -> str:
-    """Version, and the commit or the wheel that is installed, as far as that is known."""
+    """Version, and the commit or the wheel of the code that runs, as far as that is known."""
     try:
-        return source_of(importlib.metadata.distribution("efface"))
+        installed = importlib.metadata.distribution("efface")
     except importlib.metadata.PackageNotFoundError:
-        return "efface"
+        installed = None
+    return source_of_code(Path(efface.__file__).resolve().parent, installed)
 
 
-def source_of(one: Distribution) -> str:
-    """Name and version, and where it was installed from."""
-    origin = _origin(one) or {}
-    commit = _commit(origin) or _commit_of_checkout(origin)
-    described = f"commit {commit}" if commit else _described(origin)
-    return f"{one.metadata['Name']} {one.version}{f', {described}' if described else ''}"
+def source_of_code(package: Path, installed: Distribution | None) -> str:
+    """Version, and the commit of the checkout that the folder `package` lies in, or where pip had it from.
+
+    What is `installed` may be another copy than the one that runs, and then says nothing about it.
+    """
+    commit = _commit_of_checkout(package.parent)
+    if commit is None and installed and Path(str(installed.locate_file(package.name))).resolve() == package:
+        origin = _origin(installed) or {}
+        commit = _commit(origin)
+        described = f"commit {commit}" if commit else _described(origin)
+    else:
+        described = f"commit {commit}" if commit else "commit unknown"
+    return f"efface {efface.__version__}{f', {described}' if described else ''}"
 
 
 def _origin(one: Distribution) -> dict[str, Any] | None:
@@ -100,11 +109,9 @@ def _without_secret(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if parts.scheme != "ssh" else url
 
 
-def _commit_of_checkout(origin: dict[str, Any]) -> str | None:
-    """Of the folder that it was installed from, where that is a checkout of git, and whether files differ from it."""
-    address = urlsplit(origin.get("url", ""))
-    folder = Path(url2pathname(address.path))
-    if address.scheme != "file" or not (folder / ".git").exists():
+def _commit_of_checkout(folder: Path) -> str | None:
+    """Of the folder, where that is a checkout of git, and whether files differ from it."""
+    if not (folder / ".git").exists():
         return None
     try:
         git = ["git", "-C", str(folder)]

@@ -63,6 +63,8 @@ def verify_package(
     base: name or path; default: the one that the package names, if it ships with efface; nothing else that a package
     names is looked up. Images are made again only where the files are as they were.
     """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; a package is a folder that `efface package` wrote")
     listed, description = read_json(root, MANIFEST), read_json(root, DESCRIPTION)
     if listed is None or description is None:
         raise UserError(f"{root}: is no package, it lacks {MANIFEST if listed is None else DESCRIPTION}")

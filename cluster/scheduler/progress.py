@@ -19,8 +19,10 @@ from efface.cluster.scheduler.time_left import TimeLeft, UnderWay
 from efface.cluster.storage.remaining import RemainingTasks
 from efface.cluster.storage.run_folder import RunFolder
 from efface.cluster.storage.under_way import INTERVAL, Count, HowFar, how_far
+from efface.cluster.stored_plan import is_campaign
 from efface.cluster.tasks.retry_rules import Next, Outcome
 from efface.cluster.tasks.task import Task
+from efface.cluster.tasks.training import TrainingTask
 from efface.text import rich_text
 
 LOG_INTERVAL = 15.0
@@ -76,8 +78,11 @@ class Display:
             TextColumn("{task.fields[rate]}"),
             console=console,
         )
-        self._kinds = {task.kind: _Kind(task.unit) for task in plan.tasks}
-        for task in plan.tasks:
+        trains = is_campaign(folder) or any(task.kind == TrainingTask.kind for task in remaining.tasks)
+        # An evaluation was given its models.
+        shown = plan.tasks if trains else [task for task in plan.tasks if task.kind != TrainingTask.kind]
+        self._kinds = {task.kind: _Kind(task.unit) for task in shown}
+        for task in shown:
             self._kinds[task.kind].total += task.size
         for task in remaining.tasks:
             self._kinds[task.kind].left += task.size

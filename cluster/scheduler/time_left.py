@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from efface.cluster.storage.under_way import Count, HowFar
-from efface.cluster.tasks.calibration import CalibrationPart
+from efface.cluster.tasks.calibration import CalibrationPart, CalibrationTask
 from efface.cluster.tasks.judging import Shard
 from efface.cluster.tasks.task import Task
 
@@ -16,6 +16,9 @@ Done = tuple[float, float, float]
 
 IMAGE_KINDS = (Shard.kind, CalibrationPart.kind)
 """Kinds whose units are images, which take as long whatever model they are of."""
+
+MAKES_IMAGES = (*IMAGE_KINDS, CalibrationTask.kind)
+"""Kinds whose tasks are mostly the making of images, whatever they are counted in."""
 
 
 class UnderWay(NamedTuple):
@@ -38,7 +41,7 @@ class UnderWay(NamedTuple):
 class TimeLeft:
     """An estimate that is there from the start where the rates know every task, and else once one of each is done.
 
-    Images of one model say how long those of all others take.
+    Images of one model say how long those of all others take, or by what factor they are off from the rates.
     """
 
     def __init__(self, tasks: Iterable[Task], seconds: Mapping[str, float | None], workers: int) -> None:
@@ -83,8 +86,8 @@ class TimeLeft:
         self._image_seconds = _image_seconds(done, tasks) or self._image_seconds
         total = 0.0
         for group in {*self._expected, *self._units}:
-            took, expected, units = done.get(group, (0.0, 0.0, 0.0))
-            total += self._expected.get(group, 0.0) * (took / expected if expected else 1.0)
+            took, _, units = done.get(group, (0.0, 0.0, 0.0))
+            total += self._expected.get(group, 0.0) * _factor(group, done)
             if self._units.get(group):
                 each = took / units if units else self._image_seconds if group[0] in IMAGE_KINDS else None
                 if each is None:
@@ -92,18 +95,18 @@ class TimeLeft:
                 total += self._units[group] * each
         longest = 0.0
         for one in tasks:
-            whole = self._whole(one.task, done.get(_group(one.task), (0.0, 0.0, 0.0)))
+            whole = self._whole(one.task, done)
             left = whole * (1 - one.share) if one.share else max(0.0, whole - one.elapsed)
             total -= whole - left
             longest = max(longest, left)
         return max(total / max(self.workers, 1), longest)
 
-    def _whole(self, task: Task, done: Done) -> float:
+    def _whole(self, task: Task, done: Mapping[Group, Done]) -> float:
         """Seconds that a task is expected to take by what its group took; 0: not known."""
-        took, expected, units = done
+        took, _, units = done.get(_group(task), (0.0, 0.0, 0.0))
         known = self._seconds.get(task.id)
         if known is not None:
-            return known * (took / expected if expected else 1.0)
+            return known * _factor(_group(task), done)
         return task.size * took / units if units else 0.0
 
     def _add(self, task: Task, sign: int) -> None:
@@ -114,6 +117,16 @@ class TimeLeft:
         else:
             # Sums of floats end near zero, and not below it.
             self._expected[group] = max(0.0, self._expected.get(group, 0.0) + sign * known)
+
+
+def _factor(group: Group, done: Mapping[Group, Done]) -> float:
+    """By how much what is done of a group was off from the rates; where none of it is done and it makes images, by
+    how much all others were that do."""
+    took, expected, _ = done.get(group, (0.0, 0.0, 0.0))
+    if not expected and group[0] in MAKES_IMAGES:
+        seen = [of for (kind, _), of in done.items() if kind in MAKES_IMAGES and of[1]]
+        took, expected = sum(of[0] for of in seen), sum(of[1] for of in seen)
+    return took / expected if expected else 1.0
 
 
 def _image_seconds(done: Mapping[Group, Done], running: Iterable[UnderWay]) -> float | None:

@@ -59,7 +59,7 @@ def write_results(folder: RunFolder, rows: Sequence[TrialRow], front: Sequence[T
 def rich_table(front: Sequence[TrialRow]) -> Table:
     """Judged trials in columns of text; "change" is the relative L2 of all weights."""
     fields = list(dict.fromkeys(name for row in front for name in row.point))
-    heads = ("trial", *fields, "images a\nprompt", "ERR\nmean", "95 %\ninterval", "change\nrel. L2", "sec.")
+    heads = ("trial", *fields, "images a\nprompt", "ERR\nmean", "95 %\ninterval", "rela-\ntive L2", "sec-\nonds")
     lines = []
     for row in front:
         scores, cost = row.result.scores, row.result.cost

@@ -143,6 +143,10 @@ class RunFolder(RunPaths):
         stop_request = read_json(self.root, self.stop_file.name)
         return str(stop_request.get("stop_request")) if stop_request else None
 
+    def clear_stop_request(self) -> None:
+        """Of a run that has come to its end."""
+        self.stop_file.unlink(missing_ok=True)
+
     # opening
 
     def open(self, config_file: Path, text: str, mutable_keys: Iterable[str] = ()) -> None:

@@ -13,14 +13,18 @@ from typing import Any
 from efface.cluster.signals import STOP_SIGNALS
 from efface.cluster.workers.ray_probe import answers, endpoint
 from efface.cluster.workers.ray_token import protect_token
-from efface.errors import UserError
+from efface.errors import TryAgain, UserError
 
 MAX_SCRATCH_PATH = 32
 """Characters of the folder for Ray's files: below it come some 70, and the path of a socket has at most 107."""
 
+MAX_REASON = 120
+"""Characters of Ray's own message."""
+
 
 def init_ray(address: str | None, cpus: int, scratch: str) -> None:
-    """Join the Ray at `address`, or start one on this machine that listens on loopback alone. Raises UserError.
+    """Join the Ray at `address`, or start one on this machine that listens on loopback alone. Raises UserError,
+    and TryAgain where it does not come up.
 
     scratch: of `ray_scratch`.
     """
@@ -47,8 +51,17 @@ def init_ray(address: str | None, cpus: int, scratch: str) -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
     protect_token()
     folder = str(Path(scratch, "ray"))  # Ray opens its own folder to everybody: the one above stays closed
-    with _keep_signal_handlers():
-        ray.init("local", num_cpus=max(os.cpu_count() or 1, cpus), include_dashboard=False, _temp_dir=folder, **quiet)
+    try:
+        with _keep_signal_handlers():
+            ray.init(
+                "local", num_cpus=max(os.cpu_count() or 1, cpus), include_dashboard=False, _temp_dir=folder, **quiet
+            )
+    except Exception as error:  # Ray raises this very class where its processes are not up in time
+        ray.shutdown()  # what has come up of it would stay
+        raise TryAgain(
+            f"Ray did not start on this machine, which may be too busy or short of memory ({_first_line(error)}); run "
+            "the same command again, or with --workers 0, which does without Ray"
+        ) from None
 
 
 def ray_scratch() -> "tempfile.TemporaryDirectory[str]":
@@ -85,6 +98,12 @@ def _keep_signal_handlers() -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _first_line(error: Exception) -> str:
+    """What went wrong, in few words."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= MAX_REASON else f"{line[:MAX_REASON]}…"
 
 
 def last_line(text: str) -> str:

@@ -19,6 +19,8 @@ class Figure:
     """`data` and `layout` of Plotly."""
     header: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+    """What its words mean, for everybody."""
 
 
 def make_plot(data: list[Json], xaxis: Json, yaxis: Json) -> Json:

@@ -117,7 +117,7 @@ def changes_by_layer(models: Sequence[ReportedModel]) -> Figure | None:
                 "xgap": 1,
                 "ygap": 1,
                 "hovertemplate": "%{y}<br>%{x}<br>%{text}<extra></extra>",
-                "colorbar": {"title": {"text": "log10"}, "thickness": 12},
+                "colorbar": {"title": {"text": "log10 of<br>relative L2"}, "thickness": 12},
             }
         ],
         {"title": {"text": "method"}, "type": "category", "automargin": True},

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from efface.eval.report.figure import Figure, make_plot
 from efface.eval.report.reported_run import ReportedModel
+from efface.models.parameter_groups import MEANING
 
 MAX_POINTS = 200
 """Of a training curve; longer ones show means of equal stretches."""
@@ -20,7 +21,7 @@ def changes_by_group(models: Sequence[ReportedModel]) -> Figure | None:
     plot = make_plot(
         [{"type": "bar", "name": label, "x": groups, "y": values} for label, values in means.items()],
         {"title": {"text": "group of weights (groups overlap)"}, "type": "category", "automargin": True},
-        {"title": {"text": "relative L2 change"}, "type": "log", "exponentformat": "power"},
+        {"title": {"text": "relative L2 change (logarithmic)"}, "type": "log", "exponentformat": "power"},
     )
     rows = tuple(
         (label, group, value) for label, values in means.items() for group, value in zip(groups, values, strict=True)
@@ -32,6 +33,9 @@ def changes_by_group(models: Sequence[ReportedModel]) -> Figure | None:
         plot,
         ("method", "group", "relative L2 change"),
         rows,
+        note="Each bar of a group is the change of all its weights. "
+        + "; ".join(f"{group}: {MEANING[group]}" for group in groups if group in MEANING)
+        + ".",
     )
 
 
@@ -45,7 +49,7 @@ def losses(models: Sequence[ReportedModel]) -> Figure | None:
             for name, steps, values in lines
         ],
         {"title": {"text": "optimiser step"}},
-        {"title": {"text": "loss"}, "type": "log", "exponentformat": "power"},
+        {"title": {"text": "loss (logarithmic)"}, "type": "log", "exponentformat": "power"},
     )
     rows = tuple(
         (name, len(model.losses), model.losses[0], model.losses[-1])

@@ -28,6 +28,7 @@ from rich.table import Column, Table
 from efface.concepts.prompts import AXES, TARGET_AXES, Axis
 from efface.csv_tables import csv_table
 from efface.errors import UserError
+from efface.eval.scores.leaderboard import AXIS_HEADS
 from efface.eval.scores.results import Summary
 from efface.files import as_path, write_atomic
 from efface.text import rich_text
@@ -162,8 +163,9 @@ def write_csv(path: str | Path, report: Stages) -> None:
 
 def rich_table(report: Stages, title: str | None = None) -> Table:
     """The rows in at most 100 columns of text; "back" is the mean relapse of the targets erased before."""
-    axes = ("forget", "indir.", "advers.", "adjac.", "retain")
-    numbers = number_columns("ERR\nmean", *axes, "reten-\ntion", "back:\nforget", "back:\nindir.", "back:\nadvers.")
+    numbers = number_columns(
+        "ERR\nmean", *AXIS_HEADS, "reten-\ntion", "back:\nforget", "back:\nindi-\nrect", "back:\nadver-\nsarial"
+    )
     found = rows(report)
     return text_table(
         [Column("", justify="right"), name_column("request", 22), *numbers],

@@ -16,6 +16,9 @@ from efface.files import as_path, write_atomic
 from efface.text import shown
 from efface.text_tables import name_column, number_columns, text_table
 
+AXIS_HEADS = ("forget", "indi-\nrect", "adver-\nsarial", "adja-\ncent", "retain")
+"""Names of the axes above narrow columns."""
+
 
 @dataclass(frozen=True)
 class LeaderboardRow:
@@ -196,20 +199,19 @@ def write_csv(path: str | Path, rows: Sequence[LeaderboardRow]) -> None:
 
 
 def rich_table(rows: Sequence[LeaderboardRow], width: int = 100) -> Table:
-    """The rows in at most `width` columns of text, at least 70; "change" is the relative L2 of all weights,
+    """The rows in at most `width` columns of text, at least 70; "relative L2" is that of all weights,
     "broken", where there are any, counts images that are no evidence; "passes" of the UNet for one image are there
     where methods differ in them. "shown" are the two axes before it on concepts that methods may see.
 
     Below 100 columns the interval, the seconds, the passes and what was shown are left out, which the CSV always has.
     """
     full_width = width >= 100
-    axes = ("forget", "indir.", "advers.", "adjac.", "retain")
-    interval, seconds = (("95 %\ninterval",), ("sec.",)) if full_width else ((), ())
+    interval, seconds = (("95 %\ninterval",), ("sec-\nonds",)) if full_width else ((), ())
     broken = ("bro-\nken",) if any(row.broken for row in rows) else ()
-    of_shown = ("adjac.\nshown", "retain\nshown") if full_width and shows_some(rows) else ()
+    of_shown = ("adja-\ncent\nshown", "retain\nshown") if full_width and shows_some(rows) else ()
     passes = ("pas-\nses",) if full_width and len({row.passes_per_image for row in rows} - {None}) > 1 else ()
-    scores = (*axes, *of_shown, "ERR\nmean", *interval, "ERR of\nmeans")
-    numbers = number_columns("n", *scores, "change\nrel. L2", *seconds, *passes, *broken)
+    scores = (*AXIS_HEADS, *of_shown, "ERR\nmean", *interval, "ERR of\nmeans")
+    numbers = number_columns("n", *scores, "rela-\ntive L2", *seconds, *passes, *broken)
     lines = [
         (
             row.method,

@@ -107,6 +107,8 @@ def _own(source: str) -> "tuple[Path, Delta]":
     try:
         return path, Delta.load(path)
     except UserError as error:
+        if path.suffix == ".safetensors" and not path.exists():
+            raise  # and is hardly a model of somebody else's
         hint = "a model that somebody else edited is judged with --concept, which says what it should have forgotten"
         raise UserError(f"{error}; {hint}") from None
 

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -49,6 +50,10 @@ class TableScores:
     curves: dict[str, dict[str, dict[float, float]]] = field(default_factory=dict)
     """By label, see `threshold_curve`, where that was asked for."""
 
+    def __repr__(self) -> str:
+        """Short, without the concepts."""
+        return f"<TableScores: ERR of {', '.join(f'{label}: {of.err_mean:.3f}' for label, of in self.methods.items())}>"
+
     def _repr_html_(self) -> str:
         """As a notebook shows it: a line for each method and concept."""
         from efface.concepts.prompts import AXES
@@ -71,8 +76,7 @@ def run(options: ScoreOptions) -> TableScores:
     from efface.eval.scores.threshold_curve import threshold_curve
     from efface.files import as_path
 
-    path = as_path(options.table)
-    rows = read_table(path / "table.parquet" if (path / "table.parquet").is_file() else path)
+    rows = read_table(_table(as_path(options.table)))
     every = labels = sorted(set(rows["method"].unique().to_pylist()) - {BASE}) or [BASE]
     if options.method:
         labels = list(dict.fromkeys(label for label in (options.method, options.against) if label))
@@ -91,6 +95,20 @@ def run(options: ScoreOptions) -> TableScores:
     to_others = differences(compared, options.against)
     found = {label: to_others[label] for label in labels if label in to_others}
     return TableScores(scores, found, options.method, corrected, curves)
+
+
+def _table(path: Path) -> Path:
+    """The image table of a run folder, or what else was named. Raises UserError for a run that has none yet."""
+    from efface.cluster.storage.opening import check_format
+    from efface.cluster.storage.run_folder import RunFolder
+    from efface.cluster.unfinished_run import not_finished
+
+    folder = RunFolder(path)
+    if folder.table.is_file():
+        return folder.table
+    if path.is_dir() and check_format(folder):
+        raise not_finished(folder)
+    return path
 
 
 def _chosen(options: ScoreOptions, rows: "pa.Table", label: str) -> "pa.Table":

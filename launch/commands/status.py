@@ -13,6 +13,7 @@ from efface.files import as_path
 from efface.launch.arguments.options import RunFolderArgument
 from efface.launch.command import Command
 from efface.launch.terminal.tables import print_line
+from efface.text import count_of
 
 if TYPE_CHECKING:
     from efface.cluster.run_summary import RunSummary
@@ -42,7 +43,8 @@ class LaunchState:
 class StatusReport:
     """How far a run is.
 
-    folder: as it was typed; summary: counts and failures; driver: who works on it; running: what its workers do now.
+    folder: as it was typed; summary: counts and failures; driver: who works on it; running: what its workers do now;
+    trains: whether it makes its models, and was not given them.
     """
 
     folder: str
@@ -50,6 +52,7 @@ class StatusReport:
     driver: str | None
     running: list[str]
     launched: list[LaunchState]
+    trains: bool = True
 
     def as_json(self) -> dict[str, Any]:
         launched = [[launch.job, launch.id, launch.state] for launch in self.launched]
@@ -61,6 +64,7 @@ def run(options: StatusOptions) -> StatusReport:
     from efface.cluster.run import reopen_run
     from efface.cluster.run_summary import summarize
     from efface.cluster.storage.lease import active_driver
+    from efface.cluster.stored_plan import is_campaign
     from efface.launch.clusters.cluster_profile import read_profile
     from efface.launch.clusters.launch_record import launch_states
     from efface.launch.terminal.event_text import running_task_lines
@@ -74,6 +78,7 @@ def run(options: StatusOptions) -> StatusReport:
         driver=driver,
         running=running_task_lines(opened) if driver else [],
         launched=[LaunchState(*row) for row in launch_states(opened.folder.root, profile)],
+        trains=is_campaign(opened.folder),
     )
 
 
@@ -84,7 +89,8 @@ def show(report: StatusReport) -> None:
     failed = f", {jobs.failed} failed" if jobs.failed else ""
     blocked = f", {jobs.blocked} wait for a failed one" if jobs.blocked else ""
     images = "".join(f", images {kind.done}/{kind.all}" for kind in summary.tasks.values() if kind.unit == "image")
-    print_line(f"{summary.campaign}: jobs {jobs.done}/{jobs.all}{failed}{blocked}{images}")
+    models = f"jobs {jobs.done}/{jobs.all}" if report.trains else f"{count_of(jobs.all, 'delta')} to judge"
+    print_line(f"{summary.campaign}: {models}{failed}{blocked}{images}")
     print_line(f"  {report.driver} is at work" if report.driver else "  nobody is at work on it")
     for line in report.running:
         print_line(f"  {line}")

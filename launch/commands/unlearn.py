@@ -95,6 +95,13 @@ class Unlearned:
     seconds: float
     weight_change: "WeightChange"
 
+    def __repr__(self) -> str:
+        """Short, without the weight change of each layer."""
+        forgets = ", ".join((*self.previously_erased, *self.request))
+        return (
+            f"<Unlearned {forgets} by {self.method}: {self.path}, relative L2 {self.weight_change.all.relative_l2:.3e}>"
+        )
+
     def _repr_html_(self) -> str:
         """As a notebook shows it."""
         change = self.weight_change.all

@@ -36,6 +36,8 @@ PARTS = {
     "text_encoder": ("CLIPTextModel",),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
+RUN_SIGN = "run.json"
+"""A file that a run folder has (`cluster/storage/paths.py`)."""
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts of a pipeline that have no say in what it makes from text."""
 TRICKS = (
@@ -209,6 +211,8 @@ def check_folder(folder: Path) -> None:
         raise UserError(
             f"{folder}: is no diffusers folder; name the file in it, {shown(files[0])}, if that is the base"
         )
+    if (folder / RUN_SIGN).is_file():
+        raise UserError(f"{folder}: is the folder of a run and no base; `efface.score` and `efface score` read it")
     raise UserError(f"{folder}: has no folder 'unet', so it is no diffusers folder of a Stable Diffusion")
 
 

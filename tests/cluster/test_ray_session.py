@@ -267,3 +267,21 @@ def test_ctrl_c_ends_the_wait_for_a_ray_that_does_not_answer(server: Callable[[b
         process.send_signal(signal.SIGINT)
         process.wait(timeout=60)
         assert time.monotonic() - start < 10
+
+
+def test_a_ray_that_does_not_come_up_is_one_sentence_and_may_be_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where its processes take too long Ray raises the class Exception itself."""
+    import ray
+
+    def too_slow(*_: Any, **__: Any) -> None:
+        raise Exception("The current node timed out during startup.\nThis could happen because …")
+
+    stopped = []
+    monkeypatch.setattr(ray, "init", too_slow)
+    monkeypatch.setattr(ray, "shutdown", lambda: stopped.append(True))
+    with pytest.raises(UserError, match="--workers 0") as refused:
+        init_ray(None, 1, str(tmp_path))
+    assert refused.value.exit_code == 75 and "\n" not in str(refused.value) and stopped
+    assert "The current node timed out during startup." in str(refused.value)

@@ -3,6 +3,7 @@
 import io
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,15 +84,31 @@ def test_a_fast_closed_form_says_nothing_of_the_trainings_and_images_to_come(
     assert seen.time_left.seconds([]) == WHOLE - 5
 
 
-def test_what_tasks_really_take_corrects_the_rest_of_their_kind_and_method(
-    made: Plan, tmp_path: Path, clock: Steady
-) -> None:
+def test_what_images_really_take_corrects_all_that_are_left(made: Plan, tmp_path: Path, clock: Steady) -> None:
     seen, base = display(made, tmp_path), made.models[0]
     first = made.shards[base.id][0]
     seen.started(0, first)
-    clock.now += 30  # 10 by the rates: the base's other 9 images take three times as long too
+    clock.now += 30  # 10 by the rates: all other images, those of the trial too, take three times as long
     seen.ended(0, first, Outcome.done(), will_retry=False)
-    assert seen.time_left.seconds([]) == WHOLE - 10 + 2 * 9 * 2
+    assert seen.time_left.seconds([]) == WHOLE - 10 + 2 * (9 + 28 + 8) * 2
+
+
+def test_images_of_one_model_correct_those_of_models_of_which_none_is_done(made: Plan) -> None:
+    """The base's took three times what the rates say: of 28 s for 14 images of another model 84 are left."""
+    base, uce = (made.shards[model.id] for model in made.models[:2])
+    left = TimeLeft([*base, *uce], {shard.id: 2.0 * shard.size for shard in (*base, *uce)}, 1)
+    for shard in base:
+        left.ended(shard, 6.0 * shard.size)
+    assert left.seconds([]) == 84
+    assert left.seconds([UnderWay(uce[0], 10.0)]) == 74
+
+
+def test_a_calibration_that_took_longer_corrects_the_images_to_come(made: Plan) -> None:
+    (calibration,), base = made.calibrations, made.shards[made.models[0].id]
+    left = TimeLeft([calibration, *base], {calibration.id: 16.0, **{shard.id: 2.0 * shard.size for shard in base}}, 1)
+    assert left.seconds([]) == 16 + 28
+    left.ended(calibration, 40.0)  # 2.5 times as long
+    assert left.seconds([]) == 70
 
 
 def test_the_task_under_way_counts_as_far_as_it_is_and_no_further_than_it_was_expected(made: Plan) -> None:
@@ -178,7 +195,7 @@ def test_inside_a_shard_images_are_counted_and_the_rest_goes_by_their_rate(
     seen.look()
     assert "judging 3/42 images (0.2/s)" in seen.line()
     assert seen.line().endswith("; judging the base, shard 0, image 3 of 5")
-    assert "about 0:03:11 left" in seen.line()  # WHOLE - 14 * 2 + (14 - 3) * 4
+    assert "about 0:04:23 left" in seen.line()  # WHOLE - (42 + 8) * 2 + (42 - 3 + 8) * 4
     seen.ended(0, shard, Outcome.done(), will_retry=False)
     assert "judging 5/42 images," in seen.line()
 
@@ -254,3 +271,17 @@ def test_a_log_has_its_first_line_within_seconds(made: Plan, tmp_path: Path, mon
                 break
             time.sleep(0.01)
         assert seen.console.file.getvalue().count("training 0/2 jobs") == 1  # type: ignore[attr-defined]
+
+
+def test_an_evaluation_of_deltas_counts_no_training(made: Plan, tmp_path: Path, clock: Steady) -> None:
+    evaluation, campaign = RunFolder(tmp_path / "evaluation"), RunFolder(tmp_path / "campaign")
+    evaluation.root.mkdir()
+    evaluation.evaluation.write_text("{}")
+    every = RemainingTasks.everything(made)
+    trained = replace(every, tasks=[task for task in every.tasks if task not in made.trainings])
+    shown = {
+        folder.root.name: Display(made, trained, 1, Console(file=io.StringIO()), folder, KNOWN).line()
+        for folder in (evaluation, campaign)
+    }
+    assert "training 2/2 jobs" in shown["campaign"] and "judging 0/42 images" in shown["campaign"]
+    assert "training" not in shown["evaluation"] and "judging 0/42 images" in shown["evaluation"]

@@ -216,3 +216,12 @@ def test_the_page_can_be_gone_through_by_keyboard(page: "Page") -> None:
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.tagName + (document.activeElement.name || '')"))
     assert {"BUTTON", "INPUT", "SUMMARY", "SELECTconcept", "SELECTmethod"} <= reached
+
+
+def test_a_table_that_is_cut_off_says_that_it_can_be_scrolled(browser: Any, tmp_path: Path) -> None:
+    write_report([run_content()], tmp_path / "report.html")
+    for width, is_cut in ((600, "true"), (2400, "false")):
+        with opened_page(browser, tmp_path / "report.html", width=width) as page:
+            page.add_style_tag(content="main { max-width: none !important; }")
+            cut = "document.querySelector('.scroll').hasAttribute('data-wide')"
+            page.wait_for_function(f"{cut} === {is_cut}")

@@ -417,3 +417,37 @@ def test_thumbnails_shrink_to_fit_and_the_most_important_are_kept() -> None:
     kept = list(sprites.positions)
     assert 0 < len(kept) < len(wanted) and kept == wanted[: len(kept)]
     assert sprites.left_out == len(wanted) - len(kept)
+
+
+def test_with_one_method_there_is_no_difference_to_show() -> None:
+    content = run_content()
+    (base, best, _) = content.rows
+    alone = replace(content, rows=(base, replace(best, difference=None)))
+    columns = [Page(report_html([run], "title")).tables[0][0] for run in (content, alone)]
+    assert "difference to the best" in columns[0]
+    assert columns[1] == [name for name in columns[0] if name != "difference to the best"]
+    cells = Page(report_html([alone], "title")).tables[0][2]
+    assert len(cells) == len(columns[1]) and dict(zip(columns[1], cells, strict=True))["ERR of means"] != ""
+
+
+def test_a_logarithmic_scale_is_said_to_be_one_and_groups_of_weights_are_explained() -> None:
+    drawn = {figure.id: figure for figure in figures(run_content())}
+    for figure in drawn.values():
+        for axis in ("xaxis", "yaxis"):
+            of = figure.plot["layout"][axis]
+            assert of.get("type") != "log" or "logarithmic" in of["title"]["text"]
+    assert drawn["groups"].plot["layout"]["yaxis"]["type"] == "log"
+    assert "xattn: cross-attention" in drawn["groups"].note
+    assert drawn["groups"].note in html.unescape(report_html([run_content()], "title"))
+
+
+def test_a_run_that_is_called_like_its_folder_is_named_once() -> None:
+    headings = [
+        re.search(r"<h2[^>]*>(.*?)</h2>", report_html([run_content(path=path)], "title"), re.S)
+        for path in ("made-up", "elsewhere")
+    ]
+    texts = [re.sub(r"<[^>]*>", "", found[1]) for found in headings if found]
+    assert texts == ["made-up", "made-up elsewhere"]
+    assert "4 trained models" in report_html([run_content()], "title")
+    one = replace(run_content(), models=run_content().models[:1])
+    assert "1 trained model<" in report_html([one], "title")

@@ -47,6 +47,14 @@ def test_evaluate_takes_what_unlearn_gives_and_score_agrees(base: str, folder: P
     shown = judged._repr_html_()
     assert f"<td>{row.err_mean:.3f}</td>" in shown and '<img alt="cat" src="data:image/webp;base64,' in shown
     assert f"<td>{scores.methods['uce'].concepts['cat']['err']:.3f}</td>" in scores._repr_html_()
+    for result in (edited, judged, scores):
+        assert len(repr(result)) < 150 and " at 0x" not in repr(result) and type(result).__name__ in repr(result)
+    assert f"uce: {row.err_mean:.3f}" in repr(judged) and f"uce: {row.err_mean:.3f}" in repr(scores)
+    with pytest.raises(UserError, match="run: is the folder of a run and no base"):
+        efface.load("run")
+    judged.folder.request_stop()  # as if it had been stopped once
+    efface.evaluate(edited, base=base, images_per_prompt=1, out="run", device="cpu")
+    assert judged.folder.stop_request() is None
 
 
 def test_a_pipeline_is_diffusers_own_with_the_edited_weights(base: str, folder: Path) -> None:
@@ -72,6 +80,11 @@ def test_mistakes_are_one_sentence(base: str, folder: Path) -> None:
         efface.unlearn("ecd", "cat", base=base)
     with pytest.raises(AttributeError, match="has no attribute 'learn'"):
         _ = efface.learn
+
+
+def test_dir_shows_what_there_is() -> None:
+    assert {"unlearn", "evaluate", "score", "load", "pipeline"} <= set(dir(efface))
+    assert not {"importlib", "Any", "API"} & set(dir(efface))
 
 
 def test_importing_efface_imports_nothing_heavy() -> None:

@@ -95,7 +95,7 @@ def test_a_board_takes_several_runs_and_what_was_evaluated_too(
     evaluated = tmp_path / "evaluated"
     options = ("--base", base, "--images-per-prompt", 1, "--workers", 0, "--out", evaluated)
     assert efface("evaluate", delta, *options).code == 0
-    assert "jobs 1/1" in efface("status", evaluated).out and efface("logs", evaluated).code == 0
+    assert "1 delta to judge, images " in efface("status", evaluated).out and efface("logs", evaluated).code == 0
     with served(run, evaluated) as address:
         first, second = json.loads(get(address, "/status.json")[1])["runs"]
         assert [one["summary"]["tasks"]["judging"]["left"] for one in (first, second)] == [0, 0]

@@ -119,6 +119,12 @@
   });
   named();
 
+  // A table that is cut off says so.
+  const widths = new ResizeObserver((entries) => {
+    for (const { target } of entries) target.toggleAttribute("data-wide", target.scrollWidth > target.clientWidth + 1);
+  });
+  document.querySelectorAll(".scroll").forEach((table) => widths.observe(table));
+
   // Images: rows of questions, columns of models. A sprite becomes a rule of the style sheet when it is first needed.
   const sheet = document.head.appendChild(document.createElement("style")).sheet;
   const spriteClass = (id) => {

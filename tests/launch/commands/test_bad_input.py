@@ -110,6 +110,11 @@ def test_evaluate(mistake: str, efface: RunEfface, base: str, finished: Path) ->
         assert "was made from base 'tiny'" in error_message and "not from 'miniature'" in error_message
 
 
+def test_a_delta_file_that_is_not_there_is_said_in_few_words(efface: RunEfface, base: str) -> None:
+    message = efface("evaluate", "nothere.safetensors", "--base", base).error_message
+    assert message == "nothere.safetensors: no such file"
+
+
 def test_a_table_to_score(efface: RunEfface, tmp_path: Path, finished: Path) -> None:
     (tmp_path / "text").write_text("no table")
     (tmp_path / "empty").mkdir()

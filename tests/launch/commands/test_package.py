@@ -3,6 +3,7 @@
 import csv
 import importlib.metadata
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,12 +24,17 @@ from tiny_campaign import campaign_dict, write_yaml
 
 from efface import __version__
 from efface.cluster.campaign.planner import plan_campaign
-from efface.cluster.campaign.spec import read_campaign
-from efface.cluster.package.environment import requirements, source_of
-from efface.models.base import load_base
+from efface.cluster.campaign.spec import DeltaEvaluation, read_campaign
+from efface.cluster.package.commands import unlearn_command
+from efface.cluster.package.environment import requirements, source_of_code
+from efface.concepts.concept import load_concept_set
+from efface.launch.arguments.job_request import read_request
+from efface.launch.arguments.key_values import parse_key_values
+from efface.models.base import base_id, load_base, read_base
 from efface.models.delta import Delta
 from efface.models.recipe import Recipe
 from efface.models.sampling.sampler import ImageRequest, sample
+from efface.train.job import make_job
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +86,15 @@ def test_the_environment_is_one_that_pip_can_install(package: Path) -> None:
 class Installed(importlib.metadata.Distribution):
     """A distribution with this metadata."""
 
-    def __init__(self, name: str, version: str, origin: object = None) -> None:
+    def __init__(self, name: str, version: str, origin: object = None, site: Path = Path("/site-packages")) -> None:
+        self.site = site
         self.texts = {"METADATA": f"Name: {name}\nVersion: {version}\n", "direct_url.json": json.dumps(origin)}
 
     def read_text(self, filename: str) -> str | None:
         return self.texts.get(filename)
 
     def locate_file(self, path: object) -> SimplePath:
-        raise NotImplementedError
+        return self.site / str(path)
 
 
 def test_what_no_index_has_is_left_out_of_what_pip_reads_or_named_by_its_commit() -> None:
@@ -121,23 +128,29 @@ def test_of_two_of_one_name_the_first_counts_which_python_imports() -> None:
     assert lines == ["importlib_metadata==10.2.0"]
 
 
-def test_the_source_is_a_commit_or_a_wheel_and_never_a_path_of_this_machine(tmp_path: Path) -> None:
-    folder = tmp_path / "checkout"
-    folder.mkdir()
-    origin = {"url": folder.as_uri(), "dir_info": {"editable": True}}
-    assert source_of(Installed("efface", "0.1.0", origin)) == "efface 0.1.0, installed from a folder"
-    git = ["git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@example.org"]
-    (folder / "a.py").write_text("1")
-    for arguments in (["init", "-q"], ["add", "a.py"], ["commit", "-qm", "first"]):
+def test_the_source_is_of_the_code_that_runs_and_never_a_path_of_this_machine(tmp_path: Path) -> None:
+    """Whatever else is installed: a commit, what pip had it from, or unknown."""
+    code = tmp_path / "checkout" / "efface"
+    code.mkdir(parents=True)
+    elsewhere = {"url": (tmp_path / "other").as_uri(), "dir_info": {"editable": True}}
+    named = f"efface {__version__}"
+    other = Installed("efface", "0.0.1", elsewhere)
+    assert source_of_code(code, other) == source_of_code(code, None) == f"{named}, commit unknown"
+    git = ["git", "-C", str(code.parent), "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    (code / "a.py").write_text("1")
+    for arguments in (["init", "-q"], ["add", "efface"], ["commit", "-qm", "first"]):
         subprocess.run([*git, *arguments], check=True)
-    commit = next((folder / ".git" / "refs" / "heads").iterdir()).read_text().strip()
-    assert source_of(Installed("efface", "0.1.0", origin)) == f"efface 0.1.0, commit {commit}"
-    (folder / "a.py").write_text("2")
-    assert source_of(Installed("efface", "0.1.0", origin)) == f"efface 0.1.0, commit {commit} with changes"
+    commit = next((code.parent / ".git" / "refs" / "heads").iterdir()).read_text().strip()
+    assert source_of_code(code, other) == f"{named}, commit {commit}"
+    (code / "a.py").write_text("2")
+    assert source_of_code(code, other) == f"{named}, commit {commit} with changes"
+    site = tmp_path / "site-packages"
     wheel = {"url": "file:///home/me/efface-0.1.0-py3-none-any.whl", "archive_info": {"hash": "sha256=ab"}}
-    expected = "efface 0.1.0, installed from efface-0.1.0-py3-none-any.whl (SHA-256 ab)"
-    assert source_of(Installed("efface", "0.1.0", wheel)) == expected
-    assert source_of(Installed("efface", "0.1.0")) == "efface 0.1.0"
+    expected = f"{named}, installed from efface-0.1.0-py3-none-any.whl (SHA-256 ab)"
+    assert source_of_code(site / "efface", Installed("efface", "0.1.0", wheel, site)) == expected
+    vcs = {"url": "https://host.example/efface.git", "vcs_info": {"vcs": "git", "commit_id": "c0ffee"}}
+    from_git = source_of_code(site / "efface", Installed("efface", "0.1.0", vcs, site))
+    assert from_git == f"{named}, commit git+https://host.example/efface.git@c0ffee"
 
 
 def test_what_is_missing_of_a_run_is_said_where_it_is_packaged(
@@ -258,11 +271,49 @@ def test_a_delta_that_was_judged_by_itself_is_packaged_too(
     assert judged.code == 0, judged.err
     assert efface("package", run, "--out", out, "--weights", "none").code == 0
     assert (out / "deltas" / "cat.safetensors").read_bytes() == delta.read_bytes()
-    again = next(line for line in (out / "README.md").read_text().splitlines() if line.startswith("efface evaluate"))
+    lines = (out / "README.md").read_text().splitlines()
+    again = next(line for line in lines if line.startswith("efface evaluate"))
     assert "deltas/*.safetensors" in again and "--images-per-prompt 1 --out runs/again" in again
+    assert "# uce: cat" in lines and any(line.startswith("- name: 'uce: cat'") for line in lines)
+    assert "- 1 model trained before this run, which was given the delta: neither device nor time is known" in lines
+    assert any(line.startswith("- 20 images made and judged on cpu") for line in lines)
+    made = next(line for line in lines if line.startswith("efface unlearn uce "))
+    (out / "deltas" / "cat.safetensors").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(out)
+        assert efface(*shlex.split(made)[1:]).code == 0
+    assert (out / "deltas" / "cat.safetensors").read_bytes() == delta.read_bytes()
     assert efface("verify", out, "--base", base, "--device", "cpu").code == 0
     pushed = efface("push", delta, "me/cat", "--run", run, "--base", base)
     assert pushed.code == 0 and "| cat |" in pushed.out and "It was not judged" not in pushed.out
+
+
+def test_the_command_of_a_delta_makes_its_job_again_whatever_was_set(base: str, tmp_path: Path) -> None:
+    """And there is none for what efface did not make."""
+    spec = read_base(base)
+    concepts = load_concept_set(spec.concepts)
+    settings = {"steps": 7, "learning_rate": 3e-4, "variant": "u"}
+    job = make_job(spec.name, base_id(spec), "esd", concepts, ["cat"], config=settings, seed=3)
+    command = unlearn_command(job.model_dump(mode="json"), DeltaEvaluation(base=base), "cat.safetensors")
+    assert command is not None
+    words = shlex.split(command)
+    given = dict(zip(words[3::2], words[4::2], strict=True))
+    assert words[:3] == ["efface", "unlearn", "esd"] and given["--base"] == base and given["-c"] == "cat"
+    chosen = [value for key, value in zip(words[3::2], words[4::2], strict=True) if key == "--set"]
+    assert sorted(key.partition("=")[0] for key in chosen) == sorted(settings)
+    again = read_request(
+        "esd",
+        ["cat"],
+        base=base,
+        concepts=None,
+        preset=None,
+        config=parse_key_values(chosen),
+        seed=int(given["--seed"]),
+        after=None,
+    )
+    assert again.job.id == job.id
+    foreign = {**job.model_dump(mode="json"), "method": "theirs", "config": {"weights": "ab"}}
+    assert unlearn_command(foreign, DeltaEvaluation(base=base), "cat.safetensors") is None
 
 
 @pytest.mark.parametrize(
@@ -398,5 +449,6 @@ def test_what_cannot_be_packaged_is_one_sentence(
 ) -> None:
     assert "exists already" in efface("package", finished, "--out", package).error_message
     assert "--method esd" in efface("package", finished, "--out", tmp_path / "p", "--method", "esd").error_message
+    assert "no such folder" in efface("verify", tmp_path / "nothere").error_message
     assert "--weights" in efface("package", finished, "--out", tmp_path / "p", "--weights", "int8").error_message
     assert not (tmp_path / "p").exists()
