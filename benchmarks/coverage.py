@@ -4,8 +4,8 @@ Answers with known truth (`simulated_answers.py`) are scored by the code that sc
 intervals that hold the truth, over all repetitions: 0.95 if they are what they say. `python -m benchmarks.coverage 100`
 repeats each design 100 times at each level of rates. Each is saved when it is done; with `--seconds` it stops after so
 long, and the same command goes on from there. Designs that were repeated as often or more are kept. The bootstrap's
-intervals (`bootstrap.py`) are compared on a few designs. `--table` prints the tables of docs/scores.md from the file
-(`coverage_table.py`), `--into docs/scores.md` puts them there.
+intervals (`bootstrap.py`) are compared on a few designs. `--table` prints the tables of docs/coverage.md from the file
+(`coverage_table.py`), `--into docs/coverage.md` puts them there.
 """
 
 import argparse

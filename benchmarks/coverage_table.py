@@ -1,5 +1,5 @@
-"""The tables of docs/scores.md: of each design, how often intervals held the truth at the level of rates where they did
-so least often, and where they did most often.
+"""The tables of docs/coverage.md: of each design, how often intervals held the truth at the level of rates where they
+did so least often, and where they did most often.
 
 A mean over levels would hide that one holds too little and another too much. Of several axes the least and the most
 count as well.

@@ -1,4 +1,4 @@
-"""The table of docs/scores.md hides no level of rates behind a mean, and is that of the file."""
+"""The table of docs/coverage.md hides no level of rates behind a mean, and is that of the file."""
 
 import json
 from pathlib import Path
@@ -33,8 +33,8 @@ def test_too_little_at_one_level_and_too_much_at_another_do_not_cancel() -> None
 
 
 def test_the_page_has_the_table_of_the_file(tmp_path: Path) -> None:
-    page = ROOT / "docs" / "scores.md"
-    copy = tmp_path / "scores.md"
+    page = ROOT / "docs" / "coverage.md"
+    copy = tmp_path / "coverage.md"
     copy.write_text(page.read_text(encoding="utf-8").replace("1 x 1 x 4 |", "1 x 1 x 5 |"), encoding="utf-8")
     found = json.loads((ROOT / "benchmarks" / "results" / "coverage.json").read_text())["measured"]["designs"]
     put_tables(copy, coverage_tables(found))

@@ -1,33 +1,45 @@
-"""A package of somebody else with a method, a judge, an attack and a metric, installed by pip as the docs have it.
+"""A package of somebody else with two methods, a judge, an attack and a metric, installed by pip as the docs have it.
 
 It is listed, planned, run and reported like what is built in.
 """
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from command import RunEfface
 from tiny_campaign import CONCEPTS, write_yaml
 
+from efface.concepts.concept import Concept, ConceptSet
 from efface.eval.attack import ATTACKS
 from efface.eval.judge import JUDGES
 from efface.eval.metric import METRICS
-from efface.train.method import METHODS
+from efface.models.base import Base
+from efface.train.method import METHODS, UnlearningTask
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MODULES = {
     "method": "anchor_distillation",
+    "closed_form": "rank_one",
     "judge": "colour_judge",
     "attack": "shuffle_attack",
     "metric": "changed_share",
 }
-REGISTERED = ((METHODS, "anchor-distillation"), (JUDGES, "colour"), (ATTACKS, "shuffle"), (METRICS, "changed-share"))
+REGISTERED = (
+    (METHODS, "anchor-distillation"),
+    (METHODS, "rank-one"),
+    (JUDGES, "colour"),
+    (ATTACKS, "shuffle"),
+    (METRICS, "changed-share"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +82,28 @@ def test_they_are_listed_with_their_fields(efface: RunEfface) -> None:
         assert name in efface(command).out
         (found,) = json.loads(efface(command, name, "--json").out)
         assert found["summary"] and [field["name"] for field in found["fields"]] == fields
+
+
+def test_the_closed_form_gives_the_concept_the_anchors_values_and_leaves_right_angles(tiny_base: Base) -> None:
+    """W' c = W g and W' k = W k for k at a right angle to c, in fp32; the tokens by the tokenizer alone."""
+    cat = Concept(name="cat", kind="animal", phrase="a cat", anchor="a pet")
+    task = UnlearningTask(tiny_base, (cat,), ConceptSet(name="pets", version=1, concepts=(cat,)), seed=0)
+    method: Any = METHODS.get("rank-one")
+    edited = method(method.Config()).solve(task)
+
+    def last_token(phrase: str) -> torch.Tensor:
+        ids = tiny_base.tokenizer(phrase, padding="max_length", max_length=77, return_tensors="pt")
+        with torch.no_grad():
+            return tiny_base.text_encoder(ids.input_ids).last_hidden_state[0, int(ids.attention_mask.sum()) - 2]
+
+    concept, anchor = last_token("a cat"), last_token("a pet")
+    away = torch.randn(len(concept), generator=torch.Generator().manual_seed(0))
+    away -= away.dot(concept) / concept.dot(concept) * concept
+    weights = {name: value for name, value in tiny_base.originals().items() if re.search("attn2.to_[kv]", name)}
+    assert edited.keys() == weights.keys() and not torch.allclose(concept, anchor, rtol=0.01)
+    for name, weight in weights.items():
+        torch.testing.assert_close(edited[name] @ concept, weight @ anchor, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(edited[name] @ away, weight @ away, rtol=1e-4, atol=1e-5)
 
 
 def test_a_campaign_is_planned_run_and_reported_with_all_of_them(
