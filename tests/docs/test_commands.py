@@ -46,7 +46,8 @@ HEADERS = sorted(CONFIGS.resolve().rglob("*.yaml"))
 COMMAND = typer.main.get_command(app)
 OWN = re.compile(
     r"--help|--after|--address|[A-Z]{2,}|\bC\b|…|my[_-]|mine|s3://|campaign\.yaml|"
-    r"earlier|handed-in|their-model|never-knew|i2p_benchmark|\bme/|runs/[^/ ]+/|(score|report|submit)$"
+    r"earlier|handed-in|their-model|never-knew|i2p_benchmark|\bme/|runs/[^/ ]+/|(score|report|submit)$|"
+    r"anchor-distillation|rank-one"
 )
 """What stands for a file, folder or name of the reader's own."""
 
