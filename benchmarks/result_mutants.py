@@ -83,8 +83,8 @@ RESULT_MUTANTS = (
     Mutant(
         "files of a package are not compared",
         VERIFY,
-        "if listed.get(name) != found.get(name))",
-        "if name not in listed)",
+        "if listed[name] != found.get(name)))",
+        "if name not in found))",
         f"{T_PACKAGE} -k changed",
     ),
     Mutant(

@@ -47,12 +47,14 @@ class Verification:
 
     files: int
     changed: tuple[str, ...]
-    """Files that are not as the manifest says, are missing, or are not in it."""
+    """Files that are missing, or not as the manifest says."""
+    added: tuple[str, ...]
+    """Files that the manifest does not name."""
     samples: tuple[SampleCheck, ...]
 
     @property
     def is_good(self) -> bool:
-        return not self.changed and all(check.is_same for check in self.samples)
+        return not (self.changed or self.added) and all(check.is_same for check in self.samples)
 
 
 def verify_package(
@@ -69,9 +71,10 @@ def verify_package(
     if listed is None or description is None:
         raise UserError(f"{root}: is no package, it lacks {MANIFEST if listed is None else DESCRIPTION}")
     found = manifest(root)
-    changed = sorted(name for name in listed.keys() | found.keys() if listed.get(name) != found.get(name))
-    if changed:
-        return Verification(len(found), tuple(changed), ())
+    changed = tuple(sorted(name for name in listed if listed[name] != found.get(name)))
+    added = tuple(sorted(found.keys() - listed.keys()))
+    if changed or added:
+        return Verification(len(found), changed, added, ())
     package = parse(Description, description, str(root / DESCRIPTION))
     if base is None and package.base not in list_configs("bases"):
         raise UserError(
@@ -89,7 +92,7 @@ def verify_package(
             checks.append(_check(root, model, loaded, package.recipe))
             if on_sample:
                 on_sample(checks[-1])
-    return Verification(len(found), (), tuple(checks))
+    return Verification(len(found), (), (), tuple(checks))
 
 
 def _check(root: Path, model: PackagedModel, base: Base, recipe: Recipe) -> SampleCheck:

@@ -36,6 +36,9 @@ def run(options: VerifyOptions) -> "Verification":
 def show(verification: "Verification") -> None:
     for name in verification.changed:
         print_line(f"{name}: is not as it was packaged")
+    for name in verification.added:
+        python = " (Python keeps there what it compiled)" if "__pycache__" in name.split("/") else ""
+        print_line(f"{name}: was not packaged{python}; delete it")
     for check in verification.samples:
         said = "the same to the last bit" if check.is_exact else f"differs by {check.difference:.2f} grey levels of 255"
         print_line(f"{check.model}: {said}{'' if check.is_same else ', which is not the same image'}")

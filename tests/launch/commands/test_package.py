@@ -3,6 +3,7 @@
 import csv
 import importlib.metadata
 import json
+import py_compile
 import shlex
 import shutil
 import subprocess
@@ -228,7 +229,7 @@ apply_delta(pipe, {str(package / "deltas" / "cat.safetensors")!r})
 assert all((weight == before[name]).all() for name, weight in pipe.unet.named_parameters())
 """
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-B", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     loader = (package / "load_delta.py").read_text().partition("@torch")[2].partition("if __name__")[0]
     assert sum(bool(line.strip()) for line in loader.splitlines()) <= 20
@@ -387,9 +388,13 @@ def test_a_package_is_verified_by_hashes_and_by_making_an_image_again(
 def test_a_file_that_was_changed_is_named(efface: RunEfface, copied: Path, base: str) -> None:
     (copied / "scores.csv").write_text("run,method\n")
     (copied / "extra.txt").write_text("x")
+    py_compile.compile(str(copied / "load_delta.py"))
     result = efface("verify", copied, "--base", base, "--device", "cpu")
     assert result.code == 1
-    assert "scores.csv: is not as it was packaged" in result.out and "extra.txt" in result.out
+    lines = result.out.splitlines()
+    assert "scores.csv: is not as it was packaged" in lines and "extra.txt: was not packaged; delete it" in lines
+    (compiled,) = (line for line in lines if line.startswith("__pycache__/load_delta"))
+    assert compiled.endswith(": was not packaged (Python keeps there what it compiled); delete it")
 
 
 def test_an_image_that_the_model_does_not_make_is_found(efface: RunEfface, copied: Path, base: str) -> None:
