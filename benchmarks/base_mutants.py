@@ -3,7 +3,7 @@
 from benchmarks.mutant import Mutant
 
 EXPORT, KINDS, LOADING = "models/export.py", "models/files/base_kinds.py", "models/loading.py"
-FINGERPRINT, WINDOW = "models/files/fingerprint.py", "concepts/text_window.py"
+FINGERPRINT, WINDOW = "models/fingerprint.py", "concepts/text_window.py"
 T_EXPORT, T_KINDS, T_WHOLE, T_FINGERPRINT = (
     f"tests/models/test_{name}.py" for name in ("export", "base_kinds", "complete_components", "fingerprint")
 )

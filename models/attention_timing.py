@@ -12,7 +12,7 @@ from torch import Tensor
 
 from efface.errors import UserError
 from efface.files import content_id, write_json
-from efface.models.files.fingerprint import cache_folder
+from efface.models.fingerprint import cache_folder
 
 BATCH_SIZE = 8
 """Images in a timed batch."""

@@ -22,8 +22,8 @@ from efface.models.family import FAMILIES
 from efface.models.files.base_kinds import check_folder
 from efface.models.files.component_configs import read_json
 from efface.models.files.component_files import SINGLE_FILE, Parts, config_files, file_parts, folder_parts, shape_parts
-from efface.models.files.fingerprint import fingerprint
 from efface.models.files.model_files import CONFIG_FILES, DIFFUSERS_FILES, NotCached, locate
+from efface.models.fingerprint import fingerprint
 from efface.models.recipe import load_recipe
 from efface.notebook_tables import html_table
 

@@ -18,7 +18,7 @@ from efface.cluster.tasks.task import RateUse, Task
 from efface.config_files import StrictModel, find_config, list_configs, read_config
 from efface.errors import UserError
 from efface.files import file_stem
-from efface.models.files.fingerprint import cache_folder
+from efface.models.fingerprint import cache_folder
 
 Precision = Literal["fp32", "bf16"]
 Positive = Annotated[float, Field(gt=0)]

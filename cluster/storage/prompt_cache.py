@@ -15,7 +15,7 @@ from efface.config_files import StrictModel, parse
 from efface.errors import UserError
 from efface.eval.attacking.found_prompts import FoundPrompts
 from efface.files import write_json
-from efface.models.files.fingerprint import cache_folder
+from efface.models.fingerprint import cache_folder
 from efface.plain_files import read_plain
 
 PromptTask = PromptSearch | PromptCheck

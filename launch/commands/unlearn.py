@@ -193,7 +193,7 @@ def _train(options: UnlearnOptions, request: JobRequest, training_options: "Trai
     from efface.launch.arguments.device import resolve_device
     from efface.launch.terminal.tables import console
     from efface.models.base import load_base
-    from efface.models.files.fingerprint import cache_folder
+    from efface.models.fingerprint import cache_folder
     from efface.train.job import is_result
     from efface.train.run_job import run_job
 
@@ -248,8 +248,8 @@ def _write_torchrun_job(
     out: Path,
     inputs: Mapping[str, str | Path | None],
 ) -> TorchrunJobFile:
-    from efface.models.files.fingerprint import cache_folder
     from efface.models.files.hub import find_delta
+    from efface.models.fingerprint import cache_folder
     from efface.train.torchrun import TorchrunJob, check_results, is_torchrun_job
 
     check_output(

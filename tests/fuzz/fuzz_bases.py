@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from efface.models.base import base_id, load_base, read_base
 from efface.models.files.component_files import Parts
-from efface.models.files.fingerprint import fingerprint
 from efface.models.files.safetensors_headers import BITS
 from efface.models.files.weights_file import read_checkpoint
+from efface.models.fingerprint import fingerprint
 from efface.models.loading import random_components
 
 TENSORS = {

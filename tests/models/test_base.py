@@ -28,7 +28,7 @@ def raised(base: Base, name: str, by: float) -> Delta:
 
 def test_what_a_base_is_can_be_read_without_torch() -> None:
     code = (
-        "import sys; from efface.models import base, recipe; from efface.models.files import fingerprint, model_files;"
+        "import sys; from efface.models import base, fingerprint, recipe; from efface.models.files import model_files;"
         "base.read_base('sd-v1-4');"
         "[base.base_id(base.read_base(name)) for name in ('sd-v1-4-random', 'miniature')];"
         "assert 'torch' not in sys.modules"

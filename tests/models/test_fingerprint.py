@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from efface.errors import UserError
+from efface.models import fingerprint as module
 from efface.models.base import base_id, load_base, read_base
-from efface.models.files import fingerprint as module
 from efface.models.files.component_files import Parts, folder_parts
-from efface.models.files.fingerprint import fingerprint
+from efface.models.fingerprint import fingerprint
 
 UNET = Path("unet") / "diffusion_pytorch_model.safetensors"
 

@@ -16,7 +16,7 @@ from efface.errors import UserError
 from efface.files import content_id, write_json
 from efface.models.base import Base
 from efface.models.conditioning import Conditioning
-from efface.models.files.fingerprint import cache_folder
+from efface.models.fingerprint import cache_folder
 from efface.models.shapes import ModelShapes
 from efface.models.text.text_encoding import encode_prompts, token_ids
 from efface.train.method import GradientMethod
