@@ -8,6 +8,7 @@ and scored beside the first: intervals are those of `efface score`. "speedup" is
 """
 
 import argparse
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -63,9 +64,9 @@ def measure(names: list[str], shared: list[int]) -> dict[str, Any]:
     base, concepts = load_base("miniature", "cpu"), load_concept_set("miniature")
     seconds, scores = dict[int, float](), dict[str, Scores]()
     for steps in shared:
-        asked = jobs(base, concepts, names, steps)
-        seconds[steps], deltas = timed(lambda asked=asked: one_by_one(asked, base, concepts), base.device)  # type: ignore[misc]
-        scores[str(steps)] = scored(base, concepts, asked, deltas, str(steps))
+        trained = jobs(base, concepts, names, steps)
+        seconds[steps], deltas = timed(partial(one_by_one, trained, base, concepts), base.device)
+        scores[str(steps)] = scored(base, concepts, trained, deltas, str(steps))
     first = str(shared[0])
     apart = differences(scores, first)
     rows = [
