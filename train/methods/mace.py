@@ -155,15 +155,16 @@ class MACE(GradientMethod):
         return self.adapters.parameters()
 
     def saved(self, student: Denoiser) -> dict[str, Tensor]:
-        fused = {}
         moments = [data.sentences.moment() for data in self.data]
         everything = torch.stack(moments).sum(dim=0)
+        keys, price, fused = self.kept + everything, self.config.ridge, {}
+        # what is kept has the original values and all sentences the refined ones: of every layer, one map of the keys
+        transform = ridge_solve(self.transform, Statistics(self.kept + self.transform @ everything, keys), price)
         for name, original in self.originals.items():
-            refined = original @ self.transform
-            values = original @ self.kept + refined @ everything
-            for moment, (up, down) in zip(moments, self.adapters.factors(name), strict=True):
-                values += up @ (down @ moment)
-            fused[name] = ridge_solve(refined, Statistics(values, self.kept + everything), self.config.ridge).float()
+            ups, downs = zip(*self.adapters.factors(name), strict=True)
+            seen = torch.cat([down @ moment for down, moment in zip(downs, moments, strict=True)])
+            learnt = ridge_solve(torch.zeros_like(seen), Statistics(seen, keys), price)
+            fused[name] = (original @ transform + torch.cat(ups, dim=1) @ learnt).float()
         return fused
 
     def _data(self, task: UnlearningTask, concept: Concept) -> Data:

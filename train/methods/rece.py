@@ -27,7 +27,6 @@ from torch import Tensor
 
 from efface.models.parameter_groups import select
 from efface.train.closed_form import Statistics, key_statistics, ridge_solve
-from efface.train.data.concept_keys import encode
 from efface.train.method import UnlearningTask, register
 from efface.train.methods.uce import UCE, UCEConfig
 
@@ -63,10 +62,12 @@ class RECE(UCE):
     def solve(self, task: UnlearningTask) -> dict[str, Tensor]:
         config, weights = self.config, select(task.base, self.group)
         gram = sum((weight.double().T @ weight.double() for weight in weights.values()), start=torch.zeros(()))
-        statistics = self.statistics(task)
+        encoded = self.encoded(task, "")
         identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        transform = ridge_solve(identity, statistics, config.ridge)
-        pairs, kept = self.prompts(task)
+        transform = self.transform(self.sums(*self.embedded(task, encoded)))
+        whole = {prompt: found.embedding.double() for prompt, found in encoded.items()}
+        pairs = [(whole[prompt], whole[guide]) for prompt, guide in self.edits(task)]
+        kept = [whole[prompt] for prompt in dict.fromkeys(["", *self.preserved(task)])]
         for _ in range(config.epochs):
             attack = attack_map(gram, transform, config.attack_ridge)
             parts = [
@@ -75,14 +76,6 @@ class RECE(UCE):
             refined: Statistics = sum(parts[1:], start=parts[0])
             transform = transform @ ridge_solve(identity, refined, config.refine_ridge)
         return {name: (weight.double() @ transform).float() for name, weight in weights.items()}
-
-    def prompts(self, task: UnlearningTask) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
-        """Whole embeddings (77, d), fp64: of every edit's prompt and guide, and of what is preserved."""
-        pairs = self.edits(task)
-        kept = list(dict.fromkeys(["", *self.preserved(task)]))
-        encoded = encode(task.base, [*(prompt for pair in pairs for prompt in pair), *kept], self.config.empty_prompt)
-        whole = {prompt: found.embedding.double() for prompt, found in encoded.items()}
-        return [(whole[prompt], whole[guide]) for prompt, guide in pairs], [whole[prompt] for prompt in kept]
 
 
 def attack_map(gram: Tensor, transform: Tensor, ridge: float) -> Tensor:

@@ -86,7 +86,7 @@ class UCE(ClosedFormMethod):
     def solve(self, task: UnlearningTask) -> dict[str, Tensor]:
         if self.config.debias:
             return self.debiased(task, self.config.debias)
-        edits, preserved = self.embedded(task)
+        edits, preserved = self.embedded(task, self.encoded(task))
         if self.config.technique == "replace":
             return self.replaced(task, edits, preserved)
         weights, solved = select(task.base, self.group), {}
@@ -147,7 +147,7 @@ class UCE(ClosedFormMethod):
 
     def statistics(self, task: UnlearningTask) -> Statistics:
         """Sums over all edited and preserved embeddings, values being embeddings too: (d, d) each, fp64."""
-        return self.sums(*self.embedded(task))
+        return self.sums(*self.embedded(task, self.encoded(task)))
 
     def sums(self, edits: list[tuple[Tensor, Tensor]], preserved: list[Tensor]) -> Statistics:
         """The statistics of keys with their values, (n, d) each, and of preserved keys."""
@@ -158,15 +158,19 @@ class UCE(ClosedFormMethod):
         parts += [key_statistics(keys, keys, preserve_scale) for keys in preserved]
         return sum(parts[1:], start=parts[0])
 
-    def embedded(self, task: UnlearningTask) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
+    def encoded(self, task: UnlearningTask, *more: str) -> dict[str, Encoded]:
+        """All edited and preserved prompts, the guides and `more` after the text encoder, by their texts."""
+        texts = [*(prompt for pair in self.edits(task) for prompt in pair), *self.preserved(task), *more]
+        return encode(task.base, texts, self.config.empty_prompt)
+
+    def embedded(
+        self, task: UnlearningTask, encoded: dict[str, Encoded]
+    ) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
         """Keys and guides, (n, d) each, of every edit, and the keys of every preserved prompt."""
-        tokens, pairs = self.config.tokens, self.edits(task)
-        kept = self.preserved(task)
-        texts = [*(prompt for pair in pairs for prompt in pair), *kept]
-        encoded = encode(task.base, texts, self.config.empty_prompt)
+        pairs = [(encoded[prompt], encoded[guide]) for prompt, guide in self.edits(task)]
         return (
-            [aligned(encoded[prompt], encoded[guide], tokens) for prompt, guide in pairs],
-            self.held([encoded[prompt] for prompt in kept]),
+            [aligned(prompt, guide, self.config.tokens) for prompt, guide in pairs],
+            self.held([encoded[prompt] for prompt in self.preserved(task)]),
         )
 
     def held(self, prompts: list[Encoded]) -> list[Tensor]:
