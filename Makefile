@@ -13,8 +13,12 @@ demo: venv
 # The tests start Python hundreds of times: bytecode is kept, also where the environment says otherwise.
 test slow: export PYTHONDONTWRITEBYTECODE =
 
+# A test that hangs ends its process with a traceback. pytest-xdist would wait for ever for the tests of a process that is
+# gone: the run ends there instead, and names the test.
+ENDS := -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true --max-worker-restart=0
+
 test: venv lint docs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(ENDS)
 
 slow: venv
 	@if [ $(MEMORY_KB) -ge 16777216 ]; then $(BIN)/python -m pytest -m slow; \

@@ -14,10 +14,11 @@ from typing import Any
 HEALTH = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 500,
-    "health_check_timeout_ms": 2000,
+    "health_check_timeout_ms": 20000,
     "health_check_failure_threshold": 4,
 }
-"""A dead node is noticed within seconds."""
+"""A dead node refuses connections, and is noticed within seconds. One that only starves is waited for: with the head, Ray
+would end every process that is connected to it, and so the tests, without a word."""
 
 
 class NodesOnLoopback:

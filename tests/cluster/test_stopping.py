@@ -67,8 +67,8 @@ def contents(root: Path) -> dict[str, bytes]:
 
 @pytest.fixture(autouse=True)
 def _terminal() -> Iterator[None]:
-    """A terminal that may be closed, also where the tests run under `nohup`."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    """A terminal that may be closed, also where the tests run under `nohup`; for the tests themselves it is not."""
+    before = signal.signal(signal.SIGHUP, lambda number, frame: None)
     yield
     signal.signal(signal.SIGHUP, before)
 

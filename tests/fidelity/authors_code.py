@@ -89,7 +89,7 @@ def assert_same_steps(
     at 0.5, which is 4e-4 of three steps at a rate of 5e-5: that is taken off. And Adam divides a gradient by its size,
     so one below a hundredth of the median of its step is known to 1e-4 of itself at best, as gradients are sums of
     terms that cancel, rounded at 1e-6 of the median: weights with such a gradient, 1 in 25 at most, are held
-    within 5e-2.
+    within 5e-2. The rest is within 1e-4 a step, as processors differ in the order of their sums.
     """
     longest = max(float(way.abs().max()) for way in expected.values())
     small = _with_small_gradients(trained, gradients)
@@ -102,7 +102,7 @@ def assert_same_steps(
     is_uncertain = torch.cat([small[name].flatten() for name in expected])
     assert is_uncertain.float().mean() < 0.04
     assert error.quantile(0.99) < 1e-4 and error.max() < 5e-2, error.sort(descending=True).values[:10]
-    assert beyond[~is_uncertain].max() < 1e-4, beyond[~is_uncertain].sort(descending=True).values[:10]
+    assert beyond[~is_uncertain].max() < 1e-4 * len(gradients), beyond[~is_uncertain].sort(descending=True).values[:10]
 
 
 def _spacing(value: Tensor) -> Tensor:
