@@ -8,7 +8,7 @@ import shlex
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,19 @@ from efface.text import count_of, csv_cell
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
+OnProgress = Callable[[str, int, int], None]
+"""Called with what is under way, how many of them are done and how many there are."""
+
+
 def build_package(
-    plan: Plan, folder: RunFolder, out: Path, *, method: str | None, dtypes: Sequence[str], licence: str
+    plan: Plan,
+    folder: RunFolder,
+    out: Path,
+    *,
+    method: str | None,
+    dtypes: Sequence[str],
+    licence: str,
+    on_progress: OnProgress = lambda *_: None,
 ) -> Description:
     """Write the models of one method of a run, and all that belongs to them, to the new folder `out`.
 
@@ -80,7 +91,7 @@ def build_package(
             judge=content.judge,
             licence=licence,
             problems=content.problems,
-            models=tuple(_write_models(plan, folder, content, models, unfinished, dtypes)),
+            models=tuple(_write_models(plan, folder, content, models, unfinished, dtypes, on_progress)),
         )
         _write_results(plan, folder, content, label, unfinished)
         ids = [model.id for model in models]
@@ -89,7 +100,7 @@ def build_package(
         write_json(unfinished / DESCRIPTION, description.model_dump(mode="json"))
         if not is_hook:
             shutil.copyfile(TEMPLATES / "load_delta.py", unfinished / "load_delta.py")
-        write_json(unfinished / MANIFEST, manifest(unfinished))
+        write_json(unfinished / MANIFEST, manifest(unfinished, on_progress))
         open_to_readers(unfinished)
         unfinished.rename(out)
     finally:
@@ -97,10 +108,14 @@ def build_package(
     return description
 
 
-def manifest(root: Path) -> dict[str, str]:
+def manifest(root: Path, on_progress: OnProgress = lambda *_: None) -> dict[str, str]:
     """SHA-256 of every file below `root` but the manifest, by its path there. Raises as `files_inside` does."""
-    files = files_inside(root)
-    return {name: sha256_file(path) for name, path in files.items() if name != MANIFEST}
+    files = {name: path for name, path in files_inside(root).items() if name != MANIFEST}
+    hashes = {}
+    for number, (name, path) in enumerate(files.items(), 1):
+        hashes[name] = sha256_file(path)
+        on_progress("hashes of files", number, len(files))
+    return hashes
 
 
 def _models(plan: Plan, folder: RunFolder, content: RunContent, method: str | None) -> list[Model]:
@@ -129,7 +144,13 @@ def _models(plan: Plan, folder: RunFolder, content: RunContent, method: str | No
 
 
 def _write_models(
-    plan: Plan, folder: RunFolder, content: RunContent, models: Sequence[Model], root: Path, dtypes: Sequence[str]
+    plan: Plan,
+    folder: RunFolder,
+    content: RunContent,
+    models: Sequence[Model],
+    root: Path,
+    dtypes: Sequence[str],
+    on_progress: OnProgress,
 ) -> Iterator[PackagedModel]:
     base = load_base(plan.base) if dtypes else None
     records = folder.records([task for task in plan.trainings if task.model in models])
@@ -138,7 +159,7 @@ def _write_models(
         pair for pair in content.images() if pair[0] in {sample["image_sha256"] for sample in samples.values()}
     )
     names = _names(models)
-    for model in models:
+    for number, model in enumerate(models, 1):
         delta = folder.read_delta(model)
         trained = TrainingResult.model_validate(records[model.id].facts)
         name = names[model.id]
@@ -155,6 +176,7 @@ def _write_models(
             sample = Sample(**found, file=f"samples/{name}.png")
             (root / "samples").mkdir(exist_ok=True)
             (root / sample.file).write_bytes(images[found["image_sha256"]])
+        on_progress("models", number, len(models))
         assert model.job
         yield PackagedModel(
             name=name,

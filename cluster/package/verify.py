@@ -4,14 +4,13 @@ On a machine of the kind that made it, an image is the same to the last bit; els
 the mean difference is given, in grey levels of 255.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from efface.cluster.package.build import manifest
+from efface.cluster.package.build import OnProgress, manifest
 from efface.cluster.package.description import DESCRIPTION, MANIFEST, Description, PackagedModel
 from efface.cluster.storage.records import read_json
 from efface.config_files import list_configs, parse
@@ -58,7 +57,7 @@ class Verification:
 
 
 def verify_package(
-    root: Path, base: str | None = None, device: str = "cpu", on_sample: Callable[[SampleCheck], None] | None = None
+    root: Path, base: str | None = None, device: str = "cpu", on_progress: OnProgress = lambda *_: None
 ) -> Verification:
     """Raises UserError where `root` is no package, or the base is not the one that it was made from.
 
@@ -70,7 +69,7 @@ def verify_package(
     listed, description = read_json(root, MANIFEST), read_json(root, DESCRIPTION)
     if listed is None or description is None:
         raise UserError(f"{root}: is no package, it lacks {MANIFEST if listed is None else DESCRIPTION}")
-    found = manifest(root)
+    found = manifest(root, on_progress)
     changed = tuple(sorted(name for name in listed if listed[name] != found.get(name)))
     added = tuple(sorted(found.keys() - listed.keys()))
     if changed or added:
@@ -86,12 +85,10 @@ def verify_package(
             f"base '{loaded.spec.name}' ({loaded.fingerprint[:16]}) is not the one that the package was made from "
             f"({package.base_id[:16]}); give it with --base"
         )
-    checks = []
-    for model in package.models:
-        if model.sample:
-            checks.append(_check(root, model, loaded, package.recipe))
-            if on_sample:
-                on_sample(checks[-1])
+    checks, sampled = [], [model for model in package.models if model.sample]
+    for model in sampled:
+        checks.append(_check(root, model, loaded, package.recipe))
+        on_progress("images made again", len(checks), len(sampled))
     return Verification(len(found), (), (), tuple(checks))
 
 

@@ -10,6 +10,7 @@ from efface.errors import UserError
 from efface.files import as_path
 from efface.launch.arguments.options import LOCAL, LicenceOption, RunFolderArgument
 from efface.launch.command import Command
+from efface.launch.terminal.progress_bar import progress_bar
 from efface.launch.terminal.tables import print_line
 
 if TYPE_CHECKING:
@@ -52,9 +53,16 @@ def run(options: PackageOptions) -> Packaged:
         raise UserError(f"--weights {' '.join(options.weights)}: should be {', '.join(DTYPES)}, or none alone")
     opened = reopen_run(as_path(options.run))
     dtypes = [name for name in DTYPES if name in options.weights]
-    description = build_package(
-        opened.plan, opened.folder, options.out, method=options.method, dtypes=dtypes, licence=options.licence
-    )
+    with progress_bar() as on_progress:
+        description = build_package(
+            opened.plan,
+            opened.folder,
+            options.out,
+            method=options.method,
+            dtypes=dtypes,
+            licence=options.licence,
+            on_progress=on_progress,
+        )
     return Packaged(options.out, description)
 
 

@@ -8,6 +8,7 @@ import typer
 
 from efface.launch.arguments.options import LOCAL, DeviceOption
 from efface.launch.command import Command
+from efface.launch.terminal.progress_bar import progress_bar
 from efface.launch.terminal.tables import print_line
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ def run(options: VerifyOptions) -> "Verification":
     from efface.cluster.package.verify import verify_package
     from efface.launch.arguments.device import resolve_device
 
-    return verify_package(options.package, options.base, resolve_device(options.device))
+    with progress_bar() as on_progress:
+        return verify_package(options.package, options.base, resolve_device(options.device), on_progress)
 
 
 def show(verification: "Verification") -> None:
