@@ -43,6 +43,11 @@ BUDGETS: dict[str, tuple[int, dict[str, Any]]] = {
     "unlearn-diff-atk": (8_000, {"timesteps": 5, "iterations": 20, "learning_rate": 0.1}),
     "gcg": (8_000, {"tokens": 4, "steps": 20, "states": 4, "candidates": 4, "test_every": 10}),
     "p4d": (8_000, {"tokens": 4, "steps": 150, "test_every": 50}),
+    "pez": (8_000, {"tokens": 4, "steps": 150, "test_every": 50}),
+    "paraphrase": (12_000, {}),
+    "token-search": (5_000, {}),
+    "mma": (5_000, {}),
+    "ring-a-bell": (5_000, {}),
 }
 """Model calls for all images, and the config. Papers' budgets are 10 to 100 times these."""
 
@@ -68,6 +73,7 @@ def measure(path: Path, method: str, attack: str) -> dict[str, Any]:
     budget, config = BUDGETS[attack]
     start = time.process_time()
     name = attack.removesuffix("-long")
+    torch.set_num_threads(1)
     result = run_attack(
         ATTACKS.get(name)(base, parse_attack_config(name, config)),
         attack,
