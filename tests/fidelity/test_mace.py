@@ -70,8 +70,9 @@ def test_refinement_gives_all_other_words_what_they_have_beside_the_anchor(tiny_
         np.testing.assert_allclose(found, left @ np.linalg.inv(right), rtol=1e-4, atol=1e-5)
 
 
-def test_fusion_gives_every_sentence_what_its_adapter_gives_it(tiny_base: Base) -> None:
-    method, student = prepared(tiny_base, CAT, BIRD)
+@pytest.mark.parametrize("rank", [1, 2])
+def test_fusion_gives_every_sentence_what_its_adapter_gives_it(rank: int, tiny_base: Base) -> None:
+    method, student = prepared(tiny_base, CAT, BIRD, rank=rank)
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for value in method.trained(student).values():
@@ -83,7 +84,8 @@ def test_fusion_gives_every_sentence_what_its_adapter_gives_it(tiny_base: Base) 
         layer = method.adapters.layers[name]
         left, right = 0.3 * start, 0.3 * np.eye(old.shape[1])
         for i, phrase in enumerate(("a cat", "a bird")):
-            change = np.outer(layer.up.detach().double().numpy()[:, i], layer.down.detach().double().numpy()[i])
+            own = slice(i * rank, (i + 1) * rank)
+            change = layer.up.detach().double().numpy()[:, own] @ layer.down.detach().double().numpy()[own]
             for template in TEMPLATES:
                 keys = encode(tiny_base, template.format(phrase))[0]
                 left, right = left + (start + change) @ keys.T @ keys, right + keys.T @ keys

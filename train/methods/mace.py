@@ -156,16 +156,18 @@ class MACE(GradientMethod):
 
     def saved(self, student: Denoiser) -> dict[str, Tensor]:
         moments = [data.sentences.moment() for data in self.data]
-        everything = torch.stack(moments).sum(dim=0)
-        keys, price, fused = self.kept + everything, self.config.ridge, {}
-        # what is kept has the original values and all sentences the refined ones: of every layer, one map of the keys
-        transform = ridge_solve(self.transform, Statistics(self.kept + self.transform @ everything, keys), price)
+        of_sentences, ridge = torch.stack(moments).sum(dim=0), self.config.ridge
+        key_key = self.kept + of_sentences
+        # Tokens that are kept get their original values, those of sentences the refined ones and what their adapter
+        # adds: all are maps of the keys, the same for every layer.
+        fusion = ridge_solve(self.transform, Statistics(self.kept + self.transform @ of_sentences, key_key), ridge)
+        reads = [ridge_solve(torch.zeros_like(moment), Statistics(moment, key_key), ridge) for moment in moments]
+        fused = {}
         for name, original in self.originals.items():
-            ups, downs = zip(*self.adapters.factors(name), strict=True)
-            seen = torch.cat([down @ moment for down, moment in zip(downs, moments, strict=True)])
-            learnt = ridge_solve(torch.zeros_like(seen), Statistics(seen, keys), price)
-            fused[name] = (original @ transform + torch.cat(ups, dim=1) @ learnt).float()
-        return fused
+            fused[name] = original @ fusion
+            for (up, down), read in zip(self.adapters.factors(name), reads, strict=True):
+                fused[name] += up @ (down @ read)
+        return {name: value.float() for name, value in fused.items()}
 
     def _data(self, task: UnlearningTask, concept: Concept) -> Data:
         config = self.config

@@ -62,7 +62,7 @@ class RECE(UCE):
     def solve(self, task: UnlearningTask) -> dict[str, Tensor]:
         config, weights = self.config, select(task.base, self.group)
         gram = sum((weight.double().T @ weight.double() for weight in weights.values()), start=torch.zeros(()))
-        encoded = self.encoded(task, "")
+        encoded = self.encoded(task, "")  # an epoch holds the empty prompt, whatever UCE's edit does
         identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         transform = self.transform(self.sums(*self.embedded(task, encoded)))
         whole = {prompt: found.embedding.double() for prompt, found in encoded.items()}

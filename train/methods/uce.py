@@ -145,12 +145,8 @@ class UCE(ClosedFormMethod):
         identity = torch.eye(len(statistics.key_key), device=statistics.key_key.device)
         return ridge_solve(identity, statistics, self.config.ridge)
 
-    def statistics(self, task: UnlearningTask) -> Statistics:
-        """Sums over all edited and preserved embeddings, values being embeddings too: (d, d) each, fp64."""
-        return self.sums(*self.embedded(task, self.encoded(task)))
-
     def sums(self, edits: list[tuple[Tensor, Tensor]], preserved: list[Tensor]) -> Statistics:
-        """The statistics of keys with their values, (n, d) each, and of preserved keys."""
+        """The statistics of keys with their values, (n, d) each, and of preserved keys; values are embeddings too."""
         preserve_scale = self.config.preserve_scale
         if preserve_scale is None:
             preserve_scale = max(0.1, 1 / max(1, len(preserved)))
