@@ -49,7 +49,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 OnProgress = Callable[[str, int, int], None]
-"""Called with what is under way, how many of them are done and how many there are."""
+"""Called with (what, done, total): 'models', 3, 80."""
 
 
 def build_package(
@@ -112,9 +112,10 @@ def manifest(root: Path, on_progress: OnProgress = lambda *_: None) -> dict[str,
     """SHA-256 of every file below `root` but the manifest, by its path there. Raises as `files_inside` does."""
     files = {name: path for name, path in files_inside(root).items() if name != MANIFEST}
     hashes = {}
+    on_progress("files hashed", 0, len(files))
     for number, (name, path) in enumerate(files.items(), 1):
         hashes[name] = sha256_file(path)
-        on_progress("hashes of files", number, len(files))
+        on_progress("files hashed", number, len(files))
     return hashes
 
 
@@ -159,6 +160,7 @@ def _write_models(
         pair for pair in content.images() if pair[0] in {sample["image_sha256"] for sample in samples.values()}
     )
     names = _names(models)
+    on_progress("models", 0, len(models))
     for number, model in enumerate(models, 1):
         delta = folder.read_delta(model)
         trained = TrainingResult.model_validate(records[model.id].facts)

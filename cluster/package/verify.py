@@ -86,6 +86,7 @@ def verify_package(
             f"({package.base_id[:16]}); give it with --base"
         )
     checks, sampled = [], [model for model in package.models if model.sample]
+    on_progress("images made again", 0, len(sampled))
     for model in sampled:
         checks.append(_check(root, model, loaded, package.recipe))
         on_progress("images made again", len(checks), len(sampled))

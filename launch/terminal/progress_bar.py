@@ -10,10 +10,7 @@ from efface.text import shown
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """Gives a function that shows what is under way, how many of them are done and how many there are, on stderr.
-
-    The bar is gone when the block ends.
-    """
+    """Yields `show(what, done, total)`, which draws a bar on stderr; it is gone when the block ends."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
@@ -21,9 +18,9 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
     with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
         bars: dict[str, TaskID] = {}
 
-        def show(what: str, done: int, count: int) -> None:
+        def show(what: str, done: int, total: int) -> None:
             if what not in bars:
-                bars[what] = progress.add_task(shown(what), total=count)
+                bars[what] = progress.add_task(shown(what), total=total)
             progress.update(bars[what], completed=done)
 
         yield show

@@ -8,6 +8,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def package(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Not to be changed; `copied` may be."""
     from efface.launch.commands.package import PackageOptions, run
 
     out = tmp_path_factory.mktemp("package") / "handed-in"

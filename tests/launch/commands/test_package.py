@@ -1,5 +1,6 @@
 """`efface package`: what is handed in is whole, and loads without efface."""
 
+import contextlib
 import csv
 import importlib.metadata
 import json
@@ -358,6 +359,17 @@ def test_a_method_without_weights_is_packaged_without_a_loader_of_weights(
     assert efface("package", tmp_path / "run", "--out", tmp_path / "package", "--weights", "none").code == 0
     assert not (tmp_path / "package" / "load_delta.py").exists()
     assert "load_delta.py" not in (tmp_path / "package" / "README.md").read_text()
+
+
+def test_it_says_how_far_it_is(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from efface.launch.commands.package import PackageOptions, run
+
+    seen: list[tuple[str, int, int]] = []
+    bar = contextlib.nullcontext(lambda *far: seen.append(far))
+    monkeypatch.setattr("efface.launch.commands.package.progress_bar", lambda: bar)
+    run(PackageOptions(run=str(finished), out=tmp_path / "package", weights=["none"]))
+    files = len(json.loads((tmp_path / "package" / "manifest.json").read_text()))
+    assert seen == [("models", 0, 1), ("models", 1, 1), *(("files hashed", i, files) for i in range(files + 1))]
 
 
 def test_what_cannot_be_packaged_is_one_sentence(

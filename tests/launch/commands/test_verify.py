@@ -90,8 +90,8 @@ def test_without_a_package_it_is_one_sentence(efface: RunEfface, tmp_path: Path)
 def test_it_says_how_far_it_is(copied: Path, base: str) -> None:
     seen: list[tuple[str, int, int]] = []
     files = verify_package(copied, base, on_progress=lambda *far: seen.append(far)).files
-    hashes = [("hashes of files", number, files) for number in range(1, files + 1)]
-    assert seen == [*hashes, ("images made again", 1, 1)]
+    hashes = [("files hashed", number, files) for number in range(files + 1)]
+    assert seen == [*hashes, ("images made again", 0, 1), ("images made again", 1, 1)]
 
 
 def test_a_bar_is_of_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +101,6 @@ def test_a_bar_is_of_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("efface.launch.terminal.progress_bar.console", lambda stream, given=terminal: given)
         with progress_bar() as on_progress:
             on_progress("models", 1, 3)
-            on_progress("hashes [of] files", 2, 7)
+            on_progress("files [hashed]", 2, 7)
         text = written.getvalue()
-        assert ("1/3" in text and "hashes [of] files" in text and "2/7" in text) == is_terminal == bool(text)
+        assert ("1/3" in text and "files [hashed]" in text and "2/7" in text) == is_terminal == bool(text)
