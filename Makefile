@@ -13,12 +13,12 @@ demo: venv
 # The tests start Python hundreds of times: bytecode is kept, also where the environment says otherwise.
 test slow: export PYTHONDONTWRITEBYTECODE =
 
-# A test that hangs ends its process with a traceback. pytest-xdist would wait for ever for the tests of a process that is
-# gone: the run ends there instead, and names the test.
-ENDS := -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true --max-worker-restart=0
+# For `make test`: a test that hangs ends its process with a traceback, and where a process is gone the run ends and names
+# the test; pytest-xdist would wait forever for the rest of that file.
+HANG_OPTIONS := -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true --max-worker-restart=0
 
 test: venv lint docs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(ENDS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(HANG_OPTIONS)
 
 slow: venv
 	@if [ $(MEMORY_KB) -ge 16777216 ]; then $(BIN)/python -m pytest -m slow; \

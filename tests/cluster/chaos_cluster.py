@@ -17,8 +17,8 @@ HEALTH = {
     "health_check_timeout_ms": 20000,
     "health_check_failure_threshold": 4,
 }
-"""A dead node refuses connections, and is noticed within seconds. One that only starves is waited for: with the head,
-Ray would end every process that is connected to it, and so the tests, without a word."""
+"""A dead node refuses connections and is noticed within seconds. One that is only slow has 20 seconds to answer: if Ray
+took the head for dead, it would end all processes that are connected to it, the tests too."""
 
 
 class NodesOnLoopback:

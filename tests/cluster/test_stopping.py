@@ -67,7 +67,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 @pytest.fixture(autouse=True)
 def _terminal() -> Iterator[None]:
-    """A terminal that may be closed, also where the tests run under `nohup`; for the tests themselves it is not."""
+    """SIGHUP is not ignored, as it is under `nohup`, and does not end the tests."""
     before = signal.signal(signal.SIGHUP, lambda number, frame: None)
     yield
     signal.signal(signal.SIGHUP, before)

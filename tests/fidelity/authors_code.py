@@ -82,14 +82,14 @@ def assert_same_steps(
     expected: Mapping[str, Tensor],
     gradients: Sequence[Sequence[Tensor]],
 ) -> None:
-    """Trained weights moved as the recorded ones did (`expected`), within 1e-4 of the longest way that one moved.
+    """Trained weights moved as the recorded ones did (`expected`): 99 in 100 within 1e-4 of the longest way of one.
 
-    trained: what the optimiser trains, in its order; gradients: of each step, see `noted_gradients`. So do 99 in 100 as
-    they stand. Of the others two things are known. Each step rounds a weight to the spacing of fp32 at its size, 6e-8
-    at 0.5, which is 4e-4 of three steps at a rate of 5e-5: that is taken off. And Adam divides a gradient by its size,
-    so one below a hundredth of the median of its step is known to 1e-4 of itself at best, as gradients are sums of
-    terms that cancel, rounded at 1e-6 of the median: weights with such a gradient, 1 in 25 at most, are held
-    within 5e-2. The rest is within 1e-4 a step, as processors differ in the order of their sums.
+    trained: what the optimiser trains, in its order; gradients: of each step, see `noted_gradients`. The others are
+    within 1e-4 a step, as processors differ in the order of their sums, but for two things. Each step rounds a weight
+    to the spacing of fp32 at its size, 6e-8 at 0.5, which is 4e-4 of three steps at a rate of 5e-5: that is taken off.
+    And Adam divides a gradient by its size, so one below a hundredth of the median of its step is known to 1e-4 of
+    itself at best, as gradients are sums of terms that cancel, rounded at 1e-6 of the median: weights with such a
+    gradient, 1 in 25 at most, are held within 5e-2.
     """
     longest = max(float(way.abs().max()) for way in expected.values())
     small = _with_small_gradients(trained, gradients)
