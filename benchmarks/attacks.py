@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.record import RESULTS, write_result
+from benchmarks.record import RESULTS, conditions, write_result
 from efface.concepts.concept import load_concept_set
 from efface.concepts.prompts import load_prompt_set
 from efface.eval.attack import ATTACKS, parse_attack_config
@@ -73,7 +73,6 @@ def measure(path: Path, method: str, attack: str) -> dict[str, Any]:
     budget, config = BUDGETS[attack]
     start = time.process_time()
     name = attack.removesuffix("-long")
-    torch.set_num_threads(1)
     result = run_attack(
         ATTACKS.get(name)(base, parse_attack_config(name, config)),
         attack,
@@ -85,7 +84,8 @@ def measure(path: Path, method: str, attack: str) -> dict[str, Any]:
     )
     facts = result.model_dump(mode="json", exclude={"instances", "caveat", "errors", "seconds"})
     found = [{**one.facts, "seed": one.seed} for one in result.instances if one.end == "found"]
-    return {**facts, "config": config, "processor_seconds": round(time.process_time() - start, 1), "found": found}
+    seconds = round(time.process_time() - start, 1)
+    return {**facts, "config": config, "processor_seconds": seconds, **conditions(), "found": found}
 
 
 def main() -> None:
@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("--method", choices=(*METHODS, *ROBUST, CONTROL), action="append")
     parser.add_argument("--attack", choices=tuple(BUDGETS), action="append")
     options = parser.parse_args()
+    torch.set_num_threads(1)
     options.folder.mkdir(parents=True, exist_ok=True)
     for method in options.method or METHODS:
         path = model(options.folder, method)
