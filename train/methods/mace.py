@@ -155,18 +155,15 @@ class MACE(GradientMethod):
         return self.adapters.parameters()
 
     def saved(self, student: Denoiser) -> dict[str, Tensor]:
-        moments = [data.sentences.moment() for data in self.data]
-        of_sentences, ridge = torch.stack(moments).sum(dim=0), self.config.ridge
-        key_key = self.kept + of_sentences
-        # Tokens that are kept get their original values, those of sentences the refined ones and what their adapter
-        # adds: all are maps of the keys, the same for every layer.
+        moments = torch.stack([data.sentences.moment() for data in self.data])
+        of_sentences, key_key, ridge = moments.sum(dim=0), self.kept + moments.sum(dim=0), self.config.ridge
+        # kept tokens get their original values, sentences the refined ones and their adapters': maps of the keys
         fusion = ridge_solve(self.transform, Statistics(self.kept + self.transform @ of_sentences, key_key), ridge)
         reads = [ridge_solve(torch.zeros_like(moment), Statistics(moment, key_key), ridge) for moment in moments]
-        fused = {}
-        for name, original in self.originals.items():
-            fused[name] = original @ fusion
+        fused = {name: original @ fusion for name, original in self.originals.items()}
+        for name, value in fused.items():
             for (up, down), read in zip(self.adapters.factors(name), reads, strict=True):
-                fused[name] += up @ (down @ read)
+                value += up @ (down @ read)
         return {name: value.float() for name, value in fused.items()}
 
     def _data(self, task: UnlearningTask, concept: Concept) -> Data:
